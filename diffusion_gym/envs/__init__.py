@@ -1,0 +1,1 @@
+"""The denoising MDP: one batched torch implementation, and the single environment as a batch of one."""

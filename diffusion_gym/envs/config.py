@@ -1,0 +1,53 @@
+"""Turns the arguments of ``make`` and ``make_vec`` into a denoising MDP; shared by both environments."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.models import DiffusionModel, ModelDtype, load_model
+from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.rewards import RewardSpec, resolve_reward
+
+DEFAULT_MODEL = "emoji-animals"
+DEFAULT_REWARD = "compressibility"
+DEFAULT_STEPS = 10
+
+
+def build_mdp(
+    model: str | DiffusionModel,
+    reward: RewardSpec,
+    prompts: str | Sequence[str] | None,
+    num_inference_steps: int,
+    num_envs: int,
+    device: str,
+    dtype: ModelDtype,
+) -> DenoisingMDP:
+    """Check everything that can be checked without weights first, then load the model.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    resolve_reward(reward)
+    named = None if prompts is None else resolve_prompts(prompts)
+    loaded = load_model(model, device, dtype)
+    texts = resolve_prompts(loaded.default_prompts) if named is None else named
+    mdp = DenoisingMDP(loaded, reward, texts, num_inference_steps, num_envs)
+    mdp.encode(texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
+    return mdp
+
+
+def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> dict[str, Any]:
+    """Return reset's options, refusing keys that this environment does not know."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options must be a mapping or None, got {type(options).__name__}.")
+    given = dict(options or {})
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown reset option {unknown[0]!r}; expected one of {sorted(allowed)}.")
+    return given
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Raise ValueError unless the mode is None or ``"rgb_array"``."""
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}.")

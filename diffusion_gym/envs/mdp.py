@@ -1,0 +1,271 @@
+"""The denoising Markov decision process for n images side by side, in torch (Black et al. 2023, section 4.2).
+
+State ``(c, t, x_t)``, action ``x_{t-1}``, deterministic transition to the action, reward ``r(x_0, c)`` at the last
+step and 0 before. The environment holds no denoiser: the policy owns the model's randomness and its weights.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from torch import Tensor
+
+from diffusion_gym.models import Conditioning, DiffusionModel
+from diffusion_gym.rewards import RewardSpec, evaluate_reward, resolve_reward
+
+#: Latents and actions lie in [-LATENT_BOUND, LATENT_BOUND]: far beyond any trajectory (which stays within 10), and
+#: finite because Stable-Baselines3 refuses infinite bounds.
+LATENT_BOUND = 1e3
+#: Bound on conditioning values; CLIP's and T5's embeddings stay within a few hundred.
+CONDITIONING_BOUND = 1e4
+_MAX_SEED = 2**63
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Finished images and their rewards.
+
+    Attributes:
+        images: (n, 3, H, W), uint8.
+        rewards: (n,), float32.
+    """
+
+    images: Tensor
+    rewards: Tensor
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """What one step of some rows gave.
+
+    Attributes:
+        rewards: (n,), float32; 0 for rows that did not finish.
+        finished: (n,), bool, on the CPU.
+        images: (number finished, 3, H, W), uint8, or None where no row finished.
+    """
+
+    rewards: Tensor
+    finished: np.ndarray
+    images: Tensor | None
+
+
+class DenoisingMDP:
+    """n independent episodes; each row has its own prompt, noise stream and step index."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        reward: RewardSpec,
+        prompts: Sequence[str],
+        num_inference_steps: int,
+        num_envs: int,
+    ) -> None:
+        """Build the grid and the spaces; prompts are encoded when first drawn, each once.
+
+        Raises:
+            ValueError: num_inference_steps or num_envs out of range, or an unknown reward.
+        """
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
+        self.model, self.prompts, self.num_envs = model, tuple(prompts), num_envs
+        self.set_reward(reward)
+        self.schedule = model.schedule(num_inference_steps)
+        self._times = torch.cat([self.schedule.timesteps, torch.zeros(1, dtype=torch.long)]).float()
+        self._encoded: dict[str, Conditioning] = {}
+        self._noise: list[torch.Generator | None] = [None] * num_envs
+        self._prompt_rng: list[np.random.Generator | None] = [None] * num_envs
+        self.latents = torch.zeros(num_envs, *model.latent_shape, device=model.device)
+        self.step_index = np.full(num_envs, num_inference_steps, dtype=np.int64)
+        self.row_prompts: list[str] = [""] * num_envs
+        self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
+        self._conditioning: Conditioning | None = None
+
+    def twin(self, num_envs: int) -> "DenoisingMDP":
+        """Return ``num_envs`` new episodes on the same model, reward, prompts, steps and encoded prompts."""
+        twin = DenoisingMDP(self.model, self.reward, self.prompts, self.num_inference_steps, num_envs)
+        twin._encoded, twin.reward_spec = self._encoded, self.reward_spec
+        return twin
+
+    def set_reward(self, reward: RewardSpec) -> None:
+        """Replace the terminal reward; ``reward_spec`` keeps its text where it was given as one."""
+        self.reward = resolve_reward(reward)
+        self.reward_spec = reward if isinstance(reward, str) else None
+
+    @property
+    def num_inference_steps(self) -> int:
+        """T, the length of an episode."""
+        return self.schedule.num_inference_steps
+
+    def observation_space(self) -> spaces.Dict:
+        """The space of one row's observation."""
+        bounded: dict[str, spaces.Space[Any]] = {
+            "latent": self.action_space(),
+            "timestep": spaces.Box(0.0, float(self.schedule.num_train_timesteps), (1,), np.float32),
+        }
+        for name, shape in self.model.conditioning_shapes.items():
+            bounded[name] = spaces.Box(-CONDITIONING_BOUND, CONDITIONING_BOUND, shape, np.float32)
+        return spaces.Dict(bounded)
+
+    def action_space(self) -> spaces.Box:
+        """The space of one row's action, the next latent."""
+        return spaces.Box(-LATENT_BOUND, LATENT_BOUND, self.model.latent_shape, np.float32)
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int | None], prompts: Sequence[str] | None) -> None:
+        """Start new episodes in some rows.
+
+        Args:
+            rows: indices of the rows.
+            seeds: one for each of ``rows``; None goes on with the row's streams (or seeds them from the system).
+            prompts: one text for each of ``rows``, or None to draw from the environment's own prompts.
+
+        Raises:
+            ValueError: a seed that is no integer in [0, 2^63), or prompts whose number is not the rows'.
+        """
+        if prompts is not None:
+            self._check_prompts(prompts, len(rows))
+            self.encode(prompts)  # refuses what the model cannot encode before anything has moved
+        for seed in seeds:
+            _check_seed(seed)
+        for row, seed in zip(rows, seeds, strict=True):
+            self._seed(row, seed)
+        fresh = []
+        for position, row in enumerate(rows):
+            noise, rng = self._noise[row], self._prompt_rng[row]
+            assert noise is not None
+            assert rng is not None
+            # One CPU generator an image, drawn as diffusers' randn_tensor draws it.
+            fresh.append(torch.randn(self.model.latent_shape, generator=noise))
+            if prompts is None:
+                index = int(rng.integers(len(self.prompts)))
+                self.prompt_index[row], self.row_prompts[row] = index, self.prompts[index]
+            else:
+                text = prompts[position]
+                self.row_prompts[row] = text
+                self.prompt_index[row] = self.prompts.index(text) if text in self.prompts else -1
+        latents = self.latents.clone()
+        latents[list(rows)] = torch.stack(fresh).to(self.model.device)
+        self.latents = latents
+        self.step_index[list(rows)] = 0
+        self._conditioning = None
+
+    def step(self, actions: Tensor, active: np.ndarray) -> Transitions:
+        """Move the active rows to their actions.
+
+        Args:
+            actions: (n, c, h, w), float32; checked by :meth:`check_actions`.
+            active: (n,), bool.
+        """
+        all_active = bool(active.all())
+        if all_active:
+            self.latents = actions.clone()
+        else:
+            mask = torch.from_numpy(active).to(actions.device)
+            self.latents = torch.where(mask[:, None, None, None], actions, self.latents)
+        self.step_index[active] += 1
+        finished = active & (self.step_index == self.num_inference_steps)
+        rewards = torch.zeros(self.num_envs, device=self.model.device)
+        if not finished.any():
+            return Transitions(rewards, finished, None)
+        rows = np.flatnonzero(finished)
+        scored = self.score(self.latents[torch.from_numpy(rows)], [self.row_prompts[row] for row in rows])
+        rewards[torch.from_numpy(rows)] = scored.rewards
+        return Transitions(rewards, finished, scored.images)
+
+    def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
+        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does."""
+        images = self.model.decode(latents)
+        return Scored(images, evaluate_reward(self.reward, images, prompts))
+
+    def timesteps(self) -> Tensor:
+        """The rows' present training times, (n, 1), float32; 0 after the last step."""
+        return self._times[torch.from_numpy(self.step_index)][:, None].to(self.model.device)
+
+    def conditioning(self) -> Conditioning:
+        """The rows' conditioning, name -> (n, ...), float32, on the model's device. Not a copy: do not write to it."""
+        if self._conditioning is None:
+            self.encode(self.row_prompts)
+            rows = [self._encoded[prompt] for prompt in self.row_prompts]
+            self._conditioning = {
+                name: torch.cat([row[name] for row in rows]) for name in self.model.conditioning_shapes
+            }
+        return self._conditioning
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Encode those prompts that were not encoded before."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+        for start in range(0, len(missing), 32):
+            part = missing[start : start + 32]
+            encoded = self.model.encode_prompts(part)
+            for row, prompt in enumerate(part):
+                self._encoded[prompt] = {name: value[row : row + 1].clone() for name, value in encoded.items()}
+
+    def check_actions(self, actions: object, active: np.ndarray) -> Tensor:
+        """Return the actions (n, c, h, w) on the model's device, or say what is wrong with them.
+
+        Raises:
+            TypeError: not an array or tensor, or not float32.
+            ValueError: a wrong shape, or an active row that is not finite or out of bounds. Actions are refused and
+                never clipped, because clipping would falsify their log-probability.
+        """
+        if isinstance(actions, np.ndarray):
+            if actions.dtype != np.float32:
+                raise TypeError(f"the action (next latent) must have dtype float32, got {actions.dtype}.")
+            actions = torch.from_numpy(np.require(actions, requirements=["C", "W"]))  # W: copies read-only arrays alone
+        if not isinstance(actions, Tensor):
+            raise TypeError(f"the action (next latent) must be an array or tensor, got {type(actions).__name__}.")
+        if actions.dtype != torch.float32:
+            raise TypeError(f"the action (next latent) must have dtype float32, got {actions.dtype}.")
+        if actions.shape != self.latents.shape:
+            raise ValueError(
+                f"the action (next latent) must have shape {tuple(self.latents.shape[1:])} an environment, together "
+                f"{tuple(self.latents.shape)}; got {tuple(actions.shape)}."
+            )
+        actions = actions.detach().to(self.model.device)
+        checked = actions if active.all() else actions[torch.from_numpy(active)]
+        if not bool((checked.abs() <= LATENT_BOUND).all()):
+            problem = (
+                "holds NaN" if bool(checked.isnan().any()) else f"lies outside [-{LATENT_BOUND:g}, {LATENT_BOUND:g}]"
+            )
+            raise ValueError(
+                f"the action (next latent) {problem}. It is refused, not clipped: clipping would falsify its "
+                "log-probability. A policy that gets here has diverged; lower its learning rate."
+            )
+        return actions
+
+    def rng(self, row: int) -> np.random.Generator:
+        """The generator that draws the row's prompts."""
+        generator = self._prompt_rng[row]
+        assert generator is not None
+        return generator
+
+    @staticmethod
+    def _check_prompts(prompts: Sequence[str], n: int) -> None:
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise TypeError(
+                f"options['prompts'] must be a list of {n} texts, got {type(prompts).__name__} {prompts!r}."
+            )
+        if len(prompts) != n:
+            raise ValueError(f"options['prompts'] must hold {n} texts, one for each environment, got {len(prompts)}.")
+        for position, text in enumerate(prompts):
+            if not isinstance(text, str):
+                raise TypeError(f"options['prompts'][{position}] must be text, got {type(text).__name__}.")
+
+    def _seed(self, row: int, seed: int | None) -> None:
+        if seed is None and self._noise[row] is not None:
+            return
+        if seed is None:
+            seed = secrets.randbits(63)
+        self._noise[row] = torch.Generator().manual_seed(int(seed))
+        self._prompt_rng[row] = seeding.np_random(int(seed))[0]
+
+
+def _check_seed(seed: object) -> None:
+    if seed is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < _MAX_SEED:
+        raise ValueError(f"a seed must be an integer in [0, 2^63), got {seed!r}.")

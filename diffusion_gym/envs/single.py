@@ -1,0 +1,160 @@
+"""``gymnasium.make("DiffusionDenoise-v0")``: one image an episode."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_gym.envs.config import (
+    DEFAULT_MODEL,
+    DEFAULT_REWARD,
+    DEFAULT_STEPS,
+    build_mdp,
+    check_options,
+    check_render_mode,
+)
+from diffusion_gym.envs.mdp import DenoisingMDP, Scored
+from diffusion_gym.models import DiffusionModel, ModelDtype
+from diffusion_gym.rewards import RewardSpec
+
+Observation = dict[str, np.ndarray]
+
+
+class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
+    """Denoising an image with a pretrained diffusion model, as a Markov decision process.
+
+    ## Description
+    Each episode turns Gaussian noise into one image in ``num_inference_steps`` steps (Black et al. 2023,
+    arXiv 2305.13301, section 4.2). The agent is the denoiser: at each step it sees the noisy latent, the time and
+    the prompt, and names the next latent. The environment holds the prompt, the noise schedule, the decoder and the
+    reward, but no denoiser, and its transition is deterministic: the next latent *is* the action.
+
+    ## Action Space
+    ``Box(-1000, 1000, (c, h, w), float32)``: the next latent x_{t-1}, in scaled latent units. A wrong shape, a wrong
+    dtype, NaN or a value out of bounds is refused with an error, never clipped.
+
+    ## Observation Space
+    ``Dict`` of
+
+    | key | space | meaning |
+    |---|---|---|
+    | latent | ``Box(-1000, 1000, (c, h, w), float32)`` | x_t |
+    | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time t of x_t; 0 after the last step |
+    | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the prompt's embedding; families may add keys |
+
+    ``info`` holds ``prompt`` (text), ``prompt_index`` (in the prompt set, -1 for a text from elsewhere),
+    ``step_index`` (0 to T) and, after the last step, ``image`` ((H, W, 3), uint8).
+
+    ## Rewards
+    0 until the last step, then the reward of the decoded image and its prompt.
+
+    ## Starting State
+    x_T is standard normal, from ``torch.Generator().manual_seed(seed)`` as a diffusers pipeline draws it; the prompt
+    is drawn uniformly from the prompt set with a stream of its own, or set with
+    ``reset(options={"prompts": ["a cat"]})``.
+
+    ## Episode End
+    Terminated after ``num_inference_steps`` steps; never truncated.
+
+    ## Arguments
+    - ``model``: ``"emoji-animals"`` (default, shipped), ``"exact-gaussian"``, ``"exact-mixture"``, a folder or hub id.
+    - ``reward``: a registered name (default ``"compressibility"``), ``"name:weight,..."`` or a callable
+      ``(images (n, 3, H, W) uint8, prompts) -> (n,)``.
+    - ``prompts``: a prompt set's name, a text file, or a list; default: the model's own.
+    - ``num_inference_steps``: T, default 10.
+    - ``render_mode``: ``"rgb_array"`` shows the present latent decoded.
+    - ``device``, ``dtype``: of the model's frozen networks.
+
+    ## Version History
+    - v0: initial version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
+
+    def __init__(
+        self,
+        model: str | DiffusionModel = DEFAULT_MODEL,
+        reward: RewardSpec = DEFAULT_REWARD,
+        prompts: str | Sequence[str] | None = None,
+        num_inference_steps: int = DEFAULT_STEPS,
+        render_mode: str | None = None,
+        device: str = "cpu",
+        dtype: ModelDtype = "float32",
+    ) -> None:
+        """See the class docstring. Raises ValueError or TypeError naming the argument that is wrong."""
+        check_render_mode(render_mode)
+        self.mdp: DenoisingMDP = build_mdp(model, reward, prompts, num_inference_steps, 1, device, dtype)
+        self.render_mode = render_mode
+        self.observation_space = self.mdp.observation_space()  # type: ignore[assignment]
+        self.action_space = self.mdp.action_space()
+
+    @property
+    def num_inference_steps(self) -> int:
+        """T, the length of an episode."""
+        return self.mdp.num_inference_steps
+
+    def set_reward(self, reward: RewardSpec) -> None:
+        """Replace the terminal reward."""
+        self.mdp.set_reward(reward)
+
+    def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
+        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does."""
+        return self.mdp.score(latents, prompts)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; ``options={"prompts": [text]}`` sets its prompt."""
+        prompts = check_options(options, ("prompts",)).get("prompts")
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if seed is None and self._np_random is None:
+            seed = secrets.randbits(63)
+        self.mdp.reset([0], [seed], prompts)
+        super().reset(seed=None if seed is None else int(seed))
+        self._np_random = self.mdp.rng(0)
+        return self._observation(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Move to the action, the next latent (c, h, w), float32.
+
+        Raises:
+            RuntimeError: before the first reset or after the end of the episode.
+            ValueError, TypeError: an action that is refused (see the class docstring).
+        """
+        if self.mdp.step_index[0] >= self.num_inference_steps:
+            raise RuntimeError("the episode is over (or was never begun); call reset() before step().")
+        active = np.ones(1, dtype=bool)
+        batch = action[None] if isinstance(action, np.ndarray | Tensor) else action
+        result = self.mdp.step(self.mdp.check_actions(batch, active), active)
+        info = self._info()
+        if result.images is not None:
+            info["image"] = _picture(result.images[0])
+        return self._observation(), float(result.rewards[0]), bool(result.finished[0]), False, info
+
+    def render(self) -> np.ndarray | None:
+        """Return the present latent decoded, (H, W, 3), uint8, or None without ``render_mode``."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() needs render_mode='rgb_array', given to gymnasium.make.")
+            return None
+        return _picture(self.mdp.model.decode(self.mdp.latents)[0])
+
+    def _observation(self) -> Observation:
+        observation = {"latent": self.mdp.latents, "timestep": self.mdp.timesteps(), **self.mdp.conditioning()}
+        return {name: value[0].cpu().numpy().copy() for name, value in observation.items()}
+
+    def _info(self) -> dict[str, Any]:
+        mdp = self.mdp
+        return {
+            "prompt": mdp.row_prompts[0],
+            "prompt_index": int(mdp.prompt_index[0]),
+            "step_index": int(mdp.step_index[0]),
+        }
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).contiguous().to("cpu", torch.uint8).numpy().copy()

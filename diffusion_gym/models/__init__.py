@@ -1,0 +1,55 @@
+"""Pretrained models by name, folder or hub id; each is one adapter around a diffusers pipeline."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from diffusion_gym.models.base import Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
+from diffusion_gym.models.loading import DTYPES, load_pipeline_model
+
+__all__ = ["Conditioning", "Denoiser", "DiffusionModel", "LoRAConfig", "ModelDtype", "load_model"]
+
+
+def load_model(name: str | Path | DiffusionModel, device: str = "cpu", dtype: ModelDtype = "float32") -> DiffusionModel:
+    """Load a pretrained model once; later calls with the same arguments share it.
+
+    Args:
+        name: ``"emoji-animals"`` (shipped with this package), an exact model (``"exact-gaussian"``,
+            ``"exact-mixture"``), a folder in diffusers' layout, or a hub id such as
+            ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
+        device: a torch device.
+        dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+
+    Raises:
+        ValueError: an unknown name, device, dtype or model family.
+    """
+    if isinstance(name, DiffusionModel):
+        return name
+    if isinstance(name, Path):
+        name = str(name)
+    if not isinstance(name, str):
+        raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}.")
+    return _load(name, str(_check_device(device)), dtype)
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, device: str, dtype: ModelDtype) -> DiffusionModel:
+    from diffusion_gym.models.exact import EXACT_MODELS, ExactModel
+
+    if name in EXACT_MODELS:
+        mixture, components = EXACT_MODELS[name]
+        return ExactModel(name, mixture, components, torch.device(device))
+    return load_pipeline_model(name, torch.device(device), dtype)
+
+
+def _check_device(device: str) -> torch.device:
+    try:
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"unknown device {device!r}; expected for example 'cpu', 'cuda' or 'cuda:1'.") from error
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'.")
+    return parsed

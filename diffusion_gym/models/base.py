@@ -1,0 +1,106 @@
+"""The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_gym.transitions import Schedule, make_schedule
+
+#: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always.
+Conditioning = dict[str, Tensor]
+PROMPT_EMBEDDING = "prompt_embedding"
+ModelDtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021) through peft."""
+
+    rank: int = 4
+    """Rank of the update; 4 is the usual value for Stable Diffusion."""
+    alpha: float = 4.0
+    """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names (suffixes) of the layers that get an adapter; the attention projections by default."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that peft would fail on later."""
+        if self.rank < 1 or self.alpha <= 0 or not self.targets:
+            raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
+
+
+class Denoiser(nn.Module, ABC):
+    """The trainable network of a policy: ``(latents, timesteps, conditioning) -> model output``."""
+
+    @abstractmethod
+    def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predict epsilon, v or x_0.
+
+        Args:
+            latents: (n, c, h, w), float32, scaled latent units.
+            timesteps: (n,), int64, training times.
+            conditioning: name -> (n, ...), float32.
+
+        Returns:
+            (n, c, h, w), the network's dtype.
+        """
+
+
+class DiffusionModel(ABC):
+    """A frozen pretrained model. Shared and cached: nobody writes to it; policies train a copy of its denoiser.
+
+    Attributes:
+        name: what :func:`diffusion_gym.load_model` found it under.
+        device: where its networks are.
+        dtype: of the frozen networks.
+        latent_shape: (c, h, w) of one image's latents.
+        image_shape: (3, H, W) of one decoded image.
+        conditioning_shapes: name -> shape of one image's conditioning; "prompt_embedding" is (L, D).
+        scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
+    """
+
+    name: str
+    device: torch.device
+    dtype: ModelDtype
+    latent_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]
+    conditioning_shapes: Mapping[str, tuple[int, ...]]
+    scheduler_config: Mapping[str, Any]
+    #: Prompts used where the user names none.
+    default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
+    #: Whether ``build_denoiser`` accepts a LoRAConfig.
+    supports_lora: ClassVar[bool] = False
+    _reload: Callable[[], "DiffusionModel"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
+        """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""
+        return self
+
+    def schedule(self, num_inference_steps: int) -> Schedule:
+        """Return the sampling grid with ``num_inference_steps`` steps."""
+        return make_schedule(self.scheduler_config, num_inference_steps)
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode n texts; each value (n, ...), float32, on the model's device. ``""`` is the unconditional prompt."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents (n, c, h, w), float32, into images (n, 3, H, W), uint8."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Turn images (n, 3, H, W), uint8, into latents (n, c, h, w), float32."""
+
+    @abstractmethod
+    def build_denoiser(self, lora: LoRAConfig | None = None) -> Denoiser:
+        """Return a copy of the pretrained denoiser, fully trainable, or frozen with trainable adapters."""
+
+    @abstractmethod
+    def export(self, denoiser: Denoiser, folder: Path, lora: LoRAConfig | None) -> None:
+        """Write the trained weights into ``folder`` in diffusers' own format (LoRA file or pipeline folder)."""

@@ -1,0 +1,69 @@
+"""Finds a diffusers pipeline (name of an embedded model, folder or hub id) and gives it to its family's adapter."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from diffusion_gym.models.base import DiffusionModel, ModelDtype
+
+ASSETS = Path(__file__).parent.parent / "assets"
+#: Models that ship with the package: their names resolve to folders, and nothing else knows them.
+EMBEDDED = ("emoji-animals",)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _stable_diffusion(name: str, source: str, device: torch.device, dtype: ModelDtype) -> DiffusionModel:
+    from diffusion_gym.models.stable_diffusion import StableDiffusion
+
+    return StableDiffusion(name, source, device, dtype)
+
+
+#: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
+FAMILIES: dict[str, Callable[[str, str, torch.device, ModelDtype], DiffusionModel]] = {
+    "StableDiffusionPipeline": _stable_diffusion,
+}
+
+
+def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype) -> DiffusionModel:
+    """Load the model called ``name``.
+
+    Raises:
+        ValueError: nothing is found under that name, or its pipeline class is not supported.
+    """
+    source = str(ASSETS / name) if name in EMBEDDED else name
+    family = _pipeline_class(name, source)
+    if family not in FAMILIES:
+        raise ValueError(f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}.")
+    return FAMILIES[family](name, source, device, dtype)
+
+
+def _pipeline_class(name: str, source: str) -> str:
+    index = Path(source) / "model_index.json"
+    if not index.is_file():
+        index = _hub_file(name, source)
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is not a diffusers model index: {error}.") from error
+
+
+def _hub_file(name: str, source: str) -> Path:
+    from diffusion_gym.models.exact import EXACT_MODELS
+
+    known = [*EMBEDDED, *EXACT_MODELS]
+    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
+        raise ValueError(
+            f"unknown model {name!r}: expected one of {known}, a folder with a model_index.json (as written by "
+            "diffusers' save_pretrained), or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, "model_index.json"))
+    except Exception as error:  # the hub client raises many unrelated types; all mean "not to be had"
+        raise ValueError(
+            f"model {name!r} could not be fetched from the model hub ({type(error).__name__}). Download it where "
+            f"there is a network ('hf download {name} --local-dir DIR') and pass model='DIR', or use one of {known}."
+        ) from error
