@@ -1,0 +1,124 @@
+"""From rewards to what weighs the loss: per-prompt normalised advantages (DDPO), softmax and top-k weights (RWR)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_EPSILON = 1e-6  # keeps a constant reward's advantage at 0 instead of 0 / 0
+
+
+class PerPromptStatistics:
+    """Running mean and std of each prompt's rewards (Black et al. 2023, section 5.1; float64 throughout).
+
+    A prompt's last ``buffer_size`` rewards are kept, and at least all of the latest call. Prompts seen fewer than
+    ``min_count`` times use the statistics of all prompts' buffers together, so that many prompts with few images
+    each start from a sensible baseline.
+    """
+
+    def __init__(self, buffer_size: int = 32, min_count: int = 16) -> None:
+        """Raise ValueError unless 1 <= min_count <= buffer_size."""
+        if not 1 <= min_count <= buffer_size:
+            raise ValueError(
+                f"expected 1 <= min_count <= buffer_size, got min_count={min_count}, buffer_size={buffer_size}."
+            )
+        self.buffer_size, self.min_count = buffer_size, min_count
+        self._rewards: dict[str, list[float]] = {}
+
+    def update(self, prompts: Sequence[str], rewards: Tensor) -> Tensor:
+        """Add rewards, and return their advantages ``(r - mean) / (std + 1e-6)``.
+
+        Args:
+            prompts: n texts.
+            rewards: (n,), any real dtype.
+
+        Returns:
+            (n,), float32, on the rewards' device.
+        """
+        values = rewards.detach().double().cpu().tolist()
+        new: dict[str, list[float]] = defaultdict(list)
+        for prompt, value in zip(prompts, values, strict=True):
+            new[prompt].append(value)
+        for prompt, added in new.items():
+            kept = max(self.buffer_size, len(added))
+            self._rewards[prompt] = (self._rewards.get(prompt, []) + added)[-kept:]
+        everything = _mean_std([value for buffer in self._rewards.values() for value in buffer])
+        own = {
+            prompt: _mean_std(self._rewards[prompt]) for prompt in new if len(self._rewards[prompt]) >= self.min_count
+        }
+        scaled = []
+        for prompt, value in zip(prompts, values, strict=True):
+            mean, std = own.get(prompt, everything)
+            scaled.append((value - mean) / (std + _EPSILON))
+        return torch.tensor(scaled, dtype=torch.float32, device=rewards.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the buffers, JSON-serialisable."""
+        return {"rewards": {prompt: list(buffer) for prompt, buffer in self._rewards.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._rewards = {prompt: [float(value) for value in buffer] for prompt, buffer in state["rewards"].items()}
+
+
+def softmax_weights(prompts: Sequence[str], rewards: Tensor, beta: float) -> Tensor:
+    """Weights of RWR: per prompt, a softmax of the standardised rewards over beta (Black et al. 2023, section 4.1).
+
+    Rewards are standardised per prompt first, so that beta means the same for kilobytes and for scores near 1.
+
+    Args:
+        prompts: n texts.
+        rewards: (n,).
+        beta: inverse temperature in the paper's words, a temperature in effect: smaller is greedier.
+
+    Returns:
+        (n,), float32, averaging 1 over each prompt's images.
+    """
+
+    def weigh(values: np.ndarray) -> np.ndarray:
+        mean, std = _mean_std(values.tolist())
+        z = (values - mean) / (std + _EPSILON) / beta
+        unnormalised = np.exp(z - z.max())
+        return unnormalised / unnormalised.mean()
+
+    return _per_prompt(prompts, rewards, weigh)
+
+
+def top_fraction_weights(prompts: Sequence[str], rewards: Tensor, fraction: float) -> Tensor:
+    """Weights of sparse RWR: 1 for each prompt's best ``ceil(fraction * count)`` images, 0 for the others.
+
+    Returns:
+        (n,), float32, averaging 1 over each prompt's images (so kept images weigh about 1 / fraction).
+    """
+
+    def weigh(values: np.ndarray) -> np.ndarray:
+        keep = max(1, int(np.ceil(fraction * len(values) - 1e-9)))
+        weights = np.zeros(len(values))
+        weights[np.argsort(-values, kind="stable")[:keep]] = len(values) / keep
+        return weights
+
+    return _per_prompt(prompts, rewards, weigh)
+
+
+def effective_sample_size(weights: Tensor) -> float:
+    """Kish's effective sample size ``(sum w)^2 / sum w^2``, from 1 to n."""
+    return float(weights.double().sum() ** 2 / weights.double().square().sum())
+
+
+def _per_prompt(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> Tensor:
+    values = rewards.detach().double().cpu().numpy()
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        groups[prompt].append(index)
+    weights = np.zeros(len(values))
+    for members in groups.values():
+        weights[members] = weigh(values[members])
+    return torch.tensor(weights, dtype=torch.float32, device=rewards.device)
+
+
+def _mean_std(values: Sequence[float]) -> tuple[float, float]:
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()), float(array.std())

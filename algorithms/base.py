@@ -1,0 +1,446 @@
+"""The shell of every algorithm: Stable-Baselines3's learn, callbacks, logger, save, load and predict."""
+
+import os
+import platform
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import gymnasium
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
+from algorithms.config import AlgorithmConfig, from_dict, override, to_dict
+from algorithms.evaluation import Evaluation, evaluate
+from algorithms.parameters import Groups, flatten, get_tensors, set_tensors, unflatten
+from algorithms.policy import DenoisingPolicy
+from algorithms.rollouts import InterruptedRollout, Rollout, collect
+from algorithms.seeding import Stream, derive_seed, prompt_order
+from algorithms.vec_env import DenoiseVecEnv
+from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.envs.vector import DenoiseVectorEnv
+
+Config = TypeVar("Config", bound=AlgorithmConfig)
+Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
+#: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
+FORWARDS_PER_TRAINED_ROW = 3
+_PROMPTS_LOGGED = 16  # above this many prompts, per-prompt means would drown the log
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What an algorithm needs; checked before a run starts, and what decides how much a rollout stores."""
+
+    whole_trajectory: bool
+    """All latents and log-probabilities, or the finished images alone."""
+    stochastic: bool
+    """Steps with a density: eta 0 is refused."""
+
+
+class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
+    """Tunes a pretrained diffusion model toward the reward of a DiffusionDenoise environment.
+
+    ``learn(total_timesteps)`` counts denoising steps: an iteration of n images takes n * num_inference_steps. All
+    state is consistent between iterations; a checkpoint taken in the middle of a rollout is that of the iteration's
+    start, so a resumed run equals one that never stopped.
+
+    A subclass gives ``config_class``, ``requires`` and :meth:`update`.
+    """
+
+    config_class: type[Config]
+    requires: ClassVar[Requirements]
+    policy: DenoisingPolicy  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        env: str | gymnasium.Env | gymnasium.vector.VectorEnv | VecEnv,
+        config: Config | None = None,
+        *,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+        _init_setup_model: bool = True,
+        **overrides: Any,
+    ) -> None:
+        """Build the policy on the environment's model.
+
+        Args:
+            env: an environment's id, or a DiffusionDenoise environment, single or vectorised. Its model, reward,
+                prompts and number of steps are used; rollouts run ``config.num_envs`` side by side.
+            config: the algorithm's configuration; default values if None.
+            verbose: 1 prints the log to the terminal.
+            tensorboard_log: folder for TensorBoard events.
+            overrides: fields of the configuration, or of the dataclasses in it (``guidance_scale=5.0``).
+
+        Raises:
+            TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
+            ValueError: a value that is refused, or a sampler that the algorithm cannot train.
+        """
+        config = self.config_class() if config is None else config
+        if not isinstance(config, self.config_class):
+            raise TypeError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}.")
+        self.config: Config = override(config, **overrides)
+        self._check_requirements()
+        mdp = find_mdp(env)
+        super().__init__(
+            DenoisingPolicy,  # type: ignore[arg-type]
+            DenoiseVecEnv(mdp, self.config.num_envs),
+            self.config.learning_rate,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=mdp.model.device,
+            support_multi_env=True,
+            seed=self.config.seed,
+        )
+        self.iteration = 0
+        self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
+        self.last_evaluation: Evaluation | None = None
+        self.last_rollout_reward: float | None = None
+        self._committed_timesteps = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Return the environment as a VecEnv; Stable-Baselines3's own wrapping does not know Gymnasium's VectorEnv."""
+        if isinstance(env, DenoiseVecEnv):
+            return env
+        mdp = find_mdp(env)
+        return DenoiseVecEnv(mdp, mdp.num_envs)
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in another environment on the same model; its reward, prompts and steps are used from now on.
+
+        Raises:
+            ValueError: an environment of another model or number of steps.
+        """
+        mdp = find_mdp(env)
+        if (mdp.model.name, mdp.num_inference_steps) != (self.mdp.model.name, self.mdp.num_inference_steps):
+            raise ValueError(
+                f"the policy was built for {self.mdp.num_inference_steps} steps of {self.mdp.model.name!r}, the new "
+                f"environment has {mdp.num_inference_steps} steps of {mdp.model.name!r}."
+            )
+        super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
+        self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs)
+
+    @property
+    def mdp(self) -> DenoisingMDP:
+        """The environment's model, reward, prompts and grid."""
+        assert isinstance(self.env, DenoiseVecEnv)
+        return self.env.mdp
+
+    def _setup_model(self) -> None:
+        """Build the policy; subclasses add optimizer and statistics."""
+        self._setup_lr_schedule()
+        # peft draws new adapters from the global generator; here they belong to the run's seed, and the user's
+        # generator is left as it was.
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
+            self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
+        self._check_requirements()
+        self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs)
+
+    def _check_requirements(self) -> None:
+        """Refuse a sampler that the algorithm cannot train, before anything is loaded and after the grid is known."""
+        steps = None if getattr(self, "policy", None) is None else self.policy.trainable_steps
+        deterministic = self.config.policy.sampler == "ddim" and self.config.policy.eta == 0
+        if self.requires.stochastic and (deterministic or (steps is not None and len(steps) == 0)):
+            raise ValueError(
+                f"{type(self).__name__} needs a stochastic sampler, but with "
+                f"sampler={self.config.policy.sampler!r} and eta={self.config.policy.eta} no step has a density; "
+                "set eta > 0 (the paper uses 1) and at least 2 steps."
+            )
+
+    # -- learning ---------------------------------------------------------------------------------------------------
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train until ``total_timesteps`` denoising steps were taken (a lower bound: iterations are whole).
+
+        Args:
+            total_timesteps: denoising steps, images times num_inference_steps.
+            callback: Stable-Baselines3 callback(s); ``on_step`` runs after each step of the environments.
+            log_interval: iterations from one line of the log to the next.
+            tb_log_name: name of the run for TensorBoard.
+            reset_num_timesteps: False counts on from where the last ``learn`` (or a loaded checkpoint) stopped.
+            progress_bar: Stable-Baselines3's own progress bar.
+        """
+        if isinstance(log_interval, bool) or not isinstance(log_interval, int) or log_interval < 1:
+            raise ValueError(f"log_interval must be an integer of at least 1, got {log_interval!r}.")
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        self._committed_timesteps = self.num_timesteps
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps:
+            self._evaluate_if_due()
+            started = time.perf_counter()
+            rollout = self._collect(callback)
+            if rollout is None:
+                break
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            metrics = self._rollout_metrics(rollout) | self.update(rollout)
+            self.iteration += 1
+            self._committed_timesteps = self.num_timesteps
+            self.costs["seconds"] += time.perf_counter() - started
+            if self.iteration % log_interval == 0:
+                self._log(metrics)
+        else:
+            self._evaluate_if_due(final=True)
+        callback.on_training_end()
+        return self
+
+    @abstractmethod
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Change the policy's weights; return what to log."""
+
+    def _collect(self, callback: BaseCallback) -> Rollout | None:
+        """Sample this iteration's images; None if a callback asked to stop (the iteration then never happened)."""
+        n = self.config.images_per_iteration
+        first = self.iteration * n
+        order = prompt_order(self.config.seed, len(self.mdp.prompts), self.config.images_per_prompt, first, n)
+        callback.on_rollout_start()
+
+        def on_step(dones: Tensor) -> bool:
+            self.num_timesteps += len(dones)
+            callback.update_locals(locals())  # callbacks look for the name "dones"
+            return callback.on_step()
+
+        try:
+            rollout = collect(
+                self.rollout_env,
+                self.policy,
+                [self.mdp.prompts[index] for index in order],
+                self.config.seed,
+                first,
+                whole_trajectory=self.requires.whole_trajectory,
+                on_step=on_step,
+            )
+            callback.on_rollout_end()
+        except InterruptedRollout:
+            self.num_timesteps = self._committed_timesteps
+            return None
+        except BaseException:  # also Ctrl-C: the unfinished rollout never happened
+            self.num_timesteps = self._committed_timesteps
+            raise
+        self.costs["reward_queries"] += n
+        self.costs["images"] += n
+        self.costs["forward_equivalents"] += n * self.mdp.num_inference_steps * self.policy.forwards_per_row
+        return rollout
+
+    def count_training_rows(self, rows: int) -> None:
+        """Add ``rows`` trained forwards and backwards to the cost."""
+        self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * rows * self.policy.forwards_per_row
+
+    def make_optimizer(self) -> torch.optim.AdamW:
+        """Return a fresh AdamW over the trained weights."""
+        config = self.config
+        return torch.optim.AdamW(
+            self.policy.trainable_parameters().values(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+        )
+
+    def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
+        """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping."""
+        for loss in losses:
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters().values(), self.config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._n_updates += 1
+        return norm
+
+    # -- logging and evaluation -------------------------------------------------------------------------------------
+
+    def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
+        rewards = rollout.rewards
+        self.last_rollout_reward = float(rewards.mean())
+        metrics = {
+            "rollout/ep_rew_mean": self.last_rollout_reward,
+            "rollout/ep_len_mean": float(self.mdp.num_inference_steps),
+            "rollout/reward_std": float(rewards.std(correction=0)),
+            "rollout/reward_min": float(rewards.min()),
+            "rollout/reward_max": float(rewards.max()),
+        }
+        if len(self.mdp.prompts) <= _PROMPTS_LOGGED:
+            for prompt in dict.fromkeys(rollout.prompts):
+                chosen = torch.tensor([text == prompt for text in rollout.prompts], device=rewards.device)
+                metrics[f"reward_by_prompt/{prompt}"] = float(rewards[chosen].mean())
+        return metrics
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.logger.record(name, value)
+        for name, value in self.costs.items():
+            self.logger.record(f"cost/{name}", value)
+        self.logger.record("time/iterations", self.iteration)
+        self.logger.record("time/total_timesteps", self.num_timesteps)
+        self.logger.record("train/learning_rate", self.config.learning_rate)
+        self.logger.record("train/n_updates", self._n_updates)
+        self.logger.dump(step=self.num_timesteps)
+
+    def _evaluate_if_due(self, final: bool = False) -> None:
+        config = self.config.evaluation
+        done = self.last_evaluation is not None and self.last_evaluation.iteration == self.iteration
+        if config.images == 0 or done or (self.iteration % config.every and not final):
+            return
+        self.last_evaluation = evaluate(self.mdp, self.policy, config, self.config.num_envs, self.iteration)
+        self._log(self.last_evaluation.metrics())
+
+    # -- saving and loading -----------------------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Any]:
+        """A subclass's own state beside weights and optimizer, JSON-serialisable."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`extra_state` returned."""
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "algorithm": type(self).__name__,
+            "config": to_dict(self.config),
+            "env": {
+                "model": self.mdp.model.name,
+                "reward": self.mdp.reward_spec,
+                "prompts": list(self.mdp.prompts),
+                "num_inference_steps": self.mdp.num_inference_steps,
+                "device": str(self.mdp.model.device),
+                "dtype": self.mdp.model.dtype,
+            },
+            "iteration": self.iteration,
+            "num_timesteps": self._committed_timesteps,
+            "n_updates": self._n_updates,
+            "costs": self.costs,
+            "extra": self.extra_state(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def get_parameters(self) -> Groups:
+        """Return the trained weights and the optimizer's moments: name -> tensor under "policy" and "optimizer"."""
+        return get_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None))
+
+    def set_parameters(  # type: ignore[override]
+        self,
+        load_path_or_dict: str | os.PathLike[str] | Groups,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Set weights and optimizer moments from a checkpoint or from :meth:`get_parameters`'s result.
+
+        Raises:
+            ValueError: names or shapes that are not this policy's.
+        """
+        given = (
+            load_path_or_dict
+            if isinstance(load_path_or_dict, dict)
+            else unflatten(read_checkpoint(load_path_or_dict).tensors)
+        )
+        set_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None), given, exact_match)
+
+    def save(  # type: ignore[override]
+        self, path: str | os.PathLike[str], exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Write a checkpoint to ``path`` (with ``.zip``), atomically: safetensors and JSON, no pickle.
+
+        ``exclude`` and ``include`` are Stable-Baselines3's; a checkpoint has fixed content, so they are refused.
+        """
+        if exclude or include:
+            raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
+        write_checkpoint(checkpoint_path(path), self._state(), flatten(self.get_parameters()))
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        env: str | gymnasium.Env | gymnasium.vector.VectorEnv | VecEnv | None = None,
+        device: torch.device | str = "auto",
+        **kwargs: Any,
+    ) -> Self:
+        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` goes on to the bit.
+
+        Args:
+            path: what :meth:`save` wrote.
+            env: the environment; None rebuilds the saved one (possible where its reward was given by name).
+            device: for a rebuilt environment; "auto" is the device it was saved on.
+            kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change.
+
+        Raises:
+            ValueError: a missing, damaged or foreign checkpoint.
+        """
+        checkpoint = read_checkpoint(path)
+        state = checkpoint.state
+        if state["algorithm"] != cls.__name__:
+            raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
+        config = from_dict(cls.config_class, state["config"])
+        algorithm = cls(_saved_env(state["env"], device) if env is None else env, config, **kwargs)
+        algorithm._restore(checkpoint)
+        return algorithm
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        if state["env"]["model"] != self.mdp.model.name:
+            raise ValueError(
+                f"the checkpoint was trained on the model {state['env']['model']!r}, the environment has "
+                f"{self.mdp.model.name!r}."
+            )
+        self.set_parameters(unflatten(checkpoint.tensors))
+        self.load_extra_state(state["extra"])
+        self.iteration = state["iteration"]
+        self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
+        self._n_updates, self.costs = state["n_updates"], state["costs"]
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        self.policy.model.export(self.policy.denoiser, target, self.policy.lora)  # type: ignore[arg-type]
+
+
+def find_mdp(env: Any) -> DenoisingMDP:
+    """Return the denoising MDP inside an environment, or make the environment an id names.
+
+    Raises:
+        TypeError: an environment of another kind.
+    """
+    if isinstance(env, str):
+        env = gymnasium.make(env)
+    inner = env if isinstance(env, DenoiseVecEnv) else getattr(env, "unwrapped", env)
+    mdp = getattr(inner, "mdp", None)
+    if not isinstance(mdp, DenoisingMDP):
+        raise TypeError(
+            f"expected a DiffusionDenoise environment (gymnasium.make or make_vec), got {type(inner).__name__}. Other "
+            "environments have no denoising trajectory to train on."
+        )
+    return mdp
+
+
+def _saved_env(env: Mapping[str, Any], device: torch.device | str) -> gymnasium.Env:
+    if env["reward"] is None:
+        raise ValueError("the checkpoint's reward was not given by name; pass the environment: load(path, env=env).")
+    where = env["device"] if str(device) == "auto" else str(device)
+    return gymnasium.make(
+        "DiffusionDenoise-v0",
+        model=env["model"],
+        reward=env["reward"],
+        prompts=env["prompts"],
+        num_inference_steps=env["num_inference_steps"],
+        device=where,
+        dtype=env["dtype"],
+    )

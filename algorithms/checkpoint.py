@@ -1,0 +1,120 @@
+"""Checkpoints: one zip file of safetensors and JSON, replaced atomically; loading one never executes code."""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+FORMAT = 1
+_STATE, _TENSORS = "state.json", "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        state: JSON: format, algorithm, configuration, environment, counters, statistics.
+        tensors: name -> tensor: trained weights and optimizer moments.
+    """
+
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def checkpoint_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path with Stable-Baselines3's ``.zip`` ending."""
+    given = Path(path)
+    return given if given.suffix == ".zip" else given.with_name(given.name + ".zip")
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint so that at every moment either the old file or the whole new one is there.
+
+    Raises:
+        OSError: the disk is full or not writable; what was there before is untouched.
+    """
+    content = save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_STATE, json.dumps({"format": FORMAT, **state}, indent=1, sort_keys=True))
+        archive.writestr(_TENSORS, content)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its name, flush it to the disk, and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's 0600 would shut out the rest of a group
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if os.name == "posix":  # the rename itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: the file is missing, truncated, altered, or not a checkpoint of this library.
+    """
+    file = Path(path) if Path(path).is_file() else checkpoint_path(path)
+    if not file.is_file():
+        raise ValueError(f"no checkpoint at {str(file)!r}.")
+    content = file.read_bytes()
+    try:
+        state, tensors = _parse(content)
+    except _ForeignError as error:
+        raise ValueError(f"{str(file)!r} is not a checkpoint of Diffusion Gym: {error}.") from error
+    except Exception as error:  # a damaged zip, JSON or safetensors file fails in many ways; all mean the same
+        raise ValueError(f"the checkpoint {str(file)!r} is truncated or altered: {error!r}.") from error
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"the checkpoint {str(file)!r} has format {state.get('format')!r}; this version reads {FORMAT}."
+        )
+    return Checkpoint(state, tensors)
+
+
+class _ForeignError(Exception):
+    """A sound zip file of somebody else's."""
+
+
+def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = archive.namelist()
+        if set(names) != {_STATE, _TENSORS}:
+            raise _ForeignError(f"it holds {sorted(names)}")
+        # ZipFile checks each member's CRC while it reads.
+        state = json.loads(archive.read(_STATE))
+        if not isinstance(state, dict):
+            raise _ForeignError(f"its {_STATE} is no mapping")
+        return state, load_tensors(archive.read(_TENSORS))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

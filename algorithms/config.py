@@ -1,0 +1,145 @@
+"""Configuration: what all algorithms share, and frozen dataclasses to and from JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+from algorithms.choices import check_choices
+from algorithms.policy import PolicyConfig
+from diffusion_gym.transitions import Reduction
+
+__all__ = ["AlgorithmConfig", "EvaluationConfig", "Reduction", "from_dict", "override", "to_dict"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on fixed prompts and fixed noise, the same for every run and algorithm. Costs are not counted."""
+
+    images: int = 0
+    """Images an evaluation; 0 switches evaluation off."""
+    every: int = 1
+    """Iterations from one evaluation to the next; the first is before training."""
+    seed: int = 1_000_003
+    """Fixes initial latents and step noise."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible counts."""
+        if self.images < 0 or self.every < 1:
+            raise ValueError(
+                f"evaluation needs images >= 0 and every >= 1, got images={self.images}, every={self.every}."
+            )
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """What every algorithm has; each adds its own fields."""
+
+    images_per_iteration: int = 64
+    """Images sampled, and reward queries made, before each round of updates."""
+    images_per_prompt: int = 1
+    """Images in a row with the same prompt; more makes per-prompt comparisons within an iteration possible."""
+    num_envs: int = 64
+    """Environments side by side; must divide images_per_iteration. Changes speed and memory, not results."""
+    learning_rate: float = 3e-4
+    """AdamW's step size. The paper uses 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the gradient's mean."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the gradient's square."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Sampler and trained weights."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation on fixed noise."""
+    seed: int = 0
+    """Fixes prompts, latents, noise and updates: a run is reproducible to the bit on one device."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        check_choices(self)
+        for name in ("images_per_iteration", "images_per_prompt", "num_envs"):
+            _positive_integer(name, getattr(self, name))
+        if self.images_per_iteration % self.num_envs:
+            raise ValueError(
+                f"num_envs ({self.num_envs}) must divide images_per_iteration ({self.images_per_iteration}), so that "
+                "no reward query is wasted."
+            )
+        if not self.learning_rate > 0 or not self.max_grad_norm > 0:
+            raise ValueError(
+                f"learning_rate and max_grad_norm must be positive, got {self.learning_rate} and {self.max_grad_norm}."
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}.")
+
+
+def _positive_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def override(config: T, **changes: Any) -> T:
+    """Return the config with fields replaced, also fields of the dataclasses inside it (``guidance_scale=5``).
+
+    Raises:
+        TypeError: a name that is no field anywhere; the message lists the fields.
+    """
+    known = _field_names(config)
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise TypeError(f"{type(config).__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}.")
+    return _apply(config, changes)
+
+
+def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
+    replaced: dict[str, Any] = {}
+    own = {item.name for item in dataclasses.fields(config)}
+    inner = {
+        name: value for name, value in changes.items() if name not in own
+    }  # a name at both levels is the outer one
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in changes:
+            replaced[item.name] = changes[item.name]
+        elif dataclasses.is_dataclass(value) and set(inner) & set(_field_names(value)):
+            replaced[item.name] = _apply(value, {k: v for k, v in inner.items() if k in _field_names(value)})
+    return dataclasses.replace(config, **replaced)
+
+
+def _field_names(config: Any) -> list[str]:
+    names = []
+    for item in dataclasses.fields(config):
+        names.append(item.name)
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            names += _field_names(value)
+    return names
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as nested dictionaries, JSON-serialisable."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Rebuild a config from ``to_dict``'s result (lists become tuples).
+
+    Raises:
+        ValueError: a field that the class does not have, or a value it refuses.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(hints)}.")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            values[name] = from_dict(hints[name], value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

@@ -1,0 +1,72 @@
+"""Trained weights and optimizer moments as named tensors, and back."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+Named = Mapping[str, nn.Parameter]
+Groups = dict[str, dict[str, Tensor]]
+
+
+def get_tensors(named: Named, optimizer: torch.optim.Optimizer | None) -> Groups:
+    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}}``."""
+    groups: Groups = {"policy": {name: value.detach().clone() for name, value in named.items()}}
+    if optimizer is not None:
+        groups["optimizer"] = {
+            f"{name}/{key}": moment.detach().clone()
+            for name, value in named.items()
+            for key, moment in optimizer.state.get(value, {}).items()
+        }
+    return groups
+
+
+def set_tensors(
+    named: Named, optimizer: torch.optim.Optimizer | None, groups: Groups, exact_match: bool = True
+) -> None:
+    """Write what :func:`get_tensors` returned.
+
+    Raises:
+        ValueError: names or shapes that are not this policy's; nothing is changed then.
+    """
+    weights, moments = groups.get("policy", {}), groups.get("optimizer", {})
+    if exact_match:
+        _check_match(weights, named)
+    with torch.no_grad():
+        for name, value in weights.items():
+            named[name].copy_(value)
+    if optimizer is None:
+        return
+    optimizer.state.clear()
+    for key, value in moments.items():
+        name, _, moment = key.rpartition("/")
+        parameter = named[name]
+        # Adam's step counter stays on the CPU; its moments lie beside the weights.
+        placed = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
+        optimizer.state[parameter][moment] = placed
+
+
+def flatten(groups: Groups) -> dict[str, Tensor]:
+    """Join group and name with a slash, for one safetensors file."""
+    return {f"{group}/{name}": value for group, tensors in groups.items() for name, value in tensors.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> Groups:
+    """Undo :func:`flatten`."""
+    groups: Groups = {}
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups
+
+
+def _check_match(given: Mapping[str, Tensor], expected: Named) -> None:
+    missing, surplus = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    wrong = [name for name in given if name in expected and given[name].shape != expected[name].shape]
+    if missing or surplus or wrong:
+        name = (missing or surplus or wrong)[0]
+        kind = "lacks" if missing else ("has the unknown" if surplus else "has another shape for")
+        raise ValueError(
+            f"the weights do not fit this policy: the checkpoint {kind} {name!r} ({len(missing)} missing, "
+            f"{len(surplus)} unknown, {len(wrong)} of another shape). Are model and LoRA configuration the same?"
+        )

@@ -1,0 +1,230 @@
+"""The policy: a pretrained denoiser that is tuned, and the sampler that makes a Gaussian policy of it.
+
+Sampling and scoring run in chunks of one fixed number of rows, the last one padded, because kernels depend on the
+batch's shape: only so is the importance ratio exactly 1 before the first update.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from algorithms.choices import check_choices
+from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
+from diffusion_gym.transitions import Gaussian, make_transition
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How the pretrained model samples, and which of its weights are trained."""
+
+    trainable: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters (small files, little memory) or all weights of the denoiser (as in the paper)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Adapters; used only with trainable 'lora'."""
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """DDIM with eta, or ancestral DDPM."""
+    eta: float = 1.0
+    """Noise of DDIM, 0 to 1. The paper trains at 1; at 0 nothing is random and there is nothing to train."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance, in sampling and training alike; 1 is none and costs half. The paper uses 5."""
+    chunk_size: int = 16
+    """Rows a forward pass; more is faster on a GPU and takes more memory. It never changes what is computed
+    beyond rounding."""
+    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    """Precision of the denoiser's forward pass; latents and log-probabilities stay float32."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        check_choices(self)
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
+        if self.guidance_scale < 0:
+            raise ValueError(f"guidance_scale must be at least 0 (1: no guidance), got {self.guidance_scale}.")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Transitions to sample or score, one a row.
+
+    Attributes:
+        latents: (n, c, h, w), float32, x_t.
+        step_index: (n,), int64, 0 (noisiest) to T - 1.
+        conditioning: name -> (n, ...), float32.
+    """
+
+    latents: Tensor
+    step_index: Tensor
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.latents)
+
+    def select(self, index: Tensor | slice) -> "Rows":
+        """Return some rows."""
+        return Rows(
+            self.latents[index],
+            self.step_index[index],
+            {name: value[index] for name, value in self.conditioning.items()},
+        )
+
+    def padded(self, size: int) -> "Rows":
+        """Return ``size`` rows, the last one repeated."""
+        if len(self) == size:
+            return self
+        return self.select(torch.arange(size).clamp(max=len(self) - 1).to(self.latents.device))
+
+
+class DenoisingPolicy(nn.Module):
+    """pi(x_{t-1} | x_t, t, c), a Gaussian around the denoiser's prediction."""
+
+    def __init__(self, model: DiffusionModel, num_inference_steps: int, config: PolicyConfig) -> None:
+        """Copy the model's denoiser; raises ValueError where model and config do not fit."""
+        super().__init__()
+        self.config, self.model = config, model
+        #: The one module the forward pass goes through; a wrapper (DDP) may replace it.
+        self.denoiser: nn.Module = model.build_denoiser(self.lora)
+        self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
+        self._uncond = model.encode_prompts([""]) if self.guided else None
+        self.to(model.device).eval()
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """The adapters' configuration, or None where all weights are trained."""
+        return self.config.lora if self.config.trainable == "lora" else None
+
+    @property
+    def guided(self) -> bool:
+        """Whether each row costs a second, unconditional forward."""
+        return self.config.guidance_scale != 1.0
+
+    @property
+    def forwards_per_row(self) -> int:
+        """UNet forwards a row: 2 with guidance, else 1."""
+        return 2 if self.guided else 1
+
+    @property
+    def num_inference_steps(self) -> int:
+        """T."""
+        return self.transition.schedule.num_inference_steps
+
+    @property
+    def trainable_steps(self) -> Tensor:
+        """Indices of the steps that have a density, int64."""
+        return self.transition.has_density.nonzero().flatten()
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: value for name, value in self.denoiser.named_parameters() if value.requires_grad}
+
+    def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
+
+        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward.
+        """
+        if not self.guided:
+            return self._forward(latents, timesteps, conditioning)
+        assert self._uncond is not None
+        both = {name: torch.cat([self._uncond[name].expand_as(value), value]) for name, value in conditioning.items()}
+        output = self._forward(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
+        uncond, cond = output.chunk(2)
+        return uncond + self.config.guidance_scale * (cond - uncond)
+
+    def distribution(self, rows: Rows) -> Gaussian:
+        """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients."""
+        timesteps = self._timesteps(rows.step_index)
+        output = self.model_output(rows.latents, timesteps, rows.conditioning)
+        return self.transition(output, rows.latents, rows.step_index)
+
+    def chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
+        """Yield (which rows, those rows padded to the chunk's size)."""
+        size = self.config.chunk_size
+        for start in range(0, len(rows), size):
+            part = slice(start, min(start + size, len(rows)))
+            yield part, rows.select(part).padded(size)
+
+    def log_prob(self, chunk: Rows, next_latents: Tensor) -> tuple[Tensor, Gaussian]:
+        """Joint log-density of ``next_latents`` (m, c, h, w) under a padded chunk's first m rows, with gradients."""
+        gaussian = self.distribution(chunk)
+        padding = len(chunk) - len(next_latents)
+        if padding:
+            next_latents = torch.cat([next_latents, next_latents[-1:].expand(padding, *next_latents.shape[1:])])
+        return gaussian.log_prob(next_latents)[: len(chunk) - padding], gaussian
+
+    @torch.no_grad()
+    def sample(self, rows: Rows, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Draw the next latents.
+
+        Args:
+            rows: n transitions, all at the same step.
+            noise: (n, c, h, w), standard normal; None takes the mean.
+
+        Returns:
+            The next latents (n, c, h, w) and their joint log-densities (n,), both float32. Where the step has no
+            density, or the mean was taken, the log-density is NaN: it may not be trained on.
+        """
+        latents, log_probs = [], []
+        for part, chunk in self.chunks(rows):
+            gaussian = self.distribution(chunk)
+            if noise is None:
+                latents.append(gaussian.mean[: part.stop - part.start])
+                continue
+            padded = noise[part][torch.arange(len(chunk)).clamp(max=part.stop - part.start - 1).to(noise.device)]
+            drawn = gaussian.sample(padded)
+            density = bool((gaussian.std > 0).all())
+            log_prob = gaussian.log_prob(drawn) if density else torch.full_like(gaussian.std, torch.nan)
+            latents.append(drawn[: part.stop - part.start])
+            log_probs.append(log_prob[: part.stop - part.start])
+        drawn_all = torch.cat(latents)
+        return drawn_all, torch.cat(log_probs) if log_probs else torch.full_like(drawn_all.flatten(1)[:, 0], torch.nan)
+
+    def predict(
+        self,
+        observation: dict[str, np.ndarray],
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Stable-Baselines3's ``predict``: observation of one environment or of n -> action, and the state unchanged.
+
+        Noise comes from torch's global generator. After the end (timestep 0) the latent itself is returned.
+
+        Raises:
+            ValueError: an observation that is not this model's.
+        """
+        missing = {"latent", "timestep", *self.model.conditioning_shapes} - set(observation)
+        if missing:
+            raise ValueError(f"the observation lacks {sorted(missing)}; it has {sorted(observation)}.")
+        tensors = {name: torch.as_tensor(value, device=self.model.device) for name, value in observation.items()}
+        single = tensors["latent"].ndim == len(self.model.latent_shape)
+        if single:
+            tensors = {name: value[None] for name, value in tensors.items()}
+        latents = tensors["latent"].float().clone()
+        index = self.transition.schedule.step_index(tensors["timestep"].reshape(-1))
+        for step in index.unique().tolist():
+            if step == self.num_inference_steps:
+                continue
+            which = (index == step).nonzero().flatten()
+            conditioning = {name: tensors[name][which].float() for name in self.model.conditioning_shapes}
+            noise = None if deterministic else torch.randn_like(latents[which])
+            latents[which] = self.sample(Rows(latents[which], index[which], conditioning), noise)[0]
+        actions = latents.cpu().numpy()
+        return (actions[0] if single else actions), state
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Do nothing: sampling and scoring must run in the same mode, so the denoiser stays in evaluation mode."""
+
+    def _timesteps(self, step_index: Tensor) -> Tensor:
+        return self.transition.schedule.timesteps.to(step_index.device)[step_index]
+
+    def _forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if self.config.autocast == "none":
+            return self.denoiser(latents, timesteps, conditioning).float()
+        with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
+            return self.denoiser(latents, timesteps, conditioning).float()

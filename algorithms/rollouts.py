@@ -1,0 +1,155 @@
+"""Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algorithms.policy import DenoisingPolicy, Rows
+from algorithms.seeding import Stream, derive_seed, generator
+from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.models import Conditioning
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """n finished images. Time-major, on the model's device.
+
+    Attributes:
+        latents: (T + 1, n, c, h, w), float32, from noise to x_0; of an endpoint rollout (1, n, c, h, w), x_0 alone.
+        log_probs: (T, n), float32, joint log-density of each step; NaN where it has none; empty for endpoints.
+        conditioning: name -> (n, ...), float32, once an image.
+        prompts: n texts.
+        rewards: (n,), float32.
+        images: (n, 3, H, W), uint8.
+    """
+
+    latents: Tensor
+    log_probs: Tensor
+    conditioning: Conditioning
+    prompts: list[str]
+    rewards: Tensor
+    images: Tensor
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.prompts)
+
+    @property
+    def final_latents(self) -> Tensor:
+        """x_0, (n, c, h, w)."""
+        return self.latents[-1]
+
+    def rows(self, images: Tensor, steps: Tensor) -> tuple[Rows, Tensor, Tensor]:
+        """Fold time into the batch: the transitions (images[i], steps[i]).
+
+        Args:
+            images: (m,), int64, indices of images.
+            steps: (m,), int64, indices of steps.
+
+        Returns:
+            The rows, their next latents (m, c, h, w) and their stored log-densities (m,).
+        """
+        rows = Rows(
+            self.latents[steps, images], steps, {name: value[images] for name, value in self.conditioning.items()}
+        )
+        return rows, self.latents[steps + 1, images], self.log_probs[steps, images]
+
+    @classmethod
+    def empty(cls, env: DenoiseVectorEnv, prompts: Sequence[str], whole_trajectory: bool) -> "Rollout":
+        """Allocate the storage for one image a prompt."""
+        model, n, steps = env.mdp.model, len(prompts), env.num_inference_steps
+
+        def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=model.device)
+
+        return cls(
+            latents=new(steps + 1 if whole_trajectory else 1, n, *model.latent_shape),
+            log_probs=new(steps if whole_trajectory else 0, n),
+            conditioning={name: new(n, *shape) for name, shape in model.conditioning_shapes.items()},
+            prompts=list(prompts),
+            rewards=new(n),
+            images=new(n, *model.image_shape, dtype=torch.uint8),
+        )
+
+
+OnStep = Callable[[Tensor], bool]
+
+
+class InterruptedRollout(Exception):  # noqa: N818 - a request, not an error
+    """A callback asked to stop in the middle of a rollout."""
+
+
+def collect(
+    env: DenoiseVectorEnv,
+    policy: DenoisingPolicy,
+    prompts: Sequence[str],
+    seed: int,
+    first_image: int = 0,
+    *,
+    whole_trajectory: bool = True,
+    streams: tuple[Stream, Stream] = (Stream.INITIAL_LATENTS, Stream.STEP_NOISE),
+    on_step: OnStep | None = None,
+) -> Rollout:
+    """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``.
+
+    Noise is keyed by (seed, global image index), so any split over environments draws the same images.
+
+    Args:
+        env: torch output, autoreset disabled.
+        policy: on the environment's model.
+        prompts: one text an image.
+        seed: the run's seed.
+        first_image: global index of the first image.
+        whole_trajectory: keep all latents and log-probs, or the endpoints alone.
+        streams: of the initial latents and of the steps' noise.
+        on_step: called after every step of the environments with ``dones`` (n,); False stops.
+
+    Raises:
+        InterruptedRollout: ``on_step`` returned False.
+        ValueError: the number of prompts is no multiple of the number of environments.
+    """
+    if len(prompts) % env.num_envs:
+        raise ValueError(
+            f"the number of images ({len(prompts)}) must be a multiple of num_envs ({env.num_envs}), so that no "
+            "reward query is wasted."
+        )
+    rollout = Rollout.empty(env, prompts, whole_trajectory)
+    for start in range(0, len(prompts), env.num_envs):
+        _round(env, policy, rollout, start, seed, first_image + start, streams, on_step)
+    return rollout
+
+
+def _round(
+    env: DenoiseVectorEnv,
+    policy: DenoisingPolicy,
+    rollout: Rollout,
+    start: int,
+    seed: int,
+    first: int,
+    streams: tuple[Stream, Stream],
+    on_step: OnStep | None,
+) -> None:
+    """One episode in every environment, written to the rollout's images from ``start`` on."""
+    n, mine, whole = env.num_envs, slice(start, start + env.num_envs), len(rollout.log_probs) > 0
+    seeds = [derive_seed(seed, streams[0], first + i) for i in range(n)]
+    observation, _ = env.reset(seed=seeds, options={"prompts": rollout.prompts[mine]})
+    sources = [generator(seed, streams[1], first + i) for i in range(n)]
+    x = observation["latent"]
+    conditioning = {name: observation[name] for name in rollout.conditioning}
+    for name, value in conditioning.items():
+        rollout.conditioning[name][mine] = value
+    if whole:
+        rollout.latents[0, mine] = x
+    for t in range(env.num_inference_steps):
+        noise = torch.stack([torch.randn(x.shape[1:], generator=source) for source in sources]).to(x.device)
+        index = torch.full((n,), t, dtype=torch.long, device=x.device)
+        x, log_prob = policy.sample(Rows(x, index, conditioning), noise)
+        if whole:
+            rollout.latents[t + 1, mine], rollout.log_probs[t, mine] = x, log_prob
+        observation, rewards, dones, _, info = env.step(x)
+        if on_step is not None and not on_step(dones):
+            raise InterruptedRollout
+    rollout.latents[-1, mine] = x
+    rollout.rewards[mine], rollout.images[mine] = rewards, info["image"]

@@ -1,0 +1,114 @@
+"""Reward-weighted regression and its sparse form (Black et al. 2023, section 4.1; Lee et al. 2023).
+
+The update is the denoising loss the model was pretrained with, on its own samples, weighted by their rewards. It
+needs the finished images alone: where they came from in the chain is forgotten.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from algorithms.advantages import effective_sample_size, softmax_weights, top_fraction_weights
+from algorithms.base import DiffusionAlgorithm, Requirements
+from algorithms.config import AlgorithmConfig
+from algorithms.losses import denoising_target, weighted_denoising_loss
+from algorithms.meter import Meter
+from algorithms.rollouts import Rollout
+from algorithms.seeding import Stream, generator
+
+
+@dataclass(frozen=True)
+class RWRConfig(AlgorithmConfig):
+    """RWR. An iteration is a data set of its own: keep at least 16 images a prompt in it, or weights mean nothing."""
+
+    images_per_iteration: int = 256
+    """Images sampled, and reward queries made, before each round of updates (10,000 in the paper)."""
+    sparse: bool = False
+    """False: softmax weights. True: the best images of each prompt weigh the same, the others nothing."""
+    beta: float = 0.2
+    """Temperature of the softmax over rewards standardised per prompt; smaller is greedier."""
+    top_fraction: float = 0.1
+    """Share of each prompt's images that the sparse form keeps."""
+    updates_per_iteration: int = 20
+    """Gradient updates a data set, with a fresh optimizer each time (400 in the paper)."""
+    batch_size: int = 128
+    """Noised images an update."""
+    reencode_images: bool = False
+    """Train on the VAE's encoding of the images, as the paper does, instead of the latents that were sampled."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        super().__post_init__()
+        if self.beta <= 0:
+            raise ValueError(f"beta must be positive, got {self.beta}.")
+        if not 0 < self.top_fraction <= 1:
+            raise ValueError(f"top_fraction must lie in (0, 1], got {self.top_fraction}.")
+        if self.updates_per_iteration < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"updates_per_iteration and batch_size must be at least 1, got {self.updates_per_iteration} and "
+                f"{self.batch_size}."
+            )
+
+
+class RWR(DiffusionAlgorithm[RWRConfig]):
+    """``RWR("DiffusionDenoise-v0", trainable="full", images_per_prompt=16).learn(100_000)``."""
+
+    config_class = RWRConfig
+    requires: ClassVar[Requirements] = Requirements(whole_trajectory=False, stochastic=False)
+
+    def weights(self, rollout: Rollout) -> Tensor:
+        """Each image's weight in the loss, (n,), averaging 1."""
+        if self.config.sparse:
+            return top_fraction_weights(rollout.prompts, rollout.rewards, self.config.top_fraction)
+        return softmax_weights(rollout.prompts, rollout.rewards, self.config.beta)
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Weigh the data set, then fit the denoiser to it with a fresh optimizer."""
+        x_0 = rollout.final_latents
+        if self.config.reencode_images:
+            x_0 = self.policy.model.encode_images(rollout.images)
+        weights = self.weights(rollout)
+        kept = (weights > 0).nonzero().flatten()
+        # Images of weight 0 are left out of the batches; dividing by the kept share keeps the expected loss.
+        weights = weights * (len(kept) / len(weights))
+        source = generator(self.config.seed, Stream.UPDATES, self.iteration)
+        optimizer = self.make_optimizer()
+        meter = Meter()
+        for batch in self._batches(kept, source):
+            norm = self.gradient_step(optimizer, self._losses(rollout, x_0, weights, batch, source, meter))
+            meter.add("train/grad_norm", norm)
+            self.count_training_rows(len(batch))
+        size = effective_sample_size(weights)
+        return meter.means() | {
+            "train/effective_sample_size": size,
+            "train/effective_sample_share": size / len(weights),
+        }
+
+    def _batches(self, kept: Tensor, source: torch.Generator) -> Iterator[Tensor]:
+        """Yield image indices (batch_size,) from reshuffled passes over the kept images."""
+        size, updates = self.config.batch_size, self.config.updates_per_iteration
+        passes = -(-size * updates // len(kept))
+        order = torch.cat([torch.randperm(len(kept), generator=source) for _ in range(passes)])
+        for update in range(updates):
+            yield kept[order[update * size : (update + 1) * size].to(kept.device)]
+
+    def _losses(
+        self, rollout: Rollout, x_0: Tensor, weights: Tensor, batch: Tensor, source: torch.Generator, meter: Meter
+    ) -> Iterator[Tensor]:
+        """Yield each chunk's share of the mean loss over the batch, at times drawn uniformly."""
+        schedule = self.policy.transition.schedule
+        table = schedule.alphas_cumprod
+        times = torch.randint(schedule.num_train_timesteps, (len(batch),), generator=source)
+        noise = torch.randn(len(batch), *x_0.shape[1:], generator=source).to(x_0.device)
+        for part in torch.arange(len(batch)).split(self.config.policy.chunk_size):
+            images = batch[part.to(batch.device)]
+            a = table[times[part]].to(x_0.device)
+            x_t, target = denoising_target(x_0[images], noise[part.to(noise.device)], a, schedule.prediction_type)
+            conditioning = {name: value[images] for name, value in rollout.conditioning.items()}
+            output = self.policy.model_output(x_t, times[part].to(x_0.device), conditioning)
+            loss = weighted_denoising_loss(output, target, weights[images])
+            meter.add_rows("train/loss", loss.detach())
+            yield loss.sum() / len(batch)

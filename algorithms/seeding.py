@@ -1,0 +1,47 @@
+"""Every random number of a run, keyed by what it is for: two runs never share starts, and a resumed run continues."""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What a random number is for. The numbers are part of a run's identity: never renumber."""
+
+    INITIAL_LATENTS = 0
+    STEP_NOISE = 1
+    PROMPTS = 2
+    UPDATES = 3
+    EVALUATION_LATENTS = 4
+    EVALUATION_NOISE = 5
+    INITIAL_WEIGHTS = 6
+
+
+def derive_seed(seed: int, stream: Stream, *key: int) -> int:
+    """Return a 63-bit seed from the run's seed, a stream and a key (an image's global index, an iteration, ...)."""
+    sequence = np.random.SeedSequence([seed, int(stream), *key])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
+    """Return a CPU generator for ``derive_seed``'s seed."""
+    return torch.Generator().manual_seed(derive_seed(seed, stream, *key))
+
+
+def prompt_order(seed: int, num_prompts: int, images_per_prompt: int, first: int, count: int) -> list[int]:
+    """Return the prompt index of the images ``first`` to ``first + count - 1`` of a run.
+
+    Images come in groups of ``images_per_prompt`` of one prompt; groups go through all prompts in an order that is
+    shuffled anew each round, so that after each round every prompt was used equally often.
+    """
+    indices = []
+    orders: dict[int, np.ndarray] = {}
+    for image in range(first, first + count):
+        group = image // images_per_prompt
+        round_, position = divmod(group, num_prompts)
+        if round_ not in orders:
+            rng = np.random.default_rng(derive_seed(seed, Stream.PROMPTS, round_))
+            orders[round_] = rng.permutation(num_prompts)
+        indices.append(int(orders[round_][position]))
+    return indices

@@ -1,0 +1,83 @@
+"""The environment as Stable-Baselines3 sees it: a VecEnv in NumPy, with its automatic resets."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.envs.vector import DenoiseVectorEnv
+
+
+class DenoiseVecEnv(VecEnv):
+    """n denoising environments on a shared model, reward and prompt set.
+
+    Rollouts do not pass through here: algorithms use :attr:`mdp` directly, in torch.
+    """
+
+    def __init__(self, mdp: DenoisingMDP, num_envs: int) -> None:
+        """Args: mdp: whose model, reward, prompts and steps are used."""
+        self.mdp = mdp
+        self.venv = DenoiseVectorEnv.sharing(mdp, num_envs, "numpy", AutoresetMode.SAME_STEP)
+        self.render_mode = None
+        super().__init__(num_envs, self.venv.single_observation_space, self.venv.single_action_space)
+        self._actions: np.ndarray | None = None
+
+    def reset(self) -> VecEnvObs:
+        """Start n episodes, with the seeds and options set before."""
+        options = self._options[0] or None
+        observation, info = self.venv.reset(
+            seed=self._seeds if any(s is not None for s in self._seeds) else None, options=options
+        )
+        self.reset_infos = self._split(info)
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions for :meth:`step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Move all environments; those that end restart, their last observation in ``terminal_observation``."""
+        observation, rewards, terminations, truncations, info = self.venv.step(self._actions)
+        dones = terminations | truncations
+        infos = self._split(info)
+        for row in np.flatnonzero(dones):
+            final = {name: value[row] for name, value in info["final_info"].items() if not name.startswith("_")}
+            infos[row] = {**final, "terminal_observation": info["final_obs"][row], "TimeLimit.truncated": False}
+        return observation, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Release nothing: the model is shared."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute of the environments, once for each index."""
+        return [getattr(self.venv, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of all environments at once."""
+        setattr(self.venv, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Call a method of the batched environment, once for each index."""
+        return [getattr(self.venv, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        """Return False for each index: the batched environment has no wrappers."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Return the present latents decoded."""
+        images = self.mdp.model.decode(self.venv.mdp.latents).permute(0, 2, 3, 1).cpu().numpy()
+        return list(images)
+
+    def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
+        return range(self.num_envs) if indices is None else ([indices] if isinstance(indices, int) else indices)
+
+    def _split(self, info: dict[str, Any]) -> list[dict[str, Any]]:
+        names = [name for name in info if not name.startswith(("_", "final"))]
+        return [{name: info[name][row] for name in names} for row in range(self.num_envs)]

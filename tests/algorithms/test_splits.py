@@ -1,0 +1,122 @@
+"""Two ways to cut the same work give the same update; what is trained on is what was promised."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from algorithms import DDPO, RWR, DiffusionAlgorithm
+from algorithms.rollouts import Rollout
+
+
+def trained(algorithm: DiffusionAlgorithm[Any], iterations: int = 2) -> dict[str, Tensor]:
+    """The weights after some iterations."""
+    algorithm.learn(iterations * algorithm.config.images_per_iteration * algorithm.mdp.num_inference_steps)
+    return algorithm.get_parameters()["policy"]
+
+
+@pytest.mark.parametrize("cls", [DDPO, RWR])
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_number_of_environments_does_not_change_the_update(make_env: Callable, cls: type, num_envs: int) -> None:
+    """Weights after two iterations, to the bit."""
+
+    def run(n: int) -> dict[str, Tensor]:
+        env = make_env("exact-mixture", prompts=["north", "south"])
+        return trained(cls(env, trainable="full", num_envs=n, images_per_iteration=16, images_per_prompt=4))
+
+    split, whole = run(num_envs), run(16)
+    for name, value in whole.items():
+        assert torch.equal(split[name], value), name
+
+
+class Gradients(DDPO):
+    """DDPO that keeps each update's gradient and changes no weight."""
+
+    def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Any) -> Tensor:
+        for loss in losses:
+            loss.backward()
+        named = self.policy.trainable_parameters()
+        self.seen = {name: value.grad.clone() for name, value in named.items() if value.grad is not None}
+        optimizer.zero_grad()
+        return torch.zeros(())
+
+
+class WeightedGradients(RWR):
+    """The same for RWR."""
+
+    gradient_step = Gradients.gradient_step
+
+
+@pytest.mark.parametrize("cls", [Gradients, WeightedGradients])
+def test_chunks_give_the_same_gradient(make_env: Callable, sample: Callable, tiny_sd: str, cls: type) -> None:
+    """32 transitions (RWR: 30 noised images) in chunks of 1, 5, 16 and 64: one gradient, up to float32 rounding.
+
+    A loss averaged per chunk, or padding that counts, would be off by tens of percent. The rounding: the same rows
+    through other kernels, 1e-7 each, amplified by the network; 1e-4 of the norm leaves a hundredfold margin.
+    """
+    env = make_env(tiny_sd, steps=4, reward="compressibility", prompts=["cat", "dog"])
+    kwargs: dict[str, Any] = {"trainable": "full", "num_envs": 8, "images_per_iteration": 8, "updates_per_iteration": 1}
+    if cls is WeightedGradients:
+        kwargs |= {"batch_size": 30, "images_per_prompt": 4}
+    rollout: Rollout | None = None
+    flat: dict[int, Tensor] = {}
+    for size in (16, 1, 5, 64):
+        algorithm = cls(env, chunk_size=size, **kwargs)
+        rollout = rollout or sample(algorithm, 8, whole_trajectory=cls is Gradients)
+        algorithm.update(rollout)
+        flat[size] = torch.cat([value.flatten() for _, value in sorted(algorithm.seen.items())])
+    assert flat[16].norm() > 0
+    for size in (1, 5, 64):
+        assert (flat[size] - flat[16]).norm() < 1e-4 * flat[16].norm(), size
+
+
+class Trained(DDPO):
+    """DDPO that notes which transitions it trains on."""
+
+    def _transitions(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = super()._transitions(images, source)
+        self.pairs = [*getattr(self, "pairs", []), *zip(chosen[0].tolist(), chosen[1].tolist(), strict=True)]
+        return chosen
+
+
+def transitions(make_env: Callable, **kwargs: Any) -> list[tuple[int, int]]:
+    """(image, step) of everything one iteration of 8 images and T = 5 trains on."""
+    algorithm = Trained(make_env(), trainable="full", num_envs=8, images_per_iteration=8, **kwargs)
+    trained(algorithm, 1)
+    return algorithm.pairs
+
+
+def test_every_transition_is_trained_once(make_env: Callable) -> None:
+    """4 updates share the images; each step of each image is in exactly one of them."""
+    pairs = transitions(make_env, updates_per_iteration=4)
+    assert sorted(pairs) == [(image, step) for image in range(8) for step in range(5)]
+
+
+def test_steps_without_density_are_left_out(make_env: Callable) -> None:
+    """Ancestral DDPM's last step is deterministic: T - 1 = 4 steps an image, and finite weights after it."""
+    pairs = transitions(make_env, sampler="ddpm")
+    assert sorted(pairs) == [(image, step) for image in range(8) for step in range(4)]
+
+
+@pytest.mark.parametrize("spacing", [{"steps_offset": 0, "set_alpha_to_one": True}, {"timestep_spacing": "linspace"}])
+def test_stable_diffusion_grids_with_a_deterministic_end(
+    make_env: Callable, sample: Callable, with_scheduler: Callable, spacing: dict[str, Any]
+) -> None:
+    """Where ddpo-pytorch and trl give NaN (FIELD.md, trap 2) T - 1 steps are trained and the weights stay finite."""
+    env = make_env(with_scheduler(**spacing), steps=4, reward="compressibility", prompts=["cat"])
+    algorithm = Trained(env, trainable="full", num_envs=4, images_per_iteration=4, updates_per_iteration=1)
+    rollout = sample(algorithm, 4)
+    assert rollout.log_probs.isnan().any(1).tolist() == [False, False, False, True]
+    algorithm.update(rollout)
+    assert sorted(algorithm.pairs) == [(image, step) for image in range(4) for step in range(3)]
+    assert all(value.isfinite().all() for value in algorithm.policy.parameters())
+
+
+def test_timestep_fraction_draws_anew_for_each_image(make_env: Callable) -> None:
+    """0.4 of T = 5: two different steps an image, not the same two for all."""
+    pairs = transitions(make_env, timestep_fraction=0.4)
+    by_image = {image: sorted(step for i, step in pairs if i == image) for image in range(8)}
+    assert all(len(set(steps)) == len(steps) == 2 for steps in by_image.values())
+    assert len({tuple(steps) for steps in by_image.values()}) > 1  # all equal by chance: (1 / 10)^7
