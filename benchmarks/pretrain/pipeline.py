@@ -1,0 +1,110 @@
+"""Puts the trained parts into a ``StableDiffusionPipeline`` folder, stored in float16 under the plain file names."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from benchmarks.pretrain.denoiser import build_scheduler
+from benchmarks.pretrain.vae import to_bytes
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``target`` that takes its place when the block ends well, and vanishes when not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        old = target.with_name(f".{target.name}-old-{os.getpid()}")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(fresh, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def save_pipeline(
+    folder: Path, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> None:
+    """Write the pipeline's folder; the parts are left in float16."""
+    pipe = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        unet=unet.half(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    _save_slow_tokenizer(tokenizer, folder / "tokenizer")
+    _clean_configs(folder)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors are written for their owner alone
+
+
+def _save_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write vocab.json and merges.txt beside tokenizer.json, for transformers before 5, which read only these."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    vocabulary = json.dumps(tokenizer.get_vocab(), ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def _clean_configs(folder: Path) -> None:
+    """Take the maker's paths out of the configs, and let the text encoder load in float32 like the other parts.
+
+    transformers 5 loads a model in the precision its config names unless told otherwise, diffusers in float32: a
+    plain ``from_pretrained`` would then mix the two.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        if file.name in ("vocab.json", "tokenizer.json"):
+            continue
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        for key in ("dtype", "torch_dtype"):
+            if key in config:
+                config[key] = "float32"
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """Load the folder in float32 as a user does, without a progress bar."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def generate(
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int = 10,
+    eta: float = 1.0,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Return one picture a prompt, (n, 3, 64, 64) uint8, each from its own generator of its seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    pixels = pipe(
+        list(prompts),
+        num_inference_steps=steps,
+        eta=eta,
+        guidance_scale=guidance,
+        generator=generators,
+        output_type="pt",
+    ).images
+    return to_bytes(pixels * 2.0 - 1.0)

@@ -1,0 +1,148 @@
+"""The stages of pre-training in order; each keeps its result in the work folder and is skipped when it is there."""
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from benchmarks.pretrain.card import SAMPLERS, draw_grid, folder_megabytes, measure, write_card
+from benchmarks.pretrain.config import PretrainConfig
+from benchmarks.pretrain.denoiser import TextToNoise, build_unet, train_denoiser
+from benchmarks.pretrain.judge import Judge, load_judge, save_judge, train_judge
+from benchmarks.pretrain.pipeline import load_pipeline, replaced_folder, save_pipeline
+from benchmarks.pretrain.text import build_text_encoder, build_tokenizer, tokenize
+from benchmarks.pretrain.training import save_atomically
+from benchmarks.pretrain.vae import build_vae, encode, train_vae
+from benchmarks.pretrain.world import Pictures, captions, render_many
+
+
+def run_stages(config: PretrainConfig) -> None:
+    """Run all stages; see :func:`benchmarks.pretrain.pretrain`."""
+    torch.set_num_threads(config.threads)
+    config.work.mkdir(parents=True, exist_ok=True)
+    pictures = _pictures(config, "pictures", config.pictures, config.seed)
+    held_out = _pictures(config, "held-out", config.held_out, config.seed + 1)
+    vae = _vae(config, pictures)
+    judge = _judge(config, pictures)
+    model = _denoiser(config, pictures, vae)
+    _assemble(config, vae, judge, model, held_out)
+
+
+def _pictures(config: PretrainConfig, name: str, count: int, seed: int) -> Pictures:
+    """Render pictures, or read them back."""
+    file = config.work / f"{name}.npz"
+    if file.is_file():
+        return Pictures.load(file)
+    pictures = render_many(count, seed, config.font, config.activity_share, config.threads)
+    partial = config.work / f"{name}.partial.npz"
+    pictures.save(partial)
+    partial.replace(file)
+    return pictures
+
+
+def _stage(config: PretrainConfig, name: str, module: nn.Module, train: Callable[[Path], float]) -> None:
+    """Fill ``module`` with the finished stage's weights, training them first if there are none; keeps the minutes."""
+    weights = config.work / f"{name}.weights.pt"
+    if not weights.is_file():
+        seconds = train(config.work / f"{name}.pt")
+        (config.work / f"{name}.minutes.json").write_text(json.dumps(round(seconds / 60, 1)), encoding="utf-8")
+        save_atomically(module.state_dict(), weights)
+    module.load_state_dict(torch.load(weights, weights_only=True))
+    module.eval()
+
+
+def _vae(config: PretrainConfig, pictures: Pictures) -> AutoencoderKL:
+    """Train the autoencoder on the renders."""
+    torch.manual_seed(config.seed)
+    vae = build_vae()
+
+    def train(checkpoint: Path) -> float:
+        return train_vae(vae, pictures.images, config.vae, config.seed, checkpoint)
+
+    _stage(config, "vae", vae, train)
+    return vae
+
+
+def _judge(config: PretrainConfig, pictures: Pictures) -> Judge:
+    """Train the judge on the renders."""
+    torch.manual_seed(config.seed + 1)
+    judge = Judge()
+
+    def train(checkpoint: Path) -> float:
+        return train_judge(
+            judge, pictures.images, pictures.animal, pictures.activity, config.judge, config.seed, checkpoint
+        )
+
+    _stage(config, "judge", judge, train)
+    return judge
+
+
+def _latents(config: PretrainConfig, pictures: Pictures, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """Encode the pictures once, set the scaling factor for unit variance, return scaled means and deviations."""
+    file = config.work / "latents.pt"
+    if not file.is_file():
+        means, stds = encode(vae, pictures.images)
+        save_atomically({"means": means, "stds": stds}, file)
+    state = torch.load(file, weights_only=True)
+    variance = state["means"].var() + state["stds"].square().mean()
+    vae.register_to_config(scaling_factor=round(float(variance.rsqrt()), 5))
+    return state["means"] * vae.config.scaling_factor, state["stds"] * vae.config.scaling_factor
+
+
+def _denoiser(config: PretrainConfig, pictures: Pictures, vae: AutoencoderKL) -> TextToNoise:
+    """Train the UNet and the text encoder on the latents."""
+    means, stds = _latents(config, pictures, vae)
+    torch.manual_seed(config.seed + 2)
+    tokenizer = build_tokenizer()
+    model = TextToNoise(build_text_encoder(tokenizer), build_unet())
+    table = tokenize(tokenizer, captions())  # the first caption is the empty one
+
+    def train(checkpoint: Path) -> float:
+        captioned = table[torch.from_numpy(pictures.caption)]
+        return train_denoiser(model, means, stds, captioned, table[0], config.denoiser, config.seed, checkpoint)
+
+    _stage(config, "denoiser", model, train)
+    return model
+
+
+def _assemble(config: PretrainConfig, vae: AutoencoderKL, judge: Judge, model: TextToNoise, held_out: Pictures) -> None:
+    """Save the pipeline and the judge, load them back, measure them and write the card."""
+    save_judge(judge, config.judge_output)
+    judge = load_judge(config.judge_output)
+    with replaced_folder(config.output) as folder:
+        save_pipeline(folder, vae, model.text_encoder, build_tokenizer(), model.unet)
+        pipe = load_pipeline(folder)
+        samplers = SAMPLERS if config.all_samplers else SAMPLERS[:1]
+        card = measure(pipe, judge, held_out, config.seeds, samplers) | _provenance(config)
+        draw_grid(pipe, folder / "grid.png")
+        write_card(folder, card | {"megabytes": folder_megabytes(folder)})
+
+
+def _provenance(config: PretrainConfig) -> dict[str, Any]:
+    """Return how the model was made: seed, machine, and each stage's steps, batch and minutes."""
+    training = {}
+    for name in ("vae", "judge", "denoiser"):
+        schedule = getattr(config, name)
+        minutes = json.loads((config.work / f"{name}.minutes.json").read_text(encoding="utf-8"))
+        training[name] = {"steps": schedule.steps, "batch": schedule.batch, "lr": schedule.lr, "minutes": minutes}
+    return {
+        "seed": config.seed,
+        "pictures": config.pictures,
+        "hardware": f"{config.threads} threads of {_processor()}",
+        "training": training,
+    }
+
+
+def _processor() -> str:
+    """Return the processor's model name, or its architecture where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

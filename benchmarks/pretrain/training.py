@@ -1,0 +1,126 @@
+"""The one training loop of all stages: AdamW, warm-up and cosine decay, averaged weights, resumable checkpoints."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast one stage is trained."""
+
+    steps: int
+    """Optimiser steps."""
+    batch: int
+    """Rows a step."""
+    lr: float
+    """Peak learning rate, reached after the warm-up, then a cosine decay to a hundredth of it."""
+    ema_decay: float = 0.0
+    """Decay of the averaged weights that are kept at the end; 0 keeps the last weights."""
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step: a linear warm-up over 3 % of the steps, then the cosine."""
+        warm_up = max(1, round(0.03 * self.steps))
+        if step < warm_up:
+            return self.lr * (step + 1) / warm_up
+        progress = (step - warm_up) / max(1, self.steps - warm_up)
+        return self.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+class Average:
+    """An exponential moving average of a module's parameters, with a short memory while it is young."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Start from the module's present parameters."""
+        self.decay = decay
+        self.parameters = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the module's parameters after optimiser step ``step``."""
+        decay = min(self.decay, (1.0 + step) / (10.0 + step))
+        torch._foreach_lerp_(self.parameters, [parameter.detach() for parameter in model.parameters()], 1.0 - decay)
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the module's parameters with the average."""
+        with torch.no_grad():
+            for parameter, average in zip(model.parameters(), self.parameters, strict=True):
+                parameter.copy_(average)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the random stream of one step, so that a resumed run draws what an uninterrupted one does."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def save_atomically(state: dict[str, object], path: Path) -> None:
+    """Write ``state`` with ``torch.save`` so that an interruption leaves the old file or the new one."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def optimise(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    schedule: Schedule,
+    checkpoint: Path,
+    save_every_seconds: float = 180.0,
+) -> float:
+    """Train ``model`` in place on ``loss(step)``; ends with the averaged weights in it.
+
+    Args:
+        model: all modules to train, as one module.
+        loss: draws its own batch from :func:`step_generator` and returns a scalar.
+        schedule: steps, learning rate, averaging (the batch is the loss's affair).
+        checkpoint: where the state is kept; a state found there is resumed. Its stem names the progress bar.
+        save_every_seconds: wall time between two checkpoints.
+
+    Returns:
+        Seconds of wall time spent in training, those before an interruption included.
+    """
+    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    average = Average(model, schedule.ema_decay) if schedule.ema_decay > 0.0 else None
+    start, begun = 0, time.monotonic()
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+        begun -= state["seconds"]
+        if average is not None:
+            average.parameters = state["average"]
+
+    def save(step: int) -> None:
+        averaged = average.parameters if average is not None else []
+        weights = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": averaged}
+        save_atomically(weights | {"step": step, "seconds": time.monotonic() - begun}, checkpoint)
+
+    model.train()
+    smooth, saved = None, time.monotonic()
+    bar = tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=checkpoint.stem, mininterval=2.0)
+    for step in bar:
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.lr_at(step)
+        value = loss(step)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        if average is not None:
+            average.update(model, step)
+        smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
+        bar.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
+        if time.monotonic() - saved > save_every_seconds or step + 1 == schedule.steps:
+            save(step + 1)
+            saved = time.monotonic()
+    if average is not None:
+        average.copy_to(model)
+    model.eval()
+    return time.monotonic() - begun

@@ -1,0 +1,135 @@
+"""A comparison's raw results as one JSON file, and the table made of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from algorithms.checkpoint import write_atomically
+from benchmarks.provenance import provenance
+from benchmarks.runs import RunRecord
+from benchmarks.statistics import Interval, summarise
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One algorithm on one task over its evaluations.
+
+    Attributes:
+        queries, forwards: reward queries and UNet forward-equivalents at each evaluation.
+        reward: the interval at each evaluation.
+        metrics: name -> mean over seeds at each evaluation.
+        seconds: training seconds to the end, mean over seeds.
+        finals: each seed's mean reward at the end.
+    """
+
+    queries: list[float]
+    forwards: list[float]
+    reward: list[Interval]
+    metrics: dict[str, list[float]]
+    seconds: float
+    finals: list[float]
+
+
+def collect_results(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Gather every run's specification and evaluations, JSON-serialisable."""
+    return {
+        "provenance": provenance(),
+        "runs": [
+            {
+                "spec": record.spec.to_json(),
+                "image_shape": record.image_shape,
+                "evaluations": record.evaluations,
+                "provenance": record.provenance,
+            }
+            for record in records
+        ],
+    }
+
+
+def write_results(results: Mapping[str, Any], path: Path) -> None:
+    """Write the results, a run a line, atomically."""
+    head = json.dumps({**results, "runs": []}, indent=1)
+    runs = ",\n".join(json.dumps(run) for run in results["runs"])
+    write_atomically(path, head.replace('"runs": []', f'"runs": [\n{runs}\n]').encode() + b"\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_results` wrote.
+
+    Raises:
+        ValueError: the file is missing or is no results file.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is not a results file as written by compare: {error!r}.") from error
+    return results
+
+
+def curves(results: Mapping[str, Any]) -> dict[str, dict[str, Curve]]:
+    """Return task (its reward) -> algorithm -> curve, in the order of the runs; seeds are put together."""
+    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for run in results["runs"]:
+        spec = run["spec"]
+        groups.setdefault(spec["task"]["reward"], {}).setdefault(spec["algorithm"], []).append(run)
+    return {
+        task: {algorithm: _curve(runs) for algorithm, runs in by_algorithm.items()}
+        for task, by_algorithm in groups.items()
+    }
+
+
+def _curve(runs: Sequence[Mapping[str, Any]]) -> Curve:
+    steps = list(zip(*(run["evaluations"] for run in runs), strict=True))
+    names = list(steps[0][0]["metrics"])
+    return Curve(
+        queries=[step[0]["costs"]["reward_queries"] for step in steps],
+        forwards=[step[0]["costs"]["forward_equivalents"] for step in steps],
+        reward=[summarise([evaluation["rewards"] for evaluation in step]) for step in steps],
+        metrics={
+            name: [_mean([evaluation["metrics"][name] for evaluation in step]) for step in steps] for name in names
+        },
+        seconds=_mean([run["evaluations"][-1]["costs"]["seconds"] for run in runs]),
+        finals=[_mean(run["evaluations"][-1]["rewards"]) for run in runs],
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(sum(values) / len(values))
+
+
+def table(all_curves: Mapping[str, Mapping[str, Curve]]) -> str:
+    """Return a Markdown table: reward before and after with its interval, costs, and the other metrics."""
+    some = next(iter(next(iter(all_curves.values())).values()))
+    names = list(some.metrics)
+    header = ["task", "algorithm", "before", "after", "95 % interval", "queries", "forwards", "seconds", *names]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for task, by_algorithm in all_curves.items():
+        for algorithm, curve in by_algorithm.items():
+            last = curve.reward[-1]
+            row = [
+                task,
+                algorithm,
+                f"{curve.reward[0].estimate:.3f}",
+                f"{last.estimate:.3f}",
+                f"{last.low:.3f} to {last.high:.3f}",
+                f"{curve.queries[-1]:,.0f}",
+                f"{curve.forwards[-1]:,.0f}",
+                f"{curve.seconds:.0f}",
+                *(f"{curve.metrics[name][0]:.2f} to {curve.metrics[name][-1]:.2f}" for name in names),
+            ]
+            lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def interval_note(all_curves: Mapping[str, Mapping[str, Curve]]) -> str:
+    """Say what the intervals are over."""
+    some = next(iter(next(iter(all_curves.values())).values()))
+    if some.reward[-1].over == "images":
+        return (
+            "One seed: the intervals are over evaluation images (bootstrap of the mean). They say nothing about other "
+            "training runs."
+        )
+    return f"{len(some.finals)} seeds: interquartile mean of the seeds' means, 95 % bootstrap intervals over seeds."

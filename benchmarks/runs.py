@@ -1,0 +1,269 @@
+"""One training run in one folder: started, stopped, resumed and finished by the same call.
+
+The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, a line a dump),
+``evaluations.jsonl`` (rewards of every evaluation image), ``images/`` (their grids), ``checkpoint.zip`` and, at the
+end, the tuned weights in diffusers' own format.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger, make_output_format
+
+import diffusion_gym
+from algorithms import ALGORITHMS, DiffusionAlgorithm
+from algorithms.checkpoint import write_atomically
+from algorithms.evaluation import Evaluation
+from benchmarks.metrics import METRICS
+from benchmarks.pictures import grid
+from benchmarks.provenance import provenance
+from benchmarks.settings import RunSpec
+
+GRID_COLUMNS = 10
+_RUN, _CHECKPOINT, _METRICS, _EVALUATIONS = "run.json", "checkpoint.zip", "metrics.jsonl", "evaluations.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: reward queries made and asked for, and the latest rewards."""
+
+    queries: float
+    total_queries: int
+    reward: float | None
+    evaluation: float | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's folder, read back.
+
+    Attributes:
+        spec: what was run.
+        complete: whether it reached its budget.
+        evaluations: one mapping each: iteration, costs, rewards (n values), metrics.
+        provenance: versions and hardware.
+        image_shape: (3, H, W).
+        folder: where it lies.
+    """
+
+    spec: RunSpec
+    complete: bool
+    evaluations: list[dict[str, Any]]
+    provenance: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    folder: Path
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def run(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    checkpoint_every: int = 10,
+    tensorboard: bool = False,
+) -> RunRecord:
+    """Train to the end of the budget, from the folder's checkpoint if there is one.
+
+    Args:
+        spec: what to run.
+        folder: of this run alone.
+        on_progress: called after every step of the environments.
+        should_stop: asked at the same times; True checkpoints and returns.
+        checkpoint_every: iterations between checkpoints.
+        tensorboard: also write TensorBoard events.
+
+    Raises:
+        ValueError: the folder holds another run.
+    """
+    _check_same(spec, folder)
+    algorithm = _build(spec, folder)
+    if not (folder / _RUN).is_file():  # only now: a run that cannot be built leaves no folder behind
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = {
+            "spec": spec.to_json(),
+            "complete": False,
+            "image_shape": algorithm.mdp.model.image_shape,
+            "provenance": provenance(),
+        }
+        _write_json(folder / _RUN, begun)
+    _rewind(folder, algorithm.iteration)
+    writers: list[KVWriter] = [_JSONLines(folder / _METRICS)]
+    if tensorboard:
+        writers.append(make_output_format("tensorboard", str(folder / "tensorboard")))
+    algorithm.set_logger(Logger(str(folder), writers))
+    recorder = _Recorder(spec, folder, on_progress, should_stop, checkpoint_every)
+    steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
+    algorithm.learn(max(0, steps), recorder, reset_num_timesteps=False)
+    algorithm.save(folder / _CHECKPOINT)
+    if algorithm.costs["reward_queries"] >= spec.total_queries:
+        algorithm.export(folder if algorithm.policy.lora is not None else folder / "pipeline")
+        _write_json(folder / _RUN, {**_read_json(folder / _RUN), "complete": True})
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder, finished or not.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    if not (folder / _RUN).is_file():
+        raise ValueError(f"{str(folder)!r} holds no run (no {_RUN}); expected a folder written by train or compare.")
+    data = _read_json(folder / _RUN)
+    lines = folder / _EVALUATIONS
+    evaluations = (
+        [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()] if lines.is_file() else []
+    )
+    spec = RunSpec.from_json(data["spec"])
+    return RunRecord(spec, data["complete"], evaluations, data["provenance"], tuple(data["image_shape"]), folder)
+
+
+def _check_same(spec: RunSpec, folder: Path) -> None:
+    """Refuse a folder in which another run was begun."""
+    if not (folder / _RUN).is_file():
+        return
+    wanted, found = json.loads(json.dumps(spec.to_json())), _read_json(folder / _RUN)["spec"]
+    keys = sorted(key for key in wanted if found.get(key) != wanted[key])
+    if keys:
+        raise ValueError(
+            f"{str(folder)!r} holds another run (its {', '.join(keys)} differ from what is asked for now); choose "
+            "another folder, or delete it."
+        )
+
+
+def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
+    task = spec.task
+    env = gymnasium.make(
+        diffusion_gym.ENV_ID,
+        model=task.model,
+        reward=task.reward,
+        prompts=task.prompts,
+        num_inference_steps=task.num_inference_steps,
+        device=task.device,
+        dtype=task.dtype,
+    )
+    cls = ALGORITHMS[spec.algorithm].cls
+    if (folder / _CHECKPOINT).is_file():
+        return cls.load(folder / _CHECKPOINT, env)
+    return cls(env, spec.config)
+
+
+def _rewind(folder: Path, iteration: int) -> None:
+    """Drop what was logged after the checkpoint: a resumed run writes it again."""
+
+    def logged_before(line: dict[str, Any]) -> bool:
+        # An evaluation at the checkpoint's own iteration is made again; the update before it is not.
+        return line["time/iterations"] < iteration + ("eval/reward_mean" not in line)
+
+    keep = {_METRICS: logged_before, _EVALUATIONS: lambda line: line["iteration"] < iteration}
+    for name, wanted in keep.items():
+        file = folder / name
+        if file.is_file():
+            lines = []
+            for text in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    break  # the last line of a killed run may be cut short
+                if wanted(line):
+                    lines.append(text + "\n")
+            write_atomically(file, "".join(lines).encode())
+
+
+class _Recorder(BaseCallback):
+    """Writes evaluations, grids and checkpoints, and tells progress."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        folder: Path,
+        on_progress: OnProgress,
+        should_stop: Callable[[], bool],
+        checkpoint_every: int,
+    ) -> None:
+        super().__init__()
+        self.spec, self.folder = spec, folder
+        self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
+        self._recorded = -1
+
+    @property
+    def algorithm(self) -> DiffusionAlgorithm[Any]:
+        """The algorithm that is learning."""
+        return self.model  # type: ignore[return-value]
+
+    def _on_rollout_start(self) -> None:
+        self._record_evaluation()
+        iteration = self.algorithm.iteration
+        if iteration and iteration % self.checkpoint_every == 0:
+            self.algorithm.save(self.folder / _CHECKPOINT)
+
+    def _on_step(self) -> bool:
+        queries = self.num_timesteps / self.spec.task.num_inference_steps
+        evaluation = self.algorithm.last_evaluation
+        self.on_progress(
+            Progress(
+                queries,
+                self.spec.total_queries,
+                self.algorithm.last_rollout_reward,
+                None if evaluation is None else float(evaluation.rewards.mean()),
+            )
+        )
+        return not self.should_stop()
+
+    def _on_training_end(self) -> None:
+        self._record_evaluation()
+
+    def _record_evaluation(self) -> None:
+        evaluation = self.algorithm.last_evaluation
+        if evaluation is None or evaluation.iteration == self._recorded:
+            return
+        self._recorded = evaluation.iteration
+        images = self.folder / "images"
+        images.mkdir(exist_ok=True)
+        grid(evaluation.images, GRID_COLUMNS).save(images / f"{evaluation.iteration:06d}.png")
+        line = {
+            "iteration": evaluation.iteration,
+            "costs": dict(self.algorithm.costs),
+            "rewards": [round(value, 6) for value in evaluation.rewards.tolist()],
+            "metrics": self._metrics(evaluation),
+        }
+        with (self.folder / _EVALUATIONS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
+        return {name: METRICS[name](evaluation.images, evaluation.prompts) for name in self.spec.task.metrics}
+
+
+class _JSONLines(KVWriter):
+    """Stable-Baselines3 log output: a JSON line a dump, appended, so that a resumed run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Write one line."""
+        line = {"step": step, "clock": round(time.time(), 3), **key_values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())

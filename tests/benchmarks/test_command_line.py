@@ -1,0 +1,109 @@
+"""The command line as a user meets it: help, refusals, Ctrl-C and resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from algorithms import ALGORITHMS
+from benchmarks.__main__ import main
+
+EXACT = ["--model", "exact-gaussian", "--reward", "exact-quadratic", "--policy.trainable", "full", "--threads", "1"]
+
+
+@pytest.mark.parametrize("command", [[], ["train"], *(["train", name] for name in ALGORITHMS), ["compare"], ["sample"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: diffusion-gym" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "ddpo-is", "--policy.eta", "2"], "eta must lie in [0, 1], got 2.0"),
+        (["train", "ddpo-sf", "--updates-per-iteration", "2"], "updates_per_iteration must be 1"),
+        (["train", "rwr", "--beta", "0"], "beta must be positive, got 0.0"),
+        (["train", "rwr", "--reward", "compressability"], "unknown reward 'compressability'"),
+        (["train", "rwr", "--num-envs", "48"], "must divide images_per_iteration"),
+        (["compare", "--tasks", "beauty"], "unknown task 'beauty'"),
+        (["compare", "--seeds", "1", "1"], "seeds must be different"),
+        (["sample", "--images", "0"], "images >= 1"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_loaded(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # tyro prints some errors itself
+        code = stop.code
+    assert code == 2
+    text = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "ddpo-is", *EXACT[:-2], "--policy.eta", "0"], "needs a stochastic sampler"),
+        (["train", "ddpo-is", "--model", "no-such-model"], "unknown model 'no-such-model'"),
+        (["train", "ddpo-is", "--model", "exact-gaussian"], "no linear layers for LoRA"),
+        (["train", "ddpo-is", "--device", "quantum"], "unknown device 'quantum'"),
+        (["sample", "--run", "no-such-folder"], "holds no run"),
+    ],
+)
+def test_errors_found_while_starting_need_no_traceback(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_resumes(tmp_path: Path) -> None:
+    def command(folder: str) -> list[str]:
+        run = ["train", "ddpo-is", *EXACT, "--images-per-iteration", "16", "--num-envs", "16"]
+        return [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            *run,
+            "--reward-queries",
+            "1600",
+            "--folder",
+            str(tmp_path / folder),
+        ]
+
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command("parts"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    log = tmp_path / "parts" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline, "the run never wrote its log"
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "The same command resumes." in output
+    assert not json.loads((tmp_path / "parts" / "run.json").read_text())["complete"]
+    for folder in ("parts", "whole"):
+        subprocess.run(command(folder), check=True, capture_output=True, timeout=300)
+    files = [tmp_path / folder / "pipeline" / "exact_model.safetensors" for folder in ("parts", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,0 +1,99 @@
+"""The main job for real: the comparison on the embedded model, short, through the command line."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from algorithms import ALGORITHMS
+from benchmarks.results import curves, read_results, table
+from benchmarks.suite import SETTINGS, TASKS, run_spec
+from diffusion_gym.prompts import resolve_prompts
+
+
+def test_every_setting_builds_and_is_fair() -> None:
+    for task in TASKS:
+        specs = {name: run_spec(task, name, 0, 2048) for name in ALGORITHMS}
+        assert {spec.total_queries for spec in specs.values()} == {2048}
+        assert len({spec.task for spec in specs.values()}) == 1
+        assert len({(e := spec.config.evaluation).images * 1000 + e.seed for spec in specs.values()}) == 1
+        assert len({spec.config.policy for spec in specs.values()}) == 1
+        prompts = resolve_prompts(specs["rwr"].task.prompts or "")
+        assert len(prompts) <= 10
+        for name in ("rwr", "sparse-rwr"):
+            config = specs[name].config
+            assert config.images_per_prompt >= 16, "a softmax over fewer images of a prompt means little"
+            assert config.images_per_iteration % config.images_per_prompt == 0
+    assert set(SETTINGS) == set(ALGORITHMS)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run two algorithms on one task with 64 and 256 images, and return the folder and what was printed."""
+    folder = tmp_path_factory.mktemp("compare")
+    command = [sys.executable, "-m", "benchmarks", "compare", "--reward-queries", "64", "--tasks", "compressibility"]
+    command += ["--algorithms", "ddpo-is", "sparse-rwr", "--folder", str(folder)]
+    first = subprocess.run(command, check=True, capture_output=True, text=True, timeout=500)
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
+    assert table(curves(read_results(folder / "results.json"))) in again.stdout
+    return folder, first.stdout
+
+
+@pytest.mark.slow
+def test_compare_prints_a_table_and_the_reports_path(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    rows = [line for line in output.splitlines() if line.startswith("| compressibility")]
+    assert [row.split("|")[2].strip() for row in rows] == ["ddpo-is", "sparse-rwr"]
+    assert f"report: {folder / 'report.html'}" in output
+    assert "over evaluation images" in output
+
+
+@pytest.mark.slow
+def test_all_algorithms_start_from_the_same_evaluation(finished: tuple[Path, str]) -> None:
+    runs = read_results(finished[0] / "results.json")["runs"]
+    before = [run["evaluations"][0] for run in runs]
+    assert before[0]["rewards"] == before[1]["rewards"]
+    assert before[0]["costs"]["reward_queries"] == 0
+    assert all(len(line["rewards"]) == 96 for run in runs for line in run["evaluations"])
+    assert all(set(line["metrics"]) == {"recognised", "diversity"} for run in runs for line in run["evaluations"])
+
+
+@pytest.mark.slow
+def test_report_is_one_self_contained_page(finished: tuple[Path, str]) -> None:
+    folder = finished[0]
+    page = (folder / "report.html").read_text()
+    # Namespaces and links inside SVG are no downloads; anything fetched would be a src, an href or an import.
+    assert not re.findall(r'(?:src|href)="https?://[^"]+"|@import', page)
+    assert page.count("data:image/png;base64,") == 6
+    assert page.count("<svg") == 4
+    assert "over evaluation images" in page
+    for name in ("reward-queries.png", "reward-forwards.png", "pictures-compressibility.png", "results.json"):
+        assert (folder / name).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_training_changes_the_weights_and_the_tuned_model_can_be_sampled(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = finished[0] / "compressibility" / "ddpo-is" / "seed-0"
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert lines[0]["rewards"] != lines[-1]["rewards"]
+    output = tmp_path / "cats.png"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "sample",
+        "--run",
+        str(run),
+        "--prompts",
+        "cat",
+        "--output",
+        str(output),
+    ]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
+    assert output.is_file()
+    assert "left: base, right: tuned" in result.stdout

@@ -1,0 +1,109 @@
+"""A run's folder: complete, stopped and resumed, refused; on the exact model, in seconds."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from algorithms import ALGORITHMS, EvaluationConfig
+from algorithms.config import override
+from benchmarks.runs import Progress, read_run, run
+from benchmarks.settings import RunSpec, TaskConfig
+
+TASK = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=4)
+
+
+def spec_of(algorithm: str, queries: int = 64) -> RunSpec:
+    """Return a run of four iterations of 16 images."""
+    changes = {"images_per_iteration": 16, "num_envs": 8, "images_per_prompt": 8, "trainable": "full", "chunk_size": 8}
+    config = override(ALGORITHMS[algorithm].config, evaluation=EvaluationConfig(images=8, every=2), **changes)
+    return RunSpec(algorithm, config, TASK, queries)
+
+
+class StopAfter:
+    """Ask to stop at the n-th question."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_specification_survives_json() -> None:
+    for name in ALGORITHMS:
+        spec = spec_of(name)
+        assert RunSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_a_stopped_and_resumed_run_equals_one_never_stopped(algorithm: str, tmp_path: Path) -> None:
+    spec = spec_of(algorithm)
+    whole = run(spec, tmp_path / "whole")
+    # 64 images in 8 environments of 4 steps are 32 questions; 13 falls into the second iteration.
+    stopped = run(spec, tmp_path / "parts", should_stop=StopAfter(13))
+    assert not stopped.complete
+    resumed = run(spec, tmp_path / "parts")
+    assert whole.complete
+    assert resumed.complete
+    assert [line["rewards"] for line in resumed.evaluations] == [line["rewards"] for line in whole.evaluations]
+    assert [line["iteration"] for line in resumed.evaluations] == [0, 2, 4]
+    for key in ("reward_queries", "forward_equivalents", "images"):
+        assert [e["costs"][key] for e in resumed.evaluations] == [e["costs"][key] for e in whole.evaluations]
+    weights = [(tmp_path / name / "pipeline" / "exact_model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    timing = ("clock", "cost/seconds")
+    assert [{k: v for k, v in line.items() if k not in timing} for line in logs[0]] == [
+        {k: v for k, v in line.items() if k not in timing} for line in logs[1]
+    ]
+
+
+def test_a_run_killed_between_log_lines_drops_the_torn_line(tmp_path: Path) -> None:
+    spec = spec_of("ddpo-is")
+    run(spec, tmp_path, should_stop=StopAfter(20))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "time/iter')
+    assert run(spec, tmp_path).complete
+    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    run(spec_of("ddpo-is", 16), tmp_path)
+    with pytest.raises(ValueError, match=r"holds another run \(its reward_queries differ"):
+        run(spec_of("ddpo-is", 32), tmp_path)
+
+
+def test_progress_counts_to_the_budget(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    run(spec_of("rwr"), tmp_path, on_progress=seen.append)
+    assert seen[-1].queries == seen[-1].total_queries == 64
+    assert [progress.queries for progress in seen] == sorted(progress.queries for progress in seen)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no run"):
+        read_run(tmp_path)
+
+
+def test_budget_is_rounded_up_to_whole_iterations() -> None:
+    assert dataclasses.replace(spec_of("ddpo-sf"), reward_queries=17).total_queries == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": "compressability"}, "unknown reward 'compressability'"),
+        ({"prompts": "animal"}, "unknown prompt set 'animal'"),
+        ({"num_inference_steps": 0}, "at least 1"),
+        ({"metrics": ("beauty",)}, "unknown metric 'beauty'"),
+    ],
+)
+def test_bad_tasks_are_refused_before_anything_is_loaded(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TASK, **change)
