@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from algorithms import ALGORITHMS
+from algorithms.checkpoint import write_atomically
 from benchmarks.pool import run_all
 from benchmarks.provenance import available_cores
 from benchmarks.report import write_report
@@ -73,6 +74,8 @@ def compare(options: Compare) -> int:
     write_results(results, options.folder / "results.json")
     report = write_report(options.folder)
     summary = curves(results)
-    print(f"\n{table(summary)}\n\n{interval_note(summary)}")
+    text = f"{table(summary)}\n\n{interval_note(summary)}\n"
+    write_atomically(options.folder / "table.md", text.encode())
+    print(f"\n{text}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes; report: {report}")
     return 1 if failures else 0

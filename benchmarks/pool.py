@@ -55,7 +55,7 @@ def run_all(specs: Mapping[str, RunSpec], root: Path, processes: int, threads: i
                     try:
                         finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                         for future in finished:
-                            error = future.exception()
+                            error = None if future.cancelled() else future.exception()
                             if error is not None:
                                 failures[futures[future]] = "".join(traceback.format_exception(error)).strip()
                         _show(bar, messages, done)

@@ -1,7 +1,7 @@
 """The stages of pre-training in order; each keeps its result in the work folder and is skipped when it is there."""
 
+import dataclasses
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,37 @@ from benchmarks.pretrain.text import build_text_encoder, build_tokenizer, tokeni
 from benchmarks.pretrain.training import save_atomically
 from benchmarks.pretrain.vae import build_vae, encode, train_vae
 from benchmarks.pretrain.world import Pictures, captions, render_many
+from benchmarks.provenance import processor
 
 
 def run_stages(config: PretrainConfig) -> None:
     """Run all stages; see :func:`benchmarks.pretrain.pretrain`."""
     torch.set_num_threads(config.threads)
     config.work.mkdir(parents=True, exist_ok=True)
+    _claim(config)
     pictures = _pictures(config, "pictures", config.pictures, config.seed)
     held_out = _pictures(config, "held-out", config.held_out, config.seed + 1)
     vae = _vae(config, pictures)
     judge = _judge(config, pictures)
     model = _denoiser(config, pictures, vae)
     _assemble(config, vae, judge, model, held_out)
+
+
+def _claim(config: PretrainConfig) -> None:
+    """Refuse a work folder whose stages were made with other settings: they would be taken over silently."""
+    settings = dataclasses.asdict(config)
+    made_here = ("output", "judge_output", "work", "font", "threads", "all_samplers", "seeds")
+    wanted = {name: value for name, value in settings.items() if name not in made_here}
+    file = config.work / "settings.json"
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        changed = sorted(name for name in wanted if found.get(name) != wanted[name])
+        if changed:
+            raise ValueError(
+                f"{str(config.work)!r} holds stages made with another {', '.join(changed)}; choose another work "
+                "folder, or delete it."
+            )
+    file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
 
 
 def _pictures(config: PretrainConfig, name: str, count: int, seed: int) -> Pictures:
@@ -133,16 +152,6 @@ def _provenance(config: PretrainConfig) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "pictures": config.pictures,
-        "hardware": f"{config.threads} threads of {_processor()}",
+        "hardware": f"{config.threads} threads of {processor()}",
         "training": training,
     }
-
-
-def _processor() -> str:
-    """Return the processor's model name, or its architecture where the system does not tell."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
