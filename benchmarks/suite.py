@@ -14,7 +14,7 @@ TASKS: dict[str, TaskConfig] = {
 }
 
 _POLICY = PolicyConfig(trainable="full", chunk_size=32)
-_EVALUATION = EvaluationConfig(images=96)
+_EVALUATION = EvaluationConfig(images=64)
 _QUERIES_PER_EVALUATION = 256
 
 #: Chosen by ``python -m benchmarks search`` on seeds that are not reported (see docs/results.md), the same number of
@@ -25,11 +25,31 @@ SETTINGS: dict[str, dict[str, object]] = {
         "num_envs": 32,
         "updates_per_iteration": 2,
         "learning_rate": 3e-4,
-        "timestep_fraction": 0.5,
+        "statistics_buffer": 16,
+        "statistics_min_count": 4,
     },
-    "ddpo-sf": {"images_per_iteration": 32, "num_envs": 32, "learning_rate": 3e-4, "timestep_fraction": 0.5},
-    "rwr": {"images_per_iteration": 256, "num_envs": 32, "images_per_prompt": 16, "learning_rate": 4e-4, "beta": 0.2},
-    "sparse-rwr": {"images_per_iteration": 256, "num_envs": 32, "images_per_prompt": 16, "learning_rate": 4e-4},
+    "ddpo-sf": {
+        "images_per_iteration": 32,
+        "num_envs": 32,
+        "learning_rate": 3e-4,
+        "statistics_buffer": 16,
+        "statistics_min_count": 4,
+    },
+    "rwr": {
+        "images_per_iteration": 128,
+        "num_envs": 32,
+        "images_per_prompt": 16,
+        "updates_per_iteration": 10,
+        "learning_rate": 4e-4,
+        "beta": 0.2,
+    },
+    "sparse-rwr": {
+        "images_per_iteration": 128,
+        "num_envs": 32,
+        "images_per_prompt": 16,
+        "updates_per_iteration": 10,
+        "learning_rate": 4e-4,
+    },
 }
 
 

@@ -58,7 +58,8 @@ def save_pipeline(
 def _save_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write vocab.json and merges.txt beside tokenizer.json, for transformers before 5, which read only these."""
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    vocabulary = json.dumps(tokenizer.get_vocab(), ensure_ascii=False)
+    by_index = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    vocabulary = json.dumps(by_index, ensure_ascii=False)
     (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

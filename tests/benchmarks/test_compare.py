@@ -57,7 +57,7 @@ def test_all_algorithms_start_from_the_same_evaluation(finished: tuple[Path, str
     before = [run["evaluations"][0] for run in runs]
     assert before[0]["rewards"] == before[1]["rewards"]
     assert before[0]["costs"]["reward_queries"] == 0
-    assert all(len(line["rewards"]) == 96 for run in runs for line in run["evaluations"])
+    assert all(len(line["rewards"]) == 64 for run in runs for line in run["evaluations"])
     assert all(set(line["metrics"]) == {"recognised", "diversity"} for run in runs for line in run["evaluations"])
 
 
