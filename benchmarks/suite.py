@@ -29,18 +29,18 @@ SETTINGS: dict[str, dict[str, object]] = {
         "statistics_min_count": 4,
     },
     "ddpo-sf": {
-        "images_per_iteration": 32,
+        "images_per_iteration": 64,
         "num_envs": 32,
-        "learning_rate": 3e-4,
+        "learning_rate": 5e-4,
         "statistics_buffer": 16,
         "statistics_min_count": 4,
     },
     "rwr": {
-        "images_per_iteration": 128,
+        "images_per_iteration": 256,
         "num_envs": 32,
         "images_per_prompt": 16,
-        "updates_per_iteration": 10,
-        "learning_rate": 4e-4,
+        "updates_per_iteration": 20,
+        "learning_rate": 1e-3,
         "beta": 0.2,
     },
     "sparse-rwr": {
@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, object]] = {
         "images_per_prompt": 16,
         "updates_per_iteration": 10,
         "learning_rate": 4e-4,
+        "top_fraction": 0.1,
     },
 }
 
