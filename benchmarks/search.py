@@ -17,24 +17,24 @@ from benchmarks.suite import TASKS, run_spec
 #: the iteration's size, so that all algorithms spend about 40 UNet forward-equivalents an image.
 CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
     "ddpo-is": (
-        {"updates_per_iteration": 2, "learning_rate": 3e-4},
-        {"updates_per_iteration": 2, "learning_rate": 5e-4},
-        {"updates_per_iteration": 4, "learning_rate": 3e-4},
+        {"updates_per_iteration": 2, "learning_rate": 1e-3},
+        {"updates_per_iteration": 2, "learning_rate": 2e-3},
+        {"updates_per_iteration": 4, "learning_rate": 1e-3},
     ),
     "ddpo-sf": (
-        {"images_per_iteration": 32, "learning_rate": 2e-4},
-        {"images_per_iteration": 32, "learning_rate": 4e-4},
-        {"images_per_iteration": 64, "learning_rate": 5e-4},
+        {"images_per_iteration": 64, "learning_rate": 1e-3},
+        {"images_per_iteration": 64, "learning_rate": 2e-3},
+        {"images_per_iteration": 32, "learning_rate": 1e-3},
     ),
     "rwr": (
-        {"images_per_iteration": 128, "updates_per_iteration": 10, "beta": 0.2, "learning_rate": 4e-4},
-        {"images_per_iteration": 128, "updates_per_iteration": 10, "beta": 0.1, "learning_rate": 1e-3},
         {"images_per_iteration": 256, "updates_per_iteration": 20, "beta": 0.2, "learning_rate": 1e-3},
+        {"images_per_iteration": 256, "updates_per_iteration": 20, "beta": 0.1, "learning_rate": 2e-3},
+        {"images_per_iteration": 128, "updates_per_iteration": 10, "beta": 0.2, "learning_rate": 1e-3},
     ),
     "sparse-rwr": (
-        {"images_per_iteration": 128, "updates_per_iteration": 10, "top_fraction": 0.1, "learning_rate": 4e-4},
+        {"images_per_iteration": 256, "updates_per_iteration": 20, "top_fraction": 0.2, "learning_rate": 1e-3},
+        {"images_per_iteration": 256, "updates_per_iteration": 20, "top_fraction": 0.1, "learning_rate": 2e-3},
         {"images_per_iteration": 128, "updates_per_iteration": 10, "top_fraction": 0.1, "learning_rate": 1e-3},
-        {"images_per_iteration": 256, "updates_per_iteration": 20, "top_fraction": 0.2, "learning_rate": 4e-4},
     ),
 }
 
