@@ -14,14 +14,10 @@ TASKS: dict[str, TaskConfig] = {
     for reward in ("compressibility", "incompressibility")
 }
 
-#: Adapters on every layer of the residual and attention blocks. The embedded UNet has attention only at 4 x 4, so
-#: adapters on attention alone hardly move it; all weights together move it so freely that the noise of the policy
-#: gradient wears the animals away before the reward has risen much.
-_LAYERS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv_in", "conv_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
-)
-_POLICY = PolicyConfig(trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=_LAYERS), chunk_size=32)
+#: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly move
+#: it, and all weights together move it so freely that the noise of the policy gradient wears the animals away before
+#: the reward has risen much.
+_POLICY = PolicyConfig(trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=("all",)), chunk_size=32)
 _EVALUATION = EvaluationConfig(images=64)
 _QUERIES_PER_EVALUATION = 256
 

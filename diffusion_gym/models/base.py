@@ -17,6 +17,16 @@ PROMPT_EMBEDDING = "prompt_embedding"
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 
 
+#: Names for groups of layers that LoRA adapts, by their suffixes in a diffusers UNet.
+LORA_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "all": (
+        *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+        *("conv_in", "conv_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class LoRAConfig:
     """Low-rank adapters (Hu et al. 2021) through peft."""
@@ -25,13 +35,19 @@ class LoRAConfig:
     """Rank of the update; 4 is the usual value for Stable Diffusion."""
     alpha: float = 4.0
     """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Names (suffixes) of the layers that get an adapter; the attention projections by default."""
+    targets: tuple[str, ...] = ("attention",)
+    """Layers that get an adapter: "attention" (usual for Stable Diffusion), "all" (also the residual blocks), or
+    suffixes of layer names."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
         if self.rank < 1 or self.alpha <= 0 or not self.targets:
             raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Suffixes of the adapted layers, groups written out."""
+        return tuple(dict.fromkeys(layer for name in self.targets for layer in LORA_GROUPS.get(name, (name,))))
 
 
 class Denoiser(nn.Module, ABC):

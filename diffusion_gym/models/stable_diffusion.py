@@ -143,7 +143,7 @@ class StableDiffusion(DiffusionModel):
         try:
             unet.add_adapter(
                 peft.LoraConfig(
-                    r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
+                    r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.layers), init_lora_weights="gaussian"
                 )
             )
         except ValueError as error:
