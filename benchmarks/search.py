@@ -17,14 +17,14 @@ from benchmarks.suite import TASKS, run_spec
 #: the iteration's size, so that all algorithms spend about 40 UNet forward-equivalents an image.
 CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
     "ddpo-is": (
-        {"updates_per_iteration": 2, "learning_rate": 1e-3},
         {"updates_per_iteration": 2, "learning_rate": 2e-3},
-        {"updates_per_iteration": 4, "learning_rate": 1e-3},
+        {"updates_per_iteration": 2, "learning_rate": 3e-3},
+        {"updates_per_iteration": 4, "learning_rate": 2e-3},
     ),
     "ddpo-sf": (
-        {"images_per_iteration": 64, "learning_rate": 1e-3},
         {"images_per_iteration": 64, "learning_rate": 2e-3},
-        {"images_per_iteration": 32, "learning_rate": 1e-3},
+        {"images_per_iteration": 64, "learning_rate": 3e-3},
+        {"images_per_iteration": 32, "learning_rate": 2e-3},
     ),
     "rwr": (
         {"images_per_iteration": 256, "updates_per_iteration": 20, "beta": 0.2, "learning_rate": 1e-3},
@@ -43,7 +43,7 @@ CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
 class Search:
     """Try every candidate of every algorithm on both tasks, and rank them by their mean gain in reward."""
 
-    reward_queries: int = 768
+    reward_queries: int = 1024
     """Reward queries of each run."""
     seed: int = 1000
     """A seed that no reported run uses."""
