@@ -86,6 +86,8 @@ def _ignore_interrupt() -> None:
 def _worker(name: str, spec: RunSpec, folder: Path, threads: int, messages: Any, stop: Any) -> None:
     import torch
 
+    if stop.is_set():  # the executor hands out one run more than there are processes
+        return
     torch.set_num_threads(threads)
 
     def tell(progress: Progress) -> None:

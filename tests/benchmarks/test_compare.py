@@ -1,15 +1,20 @@
 """The main job for real: the comparison on the embedded model, short, through the command line."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from algorithms import ALGORITHMS
+from algorithms.checkpoint import read_checkpoint
 from benchmarks.results import curves, read_results, table
+from benchmarks.runs import read_run
 from benchmarks.suite import SETTINGS, TASKS, run_spec
 from diffusion_gym.prompts import resolve_prompts
 
@@ -72,6 +77,29 @@ def test_report_is_one_self_contained_page(finished: tuple[Path, str]) -> None:
     assert "over evaluation images" in page
     for name in ("reward-queries.png", "reward-forwards.png", "pictures-compressibility.png", "results.json"):
         assert (folder / name).stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group, as a terminal does")
+def test_ctrl_c_stops_all_runs_with_a_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "compare", "--tasks", "compressibility", "--processes", "1"]
+    command += ["--algorithms", "ddpo-is", "ddpo-sf", "--reward-queries", "2048", "--folder", str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    first, second = (tmp_path / "compressibility" / name / "seed-0" for name in ("ddpo-is", "ddpo-sf"))
+    deadline = time.monotonic() + 200
+    while not (first / "metrics.jsonl").is_file() or "rollout/" not in (first / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline, "the first run never wrote its log"
+        assert process.poll() is None, "compare ended before it could be stopped"
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert "stopped; the same command resumes." in output
+    assert read_checkpoint(first / "checkpoint.zip").state["iteration"] >= 1
+    assert not read_run(first).complete
+    assert not second.exists(), "a run that had not begun was begun after Ctrl-C"
 
 
 @pytest.mark.slow
