@@ -19,12 +19,12 @@ from torch import Tensor
 
 from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
 from algorithms.config import AlgorithmConfig, from_dict, override, to_dict
-from algorithms.evaluation import Evaluation, evaluate
+from algorithms.evaluation import Evaluation, evaluate, rollout_metrics
 from algorithms.parameters import Groups, flatten, get_tensors, set_tensors, unflatten
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import InterruptedRollout, Rollout, collect
 from algorithms.seeding import Stream, derive_seed, prompt_order
-from algorithms.vec_env import DenoiseVecEnv
+from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 
@@ -193,7 +193,10 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             if rollout is None:
                 break
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            metrics = self._rollout_metrics(rollout) | self.update(rollout)
+            self.last_rollout_reward = float(rollout.rewards.mean())
+            metrics = rollout_metrics(rollout, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED) | self.update(
+                rollout
+            )
             self.iteration += 1
             self._committed_timesteps = self.num_timesteps
             self.costs["seconds"] += time.perf_counter() - started
@@ -268,22 +271,6 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
 
     # -- logging and evaluation -------------------------------------------------------------------------------------
 
-    def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
-        rewards = rollout.rewards
-        self.last_rollout_reward = float(rewards.mean())
-        metrics = {
-            "rollout/ep_rew_mean": self.last_rollout_reward,
-            "rollout/ep_len_mean": float(self.mdp.num_inference_steps),
-            "rollout/reward_std": float(rewards.std(correction=0)),
-            "rollout/reward_min": float(rewards.min()),
-            "rollout/reward_max": float(rewards.max()),
-        }
-        if len(self.mdp.prompts) <= _PROMPTS_LOGGED:
-            for prompt in dict.fromkeys(rollout.prompts):
-                chosen = torch.tensor([text == prompt for text in rollout.prompts], device=rewards.device)
-                metrics[f"reward_by_prompt/{prompt}"] = float(rewards[chosen].mean())
-        return metrics
-
     def _log(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self.logger.record(name, value)
@@ -316,14 +303,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         return {
             "algorithm": type(self).__name__,
             "config": to_dict(self.config),
-            "env": {
-                "model": self.mdp.model.name,
-                "reward": self.mdp.reward_spec,
-                "prompts": list(self.mdp.prompts),
-                "num_inference_steps": self.mdp.num_inference_steps,
-                "device": str(self.mdp.model.device),
-                "dtype": self.mdp.model.dtype,
-            },
+            "env": describe_env(self.mdp),
             "iteration": self.iteration,
             "num_timesteps": self._committed_timesteps,
             "n_updates": self._n_updates,
@@ -389,7 +369,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         if state["algorithm"] != cls.__name__:
             raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
         config = from_dict(cls.config_class, state["config"])
-        algorithm = cls(_saved_env(state["env"], device) if env is None else env, config, **kwargs)
+        algorithm = cls(rebuild_env(state["env"], device) if env is None else env, config, **kwargs)
         algorithm._restore(checkpoint)
         return algorithm
 
@@ -411,36 +391,3 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.policy.model.export(self.policy.denoiser, target, self.policy.lora)  # type: ignore[arg-type]
-
-
-def find_mdp(env: Any) -> DenoisingMDP:
-    """Return the denoising MDP inside an environment, or make the environment an id names.
-
-    Raises:
-        TypeError: an environment of another kind.
-    """
-    if isinstance(env, str):
-        env = gymnasium.make(env)
-    inner = env if isinstance(env, DenoiseVecEnv) else getattr(env, "unwrapped", env)
-    mdp = getattr(inner, "mdp", None)
-    if not isinstance(mdp, DenoisingMDP):
-        raise TypeError(
-            f"expected a DiffusionDenoise environment (gymnasium.make or make_vec), got {type(inner).__name__}. Other "
-            "environments have no denoising trajectory to train on."
-        )
-    return mdp
-
-
-def _saved_env(env: Mapping[str, Any], device: torch.device | str) -> gymnasium.Env:
-    if env["reward"] is None:
-        raise ValueError("the checkpoint's reward was not given by name; pass the environment: load(path, env=env).")
-    where = env["device"] if str(device) == "auto" else str(device)
-    return gymnasium.make(
-        "DiffusionDenoise-v0",
-        model=env["model"],
-        reward=env["reward"],
-        prompts=env["prompts"],
-        num_inference_steps=env["num_inference_steps"],
-        device=where,
-        dtype=env["dtype"],
-    )

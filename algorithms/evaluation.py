@@ -8,7 +8,7 @@ from torch import Tensor
 
 from algorithms.config import EvaluationConfig
 from algorithms.policy import DenoisingPolicy
-from algorithms.rollouts import collect
+from algorithms.rollouts import Rollout, collect
 from algorithms.seeding import Stream
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
@@ -51,3 +51,18 @@ def evaluate(
     with torch.no_grad():
         rollout = collect(env, policy, prompts, config.seed, whole_trajectory=False, streams=streams)
     return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu())
+
+
+def rollout_metrics(rollout: Rollout, by_prompt: bool) -> dict[str, float]:
+    """Return the rewards' statistics over a training rollout, and each prompt's mean where it is wanted."""
+    rewards = rollout.rewards
+    metrics = {
+        "rollout/ep_rew_mean": float(rewards.mean()),
+        "rollout/reward_std": float(rewards.std(correction=0)),
+        "rollout/reward_min": float(rewards.min()),
+        "rollout/reward_max": float(rewards.max()),
+    }
+    for prompt in dict.fromkeys(rollout.prompts) if by_prompt else ():
+        chosen = torch.tensor([text == prompt for text in rollout.prompts], device=rewards.device)
+        metrics[f"reward_by_prompt/{prompt}"] = float(rewards[chosen].mean())
+    return metrics

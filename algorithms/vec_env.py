@@ -1,13 +1,16 @@
-"""The environment as Stable-Baselines3 sees it: a VecEnv in NumPy, with its automatic resets."""
+"""The environment as Stable-Baselines3 sees it, a VecEnv in NumPy; and from an environment to its MDP and back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from diffusion_gym import ENV_ID
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 
@@ -81,3 +84,45 @@ class DenoiseVecEnv(VecEnv):
     def _split(self, info: dict[str, Any]) -> list[dict[str, Any]]:
         names = [name for name in info if not name.startswith(("_", "final"))]
         return [{name: info[name][row] for name in names} for row in range(self.num_envs)]
+
+
+def find_mdp(env: Any) -> DenoisingMDP:
+    """Return the denoising MDP inside an environment, or make the environment an id names.
+
+    Raises:
+        TypeError: an environment of another kind.
+    """
+    if isinstance(env, str):
+        env = gymnasium.make(env)
+    inner = env if isinstance(env, DenoiseVecEnv) else getattr(env, "unwrapped", env)
+    mdp = getattr(inner, "mdp", None)
+    if not isinstance(mdp, DenoisingMDP):
+        raise TypeError(
+            f"expected a DiffusionDenoise environment (gymnasium.make or make_vec), got {type(inner).__name__}. Other "
+            "environments have no denoising trajectory to train on."
+        )
+    return mdp
+
+
+def describe_env(mdp: DenoisingMDP) -> dict[str, Any]:
+    """Return what :func:`rebuild_env` needs, JSON-serialisable; the reward is None unless it was given by name."""
+    return {
+        "model": mdp.model.name,
+        "reward": mdp.reward_spec,
+        "prompts": list(mdp.prompts),
+        "num_inference_steps": mdp.num_inference_steps,
+        "device": str(mdp.model.device),
+        "dtype": mdp.model.dtype,
+    }
+
+
+def rebuild_env(description: Mapping[str, Any], device: torch.device | str) -> gymnasium.Env:
+    """Make the environment that :func:`describe_env` described; device "auto" is the one it was on.
+
+    Raises:
+        ValueError: its reward was an object, which no description can hold.
+    """
+    if description["reward"] is None:
+        raise ValueError("the checkpoint's reward was not given by name; pass the environment: load(path, env=env).")
+    where = description["device"] if str(device) == "auto" else str(device)
+    return gymnasium.make(ENV_ID, **{**description, "device": where})
