@@ -24,13 +24,18 @@ def provenance() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: _version(name) for name in _PACKAGES},
         "revision": _revision(),
-        "command": " ".join(["diffusion-gym", *sys.argv[1:]]),
+        "command": _command(sys.argv[1:]),
     }
 
 
 def available_cores() -> int:
     """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _command(words: list[str]) -> str:
+    """Return the command without absolute paths, which belong to one machine and mean nothing to a reader."""
+    return " ".join(["diffusion-gym", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
 
 
 def _version(name: str) -> str | None:
