@@ -17,10 +17,6 @@ class Interval:
     high: float
     over: str
 
-    def apart_from(self, other: "Interval") -> bool:
-        """Whether the two intervals do not overlap."""
-        return self.low > other.high or self.high < other.low
-
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """Mean of the middle half: a quarter of the values, rounded down, is cut off at each end (scipy's trim_mean)."""
@@ -48,9 +44,3 @@ def summarise(rewards_by_seed: Sequence[Sequence[float]]) -> Interval:
     if len(rewards_by_seed) == 1:
         return bootstrap(rewards_by_seed[0], np.mean, "images")
     return bootstrap([float(np.mean(rewards)) for rewards in rewards_by_seed], interquartile_mean, "seeds")
-
-
-def probability_of_improvement(x: Sequence[float], y: Sequence[float]) -> float:
-    """P(X > Y) over all pairs of seeds, ties counting half (the Mann-Whitney statistic)."""
-    a, b = np.asarray(x)[:, None], np.asarray(y)[None, :]
-    return float(((a > b) + 0.5 * (a == b)).mean())

@@ -15,8 +15,7 @@ TASKS: dict[str, TaskConfig] = {
 }
 
 #: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly move
-#: it, and all weights together move it so freely that the noise of the policy gradient wears the animals away before
-#: the reward has risen much.
+#: it, and all weights together follow the noise of the policy gradient as readily as its signal.
 _POLICY = PolicyConfig(trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=("all",)), chunk_size=32)
 _EVALUATION = EvaluationConfig(images=64)
 _QUERIES_PER_EVALUATION = 256

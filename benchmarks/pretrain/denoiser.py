@@ -38,8 +38,8 @@ def build_scheduler() -> DDIMScheduler:
 
     Trailing steps start at the noisiest time, which matters in ten steps; v-prediction is Stable Diffusion 2's. With
     ``set_alpha_to_one`` (diffusers' default for DDIM) the last step is deterministic. Without it that step has a std of
-    0.03: too little to change the reward, but since the gradient of a log-density grows with 1 / std it makes most of
-    the policy gradient's norm, and all of that is noise.
+    0.03: too little to change the reward, but since the gradient of a log-density grows with 1 / std its share of
+    the policy gradient's norm is large and mostly noise.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,

@@ -1,7 +1,7 @@
 """The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -91,7 +91,6 @@ class DiffusionModel(ABC):
     default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
     #: Whether ``build_denoiser`` accepts a LoRAConfig.
     supports_lora: ClassVar[bool] = False
-    _reload: Callable[[], "DiffusionModel"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""

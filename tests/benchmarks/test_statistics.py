@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.statistics import Interval, bootstrap, interquartile_mean, probability_of_improvement, summarise
+from benchmarks.statistics import bootstrap, interquartile_mean, summarise
 
 
 def test_interquartile_mean_by_hand() -> None:
@@ -29,14 +29,3 @@ def test_summarise_says_what_the_interval_is_over() -> None:
     several = summarise([[1.0, 3.0], [5.0, 7.0], [2.0, 2.0]])
     assert several.over == "seeds"
     assert several.estimate == pytest.approx((2 + 6 + 2) / 3)
-
-
-def test_intervals_apart() -> None:
-    low, high = Interval(1.0, 0.5, 1.5, "seeds"), Interval(2.0, 1.6, 2.5, "seeds")
-    assert low.apart_from(high)
-    assert high.apart_from(low)
-    assert not low.apart_from(Interval(1.4, 1.4, 2.0, "seeds"))
-
-
-def test_probability_of_improvement_counts_ties_half() -> None:
-    assert probability_of_improvement([2.0, 3.0], [1.0, 3.0]) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
