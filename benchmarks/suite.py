@@ -22,8 +22,8 @@ _QUERIES_PER_EVALUATION = 256
 
 #: Each algorithm's settings on the embedded model: the candidate that ``search`` ranked first, among the same number
 #: for each algorithm, on a seed that is not reported: by the gains after 1,024 queries on both tasks and after 2,048 on
-#: compressibility, where a learning rate can be too high for what follows saturation (docs/results.md). Fields not named
-#: here have the algorithm's defaults.
+#: compressibility, where a learning rate can be too high for what follows saturation (docs/results.md). Fields not
+#: named here have the algorithm's defaults.
 SETTINGS: dict[str, dict[str, object]] = {
     "ddpo-is": {
         "images_per_iteration": 64,
