@@ -43,7 +43,7 @@ class DDPOConfig(AlgorithmConfig):
         if not self.importance_sampling and self.updates_per_iteration != 1:
             raise ValueError(
                 "DDPO-SF (importance_sampling=False) is on-policy: updates_per_iteration must be 1, got "
-                f"{self.updates_per_iteration}."
+                f"{self.updates_per_iteration}. DDPO-IS takes several."
             )
         if self.updates_per_iteration < 1:
             raise ValueError(f"updates_per_iteration must be at least 1, got {self.updates_per_iteration}.")

@@ -22,7 +22,7 @@ _BASE_ONLY = ("model", "num_inference_steps", "guidance_scale", "eta")
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw pictures; with a run's folder, each prompt's row shows the base model's and then the tuned model's."""
+    """Draw pictures; with a run's folder, the base model's and, beside them, the tuned model's."""
 
     prompts: tuple[str, ...] = ("cat", "dog", "a fox riding a bike")
     """Texts, or a prompt set's name, or a UTF-8 file with one prompt a line."""

@@ -10,8 +10,8 @@ import tyro
 from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import from_dict, to_dict
 from benchmarks.metrics import METRICS
-from diffusion_gym.prompts import resolve_prompts
-from diffusion_gym.rewards import resolve_reward
+from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
+from diffusion_gym.rewards import REWARDS, resolve_reward
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
@@ -27,12 +27,19 @@ class TaskConfig:
 
     model: str = "emoji-animals"
     """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
-    reward: str = "compressibility"
+    reward: Annotated[
+        str, tyro.conf.arg(help=f"One of {', '.join(sorted(REWARDS))}; or several as name:weight,name:weight.")
+    ] = "compressibility"
     """A registered reward, or several as name:weight,name:weight."""
     prompts: Annotated[
-        str | None, tyro.conf.arg(metavar="SET|FILE", help_behavior_hint="(default: the model's own)")
+        str | None,
+        tyro.conf.arg(
+            metavar="SET|FILE",
+            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 text file with one prompt a line.",
+            help_behavior_hint="(default: the model's own)",
+        ),
     ] = None
-    """A prompt set (animals, animals-activities, ten-animals), or a UTF-8 text file with one prompt a line."""
+    """A prompt set, or a UTF-8 text file with one prompt a line; None takes the model's own."""
     num_inference_steps: int = 10
     """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
     device: str = "cpu"

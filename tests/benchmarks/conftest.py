@@ -12,7 +12,7 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give tyro a terminal of 100 columns without colours, whatever runs the tests."""
+    """Give tyro 100 columns and no colours, whatever runs the tests (in a capture it draws no boxes either)."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
