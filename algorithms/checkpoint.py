@@ -91,7 +91,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(f"{str(file)!r} is not a checkpoint of Diffusion Gym: {error}.") from error
     except Exception as error:  # a damaged zip, JSON or safetensors file fails in many ways; all mean the same
         raise ValueError(
-            f"the checkpoint {str(file)!r} is truncated or altered: {error!r}. Put a copy back, or delete it to begin anew."
+            f"the checkpoint {str(file)!r} is truncated or altered: {error!r}. Put a copy back, or delete it."
         ) from error
     if state.get("format") != FORMAT:
         raise ValueError(
