@@ -90,7 +90,9 @@ def main() -> None:
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
 
         def run(*words: str | Path) -> str:
-            done = subprocess.run(list(words), cwd=empty, env=environment, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                list(words), cwd=empty, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
             assert done.returncode == 0, f"{' '.join(map(str, words))}: exit status {done.returncode}\n{done.stdout}"
             return done.stdout
 
