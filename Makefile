@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install compare test lint format clean
+.PHONY: install compare test snapshots wheel-test lint format clean
 
 install: $(VENV)/.installed
 
@@ -17,6 +17,14 @@ compare: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Writes what the commands print now over the texts that the tests expect; read the diff.
+snapshots: install
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/benchmarks/test_help.py tests/benchmarks/test_mistakes.py
+
+# The built wheel in a fresh environment and an empty directory, beside torchrl.
+wheel-test: install
+	$(BIN)/python tests/install/wheel.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ class PerPromptStatistics:
         Returns:
             (n,), float32, on the rewards' device.
         """
-        values = rewards.detach().double().cpu().tolist()
+        values = rewards.detach().cpu().double().tolist()  # in this order: MPS has no float64
         new: dict[str, list[float]] = defaultdict(list)
         for prompt, value in zip(prompts, values, strict=True):
             new[prompt].append(value)
@@ -105,11 +105,12 @@ def top_fraction_weights(prompts: Sequence[str], rewards: Tensor, fraction: floa
 
 def effective_sample_size(weights: Tensor) -> float:
     """Kish's effective sample size ``(sum w)^2 / sum w^2``, from 1 to n."""
-    return float(weights.double().sum() ** 2 / weights.double().square().sum())
+    w = weights.cpu().double()  # in this order: MPS has no float64
+    return float(w.sum() ** 2 / w.square().sum())
 
 
 def _per_prompt(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> Tensor:
-    values = rewards.detach().double().cpu().numpy()
+    values = rewards.detach().cpu().double().numpy()
     groups: dict[str, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         groups[prompt].append(index)

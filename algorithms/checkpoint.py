@@ -90,7 +90,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except _ForeignError as error:
         raise ValueError(f"{str(file)!r} is not a checkpoint of Diffusion Gym: {error}.") from error
     except Exception as error:  # a damaged zip, JSON or safetensors file fails in many ways; all mean the same
-        raise ValueError(f"the checkpoint {str(file)!r} is truncated or altered: {error!r}.") from error
+        raise ValueError(
+            f"the checkpoint {str(file)!r} is truncated or altered: {error!r}. Put a copy back, or delete it."
+        ) from error
     if state.get("format") != FORMAT:
         raise ValueError(
             f"the checkpoint {str(file)!r} has format {state.get('format')!r}; this version reads {FORMAT}."

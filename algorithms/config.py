@@ -1,6 +1,7 @@
 """Configuration: what all algorithms share, and frozen dataclasses to and from JSON."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
@@ -68,12 +69,17 @@ class AlgorithmConfig:
         if self.images_per_iteration % self.num_envs:
             raise ValueError(
                 f"num_envs ({self.num_envs}) must divide images_per_iteration ({self.images_per_iteration}), so that "
-                "no reward query is wasted."
+                f"no reward query is wasted; {divisor(self.images_per_iteration, self.num_envs)} would."
             )
-        if not self.learning_rate > 0 or not self.max_grad_norm > 0:
+        if self.images_per_iteration % self.images_per_prompt:
             raise ValueError(
-                f"learning_rate and max_grad_norm must be positive, got {self.learning_rate} and {self.max_grad_norm}."
+                f"images_per_prompt ({self.images_per_prompt}) must divide images_per_iteration "
+                f"({self.images_per_iteration}), so that the images of one prompt are compared in one iteration; "
+                f"{divisor(self.images_per_iteration, self.images_per_prompt)} would."
             )
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive, finite number, got {getattr(self, name)}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}.")
 
@@ -81,6 +87,11 @@ class AlgorithmConfig:
 def _positive_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def divisor(number: int, at_most: int) -> int:
+    """Return the largest divisor of ``number`` up to ``at_most`` (both positive), for an error to suggest."""
+    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
 
 
 def override(config: T, **changes: Any) -> T:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from algorithms.advantages import PerPromptStatistics
 from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.config import AlgorithmConfig, Reduction
+from algorithms.config import AlgorithmConfig, Reduction, divisor
 from algorithms.losses import importance_sampling_loss, score_function_loss
 from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
@@ -43,12 +43,15 @@ class DDPOConfig(AlgorithmConfig):
         if not self.importance_sampling and self.updates_per_iteration != 1:
             raise ValueError(
                 "DDPO-SF (importance_sampling=False) is on-policy: updates_per_iteration must be 1, got "
-                f"{self.updates_per_iteration}."
+                f"{self.updates_per_iteration}. DDPO-IS takes several."
             )
-        if self.updates_per_iteration < 1 or self.images_per_iteration % self.updates_per_iteration:
+        if self.updates_per_iteration < 1:
+            raise ValueError(f"updates_per_iteration must be at least 1, got {self.updates_per_iteration}.")
+        if self.images_per_iteration % self.updates_per_iteration:
             raise ValueError(
                 f"updates_per_iteration ({self.updates_per_iteration}) must divide images_per_iteration "
-                f"({self.images_per_iteration})."
+                f"({self.images_per_iteration}), so that each update has equally many images; "
+                f"{divisor(self.images_per_iteration, self.updates_per_iteration)} would."
             )
         if self.clip_range <= 0 or self.advantage_clip <= 0:
             raise ValueError(

@@ -32,8 +32,7 @@ class PolicyConfig:
     guidance_scale: float = 1.0
     """Classifier-free guidance, in sampling and training alike; 1 is none and costs half. The paper uses 5."""
     chunk_size: int = 16
-    """Rows a forward pass; more is faster on a GPU and takes more memory. It never changes what is computed
-    beyond rounding."""
+    """Rows a forward pass; more is faster on a GPU and takes more memory; results change by rounding alone."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
     """Precision of the denoiser's forward pass; latents and log-probabilities stay float32."""
 

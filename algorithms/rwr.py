@@ -25,7 +25,7 @@ class RWRConfig(AlgorithmConfig):
     """RWR. An iteration is a data set of its own: keep at least 16 images a prompt in it, or weights mean nothing."""
 
     images_per_iteration: int = 256
-    """Images sampled, and reward queries made, before each round of updates (10,000 in the paper)."""
+    """Images sampled, and reward queries made, before each round of updates; the paper has 10000."""
     sparse: bool = False
     """False: softmax weights. True: the best images of each prompt weigh the same, the others nothing."""
     beta: float = 0.2

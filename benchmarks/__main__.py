@@ -1,6 +1,8 @@
 """The command line: ``python -m benchmarks`` or ``diffusion-gym``."""
 
+import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Union
 
 import tyro
@@ -13,16 +15,22 @@ from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
 from benchmarks.train import SUBCOMMANDS, Train, train
 
+#: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "compare": (Compare, compare),
+    "sample": (Sample, sample),
+    "pretrain": (PretrainConfig, pretrain),
+    "search": (Search, search),
+}
+
+_PROGRAM = "diffusion-gym"
 _Algorithm = Union[SUBCOMMANDS]  # type: ignore[valid-type]  # noqa: UP007 - built from the registry
-Command = Union[  # noqa: UP007
-    Annotated[
-        tyro.conf.OmitSubcommandPrefixes[_Algorithm],
-        tyro.conf.subcommand("train", description="Tune a model toward a reward with one algorithm."),
-    ],
-    Annotated[Compare, tyro.conf.subcommand("compare")],
-    Annotated[Sample, tyro.conf.subcommand("sample")],
-    Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")],
-    Annotated[Search, tyro.conf.subcommand("search")],
+_Train = Annotated[
+    tyro.conf.OmitSubcommandPrefixes[_Algorithm],
+    tyro.conf.subcommand("train", description="Tune a model toward a reward with one algorithm."),
+]
+_Command: Any = Union[
+    (_Train, *(Annotated[options, tyro.conf.subcommand(name)] for name, (options, _) in COMMANDS.items()))
 ]
 
 
@@ -37,26 +45,42 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        print(
+            f"error: cannot write {str(error.filename)!r}: {error.strerror}. Expected a place where you may write; "
+            "name another with --folder or --output.",
+            file=sys.stderr,
+        )
+        return 2
+    except BrokenPipeError:  # who read our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _run(given: list[str]) -> int:
-    options: Any = tyro.cli(
-        Command,
+    """Parse with the named command's own options alone, so that an error speaks of no other command's."""
+    if given and given[0] in COMMANDS:
+        options, command = COMMANDS[given[0]]
+        return command(tyro.cli(options, args=given[1:], prog=f"{_PROGRAM} {given[0]}"))
+    if given[:1] == ["train"] and given[1:2] and given[1] in ALGORITHMS:
+        entry = ALGORITHMS[given[1]]
+        kind: Any = Train[type(entry.config)]  # type: ignore[misc]
+        options = tyro.cli(
+            kind,
+            args=given[2:],
+            default=Train(algorithm=entry.config),
+            prog=f"{_PROGRAM} train {given[1]}",
+            description=entry.summary,
+        )
+        return train(given[1], options)
+    # What is left is help, shell completion or a mistake: all of them end in here.
+    tyro.cli(
+        _Command,
         args=given,
-        prog="diffusion-gym",
+        prog=_PROGRAM,
         description="Tune diffusion models with reinforcement learning: DDPO, RWR.",
     )
-    if isinstance(options, Train):
-        # The subcommand's name is the algorithm's; two names may share one configuration class.
-        return train(next(word for word in given if word in ALGORITHMS), options)
-    if isinstance(options, Compare):
-        return compare(options)
-    if isinstance(options, Sample):
-        return sample(options)
-    if isinstance(options, Search):
-        return search(options)
-    pretrain(options)
-    return 0
+    raise AssertionError(f"no command among {given}")
 
 
 if __name__ == "__main__":

@@ -83,9 +83,9 @@ def run(
         tensorboard: also write TensorBoard events.
 
     Raises:
-        ValueError: the folder holds another run.
+        ValueError: the folder holds another run, or a damaged one.
     """
-    _check_same(spec, folder)
+    check_same(spec, folder)
     algorithm = _build(spec, folder)
     if not (folder / _RUN).is_file():  # only now: a run that cannot be built leaves no folder behind
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def read_run(folder: Path) -> RunRecord:
     """Read a run's folder, finished or not.
 
     Raises:
-        ValueError: there is no run.
+        ValueError: there is no run, or a damaged one.
     """
     if not (folder / _RUN).is_file():
         raise ValueError(f"{str(folder)!r} holds no run (no {_RUN}); expected a folder written by train or compare.")
@@ -128,17 +128,32 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(spec, data["complete"], evaluations, data["provenance"], tuple(data["image_shape"]), folder)
 
 
-def _check_same(spec: RunSpec, folder: Path) -> None:
-    """Refuse a folder in which another run was begun."""
+def check_same(spec: RunSpec, folder: Path) -> None:
+    """Refuse a folder in which another run was begun.
+
+    Raises:
+        ValueError: naming what differs.
+    """
     if not (folder / _RUN).is_file():
         return
-    wanted, found = json.loads(json.dumps(spec.to_json())), _read_json(folder / _RUN)["spec"]
-    keys = sorted(key for key in wanted if found.get(key) != wanted[key])
-    if keys:
-        raise ValueError(
-            f"{str(folder)!r} holds another run (its {', '.join(keys)} differ from what is asked for now); choose "
-            "another folder, or delete it."
-        )
+    wanted, found = _flat(json.loads(json.dumps(spec.to_json()))), _flat(_read_json(folder / _RUN)["spec"])
+    missing = object()
+    differences = [
+        f"{key} {found.get(key, 'unset')!r} there, {wanted.get(key, 'unset')!r} asked for"
+        for key in [*wanted, *(set(found) - set(wanted))]
+        if found.get(key, missing) != wanted.get(key, missing)
+    ]
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise ValueError(f"{str(folder)!r} holds another run ({shown}). Choose another folder, or delete this one.")
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
@@ -262,7 +277,12 @@ class _JSONLines(KVWriter):
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged ({error}). Delete the folder and run again, or put a copy of the file back."
+        ) from error
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

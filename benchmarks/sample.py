@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
 from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.policy import DenoisingPolicy
@@ -12,16 +14,19 @@ from benchmarks.pictures import grid
 from benchmarks.runs import read_run
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
+
+#: Settings that a run's folder decides.
+_BASE_ONLY = ("model", "num_inference_steps", "guidance_scale", "eta")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw pictures; with a run's folder, each prompt's row shows the base model's and then the tuned model's."""
+    """Draw pictures; with a run's folder, the base model's and, beside them, the tuned model's."""
 
     prompts: tuple[str, ...] = ("cat", "dog", "a fox riding a bike")
-    """Texts, or one prompt set's name or file."""
-    run: Path | None = None
+    """Texts, or a prompt set's name, or a UTF-8 file with one prompt a line."""
+    run: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the base model)")] = None
     """A folder written by train or compare."""
     model: str = "emoji-animals"
     """The model, where no run is given."""
@@ -38,22 +43,26 @@ class Sample:
     output: Path = Path("samples.png")
     """The picture file."""
     scale: int = 2
-    """Pixels a pixel."""
+    """Size of a pixel: 2 draws each as 2 x 2."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
         if self.images < 1 or self.scale < 1 or not self.prompts:
             raise ValueError("expected at least one prompt, images >= 1 and scale >= 1.")
+        if self.seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
         PolicyConfig(guidance_scale=self.guidance_scale, eta=self.eta)
+        given = [name for name in _BASE_ONLY if getattr(self, name) != getattr(type(self), name)]
+        if self.run is not None and given:
+            raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
 
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
-    named = options.prompts[0] if len(options.prompts) == 1 else options.prompts
-    try:
-        prompts = resolve_prompts(named)
-    except ValueError:
-        prompts = options.prompts  # a single text that is no set and no file
+    named = options.prompts[0]
+    # A single word or sentence is a text, not the name of a set that does not exist.
+    named_or_file = named in PROMPT_SETS or named.endswith(".txt") or Path(named).is_file()
+    prompts = resolve_prompts(named) if len(options.prompts) == 1 and named_or_file else options.prompts
     if options.run is None:
         model, steps = options.model, options.num_inference_steps
         config = PolicyConfig(trainable="full", guidance_scale=options.guidance_scale, eta=options.eta)

@@ -10,7 +10,7 @@ from benchmarks.pool import run_all
 from benchmarks.provenance import available_cores
 from benchmarks.results import collect_results, write_results
 from benchmarks.runs import RunRecord, read_run
-from benchmarks.settings import RunSpec
+from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import TASKS, run_spec
 
 #: Three configurations an algorithm; what they do not name is as in suite.SETTINGS. RWR's number of updates goes with
@@ -55,6 +55,16 @@ class Search:
     """Where runs and results go; the same command goes on where it was stopped."""
     processes: int = 0
     """Runs at the same time; 0 takes as many as there are cores."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and impossible numbers before anything is loaded."""
+        check_names("task", self.tasks, TASKS)
+        check_names("algorithm", self.algorithms, CANDIDATES)
+        if self.reward_queries < 1 or self.processes < 0 or self.seed < 0:
+            raise ValueError(
+                f"expected reward_queries >= 1, processes >= 0 and seed >= 0, got {self.reward_queries}, "
+                f"{self.processes}, {self.seed}."
+            )
 
 
 def search(options: Search) -> int:

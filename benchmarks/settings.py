@@ -1,15 +1,24 @@
 """What a run is: the task, the algorithm, the budget; frozen dataclasses that are also the command line."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import from_dict, to_dict
 from benchmarks.metrics import METRICS
-from diffusion_gym.prompts import resolve_prompts
-from diffusion_gym.rewards import resolve_reward
+from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
+from diffusion_gym.rewards import REWARDS, resolve_reward
+
+
+def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
+    """Raise ValueError unless every given name is known."""
+    unknown = sorted(set(given) - set(known))
+    if unknown or (at_least_one and not given):
+        raise ValueError(f"unknown {kind} {unknown[0] if unknown else '(none)'!r}; expected some of {sorted(known)}.")
 
 
 @dataclass(frozen=True)
@@ -17,18 +26,27 @@ class TaskConfig:
     """What is tuned toward what."""
 
     model: str = "emoji-animals"
-    """Embedded model, exact model, folder in diffusers' layout, or hub id."""
-    reward: str = "compressibility"
+    """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
+    reward: Annotated[
+        str, tyro.conf.arg(help=f"One of {', '.join(sorted(REWARDS))}; or several as name:weight,name:weight.")
+    ] = "compressibility"
     """A registered reward, or several as name:weight,name:weight."""
-    prompts: str | None = None
-    """A prompt set, or a text file with one prompt a line; by default the model's own."""
+    prompts: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="SET|FILE",
+            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 text file with one prompt a line.",
+            help_behavior_hint="(default: the model's own)",
+        ),
+    ] = None
+    """A prompt set, or a UTF-8 text file with one prompt a line; None takes the model's own."""
     num_inference_steps: int = 10
     """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
-    metrics: tuple[str, ...] = ()
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Measured at each evaluation beside the reward; recognised (embedded model only) and diversity."""
 
     def __post_init__(self) -> None:
@@ -38,9 +56,7 @@ class TaskConfig:
             resolve_prompts(self.prompts)
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}.")
-        unknown = sorted(set(self.metrics) - set(METRICS))
-        if unknown:
-            raise ValueError(f"unknown metric {unknown[0]!r}; expected some of {sorted(METRICS)}.")
+        check_names("metric", self.metrics, METRICS, at_least_one=False)
 
 
 @dataclass(frozen=True)

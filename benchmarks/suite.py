@@ -70,3 +70,18 @@ def settings(algorithm: str, seed: int, **changes: object) -> AlgorithmConfig:
 def run_spec(task: str, algorithm: str, seed: int, reward_queries: int, **changes: object) -> RunSpec:
     """Return one run of the suite."""
     return RunSpec(algorithm, settings(algorithm, seed, **changes), TASKS[task], reward_queries)
+
+
+#: What ``--quick`` changes: two small iterations, with every part of the algorithm in them.
+_QUICK: dict[str, dict[str, object]] = {
+    "rwr": {"updates_per_iteration": 2, "batch_size": 32},
+    "sparse-rwr": {"updates_per_iteration": 2, "batch_size": 32},
+}
+
+
+def quick_spec(task: str, algorithm: str, seed: int) -> RunSpec:
+    """Return a run that shows that everything works: 2 iterations of 32 images, 16 images an evaluation."""
+    changes = _QUICK.get(algorithm, {})
+    spec = run_spec(task, algorithm, seed, 64, images_per_iteration=32, num_envs=32, **changes)
+    evaluation = dataclasses.replace(spec.config.evaluation, images=16, every=1)
+    return dataclasses.replace(spec, config=dataclasses.replace(spec.config, evaluation=evaluation))

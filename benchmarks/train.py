@@ -1,5 +1,6 @@
 """``train``: one run with a progress bar; Ctrl-C leaves a checkpoint, and the same command resumes."""
 
+import importlib.util
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,10 @@ Config = TypeVar("Config", bound=AlgorithmConfig)
 class Output:
     """Where a run writes, and how much of the machine it takes."""
 
-    folder: Path | None = None
-    """The run's folder; by default runs/REWARD-ALGORITHM-SEED. An interrupted run there is resumed."""
+    folder: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/REWARD-ALGORITHM-SEED)")
+    ] = None
+    """The run's folder. An interrupted run there is resumed."""
     reward_queries: int = 2048
     """Images to sample and reward in all, rounded up to whole iterations."""
     checkpoint_every: int = 10
@@ -38,15 +41,19 @@ class Output:
             raise ValueError(
                 f"expected checkpoint_every >= 1 and threads >= 0, got {self.checkpoint_every} and {self.threads}."
             )
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError("TensorBoard events need the package tensorboard: python -m pip install tensorboard.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train(Generic[Config]):
     """Tune a model toward a reward."""
 
+    task: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
+    """What is tuned toward what."""
+    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
+    """Where the run writes, and how much of the machine it takes."""
     algorithm: Annotated[Config, tyro.conf.arg(name="")]
-    task: Annotated[TaskConfig, tyro.conf.arg(name="")] = field(default_factory=TaskConfig)
-    output: Annotated[Output, tyro.conf.arg(name="")] = field(default_factory=Output)
 
 
 def train(name: str, options: Train[AlgorithmConfig]) -> int:

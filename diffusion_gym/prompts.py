@@ -42,8 +42,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"cannot read prompts from {str(path)!r}: {error}. Expected UTF-8 text, one prompt a line."
+            f"cannot read prompts from {str(path)!r}: {reason}. Expected UTF-8 text, one prompt a line."
         ) from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
@@ -70,8 +71,8 @@ def resolve_prompts(prompts: str | Sequence[str]) -> tuple[str, ...]:
         if Path(prompts).suffix or "/" in prompts or "\\" in prompts:
             return read_prompts(Path(prompts))
         raise ValueError(
-            f"unknown prompt set {prompts!r}; expected one of {sorted(PROMPT_SETS)}, a file such as 'prompts.txt', "
-            f"or a list of prompts (for a single prompt: [{prompts!r}])."
+            f"unknown prompt set {prompts!r}; expected one of {sorted(PROMPT_SETS)}, a file such as 'prompts.txt' "
+            f"with one prompt a line, or, in Python, a list of prompts (for a single prompt: [{prompts!r}])."
         )
     if not isinstance(prompts, Sequence):
         raise TypeError(f"prompts must be a set's name, a file or a sequence of texts, got {type(prompts).__name__}.")

@@ -5,17 +5,15 @@ from pathlib import Path
 
 from benchmarks.pretrain.training import Schedule
 
-_ROOT = Path(__file__).resolve().parents[2]
-
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Train the embedded model emoji-animals from nothing; the defaults made the shipped weights."""
 
-    output: Path = _ROOT / "diffusion_gym" / "assets" / "emoji-animals"
-    """Folder of the finished pipeline and its card; replaced as a whole at the end."""
-    judge_output: Path = _ROOT / "benchmarks" / "assets" / "judge.safetensors"
-    """File of the judge's weights; replaced at the end."""
+    output: Path = Path("diffusion_gym/assets/emoji-animals")
+    """Folder of the finished pipeline and its card; replaced as a whole at the end. From a clone: the shipped model."""
+    judge_output: Path = Path("benchmarks/assets/judge.safetensors")
+    """File of the judge's weights; replaced at the end. From a clone: the shipped one."""
     work: Path = Path("runs/pretrain")
     """Folder of the stages' results; a stage whose result is there is not run again, an interrupted one resumes."""
     font: Path = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")

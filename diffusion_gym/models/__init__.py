@@ -49,7 +49,18 @@ def _check_device(device: str) -> torch.device:
     try:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"unknown device {device!r}; expected for example 'cpu', 'cuda' or 'cuda:1'.") from error
+        raise ValueError(
+            f"unknown device {device!r}; expected for example 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'.")
+        raise ValueError(
+            f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu', or install a "
+            f"CUDA build of torch (this one is {torch.__version__})."
+        )
+    if parsed.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r} needs a Mac with Apple silicon, and torch sees none; use device='cpu'.")
+    if parsed.type == "cuda" and parsed.index is not None and parsed.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices, counted from 0."
+        )
     return parsed

@@ -36,8 +36,7 @@ class LoRAConfig:
     alpha: float = 4.0
     """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
     targets: tuple[str, ...] = ("attention",)
-    """Layers that get an adapter: "attention" (usual for Stable Diffusion), "all" (also the residual blocks), or
-    suffixes of layer names."""
+    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (residual blocks too), or layer-name suffixes."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""

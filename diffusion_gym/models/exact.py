@@ -55,8 +55,11 @@ class ExactDenoiser(Denoiser):
     def mixture(self, prompt_embedding: Tensor | None = None) -> GaussianMixture:
         """Return the mixture that the present parameters describe, for one prompt (1, K) or over all components."""
         allowed = torch.ones_like(self.logits) if prompt_embedding is None else prompt_embedding[0]
-        weights = (self.logits + allowed.log()).detach().double().softmax(0)
-        return GaussianMixture(self.means.detach().double(), self.log_stds.detach().double().exp(), weights)
+        logits, means, log_stds = (
+            value.detach().cpu().double()  # in this order: MPS has no float64
+            for value in (self.logits + allowed.log(), self.means, self.log_stds)
+        )
+        return GaussianMixture(means, log_stds.exp(), logits.softmax(0))
 
 
 class ExactModel(DiffusionModel):
@@ -134,8 +137,8 @@ class ExactModel(DiffusionModel):
 
 def read_points(images: Tensor) -> Tensor:
     """Read the points (n, d), float32, from the exact family's images (n, 3, 8, 8 d), uint8."""
-    level = images[:, 0, 0, ::_BLOCK].long() * 256 + images[:, 1, 0, ::_BLOCK].long()
-    return (level.double() / _LEVELS * 2 * POINT_RANGE - POINT_RANGE).float()
+    level = (images[:, 0, 0, ::_BLOCK].long() * 256 + images[:, 1, 0, ::_BLOCK].long()).cpu()
+    return (level.double() / _LEVELS * 2 * POINT_RANGE - POINT_RANGE).float().to(images.device)  # MPS has no float64
 
 
 def _mixture(means: list[list[float]], std: float) -> GaussianMixture:

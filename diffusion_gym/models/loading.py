@@ -64,6 +64,7 @@ def _hub_file(name: str, source: str) -> Path:
         return Path(hf_hub_download(source, "model_index.json"))
     except Exception as error:  # the hub client raises many unrelated types; all mean "not to be had"
         raise ValueError(
-            f"model {name!r} could not be fetched from the model hub ({type(error).__name__}). Download it where "
-            f"there is a network ('hf download {name} --local-dir DIR') and pass model='DIR', or use one of {known}."
+            f"there is no folder {name!r}, and a model of that name could not be fetched from the model hub "
+            f"({type(error).__name__}). Download it where there is a network "
+            f"('hf download {name} --local-dir DIR') and pass model='DIR', or use one of {known}."
         ) from error

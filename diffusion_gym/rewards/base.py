@@ -64,7 +64,7 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
             f"reward {name!r} must return real scores of shape ({len(prompts)},), got shape {tuple(scores.shape)} and "
             f"dtype {scores.dtype} (prompts {_some(prompts)})."
         )
-    scores = scores.to(images.device, torch.float32)
+    scores = scores.float().to(images.device)  # in this order: MPS has no float64
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
         raise RewardError(

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("diffusers", "transformers", "stable_baselines3", "open_clip", "peft", "torchvision", "PIL.ImageFont")
+HEAVY = (
+    "diffusers",
+    "transformers",
+    "stable_baselines3",
+    "open_clip",
+    "peft",
+    "torchvision",
+    "matplotlib",
+    "PIL.ImageFont",
+)
 #: What each package must not import: those built upon it.
 ABOVE = {
     "diffusion_gym": ("algorithms", "benchmarks", "tests"),

@@ -30,7 +30,7 @@ def _make_vec(arguments: dict[str, Any]) -> Any:
         ),
         ({"model": "./absent/folder"}, "unknown model './absent/folder': expected one of"),
         ({"reward": "nope"}, r"unknown reward 'nope'; expected one of \['compressibility'"),
-        ({"prompts": "nope"}, r"unknown prompt set 'nope'; expected one of \['animals', .*or a list of prompts"),
+        ({"prompts": "nope"}, r"unknown prompt set 'nope'; expected one of \['animals', .*, a list of prompts"),
         ({"prompts": []}, "prompts is empty; expected at least one prompt"),
         ({"prompts": ["a cat"]}, r"knows the prompts \['', 'anywhere', .*got 'a cat'"),
         ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1 to 1000, got 0"),
@@ -131,7 +131,8 @@ def test_a_hub_id_without_a_network_says_how_to_get_it(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(
-        ValueError, match=r"'someone/some-model' could not be fetched.*hf download someone/some-model.*model='DIR'"
+        ValueError,
+        match=r"no folder 'someone/some-model', .*could not be fetched.*hf download someone/some-model.*model='DIR'",
     ):
         _make({"model": "someone/some-model"})
 
