@@ -36,7 +36,8 @@ BUDGET = ["--reward-queries", "64"]
 
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- not run: (?P<reason>[^\n]+?) -->\n+)?"
-    r"^(?P<indent>[ ]*)```(?P<language>\w+)(?:[ ]+title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^(?P=indent)```[ ]*$",
+    r"^(?P<indent>[ ]*)```(?P<language>\w+)(?:[ ]+title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
+    r"(?P<text>.*?)^(?P=indent)```[ ]*$",
     flags=re.DOTALL | re.MULTILINE,
 )
 #: How a command of this project begins, whichever way it is called.
