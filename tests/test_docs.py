@@ -145,11 +145,12 @@ def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[s
             if script is not None:
                 assert (folder / script).is_file(), f"{page} shows no file {script!r}"
                 continue
+            status: object = 0
             try:
                 tyro.cli(Command, args=arguments, prog="diffusion-gym")
-            except SystemExit as ended:  # 0 after --help
-                shown = capsys.readouterr().err
-                assert not ended.code, f"{page}: diffusion-gym {shlex.join(arguments)}\n{shown}"
+            except SystemExit as ended:  # with 0 after --help
+                status = ended.code
+            assert not status, f"{page}: diffusion-gym {shlex.join(arguments)}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.docs
