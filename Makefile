@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install compare test snapshots wheel-test lint format clean
+.PHONY: install compare test snapshots wheel-test docs lint format clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,14 @@ snapshots: install
 wheel-test: install
 	$(BIN)/python tests/install/wheel.py
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pytest -m docs tests/test_docs.py
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +44,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .cache *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -28,50 +28,68 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     """Denoising an image with a pretrained diffusion model, as a Markov decision process.
 
     ## Description
-    Each episode turns Gaussian noise into one image in ``num_inference_steps`` steps (Black et al. 2023,
-    arXiv 2305.13301, section 4.2). The agent is the denoiser: at each step it sees the noisy latent, the time and
-    the prompt, and names the next latent. The environment holds the prompt, the noise schedule, the decoder and the
-    reward, but no denoiser, and its transition is deterministic: the next latent *is* the action.
+    Each episode turns Gaussian noise into one image in T = ``num_inference_steps`` steps (Black et al. 2023,
+    arXiv 2305.13301, section 4.2). The agent is the denoiser: at each step it sees the prompt, the time and the noisy
+    latent, and names the next latent. The environment holds the prompt, the noise schedule, the decoder and the
+    reward, but no denoiser, and its transition is deterministic: the next latent *is* the action. All randomness
+    after the first latent is the policy's, so that its log-probabilities are exact.
 
     ## Action Space
-    ``Box(-1000, 1000, (c, h, w), float32)``: the next latent x_{t-1}, in scaled latent units. A wrong shape, a wrong
-    dtype, NaN or a value out of bounds is refused with an error, never clipped.
+    ``Box(-1000, 1000, (c, h, w), float32)``: the next latent x_{t-1}, in scaled latent units (those the denoiser
+    sees; trajectories stay within about 10). A wrong shape, a wrong dtype, NaN or a value out of bounds is refused
+    with an error and never clipped, because clipping would falsify the action's log-probability.
 
     ## Observation Space
     ``Dict`` of
 
     | key | space | meaning |
     |---|---|---|
-    | latent | ``Box(-1000, 1000, (c, h, w), float32)`` | x_t |
+    | latent | ``Box(-1000, 1000, (c, h, w), float32)`` | x_t, standard normal at the start |
     | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time t of x_t; 0 after the last step |
-    | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the prompt's embedding; families may add keys |
+    | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the text encoder's output, L tokens of D values |
 
-    ``info`` holds ``prompt`` (text), ``prompt_index`` (in the prompt set, -1 for a text from elsewhere),
-    ``step_index`` (0 to T) and, after the last step, ``image`` ((H, W, 3), uint8).
+    Other model families may add keys. The shapes are the model's: on ``"emoji-animals"`` (c, h, w) is (4, 8, 8),
+    on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
 
     ## Rewards
-    0 until the last step, then the reward of the decoded image and its prompt.
+    0 until the last step, then the reward of the decoded image and its prompt: ``reward(images, prompts)`` with images
+    (n, 3, H, W), uint8. Nothing is discounted or normalised here; advantages are the algorithm's business.
 
     ## Starting State
     x_T is standard normal, from ``torch.Generator().manual_seed(seed)`` as a diffusers pipeline draws it; the prompt
     is drawn uniformly from the prompt set with a stream of its own, or set with
-    ``reset(options={"prompts": ["a cat"]})``.
+    ``reset(options={"prompts": ["a cat"]})``. ``reset()`` without a seed goes on with both streams.
 
     ## Episode End
-    Terminated after ``num_inference_steps`` steps; never truncated.
+    Terminated after T steps; never truncated. A further ``step`` raises RuntimeError.
+
+    ## Information
+    ``reset`` and ``step`` return in ``info``
+
+    | key | type | meaning |
+    |---|---|---|
+    | prompt | ``str`` | the episode's text |
+    | prompt_index | ``int`` | its place in the prompt set, -1 for a text from elsewhere |
+    | step_index | ``int`` | steps taken, 0 to T |
+    | image | ``(H, W, 3)``, uint8 | after the last step alone: the image that was rewarded |
+
+    ``env.unwrapped.score(latents, prompts)`` decodes and rewards finished latents without stepping, and
+    ``env.unwrapped.set_reward(reward)`` replaces the reward.
 
     ## Arguments
-    - ``model``: ``"emoji-animals"`` (default, shipped), ``"exact-gaussian"``, ``"exact-mixture"``, a folder or hub id.
-    - ``reward``: a registered name (default ``"compressibility"``), ``"name:weight,..."`` or a callable
-      ``(images (n, 3, H, W) uint8, prompts) -> (n,)``.
-    - ``prompts``: a prompt set's name, a text file, or a list; default: the model's own.
-    - ``num_inference_steps``: T, default 10.
-    - ``render_mode``: ``"rgb_array"`` shows the present latent decoded.
-    - ``device``, ``dtype``: of the model's frozen networks.
+    | argument | type | default | meaning |
+    |---|---|---|---|
+    | model | ``str``, folder or model | ``"emoji-animals"`` | also ``"exact-gaussian"``, ``"exact-mixture"``, a diffusers folder or a hub id |
+    | reward | ``str``, callable or mapping | ``"compressibility"`` | a registered name, ``"name:weight,..."``, a callable ``(images, prompts) -> (n,)``, or a mapping of either to weights |
+    | prompts | ``str`` or list | the model's own | a prompt set's name, a text file with one prompt a line, or the texts |
+    | num_inference_steps | ``int`` | ``10`` | T; the paper uses 50 for Stable Diffusion |
+    | render_mode | ``str`` | ``None`` | ``"rgb_array"``: ``render()`` shows the present latent decoded |
+    | device | ``str`` | ``"cpu"`` | of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
+    | dtype | ``str`` | ``"float32"`` | of the frozen networks; also ``"bfloat16"``, ``"float16"`` |
 
     ## Version History
     - v0: initial version.
-    """
+    """  # noqa: E501 - tables cannot be wrapped
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
 

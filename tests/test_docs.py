@@ -1,0 +1,223 @@
+"""README and docs do what they say: every Python block runs or says why not, commands parse, links have targets.
+
+Blocks of one page run in their order, in one namespace and one empty directory, as a reader would type them. A fence
+with ``title="name"`` is a file of that name. ``<!-- not run: reason -->`` above a fence leaves it at a syntax check.
+Quick pages belong to ``make test``; the others, the notebook and the built site to ``make docs`` (marker docs).
+"""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+import tyro
+
+from algorithms import ALGORITHMS
+from benchmarks.__main__ import Command
+from diffusion_gym import PROMPT_SETS, REWARDS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))}
+#: The same code with an eighth of the budget.
+SHORTER = ("total_timesteps=5_120", "total_timesteps=640")
+#: Pages whose commands are run too, each with this budget.
+RUN_COMMANDS = [f"docs/{name}.md" for name in ("index", "your-own-reward", "your-own-prompts", "your-own-algorithm")]
+BUDGET = ["--reward-queries", "64"]
+
+_BLOCK = re.compile(
+    r"(?:^[ ]*<!-- not run: (?P<reason>[^\n]+?) -->\n+)?"
+    r"^(?P<indent>[ ]*)```(?P<language>\w+)(?:[ ]+title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
+    r"(?P<text>.*?)^(?P=indent)```[ ]*$",
+    flags=re.DOTALL | re.MULTILINE,
+)
+#: How a command of this project begins, whichever way it is called.
+_COMMAND = re.compile(r"^(?:diffusion-gym|\S*python3? -m benchmarks|python (?P<script>\w+\.py))(?:\s+|$)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: ``title`` is the file it shows whole, ``reason`` why it is not run."""
+
+    language: str
+    title: str | None
+    reason: str | None
+    text: str
+
+    def commands(self) -> list[tuple[str | None, list[str]]]:
+        """This project's commands in a shell block: (script or None, arguments)."""
+        joined = re.sub(r"\\\n\s*", " ", self.text)
+        lines = [re.split(r"\s[|>]", line.strip())[0] for line in joined.splitlines()]
+        found = [(match, line) for line in lines if (match := _COMMAND.match(line))]
+        return [(match["script"], shlex.split(line[match.end() :], comments=True)) for match, line in found]
+
+
+def read_blocks(page: str) -> list[Block]:
+    text = PAGES[page].read_text(encoding="utf-8")
+    found = [Block(m["language"], m["title"], m["reason"], textwrap.dedent(m["text"])) for m in _BLOCK.finditer(text)]
+    assert len(found) == len(re.findall(r"^ *```\w", text, flags=re.MULTILINE)), f"{page}: a fence is not read"
+    return found
+
+
+WITH_PYTHON = [name for name in PAGES if any(b.language == "python" and not b.reason for b in read_blocks(name))]
+WITH_COMMANDS = [name for name in PAGES if any(b.language == "bash" and b.commands() for b in read_blocks(name))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory that modules can be imported from; what a page registers is forgotten after it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registries: list[dict[str, Any]] = [ALGORITHMS, REWARDS, PROMPT_SETS]
+    kept = [dict(registry) for registry in registries]
+    yield tmp_path
+    for registry, before in zip(registries, kept, strict=True):
+        registry.clear()
+        registry.update(before)
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
+def run_python(page: str, folder: Path, first: int | None = None) -> dict[str, Any]:
+    """Write the page's files, run its Python blocks (or the ``first`` of them), and return their names."""
+    names: dict[str, Any] = {}
+    write_files(page, folder)
+    for block in [b for b in read_blocks(page) if b.language == "python" and not b.title and not b.reason][:first]:
+        exec(compile(block.text.replace(*SHORTER), page, "exec"), names)
+    return names
+
+
+def write_files(page: str, folder: Path) -> None:
+    for block in read_blocks(page):
+        if block.title is not None:
+            (folder / block.title).write_text(block.text, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_readme_runs(folder: Path) -> None:
+    names = run_python("README.md", folder)
+    assert (folder / "ddpo.zip").is_file()
+    assert (folder / "tuned" / "pytorch_lora_weights.safetensors").is_file()
+    assert names["terminated"]
+
+
+def test_policy_gradient_of_the_mdp_page(folder: Path) -> None:
+    """The page promises that the gradient of the mean's first coordinate is about 1 and that of the second about 0."""
+    gradient = run_python("docs/mdp.md", folder)["policy"].denoiser.means.grad[0]
+    assert gradient.tolist() == pytest.approx([1.0, 0.0], abs=0.15)
+
+
+def test_own_algorithm_learns(folder: Path) -> None:
+    """Without a KL the mean leaves 0.5 (std 0.5) far behind; with one it stays where the page says."""
+    names = run_python("docs/your-own-algorithm.md", folder, first=2)
+    assert names["free"].policy.denoiser.means[0, 0] > 2.0
+    assert 1.0 < names["held"].policy.denoiser.means[0, 0] < 1.5
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", [name for name in WITH_PYTHON if name not in ("README.md", "docs/mdp.md")])
+def test_python_blocks_run(page: str, folder: Path) -> None:
+    run_python(page, folder)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_that_are_not_run_are_valid(page: str) -> None:
+    for block in read_blocks(page):
+        if block.language == "python":
+            ast.parse(block.text)
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every ``diffusion-gym`` and ``python -m benchmarks`` line has options that exist, with values that are taken."""
+    write_files(page, folder)
+    for block in read_blocks(page):
+        for script, arguments in block.commands() if block.language == "bash" else ():
+            if script is not None:
+                assert (folder / script).is_file(), f"{page} shows no file {script!r}"
+                continue
+            status: object = 0
+            try:
+                tyro.cli(Command, args=arguments, prog="diffusion-gym")
+            except SystemExit as ended:  # with 0 after --help
+                status = ended.code
+            assert not status, f"{page}: diffusion-gym {shlex.join(arguments)}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", RUN_COMMANDS)
+def test_commands_run(page: str, folder: Path) -> None:
+    write_files(page, folder)
+    for block in read_blocks(page):
+        for script, arguments in block.commands() if block.language == "bash" and not block.reason else ():
+            program = ["-m", "benchmarks"] if script is None else [script]
+            budget = BUDGET if arguments[0] in ("train", "compare") else []
+            done = subprocess.run([sys.executable, *program, *arguments, *budget], capture_output=True, text=True)
+            assert done.returncode == 0, f"{page}: {shlex.join(arguments)}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page: str) -> None:
+    """Relative links have targets; external ones are https addresses (nothing is fetched)."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", PAGES[page].read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(\s*<?([^)\s>]+)", prose):
+        url = urlparse(link)
+        if url.scheme:
+            assert url.scheme == "https", f"{page}: {link}"
+            assert "." in url.netloc, f"{page}: {link}"
+        elif url.path:
+            assert (PAGES[page].parent / url.path).exists(), f"{page}: {link}"
+
+
+@pytest.mark.docs
+def test_notebook_runs_anew(tmp_path: Path) -> None:
+    """Each cell runs, and gives outputs of the kinds that are committed."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    committed = nbformat.read(DOCS / "notebooks" / "first-hour.ipynb", as_version=4)
+    fresh = nbformat.read(DOCS / "notebooks" / "first-hour.ipynb", as_version=4)
+    NotebookClient(fresh, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for old, new in zip(committed.cells, fresh.cells, strict=True):
+        if old.cell_type == "code":
+            assert old.execution_count == new.execution_count, old.source
+            assert _kinds(old.outputs) == _kinds(new.outputs), old.source
+
+
+def _kinds(outputs: list[Any]) -> set[str]:
+    return {kind for output in outputs for kind in output.get("data", {output.get("name", output.output_type): None})}
+
+
+class _Resources(HTMLParser):
+    """Collects what a browser fetches to show a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        address = given.get("src") if tag in ("script", "img", "iframe", "source", "video") else None
+        if tag == "link" and given.get("rel") != "canonical":
+            address = given.get("href")
+        if address and re.match(r"(https?:)?//", address):
+            self.found.append(address)
+
+
+@pytest.mark.docs
+def test_site_needs_no_network() -> None:
+    pages = sorted((ROOT / "site").rglob("*.html"))
+    assert pages, "the site is not built; run `make docs`"
+    for page in pages:
+        resources = _Resources()
+        resources.feed(page.read_text(encoding="utf-8"))
+        assert not resources.found, f"{page.relative_to(ROOT)} fetches {resources.found}"
