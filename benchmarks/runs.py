@@ -20,7 +20,7 @@ import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.checkpoint import write_atomically
 from algorithms.evaluation import Evaluation
-from benchmarks.metrics import METRICS
+from benchmarks.metrics import resolve_metric
 from benchmarks.pictures import grid
 from benchmarks.provenance import provenance
 from benchmarks.settings import RunSpec
@@ -194,6 +194,7 @@ class _Recorder(BaseCallback):
         super().__init__()
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
+        self.metrics = {name: resolve_metric(name) for name in spec.task.metrics}
         self._recorded = -1
 
     @property
@@ -241,7 +242,7 @@ class _Recorder(BaseCallback):
             file.write(json.dumps(line) + "\n")
 
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
-        return {name: METRICS[name](evaluation.images, evaluation.prompts) for name in self.spec.task.metrics}
+        return {name: metric(evaluation.images, evaluation.prompts) for name, metric in self.metrics.items()}
 
 
 class _JSONLines(KVWriter):

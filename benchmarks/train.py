@@ -1,5 +1,6 @@
 """``train``: one run with a progress bar; Ctrl-C leaves a checkpoint, and the same command resumes."""
 
+import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ class Train(Generic[Config]):
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; returns the exit status (130 after Ctrl-C)."""
     spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries)
-    reward = spec.task.reward.replace(":", "-").replace(",", "+")
+    reward = re.sub(r"[^\w.+-]+", "-", spec.task.reward.replace(",", "+"))
     folder = options.output.folder or Path("runs") / f"{reward}-{name}-{spec.config.seed}"
     torch.set_num_threads(options.output.threads or available_cores())
     print(f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, ", end="")

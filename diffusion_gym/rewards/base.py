@@ -50,8 +50,9 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
     try:
         scores = reward(images, prompts)
     except Exception as error:
+        why = str(error) if isinstance(error, RewardError) else repr(error)
         raise RewardError(
-            f"reward {name!r} failed on {len(prompts)} images (prompts {_some(prompts)}): {error!r}"
+            f"reward {name!r} failed on {len(prompts)} images (prompts {_some(prompts)}): {why}"
         ) from error
     try:
         scores = torch.as_tensor(scores).detach()
