@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_gym.rewards.clip import load_clip
-from diffusion_gym.rewards.weights import check_chunk_size, check_device, embedded, not_found
+from diffusion_gym.rewards.weights import check_chunk_size, check_device, embedded, in_chunks, not_found
 
 #: Positions of the linear layers in LAION's published head; dropout lies between them, and no activation.
 LAYERS = (0, 2, 4, 6, 7)
@@ -64,7 +64,8 @@ class Aesthetic:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return (n,), float32."""
         embeddings = self._clip.embed_images(images, self._chunk_size)
-        return self._head.to(embeddings.device)(embeddings)[:, 0].to(images.device)
+        head = self._head.to(embeddings.device)
+        return in_chunks(head, embeddings, self._chunk_size)[:, 0].to(images.device)
 
 
 def load_head(head: str) -> nn.Sequential:

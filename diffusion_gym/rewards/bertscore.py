@@ -12,7 +12,8 @@ from torch import Tensor
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.rewards.weights import in_chunks, not_found
 
-#: Layers that bert_score's authors tuned on WMT16, by the last part of the model's name. Others use their last layer.
+#: Layers that bert_score's authors tuned on WMT16, by the last part of the model's name. Others use what their
+#: configuration says under ``bertscore_layer``, or else their last layer.
 LAYERS = {
     "bert-base-uncased": 9,
     "bert-large-uncased": 18,
@@ -55,7 +56,7 @@ class BERTScore:
 
         Args:
             bert: folder or hub id of a transformers encoder.
-            layer: whose outputs are compared, 1 is the first; None takes :data:`LAYERS`, else the last.
+            layer: whose outputs are compared, 1 is the first; None takes the usual one, see :data:`LAYERS`.
             baseline: b of the rescaling ``(R - b) / (1 - b)``: a number, or a file in the format of bert_score's
                 rescale_baseline (LAYER,P,R,F); None leaves R as it is.
             chunk_size: texts at a time.
@@ -75,7 +76,8 @@ class BERTScore:
         except Exception as error:  # transformers and the hub client raise many unrelated types
             not_found("bert", bert, error)
         layers = config.num_hidden_layers
-        self.layer = LAYERS.get(Path(bert).name, layers) if layer is None else layer
+        usual = LAYERS.get(Path(bert).name, getattr(config, "bertscore_layer", layers))
+        self.layer = usual if layer is None else layer
         if not 1 <= self.layer <= layers:
             raise ValueError(f"layer must lie in 1 to {layers}, the layers of bert={bert}; got {self.layer}.")
         self.baseline = 0.0 if baseline is None else _read_baseline(baseline, self.layer)

@@ -106,21 +106,20 @@ class Captioner:
         return [text.strip() for text in self._processor.batch_decode(answers, skip_special_tokens=True)]
 
     def _inputs(self, pictures: Sequence[Image.Image], question: str) -> Any:
-        if not getattr(self._processor, "chat_template", None):
-            # Older folders carry no template; this is LLaVA 1.5's.
-            text = f"USER: {self._processor.image_token}\n{question} ASSISTANT:"
-            return self._processor(
-                images=list(pictures), text=[text] * len(pictures), padding=True, return_tensors="pt"
-            )
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
-            for picture in pictures
-        ]
-        return self._processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
+        text, tokenizer = self._prompt(question), self._processor.tokenizer
+        starts = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)  # some templates write it
+        return self._processor(
+            images=[[picture] for picture in pictures],
+            text=[text] * len(pictures),
             padding=True,
-            return_dict=True,
+            add_special_tokens=not starts,
             return_tensors="pt",
         )
+
+    def _prompt(self, question: str) -> str:
+        if getattr(self._processor, "chat_template", None) is None:
+            # Older folders carry no template; this is LLaVA 1.5's.
+            return f"USER: {self._processor.image_token}\n{question} ASSISTANT:"
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        conversation = [{"role": "user", "content": content}]
+        return str(self._processor.apply_chat_template(conversation, add_generation_prompt=True))

@@ -107,18 +107,14 @@ class ServedCaptioner:
                         f"{problem}. This will not change by itself: check url, model and the server's log."
                     ) from error
                 asked = _retry_after(error.headers)
-            except (
-                OSError,
-                http.client.HTTPException,
-                ValueError,
-            ) as error:  # no connection, silence, a cut or garbled answer
+            except (OSError, http.client.HTTPException, ValueError) as error:  # none, a cut or a garbled answer
                 problem, asked = f"{type(error).__name__}: {error}", 0.0
             if attempt == self._retries or stop.wait(max(asked, self._backoff(attempt))):
                 break
         raise RewardError(
             f"the server at {self._endpoint} gave no answer for the model {self._model!r} in {attempt + 1} attempts "
-            f"over {time.monotonic() - started:.0f} s; the last ended with {problem}. Start the server (again), see that "
-            "url and model are right, and resume the run from its checkpoint."
+            f"over {time.monotonic() - started:.0f} s; the last ended with {problem}. Start the server (again), see "
+            "that url and model are right, and resume the run from its checkpoint."
         )
 
     def _backoff(self, attempt: int) -> float:
