@@ -9,7 +9,7 @@ from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import from_dict, to_dict
 from benchmarks.metrics import METRICS
 from diffusion_gym.prompts import resolve_prompts
-from diffusion_gym.rewards import resolve_reward
+from diffusion_gym.rewards import check_reward
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,11 @@ class TaskConfig:
     model: str = "emoji-animals"
     """Embedded model, exact model, folder in diffusers' layout, or hub id."""
     reward: str = "compressibility"
-    """A registered reward, or several as name:weight,name:weight."""
+    """A registered reward, a function of yours as path/to/file.py:function, or several as name:weight,name:weight;
+    behind a name also :normalise and :floor=X (docs/rewards/combined.md)."""
     prompts: str | None = None
-    """A prompt set, or a text file with one prompt a line; by default the model's own."""
+    """A prompt set, or a file with one prompt (or, in .jsonl, one prompt and its weight) a line; either with @train or
+    @held-out behind it for one side of its split; by default the model's own."""
     num_inference_steps: int = 10
     """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
     device: str = "cpu"
@@ -33,7 +35,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""
-        resolve_reward(self.reward)
+        check_reward(self.reward)
         if self.prompts is not None:
             resolve_prompts(self.prompts)
         if self.num_inference_steps < 1:

@@ -18,7 +18,7 @@ def load_function(path: Path, function: str) -> RewardFunction:
         function: its name; any callable ``(images, prompts) -> scores`` will do.
 
     Raises:
-        ValueError: no such file, one that fails to run, or one without such a function.
+        ValueError: no such file, one that fails to run, or one without such a function; see :func:`check_callable`.
     """
     if not path.is_file():
         raise ValueError(
@@ -40,7 +40,10 @@ def load_function(path: Path, function: str) -> RewardFunction:
     if not hasattr(module, function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == name]
         raise ValueError(f"the reward file {str(path)!r} has no {function!r}; its functions are {sorted(known)}.")
-    return check_callable(getattr(module, function))
+    try:
+        return check_callable(getattr(module, function))
+    except TypeError as error:
+        raise ValueError(f"'{path}:{function}': {error}") from error
 
 
 def _line(error: Exception, path: Path) -> str:
