@@ -19,9 +19,11 @@ class TaskConfig:
     model: str = "emoji-animals"
     """Embedded model, exact model, folder in diffusers' layout, or hub id."""
     reward: str = "compressibility"
-    """A registered reward, with options as name?key=value&key=value, or several as name:weight,name:weight."""
+    """A registered reward, with options as name?key=value&key=value; a function of yours as path/to/file.py:function;
+    or several as name:weight,name:weight; behind a name also :normalise and :floor=X (docs/rewards)."""
     prompts: str | None = None
-    """A prompt set, or a text file with one prompt a line; by default the model's own."""
+    """A prompt set, or a file with one prompt (or, in .jsonl, one prompt and its weight) a line; either with @train or
+    @held-out behind it for one side of its split; by default the model's own."""
     num_inference_steps: int = 10
     """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
     device: str = "cpu"

@@ -181,7 +181,8 @@ def head_tensors(sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
 
 
 KINDS = ("weight", "bias")
-WORDS = "the image contains a an cat dog ant fish horse riding bike washing dishes playing chess is in what user :".split()
+WORDS = ("the", "image", "contains", "a", "an", "is", "in", "what", "user", ":")
+WORDS += ("cat", "dog", "ant", "fish", "horse", "riding", "bike", "washing", "dishes", "playing", "chess")
 
 
 def word_tokenizer(special: dict[str, str], template: str) -> Any:

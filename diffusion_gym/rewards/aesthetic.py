@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_gym.rewards.clip import load_clip
-from diffusion_gym.rewards.weights import check_chunk_size, check_device, embedded, in_chunks, not_found
+from diffusion_gym.rewards.weights import check_placement, embedded, in_chunks, not_found
 
 #: Positions of the linear layers in LAION's published head; dropout lies between them, and no activation.
 LAYERS = (0, 2, 4, 6, 7)
@@ -43,8 +43,7 @@ class Aesthetic:
         Raises:
             ValueError: weights that cannot be had, or a head for embeddings of another size.
         """
-        check_chunk_size(chunk_size)
-        check_device(device)
+        check_placement(chunk_size, device)
         if clip is not None and head is None:
             raise ValueError(f"aesthetic with clip={clip} needs its head too: head=FILE, for example {HEAD_SOURCE}.")
         self._head = load_head(embedded("aesthetic/head.safetensors") if head is None else head)

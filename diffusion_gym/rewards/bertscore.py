@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_gym._torchvision import repair_torchvision
+from diffusion_gym.models.loading import no_progress_bars
 from diffusion_gym.rewards.weights import in_chunks, not_found
 
 #: Layers that bert_score's authors tuned on WMT16, by the last part of the model's name. Others use what their
@@ -82,7 +83,8 @@ class BERTScore:
             raise ValueError(f"layer must lie in 1 to {layers}, the layers of bert={bert}; got {self.layer}.")
         self.baseline = 0.0 if baseline is None else _read_baseline(baseline, self.layer)
         try:
-            self._model = AutoModel.from_pretrained(bert, dtype=torch.float32).eval().requires_grad_(False)
+            with no_progress_bars():
+                self._model = AutoModel.from_pretrained(bert, dtype=torch.float32).eval().requires_grad_(False)
         except Exception as error:
             not_found("bert", bert, error)
         _drop_layers_above(self._model, self.layer)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.models.base import ModelDtype
-from diffusion_gym.models.loading import DTYPES
+from diffusion_gym.models.loading import DTYPES, no_progress_bars
 from diffusion_gym.rewards.weights import not_found
 
 
@@ -63,8 +63,9 @@ class Captioner:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         try:
-            self._processor = AutoProcessor.from_pretrained(model)
-            loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPES[dtype])
+            with no_progress_bars():
+                self._processor = AutoProcessor.from_pretrained(model)
+                loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPES[dtype])
         except Exception as error:  # transformers and the hub client raise many unrelated types
             not_found("model", model, error)
         self._model = loaded.eval().requires_grad_(False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.rewards.clip import load_clip
-from diffusion_gym.rewards.weights import check_chunk_size, check_device, embedded
+from diffusion_gym.rewards.weights import check_placement, embedded
 
 
 class ClipScore:
@@ -37,8 +37,7 @@ class ClipScore:
         Raises:
             ValueError: weights that cannot be had, a template without ``{prompt}``, or a scale that is no number.
         """
-        check_chunk_size(chunk_size)
-        check_device(device)
+        check_placement(chunk_size, device)
         check_template(template)
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, got {scale}.")

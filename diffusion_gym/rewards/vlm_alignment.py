@@ -10,7 +10,7 @@ from diffusion_gym.rewards.bertscore import load_bertscore
 from diffusion_gym.rewards.captioner import Describe, load_captioner
 from diffusion_gym.rewards.clip_score import check_template
 from diffusion_gym.rewards.served import ServedCaptioner
-from diffusion_gym.rewards.weights import check_chunk_size, check_device, embedded
+from diffusion_gym.rewards.weights import check_placement, embedded
 
 #: The paper's question and its wording of the prompt (appendix; their code uses the same).
 QUESTION = "Answer concisely: what is going on in this image?"
@@ -69,8 +69,7 @@ class VLMAlignment:
         Raises:
             ValueError: weights that cannot be had, or settings that do not fit.
         """
-        check_chunk_size(chunk_size)
-        check_device(device)
+        check_placement(chunk_size, device)
         check_template(template)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")

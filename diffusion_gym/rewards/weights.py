@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from diffusion_gym.models import check_device
 from diffusion_gym.models.loading import ASSETS
 
 #: The small reward models of the emoji-animals world: clip/, aesthetic/, captioner/ and bert/.
@@ -49,18 +50,12 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
     raise ValueError(f"the weights {option}={value} cannot be loaded ({why}). {advice}") from error
 
 
-def check_device(device: str | None) -> None:
-    """Raise ValueError unless the device is None or one that torch knows."""
-    try:
-        torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; expected for example 'cpu', 'cuda' or 'cuda:1'.") from error
-
-
-def check_chunk_size(chunk_size: int) -> None:
-    """Raise ValueError unless the size is at least 1."""
+def check_placement(chunk_size: int, device: str | None) -> None:
+    """Raise ValueError unless the size is at least 1 and the device None or one of this machine."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    if device is not None:
+        check_device(device)
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
