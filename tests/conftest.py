@@ -173,7 +173,7 @@ def _build_clip(folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
 
 
-def head_tensors(sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def _head_tensors(sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """Return random tensors under the names of LAION's head; its sizes are 768, 1024, 128, 64, 16, 1."""
     layers = zip((0, 2, 4, 6, 7), sizes[:-1], sizes[1:], strict=True)
     shapes = {f"layers.{k}.{kind}": (n, m) if kind == "weight" else (n,) for k, m, n in layers for kind in KINDS}
@@ -270,8 +270,14 @@ def tiny_reward_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _build_bert(folder / "bert")
         _build_captioner(folder / "captioner")
         (folder / "aesthetic").mkdir()
-        save_file(head_tensors((12, 16, 8, 8, 4, 1)), folder / "aesthetic" / "head.safetensors")
+        save_file(_head_tensors((12, 16, 8, 8, 4, 1)), folder / "aesthetic" / "head.safetensors")
     return folder
+
+
+@pytest.fixture
+def head_tensors() -> Callable[[tuple[int, ...]], dict[str, torch.Tensor]]:
+    """Return a function from sizes to random tensors under the names of LAION's head."""
+    return _head_tensors
 
 
 @pytest.fixture

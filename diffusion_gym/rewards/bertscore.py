@@ -27,6 +27,11 @@ LAYERS = {
     "roberta-large-mnli": 19,
 }
 
+NO_ENCODER = (
+    "bert={} is no encoder of a kind that BERTScore is implemented for; expected one like BERT, RoBERTa, DeBERTa or "
+    "DistilBERT."
+)
+
 
 @cache
 def load_bertscore(
@@ -41,8 +46,8 @@ class BERTScore:
 
     ``R = mean_i max_j cos(reference_i, candidate_j)`` over the reference's tokens i, special tokens left out, and all
     of the candidate's tokens j, special ones too. A text without tokens scores 0. Texts are encoded in groups of one
-    length and multiplied pair by pair, so a score depends on its own two texts alone, to the bit. (The reference
-    pads, and lets padding count as a cosine of 0, which matters only where all cosines of a token are negative.)
+    length, without padding, and multiplied pair by pair, so that a score depends on its own two texts alone. (The
+    reference pads, and lets padding count as a cosine of 0, which shows where all cosines of a token are negative.)
     """
 
     def __init__(
@@ -76,7 +81,9 @@ class BERTScore:
             self._tokenizer = AutoTokenizer.from_pretrained(bert, **space)
         except Exception as error:  # transformers and the hub client raise many unrelated types
             not_found("bert", bert, error)
-        layers = config.num_hidden_layers
+        layers = getattr(config, "num_hidden_layers", None)
+        if layers is None:
+            raise ValueError(NO_ENCODER.format(bert))
         usual = LAYERS.get(Path(bert).name, getattr(config, "bertscore_layer", layers))
         self.layer = usual if layer is None else layer
         if not 1 <= self.layer <= layers:
@@ -160,10 +167,7 @@ def _drop_layers_above(model: Any, layer: int) -> None:
         if stack is not None and isinstance(getattr(stack, "layer", None), torch.nn.ModuleList):
             stack.layer = stack.layer[:layer]
             return
-    raise ValueError(
-        f"bert={type(model).__name__} is no encoder of a kind that BERTScore is implemented for; expected one like "
-        "BERT, RoBERTa, DeBERTa or DistilBERT."
-    )
+    raise ValueError(NO_ENCODER.format(type(model).__name__))
 
 
 def _read_baseline(baseline: str, layer: int) -> float:
