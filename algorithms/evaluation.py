@@ -1,5 +1,6 @@
 """Evaluation on fixed prompts and fixed noise: the same latents and step noise for every run and algorithm."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,27 +60,22 @@ def evaluate(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig
 
     Held-out prompts are evaluated in the same way, on the same noise.
     """
-    held_out = None
-    if config.evaluation.held_out_prompts is not None:
-        texts = resolve_prompts(config.evaluation.held_out_prompts)
-        held_out = _evaluate_on(texts, mdp, policy, config, iteration)
-    return _evaluate_on(mdp.prompts, mdp, policy, config, iteration, held_out)
+    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration)
+    if config.evaluation.held_out_prompts is None:
+        return evaluation
+    texts = resolve_prompts(config.evaluation.held_out_prompts)
+    return dataclasses.replace(evaluation, held_out=_evaluate_on(texts, mdp, policy, config, iteration))
 
 
 def _evaluate_on(
-    texts: Sequence[str],
-    mdp: DenoisingMDP,
-    policy: DenoisingPolicy,
-    config: AlgorithmConfig,
-    iteration: int,
-    held_out: Evaluation | None = None,
+    texts: Sequence[str], mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig, iteration: int
 ) -> Evaluation:
     n, seed = config.evaluation.images, config.evaluation.seed
     env = DenoiseVectorEnv.sharing(mdp, math.gcd(n, config.num_envs))
     prompts, beside = _in_turn(texts, n), config.rewards_beside_sampling
     rollout = collect(env, policy, prompts, seed, whole_trajectory=False, streams=_STREAMS, score_beside=beside)
     parts = {name: scores.cpu() for name, scores in rollout.parts.items()}
-    return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts, held_out)
+    return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts)
 
 
 def check_held_out(mdp: DenoisingMDP, config: EvaluationConfig) -> None:
