@@ -65,6 +65,7 @@ def resolve_reward(spec: RewardSpec) -> RewardFunction:
         TypeError: something that can be no reward.
     """
     if isinstance(spec, str):
+        check_reward(spec)  # a mistake in the last term must not wait for the models of the first
         parsed = parse_reward(spec)
         if len(parsed) == 1 and not parsed[0].modifiers:
             return _named(parsed[0].reward)

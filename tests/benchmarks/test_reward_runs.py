@@ -43,15 +43,15 @@ def test_a_reward_can_be_measured_without_being_trained_on(tiny_rewards: Path, t
 
 
 def test_unknown_metrics_list_both_kinds() -> None:
-    with pytest.raises(ValueError, match=r"unknown metric 'clip'; expected some of \['diversity', .*reward.*clip_score"):
+    with pytest.raises(
+        ValueError, match=r"unknown metric 'clip'; expected some of \['diversity', .*reward.*clip_score"
+    ):
         dataclasses.replace(TASK, reward="exact-linear", metrics=("clip",))
     with pytest.raises(ValueError, match="unknown option 'clop'"):
         dataclasses.replace(TASK, reward="exact-linear", metrics=("clip_score?clop=1",))
 
 
-def test_a_run_outlives_its_reward_server(
-    chat_server: Callable[..., Any], tiny_rewards: Path, tmp_path: Path
-) -> None:
+def test_a_run_outlives_its_reward_server(chat_server: Callable[..., Any], tiny_rewards: Path, tmp_path: Path) -> None:
     """Killed in the third iteration, resumed on a server at the same port: the run that was never disturbed."""
     server = chat_server()
     options = f"url={server.url}&model=tiny&bert={quote(str(tiny_rewards / 'bert'))}&retries=1&pause=0.01"
