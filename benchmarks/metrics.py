@@ -47,8 +47,12 @@ def _judge():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is imp
 METRICS: dict[str, Metric] = {"diversity": diversity, "recognised": recognised}
 
 
-def resolve_metric(name: str) -> Metric:
+def resolve_metric(name: str, device: str) -> Metric:
     """Return a metric of :data:`METRICS`, or the mean of a reward that is held out of training.
+
+    Args:
+        name: of a metric, or a reward's text.
+        device: where images go for a reward whose models follow them.
 
     Raises:
         ValueError: as :func:`check_metric`, or a reward's weights that cannot be had.
@@ -57,7 +61,7 @@ def resolve_metric(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     reward = resolve_reward(name)
-    return lambda images, prompts: float(evaluate_reward(reward, images, prompts).mean())
+    return lambda images, prompts: float(evaluate_reward(reward, images.to(device), prompts).mean())
 
 
 def check_metric(name: str) -> None:

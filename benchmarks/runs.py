@@ -229,7 +229,7 @@ class _Recorder(BaseCallback):
         super().__init__()
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
-        self.metrics = {name: resolve_metric(name) for name in spec.task.metrics}
+        self.metrics = {name: resolve_metric(name, spec.task.device) for name in spec.task.metrics}
         self._recorded = -1
 
     @property
