@@ -99,6 +99,14 @@ def test_held_out_prompts_are_evaluated_apart_on_the_same_noise(make_env: Callab
     assert dumps[0]["held_out/reward_mean"] == first["eval/reward_mean"]
 
 
+def test_of_more_prompts_than_images_evenly_spaced_ones_are_evaluated(make_env: Callable) -> None:
+    prompts = ["north", "north", "east", "east", "south", "south", "west", "west"]
+    algorithm = ddpo(make_env, "exact-linear", prompts, evaluation=EvaluationConfig(images=4))
+    algorithm.learn(IMAGES * STEPS)
+    assert algorithm.last_evaluation is not None
+    assert algorithm.last_evaluation.prompts == ["north", "east", "south", "west"]
+
+
 def test_held_out_prompts_that_are_trained_on_are_refused(make_env: Callable, tmp_path: Path) -> None:
     (tmp_path / "held.txt").write_text("west\nnorth\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"1 of the held-out prompts '.*held\.txt' are trained on \('north', \.\.\.\)"):
