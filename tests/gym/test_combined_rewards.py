@@ -90,7 +90,11 @@ def test_a_bad_specification_is_refused(text: str, message: str) -> None:
 
 def test_checking_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model reward would load its weights, and a file would be run."""
-    monkeypatch.setitem(REWARDS, "heavy", lambda: pytest.fail("was built"))
+
+    def heavy(weights: str = "folder") -> Any:
+        pytest.fail("was built")
+
+    monkeypatch.setitem(REWARDS, "heavy", heavy)
     check_reward("heavy:2,heavy?weights=folder:floor=1,no/such/file.py:function")
     with pytest.raises(ValueError, match="unknown reward 'hevy'"):
         check_reward("heavy,hevy:2")

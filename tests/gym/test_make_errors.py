@@ -29,7 +29,7 @@ def _make_vec(arguments: dict[str, Any]) -> Any:
             r"unknown model 'nope': expected one of \['emoji-animals', 'exact-gaussian', 'exact-mixture'\], a folder",
         ),
         ({"model": "./absent/folder"}, "unknown model './absent/folder': expected one of"),
-        ({"reward": "nope"}, r"unknown reward 'nope'; expected one of \['compressibility'"),
+        ({"reward": "nope"}, r"unknown reward 'nope'; expected one of \['aesthetic'"),
         ({"prompts": "nope"}, r"unknown prompt set 'nope'; expected one of \[.*'animals', .*or a list of prompts"),
         ({"prompts": []}, "prompts is empty; expected at least one prompt"),
         ({"prompts": ["a cat"]}, r"knows the prompts \['', 'anywhere', .*got 'a cat'"),
