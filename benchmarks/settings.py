@@ -9,9 +9,9 @@ import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import from_dict, to_dict
-from benchmarks.metrics import METRICS
+from benchmarks.metrics import check_metric
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
-from diffusion_gym.rewards import REWARDS, resolve_reward
+from diffusion_gym.rewards import REWARDS, check_reward
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
@@ -28,18 +28,24 @@ class TaskConfig:
     model: str = "emoji-animals"
     """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
     reward: Annotated[
-        str, tyro.conf.arg(help=f"One of {', '.join(sorted(REWARDS))}; or several as name:weight,name:weight.")
+        str,
+        tyro.conf.arg(
+            help=f"One of {', '.join(sorted(REWARDS))}, with options as name?key=value&key=value; a function of yours "
+            "as path/to/file.py:function; or several as name:weight,name:weight; behind a name also :normalise and "
+            ":floor=X (docs/rewards)."
+        ),
     ] = "compressibility"
-    """A registered reward, or several as name:weight,name:weight."""
+    """A registered reward, a function in a file, or several of either; also with options, normalised or as a floor."""
     prompts: Annotated[
         str | None,
         tyro.conf.arg(
             metavar="SET|FILE",
-            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 text file with one prompt a line.",
+            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file with one prompt (or, in .jsonl, "
+            "one prompt and its weight) a line; either with @train or @held-out behind it for one side of its split.",
             help_behavior_hint="(default: the model's own)",
         ),
     ] = None
-    """A prompt set, or a UTF-8 text file with one prompt a line; None takes the model's own."""
+    """A prompt set or a file of prompts, or one side of its split; None takes the model's own."""
     num_inference_steps: int = 10
     """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
     device: str = "cpu"
@@ -47,16 +53,18 @@ class TaskConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Measured at each evaluation beside the reward; recognised (embedded model only) and diversity."""
+    """Measured at each evaluation beside the reward: diversity, recognised (embedded model only), or any reward, as
+    clip_score, by its mean."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""
-        resolve_reward(self.reward)
+        check_reward(self.reward)
         if self.prompts is not None:
             resolve_prompts(self.prompts)
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}.")
-        check_names("metric", self.metrics, METRICS, at_least_one=False)
+        for metric in self.metrics:
+            check_metric(metric)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from diffusion_gym.envs.config import (
 )
 from diffusion_gym.envs.mdp import DenoisingMDP, Scored
 from diffusion_gym.models import DiffusionModel, ModelDtype
+from diffusion_gym.prompts import PromptSpec
 from diffusion_gym.rewards import RewardSpec
 
 Observation = dict[str, np.ndarray]
@@ -57,7 +58,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
 
     ## Starting State
     x_T is standard normal, from ``torch.Generator().manual_seed(seed)`` as a diffusers pipeline draws it; the prompt
-    is drawn uniformly from the prompt set with a stream of its own, or set with
+    is drawn from the prompt set, by its weights if it has any, with a stream of its own, or set with
     ``reset(options={"prompts": ["a cat"]})``. ``reset()`` without a seed goes on with both streams.
 
     ## Episode End
@@ -80,8 +81,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | argument | type | default | meaning |
     |---|---|---|---|
     | model | ``str``, folder or model | ``"emoji-animals"`` | also ``"exact-gaussian"``, ``"exact-mixture"``, a diffusers folder or a hub id |
-    | reward | ``str``, callable or mapping | ``"compressibility"`` | a registered name, ``"name:weight,..."``, a callable ``(images, prompts) -> (n,)``, or a mapping of either to weights |
-    | prompts | ``str`` or list | the model's own | a prompt set's name, a text file with one prompt a line, or the texts |
+    | reward | ``str``, callable or mapping | ``"compressibility"`` | a registered name, ``"path/to/file.py:function"``, ``"name:weight,..."``, a callable ``(images (n, 3, H, W) uint8, prompts) -> (n,)``, or a mapping of either to weights |
+    | prompts | ``str`` or list | the model's own | a prompt set's name, a file, or a list of texts or ``{"prompt": text, "weight": number}`` |
     | num_inference_steps | ``int`` | ``10`` | T; the paper uses 50 for Stable Diffusion |
     | render_mode | ``str`` | ``None`` | ``"rgb_array"``: ``render()`` shows the present latent decoded |
     | device | ``str`` | ``"cpu"`` | of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
@@ -97,7 +98,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         self,
         model: str | DiffusionModel = DEFAULT_MODEL,
         reward: RewardSpec = DEFAULT_REWARD,
-        prompts: str | Sequence[str] | None = None,
+        prompts: PromptSpec | None = None,
         num_inference_steps: int = DEFAULT_STEPS,
         render_mode: str | None = None,
         device: str = "cpu",

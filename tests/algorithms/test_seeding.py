@@ -24,6 +24,21 @@ def test_prompt_order_does_not_depend_on_the_split() -> None:
     assert [index for part in parts for index in part] == whole
 
 
+def test_weighted_prompts_come_as_often_as_their_weights_say() -> None:
+    """Shares of a round of 7 are 4.375, 2.1875 and 0.0875: each comes rounded up or down, and right on average."""
+    weights = [10.0, 5.0, *[0.2] * 5]
+    order = prompt_order(3, 7, 1, 0, 7 * 400, weights)
+    expected = [7 * weight / 16 for weight in weights]
+    rounds = [Counter(order[start : start + 7]) for start in range(0, len(order), 7)]
+    for prompt, share in enumerate(expected):
+        counts = [counter[prompt] for counter in rounds]
+        assert set(counts) == {int(share), int(share) + 1}
+        # 400 rounds of 0 or 1 beside the whole part: a standard error of at most 0.025.
+        assert abs(sum(counts) / 400 - share) < 0.1
+    assert [i for a in range(0, 100, 10) for i in prompt_order(3, 7, 1, a, 10, weights)] == order[:100]
+    assert len({tuple(order[start : start + 7]) for start in range(0, 70, 7)}) > 5, "rounds are shuffled anew"
+
+
 def test_prompt_order_is_shuffled_anew_by_round_and_by_seed() -> None:
     rounds = [tuple(prompt_order(0, 10, 1, 10 * i, 10)) for i in range(5)]
     seeds = [tuple(prompt_order(s, 10, 1, 0, 10)) for s in range(5)]

@@ -1,11 +1,22 @@
 """Prompt sets, files, lists, and what is refused."""
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from diffusion_gym.prompts import ANIMALS, PROMPT_SETS, animal_activities, read_prompts, resolve_prompts, with_article
+from diffusion_gym.prompts import (
+    ANIMALS,
+    PROMPT_SETS,
+    PromptSet,
+    animal_activities,
+    load_prompts,
+    read_prompts,
+    resolve_prompts,
+    with_article,
+)
 
 
 def test_the_papers_animals() -> None:
@@ -18,14 +29,23 @@ def test_the_papers_animals() -> None:
 
 
 def test_the_papers_activity_prompts() -> None:
-    prompts = resolve_prompts("animals-activities")
-    assert prompts == animal_activities()
+    prompts = resolve_prompts("activities")
+    assert prompts == animal_activities() == resolve_prompts("animals-activities")
     assert len(prompts) == len(set(prompts)) == 135
     assert prompts[:3] == ("a cat washing dishes", "a cat riding a bike", "a cat playing chess")
     assert "an ant riding a bike" in prompts
     assert [prompt for prompt in prompts if prompt.startswith("an ")] == [
         f"an ant {activity}" for activity in ("washing dishes", "riding a bike", "playing chess")
     ]
+
+
+def test_imagenets_animals() -> None:
+    """ImageNet's classes are in the order of its synsets: 0 to 397 are animals, with 118 dogs from 151 on."""
+    animals = resolve_prompts("imagenet-animals")
+    assert len(animals) == len(set(animals)) == 398
+    assert (animals[0], animals[-1]) == ("tench", "puffer")
+    assert (animals[151], animals[268]) == ("Chihuahua", "Mexican hairless")
+    assert not any("," in animal for animal in animals)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +74,7 @@ def test_file(tmp_path: Path, as_type: Any) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("a cat\r\n\n  a dog riding a bike \n\t\nein Käfer".encode())
     assert resolve_prompts(as_type(file)) == ("a cat", "a dog riding a bike", "ein Käfer")
-    assert read_prompts(file) == ("a cat", "a dog riding a bike", "ein Käfer")
+    assert read_prompts(file) == PromptSet(("a cat", "a dog riding a bike", "ein Käfer"))
 
 
 def test_file_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +105,7 @@ def test_empty_file(tmp_path: Path) -> None:
 
 
 def test_unknown_set_lists_the_known_and_offers_a_list() -> None:
-    with pytest.raises(ValueError, match=r"unknown prompt set 'a cat'; expected one of \['animals', .*\[.a cat.\]"):
+    with pytest.raises(ValueError, match=r"unknown prompt set 'a cat'; expected one of \[.*'animals', .*\[.a cat.\]"):
         resolve_prompts("a cat")
 
 
@@ -106,3 +126,75 @@ def test_empty_list() -> None:
 def test_what_is_no_text(prompts: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         resolve_prompts(prompts)
+
+
+# ---- splits and weights
+
+
+def test_activities_are_split_into_pairs_whose_halves_are_both_trained() -> None:
+    train, held_out = resolve_prompts("activities@train"), resolve_prompts("activities@held-out")
+    assert (len(train), len(held_out)) == (90, 45)
+    assert sorted(train + held_out) == sorted(animal_activities())
+
+    def halves(prompts: tuple[str, ...]) -> tuple[Counter[str], Counter[str]]:
+        words = [prompt.split(" ", 2) for prompt in prompts]
+        return Counter(animal for _, animal, _ in words), Counter(activity for _, _, activity in words)
+
+    animals, activities = halves(train)
+    assert animals == dict.fromkeys(ANIMALS, 2)
+    assert set(activities.values()) == {30}
+    assert held_out[:4] == (
+        "a cat washing dishes",
+        "a dog riding a bike",
+        "a horse playing chess",
+        "a monkey washing dishes",
+    )
+
+
+@pytest.mark.parametrize(("name", "held_out"), [("animals", 9), ("imagenet-animals", 79), ("ten-animals", 2)])
+def test_of_other_sets_every_fifth_is_held_out(name: str, held_out: int) -> None:
+    whole = resolve_prompts(name)
+    assert resolve_prompts(f"{name}@held-out") == whole[4::5]
+    assert len(whole[4::5]) == held_out
+    assert resolve_prompts(f"{name}@train") == tuple(p for i, p in enumerate(whole) if i % 5 != 4)
+
+
+def test_files_are_split_too_and_keep_their_weights(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"p{i}", "weight": i + 1}) for i in range(6)), encoding="utf-8")
+    assert load_prompts(f"{file}@train") == PromptSet(("p0", "p1", "p2", "p3", "p5"), (1, 2, 3, 4, 6))
+    assert load_prompts(f"{file}@held-out") == PromptSet(("p4",), (5,))
+    (tmp_path / "four.txt").write_text("a\nb\nc\nd\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds 4 prompts, too few to split: every 5th is held out"):
+        resolve_prompts(f"{tmp_path / 'four.txt'}@held-out")
+    with pytest.raises(ValueError, match=r"unknown prompt set 'animals@test'.*@train or @held-out"):
+        resolve_prompts("animals@test")
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a cat", "weight": 2.5}\n\n"a dog"\n{"prompt": "ein Käfer"}\n', encoding="utf-8")
+    assert load_prompts(file) == PromptSet(("a cat", "a dog", "ein Käfer"), (2.5, 1, 1))
+    assert load_prompts(load_prompts(file).describe()) == load_prompts(file)
+
+
+def test_equal_weights_are_none() -> None:
+    assert load_prompts([{"prompt": "a", "weight": 3}, {"prompt": "b", "weight": 3}]) == PromptSet(("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"line 2 of '.*p\.jsonl': Expecting property name"),
+        ("3", r"line 2 of .*must be text, got int: 3"),
+        ('{"text": "a dog"}', r"line 2 of .*must hold 'prompt', a text, .*got {'text': 'a dog'}"),
+        ('{"prompt": "a dog", "wieght": 2}', r"line 2 of .*and nothing else; got"),
+        ('{"prompt": "a dog", "weight": 0}', r"line 2 of .*the weight of 'a dog' must be a positive number, got 0"),
+        ('{"prompt": "a dog", "weight": NaN}', r"line 2 of .*must be a positive number, got nan"),
+        ('{"prompt": "a dog", "weight": "2"}', r"line 2 of .*must be a positive number, got '2'"),
+    ],
+)
+def test_bad_json_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "p.jsonl").write_text(f'"a cat"\n{line}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        resolve_prompts(str(tmp_path / "p.jsonl"))
