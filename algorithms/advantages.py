@@ -109,7 +109,7 @@ def effective_sample_size(weights: Tensor) -> float:
 
 
 def _per_prompt(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> Tensor:
-    values = rewards.detach().double().cpu().numpy()
+    values = np.array(rewards.detach().double().tolist())
     groups: dict[str, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         groups[prompt].append(index)

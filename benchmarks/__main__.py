@@ -11,6 +11,7 @@ from benchmarks.pool import Stopped
 from benchmarks.pretrain import PretrainConfig, pretrain
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
+from benchmarks.throughput import Throughput, throughput
 from benchmarks.train import SUBCOMMANDS, Train, train
 
 _Algorithm = Union[SUBCOMMANDS]  # type: ignore[valid-type]  # noqa: UP007 - built from the registry
@@ -23,6 +24,7 @@ Command = Union[  # noqa: UP007
     Annotated[Sample, tyro.conf.subcommand("sample")],
     Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")],
     Annotated[Search, tyro.conf.subcommand("search")],
+    Annotated[Throughput, tyro.conf.subcommand("throughput")],
 ]
 
 
@@ -55,6 +57,8 @@ def _run(given: list[str]) -> int:
         return sample(options)
     if isinstance(options, Search):
         return search(options)
+    if isinstance(options, Throughput):
+        return throughput(options)
     pretrain(options)
     return 0
 
