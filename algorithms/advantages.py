@@ -116,7 +116,7 @@ def _per_prompt(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> Tensor:
     weights = np.zeros(len(values))
     for members in groups.values():
         weights[members] = weigh(values[members])
-    return torch.tensor(weights, dtype=torch.float32, device=rewards.device)
+    return torch.tensor(weights.tolist(), dtype=torch.float32, device=rewards.device)
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:

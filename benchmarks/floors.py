@@ -37,8 +37,8 @@ class Floor:
         prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(n)]
         self.rollout = collect(algorithm.rollout_env, self.policy, prompts, algorithm.config.seed)
         # A learning rate of 0 costs what any other does, and the weights stay what they are.
-        parameters = self.policy.trainable_parameters().values()
-        self.optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=algorithm.config.weight_decay)
+        self.parameters = list(self.policy.trainable_parameters().values())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=algorithm.config.weight_decay)
 
     def sampling(self, chunk: int) -> None:
         """One rollout's forwards in chunks of so many images, its decode and its reward."""
@@ -52,13 +52,12 @@ class Floor:
 
     def training(self, chunk: int) -> None:
         """One iteration's updates in chunks of so many rows."""
-        parameters = self.policy.trainable_parameters().values()
         for _ in range(self.updates):
             for step, start, stop in self._training_chunks(chunk):
                 latents, times, conditioning = self._batch(step, start, stop)
                 output = self._forward(latents, times, conditioning)
                 (output - latents).square().mean().backward()
-            torch.nn.utils.clip_grad_norm_(parameters, self.algorithm.config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.algorithm.config.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 

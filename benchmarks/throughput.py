@@ -14,7 +14,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import diffusion_gym
-from algorithms import ALGORITHMS, DiffusionAlgorithm, PolicyConfig
+from algorithms import ALGORITHMS, AlgorithmConfig, DiffusionAlgorithm, PolicyConfig
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoint import write_atomically
 from algorithms.config import EvaluationConfig
@@ -24,15 +24,14 @@ from benchmarks.meters import PeakMemory, Seconds, Stopwatch, seconds_by_operati
 from benchmarks.provenance import available_cores, provenance
 from benchmarks.settings import TaskConfig
 from benchmarks.suite import POLICY, PROMPTS, SETTINGS, settings
+from benchmarks.throughput_tables import PHASES, markdown
 from diffusion_gym.envs.config import DEFAULT_MODEL
 from diffusion_gym.models import DiffusionModel, load_model
 
-_PHASES = ("sampling", "training")
 _CHUNK_TRIALS = 3
 _GROWTH_CHUNK = 8  # divides every number of rows in the growth table, so that no row is padding
 _GROWTH_IMAGES = 16
 _GROWTH_REPEATS = 3
-_LARGEST = 5
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Throughput:
         prompts = PROMPTS if self.prompts is None and self.model == DEFAULT_MODEL else self.prompts
         return TaskConfig(self.model, self.reward, prompts, self.num_inference_steps, self.device, self.dtype)
 
-    def config(self) -> Any:
+    def config(self) -> AlgorithmConfig:
         """Return the algorithm's configuration; evaluation is off, as its cost is no part of an iteration."""
         chosen = settings(self.algorithm, 0, images_per_iteration=self.images, num_envs=self.num_envs)
         return dataclasses.replace(chosen, policy=self.policy, evaluation=EvaluationConfig())
@@ -100,7 +99,7 @@ def throughput(options: Throughput) -> int:
     torch.set_num_threads(options.threads or available_cores())
     bench = Bench(options)
     result: dict[str, Any] = {
-        "settings": _jsonable(dataclasses.asdict(options)),
+        "settings": {name: value for name, value in dataclasses.asdict(options).items() if name != "output"},
         "iteration": bench.describe(),
         "chunks": bench.chunks,
         **bench.measure(options.pairs),
@@ -120,21 +119,16 @@ def throughput(options: Throughput) -> int:
 class Bench:
     """One algorithm ready to iterate, and its floor."""
 
-    def __init__(self, options: Throughput, model: DiffusionModel | None = None) -> None:
-        """Build the algorithm, run a first iteration, and choose the floor's chunk sizes.
-
-        Args:
-            options: what to measure.
-            model: in place of the one that the options name.
-        """
-        self.algorithm = build(options, model)
+    def __init__(self, options: Throughput) -> None:
+        """Build the algorithm, run a first iteration, and choose the floor's chunk sizes."""
+        self.algorithm = build(options)
         self.device = self.algorithm.mdp.model.device
-        self.first = iterate(self.algorithm)  # encodes the prompts, and warms up kernels and allocator
+        iterate(self.algorithm)  # encodes the prompts, and warms up kernels and allocator
         self.rows = self._training_rows()
         self.floor = Floor(self.algorithm, self.algorithm._n_updates, self.rows // self.algorithm._n_updates)
         chunk, images = options.policy.chunk_size, options.images
         sizes = sorted({min(size, images) for size in (max(1, chunk // 2), chunk, 2 * chunk)})
-        self.chunks = {phase: self._try_chunks(phase, sizes) for phase in _PHASES}
+        self.chunks = {phase: self._try_chunks(phase, sizes) for phase in PHASES}
 
     def _training_rows(self) -> int:
         """Rows the first iteration trained on, from the costs it counted."""
@@ -177,27 +171,27 @@ class Bench:
 
     def measure(self, pairs: int) -> dict[str, Any]:
         """Time program and floor in turns, and then take their memory."""
-        times: dict[str, list[tuple[Seconds, Seconds]]] = {phase: [] for phase in _PHASES}
+        times: dict[str, list[tuple[Seconds, Seconds]]] = {phase: [] for phase in PHASES}
         for pair in range(pairs):
             program = {} if pair % 2 else iterate(self.algorithm)
-            floor = {phase: self._time(partial(self.run_floor, phase)) for phase in _PHASES}
+            floor = {phase: self._time(partial(self.run_floor, phase)) for phase in PHASES}
             program = program or iterate(self.algorithm)
-            for phase in _PHASES:
+            for phase in PHASES:
                 times[phase].append((program[phase], floor[phase]))
         memory = self._memory()
         n = self.algorithm.config.images_per_iteration
-        return {phase: {**_summary(times[phase], n), **memory[phase]} for phase in _PHASES}
+        return {phase: {**_summary(times[phase], n), **memory[phase]} for phase in PHASES}
 
     def _memory(self) -> dict[str, dict[str, float]]:
         """Peak memory of the floor, and then of the program, in each phase."""
         found: dict[str, dict[str, float]] = {}
-        for phase in _PHASES:
+        for phase in PHASES:
             with PeakMemory(self.device) as peak:
                 self.run_floor(phase)
             found[phase] = {"floor_megabytes": peak.megabytes}
         marks = _Marks(self.device, memory=True)
         iterate(self.algorithm, marks)
-        for phase in _PHASES:
+        for phase in PHASES:
             found[phase] |= {
                 "megabytes": marks.megabytes[phase],
                 "megabytes_above_floor": marks.megabytes[phase] / found[phase]["floor_megabytes"] - 1,
@@ -298,7 +292,7 @@ def _grown(axis: str, options: Throughput, model: DiffusionModel) -> dict[str, A
     iterate(algorithm)
     runs = [iterate(algorithm) for _ in range(_GROWTH_REPEATS)]
     shape = model.latent_shape
-    seconds = {phase: statistics.median(run[phase].wall for run in runs) for phase in _PHASES}
+    seconds = {phase: statistics.median(run[phase].wall for run in runs) for phase in PHASES}
     return {
         "axis": axis,
         "images": options.images,
@@ -337,67 +331,3 @@ def _summary(times: Sequence[tuple[Seconds, Seconds]], images: int) -> dict[str,
 def _shares(seconds: dict[str, float]) -> dict[str, float]:
     total = sum(seconds.values())
     return {name: value / total for name, value in sorted(seconds.items(), key=lambda item: -item[1])}
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Return the result's tables."""
-    what, chunks = result["iteration"], result["chunks"]
-    lines = [
-        f"{result['settings']['algorithm']} on {result['settings']['model']}, {what['images']} images of "
-        f"{what['steps']} steps, latents {_shape(what['latent_shape'])}; {what['updates']} updates on "
-        f"{what['training_rows']:,} rows; {what['trainable_parameters']:,} of {what['parameters']:,} parameters are "
-        f"trained. {_machine(result)}",
-        "",
-        "| | images/s | floor, images/s | time above floor | processor time above floor | peak memory, MB | above floor's |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for phase in _PHASES:
-        row = result[phase]
-        lines.append(
-            f"| {phase} | {row['images_per_second']:.1f} | {row['floor_images_per_second']:.1f} | "
-            f"{row['above_floor']:+.1%} | {row['above_floor_cpu']:+.1%} | {row['megabytes']:.0f} | "
-            f"{row['megabytes_above_floor']:+.1%} |"
-        )
-    lines += ["", f"Medians of {len(result['sampling']['pairs'])} pairs. Floor's seconds by chunk size: "]
-    lines[-1] += "; ".join(
-        f"{phase} " + ", ".join(f"{size}: {seconds:.2f}" for size, seconds in chunks[phase].items())
-        for phase in _PHASES
-    )
-    lines[-1] += f". A rollout holds {what['rollout_megabytes']:.1f} MB."
-    if "growth" in result:
-        lines += ["", *_growth_table(result["growth"])]
-    if "profile" in result:
-        for kind, title in (("parts", "part of the program"), ("operations", "kind of operation")):
-            lines += ["", f"| {title} | share of an iteration |", "|---|---|"]
-            largest = list(result["profile"][kind].items())[:_LARGEST]
-            lines += [f"| {name} | {share:.1%} |" for name, share in largest]
-            lines.append(f"| everything else | {1 - sum(share for _, share in largest):.1%} |")
-    return "\n".join(lines) + "\n"
-
-
-def _growth_table(growth: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| varied | images | steps | latents | sampling, ms an image | training, ms an image | rollout, MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in growth:
-        cost = row["milliseconds_an_image"]
-        lines.append(
-            f"| {row['axis']} | {row['images']} | {row['steps']} | {_shape(row['latent_shape'])} | "
-            f"{cost['sampling']:.1f} | {cost['training']:.1f} | {row['rollout_megabytes']:.2f} |"
-        )
-    return lines
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(str(size) for size in shape)
-
-
-def _machine(result: dict[str, Any]) -> str:
-    made, device = result["provenance"], result["iteration"]["device"]
-    where = device if result["provenance"]["gpu"] and device != "cpu" else made["processor"]
-    return f"{where}, {made['torch_threads']} torch thread(s), torch {made['packages']['torch']}."
-
-
-def _jsonable(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
