@@ -110,14 +110,14 @@ def effective_sample_size(weights: Tensor) -> float:
 
 
 def _per_prompt(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> Tensor:
-    values = rewards.detach().cpu().double().numpy()
+    values = np.array(rewards.detach().cpu().double().tolist())
     groups: dict[str, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         groups[prompt].append(index)
     weights = np.zeros(len(values))
     for members in groups.values():
         weights[members] = weigh(values[members])
-    return torch.tensor(weights, dtype=torch.float32, device=rewards.device)
+    return torch.tensor(weights.tolist(), dtype=torch.float32, device=rewards.device)
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:

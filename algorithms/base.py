@@ -269,7 +269,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping."""
         for loss in losses:
             loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters().values(), self.config.max_grad_norm)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._n_updates += 1

@@ -220,7 +220,7 @@ class DenoisingPolicy(nn.Module):
         """Do nothing: sampling and scoring must run in the same mode, so the denoiser stays in evaluation mode."""
 
     def _timesteps(self, step_index: Tensor) -> Tensor:
-        return self.transition.schedule.timesteps.to(step_index.device)[step_index]
+        return self.transition.timesteps[step_index]
 
     def _forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         if self.config.autocast == "none":

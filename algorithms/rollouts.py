@@ -44,6 +44,19 @@ class Rollout:
         """x_0, (n, c, h, w)."""
         return self.latents[-1]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = (
+            self.latents,
+            self.log_probs,
+            *self.conditioning.values(),
+            self.rewards,
+            self.images,
+            *self.parts.values(),
+        )
+        return sum(tensor.nbytes for tensor in tensors)
+
     def rows(self, images: Tensor, steps: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """Fold time into the batch: the transitions (images[i], steps[i]).
 

@@ -13,6 +13,7 @@ from benchmarks.pool import Stopped
 from benchmarks.pretrain import PretrainConfig, pretrain
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
+from benchmarks.throughput import Throughput, throughput
 from benchmarks.train import SUBCOMMANDS, Train, train
 from diffusion_gym.rewards import RewardError
 
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "sample": (Sample, sample),
     "pretrain": (PretrainConfig, pretrain),
     "search": (Search, search),
+    "throughput": (Throughput, throughput),
 }
 
 _PROGRAM = "diffusion-gym"

@@ -16,7 +16,7 @@ TASKS: dict[str, TaskConfig] = {
 
 #: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly move
 #: it, and all weights together follow the noise of the policy gradient as readily as its signal.
-_POLICY = PolicyConfig(trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=("all",)), chunk_size=32)
+POLICY = PolicyConfig(trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=("all",)), chunk_size=32)
 _EVALUATION = EvaluationConfig(images=64)
 _QUERIES_PER_EVALUATION = 256
 
@@ -62,7 +62,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 def settings(algorithm: str, seed: int, **changes: object) -> AlgorithmConfig:
     """Return an algorithm's configuration for the embedded model, evaluated every 256 queries or each iteration."""
     chosen = {**SETTINGS[algorithm], **changes}
-    config = override(ALGORITHMS[algorithm].config, seed=seed, policy=_POLICY, **chosen)
+    config = override(ALGORITHMS[algorithm].config, seed=seed, policy=POLICY, **chosen)
     every = max(1, _QUERIES_PER_EVALUATION // config.images_per_iteration)
     return dataclasses.replace(config, evaluation=dataclasses.replace(_EVALUATION, every=every))
 

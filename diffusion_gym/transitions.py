@@ -172,10 +172,12 @@ class Transition(nn.Module, ABC):
 
     Attributes:
         std: (T,), float32, the standard deviation of each step.
+        timesteps: (T,), int64, the schedule's, beside the module's other numbers on its device.
         has_density: (T,), bool, where the std is positive; only those steps can be trained.
     """
 
     std: Tensor
+    timesteps: Tensor
     sqrt_a: Tensor
     sqrt_b: Tensor
     sqrt_a_p: Tensor
@@ -189,6 +191,7 @@ class Transition(nn.Module, ABC):
         self._buffer("sqrt_b", (1 - a_t).sqrt())
         self._buffer("sqrt_a_p", a_p.sqrt())
         self._buffer("std", std)
+        self.register_buffer("timesteps", schedule.timesteps, persistent=False)
         self.has_density = std > 0
 
     def _buffer(self, name: str, value: Tensor) -> None:

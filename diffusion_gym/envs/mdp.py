@@ -82,7 +82,8 @@ class DenoisingMDP:
         self.scorer: Scorer = score_images
         self.set_reward(reward)
         self.schedule = model.schedule(num_inference_steps)
-        self._times = torch.cat([self.schedule.timesteps, torch.zeros(1, dtype=torch.long)]).float()
+        times = torch.cat([self.schedule.timesteps, torch.zeros(1, dtype=torch.long)]).float()
+        self._times = times.to(model.device)
         self._encoded: dict[str, Conditioning] = {}
         self._noise: list[torch.Generator | None] = [None] * num_envs
         self._prompt_rng: list[np.random.Generator | None] = [None] * num_envs
@@ -168,20 +169,19 @@ class DenoisingMDP:
             actions: (n, c, h, w), float32; checked by :meth:`check_actions`.
             active: (n,), bool.
         """
-        all_active = bool(active.all())
-        if all_active:
+        if active.all():
             self.latents = actions.clone()
         else:
-            mask = torch.from_numpy(active).to(actions.device)
+            mask = torch.tensor(active.tolist(), device=actions.device)
             self.latents = torch.where(mask[:, None, None, None], actions, self.latents)
         self.step_index[active] += 1
         finished = active & (self.step_index == self.num_inference_steps)
         rewards = torch.zeros(self.num_envs, device=self.model.device)
         if not finished.any():
             return Transitions(rewards, finished, None)
-        rows = np.flatnonzero(finished)
-        scored = self.score(self.latents[torch.from_numpy(rows)], [self.row_prompts[row] for row in rows])
-        rewards[torch.from_numpy(rows)] = scored.rewards
+        rows = np.flatnonzero(finished).tolist()
+        scored = self.score(self.latents[rows], [self.row_prompts[row] for row in rows])
+        rewards[rows] = scored.rewards
         return Transitions(rewards, finished, scored.images)
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
@@ -192,7 +192,7 @@ class DenoisingMDP:
 
     def timesteps(self) -> Tensor:
         """The rows' present training times, (n, 1), float32; 0 after the last step."""
-        return self._times[torch.from_numpy(self.step_index)][:, None].to(self.model.device)
+        return self._times[self.step_index.tolist()][:, None]
 
     def conditioning(self) -> Conditioning:
         """The rows' conditioning, name -> (n, ...), float32, on the model's device. Not a copy: do not write to it."""
@@ -235,7 +235,7 @@ class DenoisingMDP:
                 f"{tuple(self.latents.shape)}; got {tuple(actions.shape)}."
             )
         actions = actions.detach().to(self.model.device)
-        checked = actions if active.all() else actions[torch.from_numpy(active)]
+        checked = actions if active.all() else actions[np.flatnonzero(active).tolist()]
         if not bool((checked.abs() <= LATENT_BOUND).all()):
             problem = (
                 "holds NaN" if bool(checked.isnan().any()) else f"lies outside [-{LATENT_BOUND:g}, {LATENT_BOUND:g}]"

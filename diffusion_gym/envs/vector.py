@@ -206,7 +206,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         info |= {f"_{name}": mask.copy() for name in info}
         if result is not None and result.images is not None:
             images = torch.zeros(self.num_envs, *mdp.model.image_shape, dtype=torch.uint8, device=mdp.model.device)
-            images[torch.from_numpy(result.finished)] = result.images
+            images[np.flatnonzero(result.finished).tolist()] = result.images
             info["image"] = images if self.output == "torch" else images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
             info["_image"] = result.finished.copy()
         return info
@@ -216,7 +216,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         return value if self.output == "torch" else value.cpu().numpy().copy()
 
     def _flags(self, flags: np.ndarray) -> Array:
-        return torch.from_numpy(flags.copy()).to(self.mdp.model.device) if self.output == "torch" else flags.copy()
+        return torch.tensor(flags.tolist(), device=self.mdp.model.device) if self.output == "torch" else flags.copy()
 
     def _reset_mask(self, mask: object) -> np.ndarray:
         if mask is None:

@@ -32,7 +32,7 @@ class UNetDenoiser(Denoiser):
 
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict epsilon or v, (n, c, h, w)."""
-        dtype = self.unet.dtype
+        dtype = next(self.unet.parameters()).dtype  # diffusers' own ``dtype`` walks through all modules at each call
         embedding = conditioning[PROMPT_EMBEDDING].to(dtype)
         return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=embedding, return_dict=False)[0]
 

@@ -1,0 +1,89 @@
+"""What sampling and training cost at least: the denoiser called alone, on as many rows of the same shapes."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algorithms import DiffusionAlgorithm
+from algorithms.rollouts import collect
+from diffusion_gym.models import Conditioning
+
+_Batch = tuple[Tensor, Tensor, Conditioning]
+
+
+class Floor:
+    """An iteration of an algorithm without the program around it; it leaves weights and optimizer as they were.
+
+    Sampling: the denoiser (with its adapters) on every row of a rollout, the VAE decode and the reward. Training: as
+    many updates of as many rows as the algorithm makes, each forward, backward, clipping and optimizer step of the
+    same parameters. What is missing is the environment, noise, transitions, log-densities, advantages, the loss and
+    its statistics, storage and logging.
+    """
+
+    def __init__(self, algorithm: DiffusionAlgorithm[Any], updates: int, rows_per_update: int) -> None:
+        """Draw the rollout whose rows are used.
+
+        Args:
+            algorithm: ready to learn.
+            updates: gradient updates an iteration.
+            rows_per_update: rows of each.
+        """
+        self.algorithm, self.policy = algorithm, algorithm.policy
+        self.updates, self.rows_per_update = updates, rows_per_update
+        n = algorithm.config.images_per_iteration
+        prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(n)]
+        self.rollout = collect(algorithm.rollout_env, self.policy, prompts, algorithm.config.seed)
+        # A learning rate of 0 costs what any other does, and the weights stay what they are.
+        self.parameters = list(self.policy.trainable_parameters().values())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=algorithm.config.weight_decay)
+
+    def sampling(self, chunk: int) -> None:
+        """One rollout's forwards in chunks of so many images, its decode and its reward."""
+        n = len(self.rollout)
+        with torch.no_grad():
+            for step in range(self.policy.num_inference_steps):
+                for start in range(0, n, chunk):
+                    self._forward(*self._batch(step, start, min(start + chunk, n)))
+            images = self.algorithm.mdp.model.decode(self.rollout.final_latents)
+            self.algorithm.mdp.reward(images, self.rollout.prompts)
+
+    def training(self, chunk: int) -> None:
+        """One iteration's updates in chunks of so many rows."""
+        for _ in range(self.updates):
+            for step, start, stop in self._training_chunks(chunk):
+                latents, times, conditioning = self._batch(step, start, stop)
+                output = self._forward(latents, times, conditioning)
+                (output - latents).square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.algorithm.config.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _training_chunks(self, chunk: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (step, first image, last image + 1): slices of the rollout, because gathering rows is no floor."""
+        n, steps = len(self.rollout), self.policy.num_inference_steps
+        for number, start in enumerate(range(0, self.rows_per_update, chunk)):
+            size = min(chunk, self.rows_per_update - start)
+            first = number * chunk % (n - size + 1)
+            yield number % steps, first, first + size
+
+    def _batch(self, step: int, start: int, stop: int) -> _Batch:
+        """One step of some images; with guidance twice, as both halves go through the network."""
+        latents = self.rollout.latents[step, start:stop]
+        conditioning = {name: value[start:stop] for name, value in self.rollout.conditioning.items()}
+        if self.policy.guided:
+            latents = torch.cat([latents, latents])
+            conditioning = {name: torch.cat([value, value]) for name, value in conditioning.items()}
+        return latents, self.policy.transition.timesteps[step].expand(len(latents)), conditioning
+
+    def _forward(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        with self._autocast():
+            return self.policy.denoiser(latents, times, conditioning)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        precision = self.policy.config.autocast
+        if precision == "none":
+            return contextlib.nullcontext()
+        return torch.autocast(self.rollout.latents.device.type, dtype=getattr(torch, precision))

@@ -1,0 +1,125 @@
+"""``throughput``: its figures follow from its raw times, its floor does the program's work, bad input is refused."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import benchmarks.throughput
+from algorithms import PolicyConfig
+from benchmarks.__main__ import main
+from benchmarks.floors import Floor
+from benchmarks.throughput import Throughput, build, iterate, measure_growth, resized
+from diffusion_gym.models import DiffusionModel, load_model
+
+SMALL = ["--images", "8", "--num-envs", "8", "--num-inference-steps", "3", "--threads", "1"]
+EXACT = ["--model", "exact-mixture", "--reward", "exact-linear"]
+FULL = ["--policy.trainable", "full", "--policy.chunk-size", "4"]
+
+
+@pytest.fixture
+def small_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grow from 2 images in one repetition."""
+    for name, value in {"_GROWTH_IMAGES": 2, "_GROWTH_CHUNK": 2, "_GROWTH_REPEATS": 1}.items():
+        monkeypatch.setattr(benchmarks.throughput, name, value)
+
+
+def run(arguments: list[str], folder: Path) -> tuple[dict[str, Any], str]:
+    """Run the command; return its JSON and its Markdown."""
+    assert main(["throughput", *arguments, "--output", str(folder / "speed.json")]) == 0
+    return json.loads((folder / "speed.json").read_text()), (folder / "speed.md").read_text()
+
+
+def test_figures_follow_from_the_raw_times(
+    tmp_path: Path, small_growth: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, text = run([*EXACT, *SMALL, *FULL, "--pairs", "3", "--growth", "--profile"], tmp_path)
+    for phase in ("sampling", "training"):
+        row, chunks = result[phase], result["chunks"][phase]
+        program = [pair["program"]["wall"] for pair in row["pairs"]]
+        floor = [pair["floor"]["wall"] for pair in row["pairs"]]
+        assert len(program) == 3
+        assert min(program + floor + list(chunks.values())) > 0
+        assert row["images_per_second"] == pytest.approx(8 / statistics.median(program))
+        assert row["floor_images_per_second"] == pytest.approx(8 / statistics.median(floor))
+        ratios = [a / b for a, b in zip(program, floor, strict=True)]
+        assert row["above_floor"] == pytest.approx(statistics.median(ratios) - 1)
+        assert row["megabytes_above_floor"] == pytest.approx(row["megabytes"] / row["floor_megabytes"] - 1)
+        assert row["floor_megabytes"] > 10
+        assert list(chunks) == ["2", "4", "8"]
+        assert f"| {phase} | {row['images_per_second']:.1f} |" in text
+    assert result["iteration"] | {"training_rows": 8 * 3, "updates": 2} == result["iteration"]
+    for shares in result["profile"].values():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert "output" not in result["settings"], "paths belong to one machine"
+    assert [row["axis"] for row in result["growth"]] == ["images"] * 3 + ["steps"] * 3, "points have no size"
+    assert text in capsys.readouterr().out
+
+
+def test_growth_varies_one_thing_at_a_time(monkeypatch: pytest.MonkeyPatch, tiny_sd: str) -> None:
+    """What would be measured on a pipeline; that it is measured, the exact model shows."""
+
+    def case(axis: str, options: Throughput, model: DiffusionModel) -> dict[str, Any]:
+        assert options.images % options.num_envs == 0
+        return {"case": (axis, options.images, options.num_inference_steps, *model.latent_shape[1:])}
+
+    monkeypatch.setattr(benchmarks.throughput, "_grown", case)
+    assert [row["case"] for row in measure_growth(Throughput(model=tiny_sd))] == [
+        *(("images", images, 10, 8, 8) for images in (16, 32, 64)),
+        *(("steps", 16, steps, 8, 8) for steps in (5, 10, 20)),
+        *(("latent size", 16, 10, size, size) for size in (8, 16, 32)),
+    ]
+
+
+def test_resized_models_share_networks_and_decode_to_their_size(tiny_sd: str) -> None:
+    model = load_model(tiny_sd)
+    larger = resized(model, 2)
+    assert (larger.latent_shape, larger.image_shape) == ((4, 16, 16), (3, 32, 32))
+    assert larger.decode(torch.zeros(1, *larger.latent_shape)).shape == (1, *larger.image_shape)
+    assert vars(larger)["pipe"] is vars(model)["pipe"]
+    assert model.latent_shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_floor_makes_the_programs_forwards_and_changes_nothing(guidance_scale: float) -> None:
+    """As many rows in sampling and in training as an iteration of the program; the weights stay as they were."""
+    policy = PolicyConfig(trainable="full", chunk_size=4, guidance_scale=guidance_scale)
+    options = Throughput(
+        model="exact-mixture", reward="exact-linear", num_inference_steps=3, policy=policy, images=8, num_envs=8
+    )
+    algorithm = build(options)
+    floor = Floor(algorithm, 2, 8 * 3 // 2)
+    seen: list[tuple[int, bool]] = []
+    algorithm.policy.denoiser.register_forward_hook(
+        lambda module, given, output: seen.append((len(given[0]), torch.is_grad_enabled()))
+    )
+    before = {name: value.detach().clone() for name, value in algorithm.policy.trainable_parameters().items()}
+    floor.sampling(4)
+    floor.training(4)
+    assert all(torch.equal(before[name], value) for name, value in algorithm.policy.trainable_parameters().items())
+    of_floor, seen[:] = sorted(seen), []
+    iterate(algorithm)
+    assert sorted(seen) == of_floor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "0"], "expected pairs >= 1"),
+        (["--algorithm", "ppo"], "unknown algorithm 'ppo'; expected one of ['ddpo-is'"),
+        (["--images", "48"], "num_envs (32) must divide images_per_iteration (48)"),
+        (["--num-inference-steps", "0"], "num_inference_steps must be at least 1, got 0"),
+        (["--reward", "compressability"], "unknown reward 'compressability'"),
+    ],
+)
+def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(["throughput", *arguments])
+    except SystemExit as stop:  # tyro prints some errors itself
+        code = stop.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
