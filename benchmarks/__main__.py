@@ -32,7 +32,7 @@ _Train = Annotated[
     tyro.conf.OmitSubcommandPrefixes[_Algorithm],
     tyro.conf.subcommand("train", description="Tune a model toward a reward with one algorithm."),
 ]
-_Command: Any = Union[
+Command: Any = Union[
     (_Train, *(Annotated[options, tyro.conf.subcommand(name)] for name, (options, _) in COMMANDS.items()))
 ]
 
@@ -81,7 +81,7 @@ def _run(given: list[str]) -> int:
         return train(given[1], options)
     # What is left is help, shell completion or a mistake: all of them end in here.
     tyro.cli(
-        _Command,
+        Command,
         args=given,
         prog=_PROGRAM,
         description="Tune diffusion models with reinforcement learning: DDPO, RWR.",
