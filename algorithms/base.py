@@ -19,7 +19,7 @@ from torch import Tensor
 
 from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
 from algorithms.config import AlgorithmConfig, from_dict, override, to_dict
-from algorithms.evaluation import Evaluation, evaluate, rollout_metrics
+from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
 from algorithms.parameters import Groups, flatten, get_tensors, set_tensors, unflatten
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import InterruptedRollout, Rollout, collect
@@ -27,6 +27,7 @@ from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.rewards import WeightedSum
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
@@ -119,9 +120,10 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """Go on in another environment on the same model; its reward, prompts and steps are used from now on.
 
         Raises:
-            ValueError: an environment of another model or number of steps.
+            ValueError: an environment of another model or number of steps, or with held-out prompts.
         """
         mdp = find_mdp(env)
+        check_held_out(mdp, self.config.evaluation)
         if (mdp.model.name, mdp.num_inference_steps) != (self.mdp.model.name, self.mdp.num_inference_steps):
             raise ValueError(
                 f"the policy was built for {self.mdp.num_inference_steps} steps of {self.mdp.model.name!r}, the new "
@@ -145,6 +147,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
         self._check_requirements()
+        check_held_out(self.mdp, self.config.evaluation)
         self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs)
 
     def _check_requirements(self) -> None:
@@ -186,6 +189,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         )
         self._committed_timesteps = self.num_timesteps
         callback.on_training_start(locals(), globals())
+        if self.num_timesteps < total_timesteps:
+            calibrate_reward(self.mdp, self.policy, self.config)
         while self.num_timesteps < total_timesteps:
             self._evaluate_if_due()
             started = time.perf_counter()
@@ -194,9 +199,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
                 break
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             self.last_rollout_reward = float(rollout.rewards.mean())
-            metrics = rollout_metrics(rollout, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED) | self.update(
-                rollout
-            )
+            metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
+            metrics |= self.update(rollout)
             self.iteration += 1
             self._committed_timesteps = self.num_timesteps
             self.costs["seconds"] += time.perf_counter() - started
@@ -215,7 +219,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """Sample this iteration's images; None if a callback asked to stop (the iteration then never happened)."""
         n = self.config.images_per_iteration
         first = self.iteration * n
-        order = prompt_order(self.config.seed, len(self.mdp.prompts), self.config.images_per_prompt, first, n)
+        prompts, weights = self.mdp.prompts, self.mdp.prompt_weights
+        order = prompt_order(self.config.seed, len(prompts), self.config.images_per_prompt, first, n, weights)
         callback.on_rollout_start()
 
         def on_step(dones: Tensor) -> bool:
@@ -227,11 +232,12 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             rollout = collect(
                 self.rollout_env,
                 self.policy,
-                [self.mdp.prompts[index] for index in order],
+                [prompts[index] for index in order],
                 self.config.seed,
                 first,
                 whole_trajectory=self.requires.whole_trajectory,
                 on_step=on_step,
+                score_beside=self.config.rewards_beside_sampling,
             )
             callback.on_rollout_end()
         except InterruptedRollout:
@@ -287,7 +293,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         done = self.last_evaluation is not None and self.last_evaluation.iteration == self.iteration
         if config.images == 0 or done or (self.iteration % config.every and not final):
             return
-        self.last_evaluation = evaluate(self.mdp, self.policy, config, self.config.num_envs, self.iteration)
+        self.last_evaluation = evaluate(self.mdp, self.policy, self.config, self.iteration)
         self._log(self.last_evaluation.metrics())
 
     # -- saving and loading -----------------------------------------------------------------------------------------
@@ -308,6 +314,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             "num_timesteps": self._committed_timesteps,
             "n_updates": self._n_updates,
             "costs": self.costs,
+            "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
             "extra": self.extra_state(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
@@ -382,6 +389,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             )
         self.set_parameters(unflatten(checkpoint.tensors))
         self.load_extra_state(state["extra"])
+        if isinstance(self.mdp.reward, WeightedSum) and state.get("reward"):  # older checkpoints have none
+            self.mdp.reward.load_state_dict(state["reward"])
         self.iteration = state["iteration"]
         self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
         self._n_updates, self.costs = state["n_updates"], state["costs"]

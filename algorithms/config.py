@@ -7,6 +7,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from algorithms.choices import check_choices
 from algorithms.policy import PolicyConfig
+from diffusion_gym.prompts import resolve_prompts
 from diffusion_gym.transitions import Reduction
 
 __all__ = ["AlgorithmConfig", "EvaluationConfig", "Reduction", "from_dict", "override", "to_dict"]
@@ -24,9 +25,15 @@ class EvaluationConfig:
     """Iterations from one evaluation to the next; the first is before training."""
     seed: int = 1_000_003
     """Fixes initial latents and step noise."""
+    held_out_prompts: str | None = None
+    """Also evaluate, apart, on prompts that training does not use: a set as animals@held-out, or a file."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible counts."""
+        """Refuse impossible counts and unknown prompts."""
+        if self.held_out_prompts is not None:
+            resolve_prompts(self.held_out_prompts)
+            if self.images == 0:
+                raise ValueError("held_out_prompts needs an evaluation; set its images, for example to 64.")
         if self.images < 0 or self.every < 1:
             raise ValueError(
                 f"evaluation needs images >= 0 and every >= 1, got images={self.images}, every={self.every}."
@@ -43,6 +50,10 @@ class AlgorithmConfig:
     """Images in a row with the same prompt; more makes per-prompt comparisons within an iteration possible."""
     num_envs: int = 64
     """Environments side by side; must divide images_per_iteration. Changes speed and memory, not results."""
+    rewards_beside_sampling: bool = False
+    """Score images in a thread while the next num_envs images are sampled. Changes speed, not results: helps where
+    the reward waits or leaves the policy's device idle (a served model, JPEG files beside a GPU), and where an
+    iteration has several rounds, so where num_envs is less than images_per_iteration."""
     learning_rate: float = 3e-4
     """AdamW's step size. The paper uses 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
     adam_beta1: float = 0.9

@@ -1,17 +1,23 @@
 """Evaluation on fixed prompts and fixed noise: the same latents and step noise for every run and algorithm."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from algorithms.config import EvaluationConfig
+from algorithms.config import AlgorithmConfig, EvaluationConfig
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import Rollout, collect
 from algorithms.seeding import Stream
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.rewards import RewardFunction, WeightedSum
+
+_STREAMS = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
+_CALIBRATION_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -23,46 +29,120 @@ class Evaluation:
         prompts: n texts, going through the environment's prompts in turn.
         rewards: (n,), float32, on the CPU.
         images: (n, 3, H, W), uint8, on the CPU.
+        parts: of a combined reward, name -> (n,), float32, on the CPU: each reward's own scores.
+        held_out: the same on prompts that training does not use, where they are wanted.
     """
 
     iteration: int
     prompts: list[str]
     rewards: Tensor
     images: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    held_out: "Evaluation | None" = None
 
-    def metrics(self) -> dict[str, float]:
-        """Mean, std and standard error over the images."""
-        n = len(self.rewards)
-        std = float(self.rewards.std(correction=1)) if n > 1 else 0.0
-        return {
-            "eval/reward_mean": float(self.rewards.mean()),
-            "eval/reward_std": std,
-            "eval/reward_stderr": std / math.sqrt(n),
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """Mean, std and standard error over the images; mean and std of each part; the same of ``held_out``."""
+        std = _sample_std(self.rewards)
+        metrics = {
+            f"{prefix}/reward_mean": float(self.rewards.mean()),
+            f"{prefix}/reward_std": std,
+            f"{prefix}/reward_stderr": std / math.sqrt(len(self.rewards)),
         }
+        for name, scores in self.parts.items():
+            metrics |= {f"{prefix}/{name}_mean": float(scores.mean()), f"{prefix}/{name}_std": _sample_std(scores)}
+        return metrics | ({} if self.held_out is None else self.held_out.metrics("held_out"))
 
 
-def evaluate(
-    mdp: DenoisingMDP, policy: DenoisingPolicy, config: EvaluationConfig, num_envs: int, iteration: int
+@torch.no_grad()
+def evaluate(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig, iteration: int) -> Evaluation:
+    """Denoise ``config.evaluation.images`` images with the stochastic sampler and score them.
+
+    Held-out prompts are evaluated in the same way, on the same noise.
+    """
+    held_out = None
+    if config.evaluation.held_out_prompts is not None:
+        texts = resolve_prompts(config.evaluation.held_out_prompts)
+        held_out = _evaluate_on(texts, mdp, policy, config, iteration)
+    return _evaluate_on(mdp.prompts, mdp, policy, config, iteration, held_out)
+
+
+def _evaluate_on(
+    texts: Sequence[str],
+    mdp: DenoisingMDP,
+    policy: DenoisingPolicy,
+    config: AlgorithmConfig,
+    iteration: int,
+    held_out: Evaluation | None = None,
 ) -> Evaluation:
-    """Denoise ``config.images`` images with the stochastic sampler and score them."""
-    env = DenoiseVectorEnv.sharing(mdp, math.gcd(config.images, num_envs))
-    prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(config.images)]
-    streams = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
-    with torch.no_grad():
-        rollout = collect(env, policy, prompts, config.seed, whole_trajectory=False, streams=streams)
-    return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu())
+    n, seed = config.evaluation.images, config.evaluation.seed
+    env = DenoiseVectorEnv.sharing(mdp, math.gcd(n, config.num_envs))
+    prompts, beside = _in_turn(texts, n), config.rewards_beside_sampling
+    rollout = collect(env, policy, prompts, seed, whole_trajectory=False, streams=_STREAMS, score_beside=beside)
+    parts = {name: scores.cpu() for name, scores in rollout.parts.items()}
+    return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts, held_out)
 
 
-def rollout_metrics(rollout: Rollout, by_prompt: bool) -> dict[str, float]:
-    """Return the rewards' statistics over a training rollout, and each prompt's mean where it is wanted."""
-    rewards = rollout.rewards
+def check_held_out(mdp: DenoisingMDP, config: EvaluationConfig) -> None:
+    """Raise ValueError where prompts to be held out of training are among the environment's."""
+    if config.held_out_prompts is None:
+        return
+    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(mdp.prompts))
+    if common:
+        raise ValueError(
+            f"{len(common)} of the held-out prompts {config.held_out_prompts!r} are trained on ({common[0]!r}, ...); "
+            "train on the other side of the split, for example prompts 'animals@train' with held_out_prompts "
+            "'animals@held-out'."
+        )
+
+
+@torch.no_grad()
+def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig) -> None:
+    """Measure mean and std of the parts of a combined reward that are to be normalised, if they are still unknown.
+
+    They come from 64 images of the policy as it is (the base model's, where training begins) on the evaluation's
+    noise, so that runs and algorithms on one task, whatever their seed, are given the same reward. Like an
+    evaluation, it costs no training queries.
+    """
+    reward = mdp.reward
+    if not isinstance(reward, WeightedSum) or not reward.needs_calibration:
+        return
+    env = DenoiseVectorEnv.sharing(mdp, math.gcd(_CALIBRATION_IMAGES, config.num_envs))
+    env.set_reward(_nothing)
+    prompts = _in_turn(mdp.prompts, _CALIBRATION_IMAGES)
+    seed = config.evaluation.seed
+    images = collect(env, policy, prompts, seed, whole_trajectory=False, streams=_STREAMS).images
+    reward.calibrate(images, prompts)
+
+
+def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -> dict[str, float]:
+    """Return the rewards' statistics over a training rollout, its parts', and each prompt's mean where it is wanted.
+
+    Of a reward with a floor, the share of images below it is told too.
+    """
     metrics = {
-        "rollout/ep_rew_mean": float(rewards.mean()),
-        "rollout/reward_std": float(rewards.std(correction=0)),
-        "rollout/reward_min": float(rewards.min()),
-        "rollout/reward_max": float(rewards.max()),
+        "rollout/ep_rew_mean": float(rollout.rewards.mean()),
+        "rollout/reward_std": float(rollout.rewards.std(correction=0)),
+        "rollout/reward_min": float(rollout.rewards.min()),
+        "rollout/reward_max": float(rollout.rewards.max()),
     }
+    floors: Mapping[str, float] = reward.floors if isinstance(reward, WeightedSum) else {}
+    for name, scores in rollout.parts.items():
+        metrics |= {f"reward/{name}_mean": float(scores.mean()), f"reward/{name}_std": float(scores.std(correction=0))}
+        if name in floors:
+            metrics[f"reward/{name}_below_floor"] = float((scores < floors[name]).float().mean())
     for prompt in dict.fromkeys(rollout.prompts) if by_prompt else ():
-        chosen = torch.tensor([text == prompt for text in rollout.prompts], device=rewards.device)
-        metrics[f"reward_by_prompt/{prompt}"] = float(rewards[chosen].mean())
+        chosen = torch.tensor([text == prompt for text in rollout.prompts], device=rollout.rewards.device)
+        metrics[f"reward_by_prompt/{prompt}"] = float(rollout.rewards[chosen].mean())
     return metrics
+
+
+def _in_turn(texts: Sequence[str], n: int) -> list[str]:
+    return [texts[i % len(texts)] for i in range(n)]
+
+
+def _nothing(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.zeros(len(prompts), device=images.device)
+
+
+def _sample_std(values: Tensor) -> float:
+    return float(values.std(correction=1)) if len(values) > 1 else 0.0

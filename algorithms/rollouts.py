@@ -1,12 +1,13 @@
 """Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from algorithms.policy import DenoisingPolicy, Rows
+from algorithms.scoring import RolloutScorer
 from algorithms.seeding import Stream, derive_seed, generator
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
@@ -23,6 +24,7 @@ class Rollout:
         prompts: n texts.
         rewards: (n,), float32.
         images: (n, 3, H, W), uint8.
+        parts: of a combined reward, name -> (n,), float32: each reward's own scores.
     """
 
     latents: Tensor
@@ -31,6 +33,7 @@ class Rollout:
     prompts: list[str]
     rewards: Tensor
     images: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return n."""
@@ -91,6 +94,7 @@ def collect(
     whole_trajectory: bool = True,
     streams: tuple[Stream, Stream] = (Stream.INITIAL_LATENTS, Stream.STEP_NOISE),
     on_step: OnStep | None = None,
+    score_beside: bool = False,
 ) -> Rollout:
     """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``.
 
@@ -105,9 +109,11 @@ def collect(
         whole_trajectory: keep all latents and log-probs, or the endpoints alone.
         streams: of the initial latents and of the steps' noise.
         on_step: called after every step of the environments with ``dones`` (n,); False stops.
+        score_beside: score each round's images in a thread while the next round is sampled; same results.
 
     Raises:
         InterruptedRollout: ``on_step`` returned False.
+        RewardError: the reward failed.
         ValueError: the number of prompts is no multiple of the number of environments.
     """
     if len(prompts) % env.num_envs:
@@ -116,8 +122,17 @@ def collect(
             "reward query is wasted."
         )
     rollout = Rollout.empty(env, prompts, whole_trajectory)
-    for start in range(0, len(prompts), env.num_envs):
-        _round(env, policy, rollout, start, seed, first_image + start, streams, on_step)
+    scorer, ordinary = RolloutScorer(score_beside), env.mdp.scorer
+    env.mdp.scorer = scorer
+    try:
+        for start in range(0, len(prompts), env.num_envs):
+            _round(env, policy, rollout, start, seed, first_image + start, streams, on_step, scorer)
+        scores = scorer.result()
+    finally:
+        env.mdp.scorer = ordinary
+        scorer.close()
+    rollout.rewards.copy_(scores.rewards)
+    rollout.parts.update(scores.parts)
     return rollout
 
 
@@ -130,6 +145,7 @@ def _round(
     first: int,
     streams: tuple[Stream, Stream],
     on_step: OnStep | None,
+    scorer: RolloutScorer,
 ) -> None:
     """One episode in every environment, written to the rollout's images from ``start`` on."""
     n, mine, whole = env.num_envs, slice(start, start + env.num_envs), len(rollout.log_probs) > 0
@@ -148,8 +164,9 @@ def _round(
         x, log_prob = policy.sample(Rows(x, index, conditioning), noise)
         if whole:
             rollout.latents[t + 1, mine], rollout.log_probs[t, mine] = x, log_prob
-        observation, rewards, dones, _, info = env.step(x)
+        _, _, dones, _, info = env.step(x)
+        scorer.check()
         if on_step is not None and not on_step(dones):
             raise InterruptedRollout
     rollout.latents[-1, mine] = x
-    rollout.rewards[mine], rollout.images[mine] = rewards, info["image"]
+    rollout.images[mine] = info["image"]

@@ -1,5 +1,6 @@
 """Every random number of a run, keyed by what it is for: two runs never share starts, and a resumed run continues."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -29,11 +30,20 @@ def generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, stream, *key))
 
 
-def prompt_order(seed: int, num_prompts: int, images_per_prompt: int, first: int, count: int) -> list[int]:
+def prompt_order(
+    seed: int,
+    num_prompts: int,
+    images_per_prompt: int,
+    first: int,
+    count: int,
+    weights: Sequence[float] | None = None,
+) -> list[int]:
     """Return the prompt index of the images ``first`` to ``first + count - 1`` of a run.
 
     Images come in groups of ``images_per_prompt`` of one prompt; groups go through all prompts in an order that is
-    shuffled anew each round, so that after each round every prompt was used equally often.
+    shuffled anew each round, so that after each round every prompt was used equally often. With weights, a round of
+    N groups draws prompts by systematic sampling (equally spaced points on the weights' cumulative sum, from a random
+    offset): each is used N times its share of the weights, rounded up or down so that it is right on average.
     """
     indices = []
     orders: dict[int, np.ndarray] = {}
@@ -42,6 +52,16 @@ def prompt_order(seed: int, num_prompts: int, images_per_prompt: int, first: int
         round_, position = divmod(group, num_prompts)
         if round_ not in orders:
             rng = np.random.default_rng(derive_seed(seed, Stream.PROMPTS, round_))
-            orders[round_] = rng.permutation(num_prompts)
+            if weights is None:
+                orders[round_] = rng.permutation(num_prompts)
+            else:
+                orders[round_] = rng.permutation(_systematic(np.asarray(weights, dtype=np.float64), rng.random()))
         indices.append(int(orders[round_][position]))
     return indices
+
+
+def _systematic(weights: np.ndarray, offset: float) -> np.ndarray:
+    """Return N indices, index i about N w_i / sum(w) times; ``offset`` lies in [0, 1)."""
+    n = len(weights)
+    points = (np.arange(n) + offset) / n * weights.sum()
+    return np.minimum(np.searchsorted(weights.cumsum(), points, side="right"), n - 1)

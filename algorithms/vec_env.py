@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from diffusion_gym import ENV_ID
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.prompts import PromptSet
 
 
 class DenoiseVecEnv(VecEnv):
@@ -109,7 +110,7 @@ def describe_env(mdp: DenoisingMDP) -> dict[str, Any]:
     return {
         "model": mdp.model.name,
         "reward": mdp.reward_spec,
-        "prompts": list(mdp.prompts),
+        "prompts": PromptSet(mdp.prompts, mdp.prompt_weights).describe(),
         "num_inference_steps": mdp.num_inference_steps,
         "device": str(mdp.model.device),
         "dtype": mdp.model.dtype,

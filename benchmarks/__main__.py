@@ -12,6 +12,7 @@ from benchmarks.pretrain import PretrainConfig, pretrain
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
 from benchmarks.train import SUBCOMMANDS, Train, train
+from diffusion_gym.rewards import RewardError
 
 _Algorithm = Union[SUBCOMMANDS]  # type: ignore[valid-type]  # noqa: UP007 - built from the registry
 Command = Union[  # noqa: UP007
@@ -27,14 +28,17 @@ Command = Union[  # noqa: UP007
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, run the command, and return its exit status: 2 for a user's mistake, 130 for Ctrl-C."""
+    """Parse the command line, run the command, and return its exit status.
+
+    That is 2 for a user's mistake or a reward that failed, 130 for Ctrl-C.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     try:
         return _run(given)
     except Stopped:
         print("stopped; the same command resumes.")
         return 130
-    except ValueError as error:
+    except (ValueError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from diffusion_gym.rewards import check_reward, evaluate_reward, resolve_reward
+
 Metric = Callable[[Tensor, Sequence[str]], float]
 
 
@@ -43,3 +45,32 @@ def _judge():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is imp
 
 #: Name -> metric over one evaluation's images.
 METRICS: dict[str, Metric] = {"diversity": diversity, "recognised": recognised}
+
+
+def resolve_metric(name: str) -> Metric:
+    """Return a metric of :data:`METRICS`, or the mean of a reward that is held out of training.
+
+    Raises:
+        ValueError: as :func:`check_metric`, or a reward's weights that cannot be had.
+    """
+    check_metric(name)
+    if name in METRICS:
+        return METRICS[name]
+    reward = resolve_reward(name)
+    return lambda images, prompts: float(evaluate_reward(reward, images, prompts).mean())
+
+
+def check_metric(name: str) -> None:
+    """Check a metric's name without loading anything.
+
+    Raises:
+        ValueError: neither a metric nor a reward, or a reward's option that is refused.
+    """
+    if name in METRICS:
+        return
+    try:
+        check_reward(name)
+    except ValueError as error:
+        raise ValueError(
+            f"unknown metric {name!r}; expected some of {sorted(METRICS)}, or a reward ({error})"
+        ) from error

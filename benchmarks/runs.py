@@ -1,12 +1,13 @@
 """One training run in one folder: started, stopped, resumed and finished by the same call.
 
 The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, a line a dump),
-``evaluations.jsonl`` (rewards of every evaluation image), ``images/`` (their grids), ``checkpoint.zip`` and, at the
-end, the tuned weights in diffusers' own format.
+``evaluations.jsonl`` (rewards of every evaluation image, and of every held-out one), ``images/`` (their grids),
+``checkpoint.zip`` and, at the end, the tuned weights in diffusers' own format.
 """
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,17 @@ from typing import Any
 import gymnasium
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, make_output_format
+from torch import Tensor
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.checkpoint import write_atomically
 from algorithms.evaluation import Evaluation
-from benchmarks.metrics import METRICS
+from benchmarks.metrics import resolve_metric
 from benchmarks.pictures import grid
 from benchmarks.provenance import provenance
 from benchmarks.settings import RunSpec
+from diffusion_gym.rewards import RewardError, file_digests
 
 GRID_COLUMNS = 10
 _RUN, _CHECKPOINT, _METRICS, _EVALUATIONS = "run.json", "checkpoint.zip", "metrics.jsonl", "evaluations.jsonl"
@@ -84,6 +87,7 @@ def run(
 
     Raises:
         ValueError: the folder holds another run.
+        RewardError: the reward failed; the checkpoint is that of the iteration's start.
     """
     _check_same(spec, folder)
     algorithm = _build(spec, folder)
@@ -103,7 +107,16 @@ def run(
     algorithm.set_logger(Logger(str(folder), writers))
     recorder = _Recorder(spec, folder, on_progress, should_stop, checkpoint_every)
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
-    algorithm.learn(max(0, steps), recorder, reset_num_timesteps=False)
+    if steps > 0:
+        _record_reward_files(folder, file_digests(spec.task.reward), algorithm.iteration)
+    try:
+        algorithm.learn(max(0, steps), recorder, reset_num_timesteps=False)
+    except RewardError as error:
+        algorithm.save(folder / _CHECKPOINT)  # nothing is lost: the iteration that failed never happened
+        raise RewardError(
+            f"{error}\nThe run stands at iteration {algorithm.iteration}, in {folder / _CHECKPOINT}. Once the reward "
+            "is mended, the same command resumes there."
+        ) from error
     algorithm.save(folder / _CHECKPOINT)
     if algorithm.costs["reward_queries"] >= spec.total_queries:
         algorithm.export(folder if algorithm.policy.lora is not None else folder / "pipeline")
@@ -132,13 +145,35 @@ def _check_same(spec: RunSpec, folder: Path) -> None:
     """Refuse a folder in which another run was begun."""
     if not (folder / _RUN).is_file():
         return
-    wanted, found = json.loads(json.dumps(spec.to_json())), _read_json(folder / _RUN)["spec"]
-    keys = sorted(key for key in wanted if found.get(key) != wanted[key])
+    # Read back, so that fields which the folder's version did not have yet have their defaults.
+    wanted, found = spec.to_json(), RunSpec.from_json(_read_json(folder / _RUN)["spec"]).to_json()
+    keys = sorted(key for key in wanted if found[key] != wanted[key])
     if keys:
         raise ValueError(
             f"{str(folder)!r} holds another run (its {', '.join(keys)} differ from what is asked for now); choose "
             "another folder, or delete it."
         )
+
+
+def _record_reward_files(folder: Path, digests: dict[str, str], iteration: int) -> None:
+    """Note the SHA-256 of the reward's files; one that changed since is told, and noted with where it begins.
+
+    It is not refused: a reward that failed must be mended before its run can go on.
+    """
+    data = _read_json(folder / _RUN)
+    versions: list[dict[str, Any]] = data.get("reward_files", [])
+    latest = {version["path"]: version["sha256"] for version in versions}
+    new = [path for path, digest in digests.items() if latest.get(path) != digest]
+    for path in new:
+        versions.append({"path": path, "sha256": digests[path], "from_iteration": iteration})
+        if path in latest:
+            warnings.warn(
+                f"the reward file {path!r} changed since this run began; from iteration {iteration} on it trains "
+                f"toward the new one. Both are noted in {folder / _RUN}.",
+                stacklevel=3,
+            )
+    if new:
+        _write_json(folder / _RUN, {**data, "reward_files": versions})
 
 
 def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
@@ -194,6 +229,7 @@ class _Recorder(BaseCallback):
         super().__init__()
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
+        self.metrics = {name: resolve_metric(name) for name in spec.task.metrics}
         self._recorded = -1
 
     @property
@@ -228,20 +264,28 @@ class _Recorder(BaseCallback):
         if evaluation is None or evaluation.iteration == self._recorded:
             return
         self._recorded = evaluation.iteration
-        images = self.folder / "images"
-        images.mkdir(exist_ok=True)
-        grid(evaluation.images, GRID_COLUMNS).save(images / f"{evaluation.iteration:06d}.png")
         line = {
             "iteration": evaluation.iteration,
             "costs": dict(self.algorithm.costs),
-            "rewards": [round(value, 6) for value in evaluation.rewards.tolist()],
-            "metrics": self._metrics(evaluation),
+            **self._record_images(evaluation, f"{evaluation.iteration:06d}"),
         }
+        if evaluation.held_out is not None:
+            line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")
         with (self.folder / _EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def _record_images(self, evaluation: Evaluation, name: str) -> dict[str, Any]:
+        """Save an evaluation's grid; return what its line says of its images."""
+        images = self.folder / "images"
+        images.mkdir(exist_ok=True)
+        grid(evaluation.images, GRID_COLUMNS).save(images / f"{name}.png")
+        said: dict[str, Any] = {"rewards": _rounded(evaluation.rewards), "metrics": self._metrics(evaluation)}
+        if evaluation.parts:
+            said["parts"] = {part: _rounded(scores) for part, scores in evaluation.parts.items()}
+        return said
+
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
-        return {name: METRICS[name](evaluation.images, evaluation.prompts) for name in self.spec.task.metrics}
+        return {name: metric(evaluation.images, evaluation.prompts) for name, metric in self.metrics.items()}
 
 
 class _JSONLines(KVWriter):
@@ -259,6 +303,10 @@ class _JSONLines(KVWriter):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

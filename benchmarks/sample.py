@@ -61,11 +61,11 @@ def sample(options: Sample) -> int:
         spec = read_run(options.run).spec
         model, steps, config = spec.task.model, spec.task.num_inference_steps, spec.config.policy
     mdp = build_mdp(model, "compressibility", prompts, steps, 1, "cpu", "float32")
+    env = DenoiseVectorEnv.sharing(mdp, options.images)  # without the run's reward, which pictures do not need
     policies = [DenoisingPolicy(mdp.model, steps, config)]
     if options.run is not None:
-        policies.append(ALGORITHMS[spec.algorithm].cls.load(options.run / "checkpoint.zip").policy)
+        policies.append(ALGORITHMS[spec.algorithm].cls.load(options.run / "checkpoint.zip", env).policy)
     texts = [prompt for prompt in prompts for _ in range(options.images)]
-    env = DenoiseVectorEnv.sharing(mdp, options.images)
     drawn = [collect(env, policy, texts, options.seed, whole_trajectory=False).images for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import from_dict, to_dict
-from benchmarks.metrics import METRICS
+from benchmarks.metrics import check_metric
 from diffusion_gym.prompts import resolve_prompts
-from diffusion_gym.rewards import resolve_reward
+from diffusion_gym.rewards import check_reward
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,11 @@ class TaskConfig:
     model: str = "emoji-animals"
     """Embedded model, exact model, folder in diffusers' layout, or hub id."""
     reward: str = "compressibility"
-    """A registered reward, or several as name:weight,name:weight."""
+    """A registered reward, with options as name?key=value&key=value; a function of yours as path/to/file.py:function;
+    or several as name:weight,name:weight; behind a name also :normalise and :floor=X (docs/rewards)."""
     prompts: str | None = None
-    """A prompt set, or a text file with one prompt a line; by default the model's own."""
+    """A prompt set, or a file with one prompt (or, in .jsonl, one prompt and its weight) a line; either with @train or
+    @held-out behind it for one side of its split; by default the model's own."""
     num_inference_steps: int = 10
     """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
     device: str = "cpu"
@@ -29,18 +31,18 @@ class TaskConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
     metrics: tuple[str, ...] = ()
-    """Measured at each evaluation beside the reward; recognised (embedded model only) and diversity."""
+    """Measured at each evaluation beside the reward: diversity, recognised (embedded model only), or any reward, as
+    clip_score, by its mean."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""
-        resolve_reward(self.reward)
+        check_reward(self.reward)
         if self.prompts is not None:
             resolve_prompts(self.prompts)
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}.")
-        unknown = sorted(set(self.metrics) - set(METRICS))
-        if unknown:
-            raise ValueError(f"unknown metric {unknown[0]!r}; expected some of {sorted(METRICS)}.")
+        for metric in self.metrics:
+            check_metric(metric)
 
 
 @dataclass(frozen=True)

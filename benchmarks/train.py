@@ -1,5 +1,6 @@
 """``train``: one run with a progress bar; Ctrl-C leaves a checkpoint, and the same command resumes."""
 
+import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +53,7 @@ class Train(Generic[Config]):
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; returns the exit status (130 after Ctrl-C)."""
     spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries)
-    reward = spec.task.reward.replace(":", "-").replace(",", "+")
-    folder = options.output.folder or Path("runs") / f"{reward}-{name}-{spec.config.seed}"
+    folder = options.output.folder or Path("runs") / f"{_file_name(spec.task.reward)}-{name}-{spec.config.seed}"
     torch.set_num_threads(options.output.threads or available_cores())
     print(f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, ", end="")
     print(f"{torch.get_num_threads()} threads, folder {folder}")
@@ -72,6 +72,11 @@ def train(name: str, options: Train[AlgorithmConfig]) -> int:
     kind = "LoRA" if spec.config.policy.trainable == "lora" else "pipeline"
     print(f"done: {folder} (weights for diffusers: {folder if kind == 'LoRA' else folder / 'pipeline'})")
     return 0
+
+
+def _file_name(reward: str) -> str:
+    """Return a reward's text as part of a folder's name: ``a:0.5,b`` as ``a-0.5+b``."""
+    return re.sub(r"[^\w.+=-]+", "-", reward.replace(",", "+")).strip("-.")
 
 
 class _Bar:

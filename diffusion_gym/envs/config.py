@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.models import DiffusionModel, ModelDtype, load_model
-from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.prompts import PromptSpec, load_prompts
 from diffusion_gym.rewards import RewardSpec, resolve_reward
 
 DEFAULT_MODEL = "emoji-animals"
@@ -16,7 +16,7 @@ DEFAULT_STEPS = 10
 def build_mdp(
     model: str | DiffusionModel,
     reward: RewardSpec,
-    prompts: str | Sequence[str] | None,
+    prompts: PromptSpec | None,
     num_inference_steps: int,
     num_envs: int,
     device: str,
@@ -27,12 +27,13 @@ def build_mdp(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    resolve_reward(reward)
-    named = None if prompts is None else resolve_prompts(prompts)
+    resolved = resolve_reward(reward)
+    named = None if prompts is None else load_prompts(prompts)
     loaded = load_model(model, device, dtype)
-    texts = resolve_prompts(loaded.default_prompts) if named is None else named
-    mdp = DenoisingMDP(loaded, reward, texts, num_inference_steps, num_envs)
-    mdp.encode(texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
+    drawn = load_prompts(loaded.default_prompts) if named is None else named
+    mdp = DenoisingMDP(loaded, resolved, drawn.texts, num_inference_steps, num_envs, drawn.weights)
+    mdp.reward_spec = reward if isinstance(reward, str) else None  # resolved once: a reward may load a model
+    mdp.encode(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
 
 

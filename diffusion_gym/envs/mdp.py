@@ -5,7 +5,7 @@ step and 0 before. The environment holds no denoiser: the policy owns the model'
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from gymnasium.utils import seeding
 from torch import Tensor
 
 from diffusion_gym.models import Conditioning, DiffusionModel
-from diffusion_gym.rewards import RewardSpec, evaluate_reward, resolve_reward
+from diffusion_gym.rewards import RewardFunction, RewardSpec, Scores, resolve_reward, score_images
 
 #: Latents and actions lie in [-LATENT_BOUND, LATENT_BOUND]: far beyond any trajectory (which stays within 10), and
 #: finite because Stable-Baselines3 refuses infinite bounds.
@@ -24,6 +24,8 @@ LATENT_BOUND = 1e3
 #: Bound on conditioning values; CLIP's and T5's embeddings stay within a few hundred.
 CONDITIONING_BOUND = 1e4
 _MAX_SEED = 2**63
+#: How a reward scores images; rollouts put their own in place, which may score while the next images are sampled.
+Scorer = Callable[[RewardFunction, Tensor, Sequence[str]], Scores]
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,12 @@ class Scored:
     Attributes:
         images: (n, 3, H, W), uint8.
         rewards: (n,), float32.
+        parts: of a combined reward, name -> (n,), float32: each reward's own scores.
     """
 
     images: Tensor
     rewards: Tensor
+    parts: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class DenoisingMDP:
         prompts: Sequence[str],
         num_inference_steps: int,
         num_envs: int,
+        prompt_weights: Sequence[float] | None = None,
     ) -> None:
         """Build the grid and the spaces; prompts are encoded when first drawn, each once.
 
@@ -73,6 +78,8 @@ class DenoisingMDP:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
         self.model, self.prompts, self.num_envs = model, tuple(prompts), num_envs
+        self.prompt_weights = None if prompt_weights is None else tuple(prompt_weights)
+        self.scorer: Scorer = score_images
         self.set_reward(reward)
         self.schedule = model.schedule(num_inference_steps)
         self._times = torch.cat([self.schedule.timesteps, torch.zeros(1, dtype=torch.long)]).float()
@@ -87,7 +94,8 @@ class DenoisingMDP:
 
     def twin(self, num_envs: int) -> "DenoisingMDP":
         """Return ``num_envs`` new episodes on the same model, reward, prompts, steps and encoded prompts."""
-        twin = DenoisingMDP(self.model, self.reward, self.prompts, self.num_inference_steps, num_envs)
+        steps = self.num_inference_steps
+        twin = DenoisingMDP(self.model, self.reward, self.prompts, steps, num_envs, self.prompt_weights)
         twin._encoded, twin.reward_spec = self._encoded, self.reward_spec
         return twin
 
@@ -141,7 +149,7 @@ class DenoisingMDP:
             # One CPU generator an image, drawn as diffusers' randn_tensor draws it.
             fresh.append(torch.randn(self.model.latent_shape, generator=noise))
             if prompts is None:
-                index = int(rng.integers(len(self.prompts)))
+                index = self._draw_prompt(rng)
                 self.prompt_index[row], self.row_prompts[row] = index, self.prompts[index]
             else:
                 text = prompts[position]
@@ -179,7 +187,8 @@ class DenoisingMDP:
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
         """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does."""
         images = self.model.decode(latents)
-        return Scored(images, evaluate_reward(self.reward, images, prompts))
+        scores = self.scorer(self.reward, images, prompts)
+        return Scored(images, scores.rewards, scores.parts)
 
     def timesteps(self) -> Tensor:
         """The rows' present training times, (n, 1), float32; 0 after the last step."""
@@ -242,6 +251,12 @@ class DenoisingMDP:
         generator = self._prompt_rng[row]
         assert generator is not None
         return generator
+
+    def _draw_prompt(self, rng: np.random.Generator) -> int:
+        if self.prompt_weights is None:
+            return int(rng.integers(len(self.prompts)))
+        weights = np.asarray(self.prompt_weights)
+        return int(rng.choice(len(weights), p=weights / weights.sum()))
 
     @staticmethod
     def _check_prompts(prompts: Sequence[str], n: int) -> None:

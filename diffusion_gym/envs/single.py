@@ -19,6 +19,7 @@ from diffusion_gym.envs.config import (
 )
 from diffusion_gym.envs.mdp import DenoisingMDP, Scored
 from diffusion_gym.models import DiffusionModel, ModelDtype
+from diffusion_gym.prompts import PromptSpec
 from diffusion_gym.rewards import RewardSpec
 
 Observation = dict[str, np.ndarray]
@@ -54,7 +55,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
 
     ## Starting State
     x_T is standard normal, from ``torch.Generator().manual_seed(seed)`` as a diffusers pipeline draws it; the prompt
-    is drawn uniformly from the prompt set with a stream of its own, or set with
+    is drawn from the prompt set, by its weights if it has any, with a stream of its own, or set with
     ``reset(options={"prompts": ["a cat"]})``.
 
     ## Episode End
@@ -62,9 +63,10 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
 
     ## Arguments
     - ``model``: ``"emoji-animals"`` (default, shipped), ``"exact-gaussian"``, ``"exact-mixture"``, a folder or hub id.
-    - ``reward``: a registered name (default ``"compressibility"``), ``"name:weight,..."`` or a callable
-      ``(images (n, 3, H, W) uint8, prompts) -> (n,)``.
-    - ``prompts``: a prompt set's name, a text file, or a list; default: the model's own.
+    - ``reward``: a registered name (default ``"compressibility"``), ``"path/to/file.py:function"``, several as
+      ``"name:weight,..."``, or a callable ``(images (n, 3, H, W) uint8, prompts) -> (n,)``.
+    - ``prompts``: a prompt set's name, a file, or a list of texts or ``{"prompt": text, "weight": number}``; default:
+      the model's own.
     - ``num_inference_steps``: T, default 10.
     - ``render_mode``: ``"rgb_array"`` shows the present latent decoded.
     - ``device``, ``dtype``: of the model's frozen networks.
@@ -79,7 +81,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         self,
         model: str | DiffusionModel = DEFAULT_MODEL,
         reward: RewardSpec = DEFAULT_REWARD,
-        prompts: str | Sequence[str] | None = None,
+        prompts: PromptSpec | None = None,
         num_inference_steps: int = DEFAULT_STEPS,
         render_mode: str | None = None,
         device: str = "cpu",

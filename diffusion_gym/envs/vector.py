@@ -19,6 +19,7 @@ from diffusion_gym.envs.config import (
 )
 from diffusion_gym.envs.mdp import DenoisingMDP, Scored, Transitions
 from diffusion_gym.models import DiffusionModel, ModelDtype
+from diffusion_gym.prompts import PromptSpec
 from diffusion_gym.rewards import RewardSpec
 
 Array = Any  # np.ndarray or Tensor, by the environment's ``output``
@@ -50,7 +51,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         num_envs: int = 1,
         model: str | DiffusionModel = DEFAULT_MODEL,
         reward: RewardSpec = DEFAULT_REWARD,
-        prompts: str | Sequence[str] | None = None,
+        prompts: PromptSpec | None = None,
         num_inference_steps: int = DEFAULT_STEPS,
         render_mode: str | None = None,
         device: str = "cpu",

@@ -8,7 +8,7 @@ import torch
 from diffusion_gym.models.base import Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
 from diffusion_gym.models.loading import DTYPES, load_pipeline_model
 
-__all__ = ["Conditioning", "Denoiser", "DiffusionModel", "LoRAConfig", "ModelDtype", "load_model"]
+__all__ = ["Conditioning", "Denoiser", "DiffusionModel", "LoRAConfig", "ModelDtype", "check_device", "load_model"]
 
 
 def load_model(name: str | Path | DiffusionModel, device: str = "cpu", dtype: ModelDtype = "float32") -> DiffusionModel:
@@ -32,7 +32,7 @@ def load_model(name: str | Path | DiffusionModel, device: str = "cpu", dtype: Mo
         raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}.")
-    return _load(name, str(_check_device(device)), dtype)
+    return _load(name, str(check_device(device)), dtype)
 
 
 @lru_cache(maxsize=4)
@@ -45,7 +45,12 @@ def _load(name: str, device: str, dtype: ModelDtype) -> DiffusionModel:
     return load_pipeline_model(name, torch.device(device), dtype)
 
 
-def _check_device(device: str) -> torch.device:
+def check_device(device: str) -> torch.device:
+    """Return the device.
+
+    Raises:
+        ValueError: torch does not know it, or this machine does not have it.
+    """
     try:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:

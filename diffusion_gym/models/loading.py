@@ -1,7 +1,8 @@
 """Finds a diffusers pipeline (name of an embedded model, folder or hub id) and gives it to its family's adapter."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +13,24 @@ ASSETS = Path(__file__).parent.parent / "assets"
 #: Models that ship with the package: their names resolve to folders, and nothing else knows them.
 EMBEDDED = ("emoji-animals",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep the libraries' bars for single files off the terminal: they break the run's own progress bar."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, was in zip(libraries, shown, strict=True):
+            if was:
+                library.enable_progress_bar()
 
 
 def _stable_diffusion(name: str, source: str, device: torch.device, dtype: ModelDtype) -> DiffusionModel:

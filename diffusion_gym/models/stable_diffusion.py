@@ -1,8 +1,7 @@
 """The Stable Diffusion 1.x and 2.x family: one UNet conditioned on one CLIP text encoder (epsilon or v prediction)."""
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,25 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
-from diffusion_gym.models.loading import DTYPES
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep the libraries' bars for single files off the terminal: they break the run's own progress bar."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, was in zip(libraries, shown, strict=True):
-            if was:
-                library.enable_progress_bar()
+from diffusion_gym.models.loading import DTYPES, no_progress_bars
 
 
 def _dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -71,7 +52,7 @@ class StableDiffusion(DiffusionModel):
         from diffusers import StableDiffusionPipeline
 
         try:
-            with _no_progress_bars():
+            with no_progress_bars():
                 pipe = StableDiffusionPipeline.from_pretrained(
                     source,
                     **_dtype_argument(DTYPES[dtype]),
@@ -166,7 +147,7 @@ class StableDiffusion(DiffusionModel):
             if unet.dtype != DTYPES[self.dtype]:
                 unet = unet.to(DTYPES[self.dtype])
             parts = {**self.pipe.components, "unet": unet}
-            with _no_progress_bars():
+            with no_progress_bars():
                 StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
             return
         from diffusers.training_utils import _collate_lora_metadata

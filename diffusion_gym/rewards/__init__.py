@@ -1,15 +1,24 @@
 """Terminal rewards: one a file, the protocol, and the registry from name to constructor."""
 
-import math
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from diffusion_gym.rewards.aesthetic import Aesthetic
 from diffusion_gym.rewards.base import Reward, RewardError, RewardFunction, evaluate_reward, reward_name
-from diffusion_gym.rewards.combine import WeightedSum
+from diffusion_gym.rewards.clip_score import ClipScore
+from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
 from diffusion_gym.rewards.exact import Linear, Quadratic
 from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+from diffusion_gym.rewards.options import parse_options
+from diffusion_gym.rewards.own import check_callable, load_function
+from diffusion_gym.rewards.spec import file_digests, file_function, parse_reward
+from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
 __all__ = [
     "REWARDS",
+    "Aesthetic",
+    "ClipScore",
     "Compressibility",
     "Incompressibility",
     "Linear",
@@ -18,67 +27,92 @@ __all__ = [
     "RewardError",
     "RewardFunction",
     "RewardSpec",
+    "RewardTerm",
+    "Scores",
+    "VLMAlignment",
     "WeightedSum",
+    "check_reward",
     "evaluate_reward",
+    "file_digests",
     "jpeg_kilobytes",
     "resolve_reward",
     "reward_name",
+    "score_images",
 ]
 
-#: What ``reward=`` accepts: a name, ``"name:weight,name:weight"``, a mapping of either to weights, or a callable.
+#: What ``reward=`` accepts: a text as in :mod:`diffusion_gym.rewards.spec` (``"name"``, ``"name:weight,name:weight"``,
+#: ``"file.py:function"``), a mapping of such texts or callables to weights, or a callable.
 RewardSpec = str | RewardFunction | Mapping[str | RewardFunction, float]
 
-#: Name -> constructor. A new reward is one file and one line here.
-REWARDS: dict[str, Callable[[], RewardFunction]] = {
+#: Name -> constructor, whose arguments are the reward's options. A new reward is one file and one line here.
+REWARDS: dict[str, Callable[..., RewardFunction]] = {
+    "aesthetic": Aesthetic,
+    "clip_score": ClipScore,
     "compressibility": Compressibility,
     "incompressibility": Incompressibility,
+    "vlm_alignment": VLMAlignment,
     "exact-linear": Linear,
     "exact-quadratic": Quadratic,
 }
 
 
 def resolve_reward(spec: RewardSpec) -> RewardFunction:
-    """Turn a reward's specification into a callable.
+    """Turn a reward's specification into a callable; models that it needs are loaded, each once a process.
 
     Raises:
-        ValueError: an unknown name or a weight that is no number.
+        ValueError: an unknown name or option, a weight that is no number, a file that gives no reward, or weights that
+            cannot be had.
         TypeError: something that can be no reward.
     """
     if isinstance(spec, str):
-        if ":" not in spec and "," not in spec:
-            return _named(spec)
-        return WeightedSum({_named(name): weight for name, weight in map(_term, spec.split(","))})
+        parsed = parse_reward(spec)
+        if len(parsed) == 1 and not parsed[0].modifiers:
+            return _named(parsed[0].reward)
+        built = {name: _named(name) for name in dict.fromkeys(term.reward for term in parsed)}  # each is built once
+        return WeightedSum([RewardTerm(built[term.reward], **term.modifiers) for term in parsed])
     if isinstance(spec, Mapping):
-        return WeightedSum({resolve_reward(key): _weight(key, weight) for key, weight in spec.items()})
-    if callable(spec):
-        return spec
-    raise TypeError(
-        f"reward must be a name, 'name:weight,...', a mapping to weights or a callable (images, prompts) -> scores, "
-        f"got {type(spec).__name__}."
-    )
+        return WeightedSum([term for key, weight in spec.items() for term in _scaled(key, weight)])
+    return check_callable(spec)
+
+
+def check_reward(spec: str) -> None:
+    """Refuse a text that can be no reward, without building one: no weights are loaded, no file is run.
+
+    Raises:
+        ValueError: an unknown name or option, or a weight that is no number.
+    """
+    for term in parse_reward(spec):
+        if file_function(term.reward) is None:
+            _constructor_and_options(term.reward)
 
 
 def _named(name: str) -> RewardFunction:
+    file = file_function(name)
+    if file is not None:
+        return load_function(*file)
+    constructor, options = _constructor_and_options(name)
+    return constructor(**options)
+
+
+def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], dict[str, Any]]:
+    """Look up ``name?key=value&key=value``."""
+    name, _, options = text.partition("?")
     if name not in REWARDS:
         raise ValueError(
-            f"unknown reward {name!r}; expected one of {sorted(REWARDS)}, or a callable (images, prompts) -> scores."
+            f"unknown reward {name!r}; expected one of {sorted(REWARDS)}, a function in a file "
+            "('path/to/file.py:function'), or a callable (images, prompts) -> scores."
         )
-    return REWARDS[name]()
+    return REWARDS[name], parse_options(name, REWARDS[name], options)
 
 
-def _term(text: str) -> tuple[str, float]:
-    name, _, weight = text.strip().partition(":")
-    return name, _weight(name, weight or 1.0)
-
-
-def _weight(key: str | RewardFunction, weight: object) -> float:
+def _scaled(key: str | RewardFunction, weight: object) -> list[RewardTerm]:
+    """Return the terms of a mapping's key, times its weight."""
     try:
-        value = float(weight)  # type: ignore[arg-type]
+        factor = float(weight)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
         name = key if isinstance(key, str) else reward_name(key)
-        raise ValueError(
-            f"the weight of reward {name!r} must be a finite number, got {weight!r} (expected 'name:weight')."
-        )
-    return value
+        raise ValueError(f"the weight of reward {name!r} must be a finite number, got {weight!r}.") from None
+    reward = resolve_reward(key)
+    if not isinstance(reward, WeightedSum):
+        return [RewardTerm(reward, factor)]
+    return [dataclasses.replace(term, weight=term.weight * factor) for term in reward.terms]

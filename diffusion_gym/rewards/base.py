@@ -1,6 +1,8 @@
 """The Reward protocol, and the one check that every reward's output passes."""
 
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -50,9 +52,19 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
     try:
         scores = reward(images, prompts)
     except Exception as error:
+        why = str(error) if isinstance(error, RewardError) else f"{error!r}{_place(error)}"
         raise RewardError(
-            f"reward {name!r} failed on {len(prompts)} images (prompts {_some(prompts)}): {error!r}"
+            f"reward {name!r} failed on {len(prompts)} images (prompts {_some(prompts)}): {why}"
         ) from error
+    return check_scores(name, scores, images, prompts)
+
+
+def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Return what the reward ``name`` returned as (n,), float32, on the images' device.
+
+    Raises:
+        RewardError: no tensor, a wrong shape, or a score that is not finite.
+    """
     try:
         scores = torch.as_tensor(scores).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -72,6 +84,12 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
             "a finite score."
         )
     return scores
+
+
+def _place(error: BaseException) -> str:
+    """Say at which line of the reward's own code an error arose; the frame above it is :func:`evaluate_reward`'s."""
+    frames = traceback.extract_tb(error.__traceback__)[1:2]
+    return "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in frames)
 
 
 def _some(prompts: Sequence[str]) -> str:

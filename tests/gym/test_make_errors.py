@@ -30,7 +30,7 @@ def _make_vec(arguments: dict[str, Any]) -> Any:
         ),
         ({"model": "./absent/folder"}, "unknown model './absent/folder': expected one of"),
         ({"reward": "nope"}, r"unknown reward 'nope'; expected one of \['compressibility'"),
-        ({"prompts": "nope"}, r"unknown prompt set 'nope'; expected one of \['animals', .*or a list of prompts"),
+        ({"prompts": "nope"}, r"unknown prompt set 'nope'; expected one of \[.*'animals', .*or a list of prompts"),
         ({"prompts": []}, "prompts is empty; expected at least one prompt"),
         ({"prompts": ["a cat"]}, r"knows the prompts \['', 'anywhere', .*got 'a cat'"),
         ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1 to 1000, got 0"),

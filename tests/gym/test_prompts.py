@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from diffusion_gym.prompts import ANIMALS, PROMPT_SETS, animal_activities, read_prompts, resolve_prompts, with_article
+from diffusion_gym.prompts import (
+    ANIMALS,
+    PROMPT_SETS,
+    PromptSet,
+    animal_activities,
+    read_prompts,
+    resolve_prompts,
+    with_article,
+)
 
 
 def test_the_papers_animals() -> None:
@@ -54,7 +62,7 @@ def test_file(tmp_path: Path, as_type: Any) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("a cat\r\n\n  a dog riding a bike \n\t\nein Käfer".encode())
     assert resolve_prompts(as_type(file)) == ("a cat", "a dog riding a bike", "ein Käfer")
-    assert read_prompts(file) == ("a cat", "a dog riding a bike", "ein Käfer")
+    assert read_prompts(file) == PromptSet(("a cat", "a dog riding a bike", "ein Käfer"))
 
 
 def test_file_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +93,7 @@ def test_empty_file(tmp_path: Path) -> None:
 
 
 def test_unknown_set_lists_the_known_and_offers_a_list() -> None:
-    with pytest.raises(ValueError, match=r"unknown prompt set 'a cat'; expected one of \['animals', .*\[.a cat.\]"):
+    with pytest.raises(ValueError, match=r"unknown prompt set 'a cat'; expected one of \[.*'animals', .*\[.a cat.\]"):
         resolve_prompts("a cat")
 
 

@@ -1,0 +1,129 @@
+"""LAION's aesthetic score as a reward (Schuhmann 2022; Black et al. 2023, section 5.1): CLIP embedding, linear MLP."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_gym.rewards.clip import load_clip
+from diffusion_gym.rewards.weights import check_placement, embedded, in_chunks, not_found
+
+#: Positions of the linear layers in LAION's published head; dropout lies between them, and no activation.
+LAYERS = (0, 2, 4, 6, 7)
+HEAD_SOURCE = (
+    "'sac+logos+ava1-l14-linearMSE.pth' from https://github.com/christophschuhmann/improved-aesthetic-predictor "
+    "(for CLIP ViT-L-14/openai)"
+)
+
+
+class Aesthetic:
+    """``head(e / |e|)``, with e CLIP's embedding of the image; the prompt does not count.
+
+    LAION's head gives about 1 to 10, and was fitted to people's ratings of photographs and generated pictures. The
+    embedded head stands in for it on the emoji-animals world; its card says what it was fitted to.
+    """
+
+    name = "aesthetic"
+
+    def __init__(
+        self, clip: str | None = None, head: str | None = None, chunk_size: int = 16, device: str | None = None
+    ) -> None:
+        """Load CLIP and head.
+
+        Args:
+            clip: as in :func:`~diffusion_gym.rewards.clip.load_clip`; None is the embedded model.
+            head: a .pth or .safetensors file, or ``owner/repository/file`` on the hub; None is the embedded head.
+            chunk_size: images at a time.
+            device: where the models run; None follows the images.
+
+        Raises:
+            ValueError: weights that cannot be had, or a head for embeddings of another size.
+        """
+        check_placement(chunk_size, device)
+        if clip is not None and head is None:
+            raise ValueError(f"aesthetic with clip={clip} needs its head too: head=FILE, for example {HEAD_SOURCE}.")
+        self._head = load_head(embedded("aesthetic/head.safetensors") if head is None else head)
+        self._clip = load_clip(clip or embedded("clip"), device)
+        size = self._head[0].in_features
+        if size != self._clip.dimension:
+            raise ValueError(
+                f"the aesthetic head takes embeddings of size {size}, but CLIP gives {self._clip.dimension}; LAION's "
+                "published head belongs to clip=ViT-L-14/openai."
+            )
+        self._chunk_size = chunk_size
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Aesthetic":
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32."""
+        embeddings = self._clip.embed_images(images, self._chunk_size)
+        head = self._head.to(embeddings.device)
+        return in_chunks(head, embeddings, self._chunk_size)[:, 0].to(images.device)
+
+
+def load_head(head: str) -> nn.Sequential:
+    """Load a head under LAION's published names, ``layers.0.weight`` to ``layers.7.bias``; sizes are the file's.
+
+    Args:
+        head: a .safetensors file or a .pth file, or ``owner/repository/file`` on the hub. Loading executes no code.
+
+    Raises:
+        ValueError: a file that is missing, or is no such head.
+    """
+    path = Path(head)
+    if not path.is_file():
+        path = _download(head)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise many unrelated types
+        not_found("head", head, error)
+    return _linear_layers(tensors, head)
+
+
+def _linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
+    names = {f"layers.{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")}
+    if not isinstance(tensors, Mapping) or set(tensors) != names:
+        # A head with activations has the same kind of tensors at other positions; loading it here would be wrong.
+        found = sorted(tensors, key=_numbers) if isinstance(tensors, Mapping) else type(tensors).__name__
+        raise ValueError(f"head={head} is no LAION head without activations: expected {sorted(names)}, found {found}.")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in LAYERS:
+        rows, columns = tensors[f"layers.{layer}.weight"].shape
+        layers[str(layer)] = nn.Linear(columns, rows)
+    module = nn.Sequential(layers)
+    try:
+        module.load_state_dict({name.removeprefix("layers."): tensor.float() for name, tensor in tensors.items()})
+        module(torch.zeros(1, tensors["layers.0.weight"].shape[1])).reshape(())
+    except RuntimeError as error:
+        raise ValueError(f"head={head}: the layers' sizes do not follow each other to one score: {error}.") from error
+    return module.eval().requires_grad_(False)
+
+
+def _numbers(name: str) -> list[tuple[int, str]]:
+    return [(int(number or 0), text) for text, number in re.findall(r"(\D+)(\d*)", name)]
+
+
+def _download(head: str) -> Path:
+    repository, _, file = head.rpartition("/")
+    if repository.count("/") != 1 or head.startswith((".", "/")):
+        raise ValueError(f"head={head} is no file. Download one, for example {HEAD_SOURCE}, and give head=FILE.")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # the hub client raises many unrelated types
+        raise ValueError(
+            f"head={head} could not be fetched from the model hub ({type(error).__name__}). Download it where there is "
+            f"a network ('hf download {repository} {file} --local-dir DIR') and give head=DIR/{file}."
+        ) from error

@@ -1,0 +1,62 @@
+"""CLIP score (Hessel et al. 2021): how well an image fits its prompt, by the cosine of their embeddings."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_gym.rewards.clip import load_clip
+from diffusion_gym.rewards.weights import check_placement, embedded
+
+
+class ClipScore:
+    """``scale * cos(image, text)``; by default in -100 to 100, as torchmetrics gives it, but not cut at 0."""
+
+    name = "clip_score"
+
+    def __init__(
+        self,
+        clip: str | None = None,
+        template: str = "{prompt}",
+        scale: float = 100.0,
+        chunk_size: int = 16,
+        device: str | None = None,
+    ) -> None:
+        """Load CLIP.
+
+        Args:
+            clip: as in :func:`diffusion_gym.rewards.clip.load_clip`; None is the embedded model.
+            template: the text that is compared with the image; ``{prompt}`` stands for the prompt. Hessel et al. use
+                ``A photo depicts {prompt}``.
+            scale: factor of the cosine.
+            chunk_size: images at a time, and texts.
+            device: where the model runs; None follows the images.
+
+        Raises:
+            ValueError: weights that cannot be had, a template without ``{prompt}``, or a scale that is no number.
+        """
+        check_placement(chunk_size, device)
+        check_template(template)
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be a finite number, got {scale}.")
+        self._clip = load_clip(clip or embedded("clip"), device)
+        self._template, self._scale, self._chunk_size = template, scale, chunk_size
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ClipScore":
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32."""
+        texts = [self._template.replace("{prompt}", prompt) for prompt in prompts]
+        seen = self._clip.embed_images(images, self._chunk_size)
+        said = self._clip.embed_texts(texts, self._chunk_size, images.device)
+        return (self._scale * (seen * said).sum(1)).to(images.device)
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError unless the template has a place for the prompt."""
+    if "{prompt}" not in template:
+        raise ValueError(f"the template must hold {{prompt}}, got {template!r}.")

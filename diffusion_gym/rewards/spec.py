@@ -1,0 +1,120 @@
+"""How a reward is written as text: ``reward[:modifier]...``, and several with commas between them.
+
+``reward`` is a registered name, a name with options (``clip_score?model=ViT-B-32``) or a function in a file
+(``path/to/file.py:function``). A modifier is a number, the weight; ``normalise``; ``mean=M``; ``std=S``; or
+``floor=X``, in any order. The text ends with its modifiers, so an option may hold colons
+(``?url=http://host:8000/v1``); a number right behind a URL's host is its port, not a weight. A comma inside an option
+is written ``%2C``.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_FILE = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
+_HOST = re.compile(r"://(\[[^\]]*\]|[^/:&=\[\]]+)$")  # what a port may follow, a bracketed IPv6 address too
+_NUMBERS = ("floor", "mean", "std")
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """One term, parsed.
+
+    Attributes:
+        reward: its name, name and options, or file and function.
+        modifiers: what stood behind it: fields of :class:`~diffusion_gym.rewards.combine.RewardTerm`.
+    """
+
+    reward: str
+    modifiers: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_reward(text: str) -> list[TermSpec]:
+    """Parse a specification; names are not looked up, files not opened.
+
+    Raises:
+        ValueError: a weight or another modifier that is no finite number, or one that is given twice.
+    """
+    return [_term(part.strip()) for part in text.split(",")]
+
+
+def file_function(reward: str) -> tuple[Path, str] | None:
+    """Return file and function of ``path/to/file.py:function``, or None where the text is a name."""
+    match = None if "?" in reward else _FILE.fullmatch(reward)
+    return None if match is None else (Path(match["path"]), match["function"])
+
+
+def file_digests(text: str) -> dict[str, str]:
+    """Return path -> SHA-256 of each file that the specification names, in hexadecimal.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    digests = {}
+    for term in parse_reward(text):
+        named = file_function(term.reward)
+        if named is not None:
+            try:
+                digests[str(named[0])] = hashlib.sha256(named[0].read_bytes()).hexdigest()
+            except OSError as error:
+                raise ValueError(f"cannot read the reward file {str(named[0])!r}: {error}.") from error
+    return digests
+
+
+def _term(text: str) -> TermSpec:
+    rest = text
+    found: list[tuple[str, str | bool]] = []
+    while ":" in rest:
+        head, _, tail = rest.rpartition(":")
+        modifier = _modifier(head, tail)
+        if modifier is None:
+            break
+        rest, found = head, [modifier, *found]
+    if "?" not in rest and ":" in rest and file_function(rest) is None:
+        name, _, weight = rest.partition(":")
+        raise ValueError(
+            f"the weight of reward {name!r} must be a finite number, got {weight!r} (expected 'name:weight'; behind a "
+            "name may also stand :normalise, :mean=M, :std=S or :floor=X; a function in a file is "
+            "'path/to/file.py:function')."
+        )
+    modifiers: dict[str, Any] = {}
+    for key, value in found:
+        if key in modifiers:
+            raise ValueError(f"{text!r} gives {key} twice; expected it once.")
+        if isinstance(value, str):
+            modifiers[key] = _number(rest, key, value)
+        else:
+            modifiers[key] = value
+    return TermSpec(rest, modifiers)
+
+
+def _modifier(head: str, tail: str) -> tuple[str, str | bool] | None:
+    """Return a modifier's field and value, or None where the text belongs to the reward."""
+    if head.endswith(".py") and "?" not in head:
+        return None  # a function may have any name
+    if tail == "normalise":
+        return "normalise", True
+    key, equals, value = tail.partition("=")
+    if equals and key in _NUMBERS:
+        return key, value
+    try:
+        float(tail)
+    except ValueError:
+        return None
+    return None if _HOST.search(head) else ("weight", tail)
+
+
+def _number(reward: str, key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the {key} of reward {reward!r} must be a finite number, got {text!r} (for example "
+            f"'{reward}:{'0.5' if key == 'weight' else key + '=0.5'}')."
+        )
+    return value

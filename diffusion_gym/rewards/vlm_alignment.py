@@ -1,0 +1,105 @@
+"""Prompt alignment (Black et al. 2023, section 5.1): a VLM describes the image, BERTScore compares with the prompt."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffusion_gym.models.base import ModelDtype
+from diffusion_gym.rewards.bertscore import load_bertscore
+from diffusion_gym.rewards.captioner import Describe, load_captioner
+from diffusion_gym.rewards.clip_score import check_template
+from diffusion_gym.rewards.served import ServedCaptioner
+from diffusion_gym.rewards.weights import check_placement, embedded
+
+#: The paper's question and its wording of the prompt (appendix; their code uses the same).
+QUESTION = "Answer concisely: what is going on in this image?"
+TEMPLATE = "The image contains {prompt}"
+
+
+class VLMAlignment:
+    """BERTScore recall of ``"The image contains {prompt}"`` in what a vision-language model says of the image.
+
+    The paper uses LLaVA and microsoft/deberta-xlarge-mnli. By default both models are the package's small ones for
+    the emoji-animals world. The vision-language model runs in this process, or behind an OpenAI-compatible server
+    (``url=``); BERTScore always runs here.
+    """
+
+    name = "vlm_alignment"
+
+    def __init__(
+        self,
+        model: str | None = None,
+        bert: str | None = None,
+        url: str | None = None,
+        question: str = QUESTION,
+        template: str = TEMPLATE,
+        layer: int | None = None,
+        baseline: str | None = None,
+        max_new_tokens: int = 64,
+        chunk_size: int = 16,
+        device: str | None = None,
+        dtype: ModelDtype = "float32",
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        retries: int = 6,
+        pause: float = 1.0,
+        key_variable: str | None = None,
+    ) -> None:
+        """Load the models, those that run here.
+
+        Args:
+            model: folder or hub id of the vision-language model; with ``url``, its name there.
+            bert: folder or hub id of BERTScore's encoder.
+            url: root of an OpenAI-compatible API, as ``http://host:8000/v1``.
+            question: what the model is asked of each image.
+            template: the reference text; ``{prompt}`` stands for the prompt.
+            layer: of the encoder, see :class:`~diffusion_gym.rewards.bertscore.BERTScore`.
+            baseline: a number or file for BERTScore's rescaling. It changes the scale of the reward, not its order.
+            max_new_tokens: longest description.
+            chunk_size: images, or texts, at a time.
+            device: where the models run; None follows the images.
+            dtype: of the vision-language model; the encoder keeps float32.
+            concurrency: requests under way at once, with ``url``.
+            timeout: seconds that the server may stay silent in a request.
+            retries: repetitions of one request before the reward gives up.
+            pause: seconds before the first repetition; each further one waits about twice as long.
+            key_variable: environment variable that holds the server's key.
+
+        Raises:
+            ValueError: weights that cannot be had, or settings that do not fit.
+        """
+        check_placement(chunk_size, device)
+        check_template(template)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        self._question, self._template = question, template
+        self._describe: Describe
+        if url is None:
+            self._describe = load_captioner(model or embedded("captioner"), device, dtype, chunk_size, max_new_tokens)
+        elif model is None:
+            raise ValueError(f"vlm_alignment with url={url} needs model=NAME, the name that the server knows it by.")
+        else:
+            self._describe = ServedCaptioner(
+                url,
+                model,
+                concurrency=concurrency,
+                timeout=timeout,
+                retries=retries,
+                pause=pause,
+                max_new_tokens=max_new_tokens,
+                key_variable=key_variable,
+            )
+        self._bertscore = load_bertscore(bert or embedded("bert"), layer, baseline, chunk_size, device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VLMAlignment":
+        return self
+
+    def describe(self, images: Tensor) -> list[str]:
+        """Return what the model says of each image of (n, 3, H, W), uint8."""
+        return self._describe(images, self._question)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32."""
+        references = [self._template.replace("{prompt}", prompt) for prompt in prompts]
+        return self._bertscore(self.describe(images), references, images.device).to(images.device)

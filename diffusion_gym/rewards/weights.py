@@ -1,0 +1,78 @@
+"""Where reward models come from: the package's own small ones, a folder, or the model hub; and what to do without."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from diffusion_gym.models import check_device
+from diffusion_gym.models.loading import ASSETS
+
+#: The small reward models of the emoji-animals world: clip/, aesthetic/, captioner/ and bert/.
+EMBEDDED = ASSETS / "emoji-rewards"
+
+
+def embedded(part: str) -> str:
+    """Return the path of one of the package's own reward models.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    path = EMBEDDED / part
+    if not path.exists():
+        raise ValueError(
+            f"the embedded reward model {str(path)!r} is missing, so this installation is incomplete. Install "
+            "diffusion-denoise-gym again, make the models with 'python -m benchmarks pretrain', or name other weights "
+            "(docs/rewards says how)."
+        )
+    return str(path)
+
+
+def not_found(option: str, value: str, error: Exception, hub_id: str | None = None) -> NoReturn:
+    """Say that weights cannot be had, and how to get them.
+
+    Args:
+        option: the reward's option that named them.
+        value: what was given.
+        error: what the loading library raised.
+        hub_id: the repository to download; by default the value, where it looks like one.
+    """
+    why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if hub_id is None and value.count("/") == 1 and not value.startswith((".", "/")) and not Path(value).exists():
+        hub_id = value
+    advice = (
+        f"Download them where there is a network ('hf download {hub_id} --local-dir DIR') and give {option}=DIR."
+        if hub_id
+        else "Expected a folder or file with the weights, or a hub id such as 'owner/model'."
+    )
+    raise ValueError(f"the weights {option}={value} cannot be loaded ({why}). {advice}") from error
+
+
+def check_placement(chunk_size: int, device: str | None) -> None:
+    """Raise ValueError unless the size is at least 1 and the device None or one of this machine."""
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    if device is not None:
+        check_device(device)
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    """Apply a function to exactly ``size`` rows at a time, the last ones padded with copies of the last row.
+
+    Kernels depend on the batch's shape; at one size a row's result does not depend on the rows beside it, to the bit.
+
+    Args:
+        function: (size, ...) -> (size, ...).
+        rows: (n, ...), n >= 1.
+        size: rows at a time.
+
+    Returns:
+        (n, ...), what the function made of the rows.
+    """
+    results = []
+    for part in rows.split(size):
+        index = torch.arange(size, device=rows.device).clamp(max=len(part) - 1)
+        results.append(function(part[index])[: len(part)])
+    return torch.cat(results)
