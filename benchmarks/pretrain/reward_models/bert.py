@@ -1,6 +1,5 @@
 """The encoder of emoji-animals for BERTScore: a small BERT trained to fill in words of the world's captions."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -115,29 +114,3 @@ def save_bert(model: BertForMaskedLM, folder: Path) -> None:
     encoder.half().save_pretrained(folder)
     build_bert_tokenizer().save_pretrained(folder)
     clean_configs(folder)
-
-
-@torch.no_grad()
-def word_states(
-    model: BertModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], layer: int
-) -> tuple[Tensor, Tensor]:
-    """Return unit vectors (n, length, width) of the texts' tokens at a layer, and which of them are words (n, length).
-
-    ``[CLS]``, ``[SEP]`` and padding are no words: bert_score gives them the weight 0.
-    """
-    batch = tokenizer(list(texts), padding=True, return_tensors="pt")
-    states = model(**batch, output_hidden_states=True).hidden_states[layer]
-    no_word = torch.tensor([tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
-    return functional.normalize(states, dim=-1), ~torch.isin(batch.input_ids, no_word)
-
-
-def recalls(candidates: tuple[Tensor, Tensor], references: tuple[Tensor, Tensor]) -> Tensor:
-    """Return BERTScore's recall of every pair, (references, candidates): the mean over a reference's words of the
-    largest cosine with a word of the candidate (Zhang et al. 2020, without idf weights and rescaling).
-    """  # noqa: D205
-    rows = []
-    for states, words in zip(*references, strict=True):
-        cosines = torch.einsum("id,njd->nij", states[words], candidates[0])
-        best = cosines.masked_fill(~candidates[1][:, None, :], -1.0).amax(dim=-1)
-        rows.append(best.mean(dim=-1))
-    return torch.stack(rows)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +23,7 @@ from benchmarks.pretrain.reward_models.words import build_word_tokenizer
 from benchmarks.pretrain.training import Schedule, optimise, step_generator
 from benchmarks.pretrain.world import SIZE, captions
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS, with_article
+from diffusion_gym.rewards.vlm_alignment import QUESTION
 
 PATCH = 8
 """Side of a patch in pixels: 64 image tokens a picture."""
@@ -31,9 +31,9 @@ PATCH = 8
 WIDTH = 128
 """Width of both transformers."""
 
-#: The paper's question (Black et al. 2023, appendix), then others that mean the same.
+#: The paper's question, then others that mean the same.
 QUESTIONS = (
-    "Answer concisely: what is going on in this image?",
+    QUESTION,
     "What is happening in this image?",
     "What is in this image?",
     "Describe this image.",
@@ -223,17 +223,3 @@ def save_captioner(model: LlavaForConditionalGeneration, folder: Path) -> None:
     model.half().save_pretrained(folder)
     build_processor(build_captioner_tokenizer()).save_pretrained(folder)
     clean_configs(folder)
-
-
-@torch.no_grad()
-def describe(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, images: Tensor, batch: int = 128
-) -> list[str]:
-    """Return the answers to the paper's question about pictures (n, 3, h, w), uint8, by greedy decoding."""
-    texts: list[str] = []
-    for part in images.split(batch):
-        pictures = [np.ascontiguousarray(image) for image in part.permute(0, 2, 3, 1).numpy()]
-        inputs = processor(images=pictures, text=[ask(QUESTIONS[0])] * len(pictures), return_tensors="pt")
-        tokens = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        texts += processor.batch_decode(tokens, skip_special_tokens=True)
-    return texts

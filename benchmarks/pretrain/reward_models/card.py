@@ -12,21 +12,25 @@ import open_clip
 import torch
 import transformers
 from diffusers import StableDiffusionPipeline
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional
-from transformers import BertModel, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from torch import Tensor, nn
 
 from benchmarks.pretrain.card import share
 from benchmarks.pretrain.judge import Judge, Verdict
 from benchmarks.pretrain.pipeline import generate
-from benchmarks.pretrain.reward_models.aesthetic import SCALE, AestheticHead, colourfulness, rank_correlation
-from benchmarks.pretrain.reward_models.bert import recalls, word_states
-from benchmarks.pretrain.reward_models.captioner import answers, describe
+from benchmarks.pretrain.reward_models.aesthetic import SCALE, colourfulness, rank_correlation
+from benchmarks.pretrain.reward_models.captioner import answers
 from benchmarks.pretrain.reward_models.readme import model_card
 from benchmarks.pretrain.vae import reconstruct
 from benchmarks.pretrain.world import Pictures
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS, animal_activities
+from diffusion_gym.rewards.aesthetic import load_head
+from diffusion_gym.rewards.bertscore import BERTScore
+from diffusion_gym.rewards.captioner import Captioner
+from diffusion_gym.rewards.clip import Clip
+from diffusion_gym.rewards.vlm_alignment import QUESTION, TEMPLATE
+
+CHUNK = 64
+"""Pictures, or texts, at a time."""
 
 KINDS = 1 + len(ACTIVITIES)
 """Captions an animal: without activity and its three activities, in the order of ``answers()``."""
@@ -37,24 +41,26 @@ UNREADABLE = -1
 
 @dataclass(frozen=True)
 class RewardModels:
-    """The models of one folder, loaded."""
+    """The models of one folder, loaded as the rewards load them."""
 
-    clip: open_clip.CLIP
+    clip: Clip
     """Image and text tower."""
-    preprocess: Callable[[Image.Image], Tensor]
-    """What open_clip does with a picture."""
-    clip_tokenizer: Callable[[list[str]], Tensor]
-    """Texts to token ids."""
-    head: AestheticHead
+    head: nn.Sequential
     """Scores of normalised image embeddings."""
-    captioner: LlavaForConditionalGeneration
-    """Describes a picture."""
-    processor: LlavaProcessor
-    """The captioner's inputs."""
-    bert: BertModel
-    """Word vectors for BERTScore."""
-    bert_tokenizer: PreTrainedTokenizerFast
-    """Its words."""
+    captioner: Captioner
+    """Describes pictures."""
+    bertscore: BERTScore
+    """Recall of reference texts in candidates."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "RewardModels":
+        """Load a folder of reward models in float32."""
+        return cls(
+            clip=Clip(str(folder / "clip"), None),
+            head=load_head(str(folder / "aesthetic" / "head.safetensors")),
+            captioner=Captioner(str(folder / "captioner"), chunk_size=CHUNK),
+            bertscore=BERTScore(str(folder / "bert"), chunk_size=CHUNK),
+        )
 
 
 class Seen(NamedTuple):
@@ -77,26 +83,17 @@ class ClipVerdict(NamedTuple):
     """(n, d) normalised image embeddings."""
 
 
-@torch.no_grad()
-def look(models: RewardModels, images: Tensor) -> ClipVerdict:
+def look(clip: Clip, images: Tensor) -> ClipVerdict:
     """Return what the CLIP sees in pictures (n, 3, 64, 64), uint8."""
-    inputs = torch.stack([models.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
-    embeddings = functional.normalize(torch.cat([models.clip.encode_image(part) for part in inputs.split(256)]), dim=-1)
-
-    def best_of(texts: list[str]) -> Tensor:
-        vectors = functional.normalize(models.clip.encode_text(models.clip_tokenizer(texts)), dim=-1)
-        return (embeddings @ vectors.T).argmax(dim=1)
-
-    caption = best_of(answers())
-    return ClipVerdict(best_of(list(ANIMALS)), Seen(caption // KINDS, caption % KINDS), embeddings)
+    embeddings = clip.embed_images(images, CHUNK)
+    animal, caption = ((embeddings @ clip.embed_texts(texts, CHUNK).T).argmax(dim=1) for texts in (ANIMALS, answers()))
+    return ClipVerdict(animal, Seen(caption // KINDS, caption % KINDS), embeddings)
 
 
-def read(models: RewardModels, images: Tensor) -> Seen:
+def read(captioner: Captioner, images: Tensor) -> Seen:
     """Return what the captioner says about pictures (n, 3, 64, 64), uint8."""
     places = {text: index for index, text in enumerate(answers())}
-    found = torch.tensor(
-        [places.get(text, UNREADABLE) for text in describe(models.captioner, models.processor, images)]
-    )
+    found = torch.tensor([places.get(text, UNREADABLE) for text in captioner(images, QUESTION)])
     readable = found != UNREADABLE
     animal, activity = found // KINDS, found % KINDS
     return Seen(torch.where(readable, animal, UNREADABLE), torch.where(readable, activity, UNREADABLE))
@@ -113,8 +110,8 @@ def score_pictures(
     models: RewardModels, judge: Judge, images: Tensor, animal: Tensor, activity: Tensor
 ) -> dict[str, Any]:
     """Compare all models on pictures (n, 3, 64, 64), uint8, that should show ``animal`` and ``activity``, (n,)."""
-    clip, captioner = look(models, images), read(models, images)
-    score, truth = models.head(clip.embeddings), colourfulness(images) / SCALE
+    clip, captioner = look(models.clip, images), read(models.captioner, images)
+    score, truth = models.head(clip.embeddings).squeeze(-1), colourfulness(images) / SCALE
     return {
         "pictures": len(images),
         "clip_best_of_45_animals": share(clip.animal == animal),
@@ -148,15 +145,12 @@ def score_generated(models: RewardModels, pipe: StableDiffusionPipeline, judge: 
     return results | {"all": score_pictures(models, judge, *both)}
 
 
-@torch.no_grad()
-def score_bert(models: RewardModels) -> dict[str, Any]:
+def score_bert(bertscore: BERTScore) -> dict[str, Any]:
     """Compare BERTScore's recall of right and wrong captions against the paper's reference for every caption."""
-    texts, layer = answers(), models.bert.config.bertscore_layer
-    candidates = word_states(models.bert, models.bert_tokenizer, texts, layer)
-    references = word_states(
-        models.bert, models.bert_tokenizer, [f"The image contains {text}" for text in texts], layer
-    )
-    scores = recalls(candidates, references)
+    texts = answers()
+    references = [TEMPLATE.replace("{prompt}", text) for text in texts]
+    pairs = [(candidate, reference) for reference in references for candidate in texts]
+    scores = bertscore(*zip(*pairs, strict=True)).reshape(len(texts), len(texts))
     truth = scores.diag()[:, None]
     animal, activity = torch.arange(len(texts)) // KINDS, torch.arange(len(texts)) % KINDS
     same_animal, same_activity = animal[:, None] == animal, activity[:, None] == activity
@@ -166,7 +160,7 @@ def score_bert(models: RewardModels) -> dict[str, Any]:
         "both_wrong": ~same_animal & ~same_activity,
     }
     return {
-        "layer": layer,
+        "layer": bertscore.layer,
         "recall_of_true_caption": round(float(truth.mean()), 4),
         "recall_of_any_two_captions": round(float(scores.mean()), 4),
         "kinds": {
@@ -184,7 +178,8 @@ def time_models(models: RewardModels, images: Tensor) -> dict[str, float]:
     """Time each reward's model on pictures (n, 3, 64, 64), on one thread, in milliseconds a picture, best of three."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    texts = [f"The image contains {text}" for text in answers()[: len(images)]]
+    texts = answers()[: len(images)]
+    references = [TEMPLATE.replace("{prompt}", text) for text in texts]
 
     def best_of(call: Callable[[], object]) -> float:
         seconds = []
@@ -194,13 +189,10 @@ def time_models(models: RewardModels, images: Tensor) -> dict[str, float]:
             seconds.append(time.perf_counter() - start)
         return round(1000 * min(seconds) / len(images), 2)
 
-    def bert() -> None:
-        word_states(models.bert, models.bert_tokenizer, texts, models.bert.config.bertscore_layer)
-
     timed = {
-        "clip_image": best_of(lambda: models.clip.encode_image(images.float())),
-        "captioner": best_of(lambda: describe(models.captioner, models.processor, images)),
-        "bert": best_of(bert),
+        "clip_image": best_of(lambda: models.clip.embed_images(images, CHUNK)),
+        "captioner": best_of(lambda: models.captioner(images, QUESTION)),
+        "bertscore": best_of(lambda: models.bertscore(texts, references)),
     }
     torch.set_num_threads(threads)
     return timed
@@ -213,13 +205,11 @@ def measure(
     animal, activity = torch.from_numpy(held_out.animal), torch.from_numpy(held_out.activity)
     images = torch.from_numpy(held_out.images)
     copies = reconstruct(pipe.vae, held_out.images)
-    parts = {"clip": models.clip, "aesthetic": models.head, "captioner": models.captioner, "bert": models.bert}
     return {
-        "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
         "renders": score_pictures(models, judge, images, animal, activity),
         "reconstructions": score_pictures(models, judge, copies, animal, activity),
         "generated": score_generated(models, pipe, judge, seeds),
-        "bert": score_bert(models),
+        "bert": score_bert(models.bertscore),
         "milliseconds_a_picture_one_thread": time_models(models, images[:64]),
         "versions": {
             "python": platform.python_version(),

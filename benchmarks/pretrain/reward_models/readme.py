@@ -52,7 +52,8 @@ gives them back. All are made paler or more saturated, blurred and noised at ran
 
 CLIP and captioner share no weights and see other batches, so that one can check what the other rewards. The folder
 weighs {megabytes} MB; the weights are stored in float16 and were measured after reloading in float32. A picture costs,
-on one thread, {clip_ms} ms in the CLIP's image tower, {captioner_ms} ms in the captioner and {bert_ms} ms in BERT.
+on one thread, {clip_ms} ms in the CLIP's image tower, {captioner_ms} ms in the captioner and {bert_ms} ms in
+BERTScore.
 
 ## How well they do
 
@@ -154,7 +155,7 @@ def model_card(card: dict[str, Any]) -> str:
         megabytes=card["megabytes"],
         clip_ms=times["clip_image"],
         captioner_ms=times["captioner"],
-        bert_ms=times["bert"],
+        bert_ms=times["bertscore"],
         generated_animals=card["generated"]["animals"]["pictures"],
         generated_activities=card["generated"]["activities"]["pictures"],
         table=_pictures_table(card),

@@ -8,15 +8,7 @@ import open_clip
 import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from transformers import (
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    BertForMaskedLM,
-    LlavaForConditionalGeneration,
-)
+from transformers import BertForMaskedLM, LlavaForConditionalGeneration
 
 from benchmarks.pretrain.card import folder_megabytes
 from benchmarks.pretrain.config import PretrainConfig
@@ -67,28 +59,15 @@ def run_reward_stages(config: PretrainConfig, pictures: Pictures, held_out: Pict
         save_bert(bert, folder / "bert")
         for file in folder.rglob("*.safetensors"):
             file.chmod(0o644)  # safetensors are written for their owner alone
-        models, judge = load_reward_models(folder), load_judge(config.judge_output)
-        card = measure(models, pipe, judge, held_out, config.seeds) | _provenance(config)
-        write_card(folder, card | {"megabytes": folder_megabytes(folder)})
-
-
-def load_reward_models(folder: Path) -> RewardModels:
-    """Load a folder of reward models in float32, ready to be used, by the calls that the rewards make."""
-    clip_folder = f"local-dir:{folder / 'clip'}"
-    clip, _, preprocess = open_clip.create_model_and_transforms(clip_folder)
-    weights = load_file(folder / "aesthetic" / "head.safetensors")
-    head = AestheticHead(weights["layers.0.weight"].shape[1])
-    head.load_state_dict(weights)
-    return RewardModels(
-        clip=clip.eval(),
-        preprocess=preprocess,
-        clip_tokenizer=open_clip.get_tokenizer(clip_folder),
-        head=head.eval(),
-        captioner=AutoModelForImageTextToText.from_pretrained(folder / "captioner").eval(),
-        processor=AutoProcessor.from_pretrained(folder / "captioner"),
-        bert=AutoModel.from_pretrained(folder / "bert").eval(),
-        bert_tokenizer=AutoTokenizer.from_pretrained(folder / "bert"),
-    )
+        models, judge = RewardModels.load(folder), load_judge(config.judge_output)
+        trained = {"clip": model.clip, "aesthetic": head, "captioner": captioner, "bert": bert.bert}
+        card = {
+            "parameters": {name: sum(part.numel() for part in whole.parameters()) for name, whole in trained.items()},
+            **measure(models, pipe, judge, held_out, config.seeds),
+            **_provenance(config),
+            "megabytes": folder_megabytes(folder),
+        }
+        write_card(folder, card)
 
 
 def _copies(config: PretrainConfig, pipe: StableDiffusionPipeline, pictures: Pictures) -> NDArray[np.uint8]:
