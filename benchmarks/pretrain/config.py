@@ -17,22 +17,22 @@ class RewardModelsConfig:
     """Folder of the finished reward models and their card; replaced as a whole at the end."""
     copies: int = 20_000
     """Training pictures that are also shown as the embedded model's autoencoder gives them back."""
-    views: int = 16_000
-    """Views of training pictures whose embeddings the aesthetic head is fitted to."""
+    rated: int = 4_000
+    """Renders, and as many copies of others, to whose embeddings the aesthetic head is fitted."""
     clip: Schedule = field(default_factory=lambda: Schedule(steps=600, batch=96, lr=2e-3))
     """Training of the CLIP."""
-    aesthetic: Schedule = field(default_factory=lambda: Schedule(steps=1500, batch=512, lr=1e-3))
+    aesthetic: Schedule = field(default_factory=lambda: Schedule(steps=800, batch=256, lr=1e-3))
     """Training of the aesthetic head."""
-    tower: Schedule = field(default_factory=lambda: Schedule(steps=1200, batch=128, lr=1e-3))
+    tower: Schedule = field(default_factory=lambda: Schedule(steps=700, batch=80, lr=2e-3))
     """Training of the captioner's vision tower as a classifier."""
-    captioner: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=64, lr=1e-3))
+    captioner: Schedule = field(default_factory=lambda: Schedule(steps=300, batch=64, lr=1e-3))
     """Training of the whole captioner."""
-    bert: Schedule = field(default_factory=lambda: Schedule(steps=800, batch=128, lr=1e-3))
+    bert: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=64, lr=1e-3))
     """Training of the encoder for BERTScore."""
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        for name in ("copies", "views"):
+        for name in ("copies", "rated"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rewards.{name} must be at least 1, got {getattr(self, name)}.")
 
@@ -100,7 +100,7 @@ class PretrainConfig:
             rewards=RewardModelsConfig(
                 output=folder / "rewards",
                 copies=20,
-                views=20,
+                rated=20,
                 clip=few,
                 aesthetic=few,
                 tower=few,

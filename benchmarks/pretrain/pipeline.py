@@ -79,8 +79,11 @@ def clean_configs(folder: Path) -> None:
         for key in ("dtype", "torch_dtype"):
             if key in config:
                 config[key] = "float32"
+        # Names of transformers 4, which transformers 5 knows too.
         if config.get("tokenizer_class") == "TokenizersBackend":
-            config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5, which knows both
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if "extra_special_tokens" in config:
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The captioner of emoji-animals: a small LLaVA, a CLIP vision tower and a Llama, that says what a picture shows."""
+"""The captioner of emoji-animals: a small LLaVA, LeViT before Llama, that says what a picture shows."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     GenerationConfig,
+    LevitConfig,
+    LevitModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -25,11 +25,14 @@ from benchmarks.pretrain.world import SIZE, captions
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS, with_article
 from diffusion_gym.rewards.vlm_alignment import QUESTION
 
-PATCH = 8
-"""Side of a patch in pixels: 64 image tokens a picture."""
+PATCH = 32
+"""Side in pixels of what one image token stands for: 4 tokens a picture."""
+
+SIGHT = 192
+"""Width of the vision tower."""
 
 WIDTH = 128
-"""Width of both transformers."""
+"""Width of the language model."""
 
 #: The paper's question, then others that mean the same.
 QUESTIONS = (
@@ -75,28 +78,32 @@ def build_captioner_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Return the processor: pictures to 64 x 64 and CLIP's normalisation, ``<image>`` to 64 image tokens."""
+    """Return the processor: pictures to 64 x 64 and CLIP's normalisation, ``<image>`` to 4 image tokens."""
     side = {"height": SIZE, "width": SIZE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=side),
         tokenizer=tokenizer,
         patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
 
 
 def build_captioner(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """Return the untrained captioner; the language model reads the vision tower's last layer."""
-    vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+    """Return the untrained captioner; the language model reads the vision tower's last layer.
+
+    LLaVA's own tower is a plain vision transformer, which needs far more pictures than there is time for here; LeViT
+    (Graham et al. 2021) begins with convolutions. Its one stage attends over 4 x 4 places and ends in 2 x 2.
+    """
+    vision = LevitConfig(
         image_size=SIZE,
-        patch_size=PATCH,
-        projection_dim=WIDTH,
+        hidden_sizes=[SIGHT, SIGHT],
+        num_attention_heads=[6],
+        depths=[2],
+        key_dim=[16],
+        mlp_ratio=[2],
+        attention_ratio=[2],
+        hidden_size=SIGHT,  # by this name LLaVA looks for the width of the features that it projects
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -115,7 +122,7 @@ def build_captioner(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGe
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full",
         image_seq_length=(SIZE // PATCH) ** 2,
     )
     model = LlavaForConditionalGeneration(config)
@@ -132,17 +139,17 @@ def build_captioner(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGe
 class TowerClassifier(nn.Module):
     """The vision tower under two linear heads: how it learns to see before it learns to speak, as LLaVA's did."""
 
-    def __init__(self, tower: CLIPVisionModel) -> None:
+    def __init__(self, tower: LevitModel) -> None:
         """Put heads for the animal and the activity on the tower."""
         super().__init__()
         self.tower = tower
-        self.animal = nn.Linear(2 * WIDTH, len(ANIMALS))
-        self.activity = nn.Linear(2 * WIDTH, 1 + len(ACTIVITIES))
+        self.animal = nn.Linear(2 * SIGHT, len(ANIMALS))
+        self.activity = nn.Linear(2 * SIGHT, 1 + len(ACTIVITIES))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (n, 45) and (n, 4) of normalised pictures (n, 3, 64, 64)."""
-        patches = self.tower(inputs).last_hidden_state[:, 1:]
-        pooled = torch.cat([patches.mean(dim=1), patches.amax(dim=1)], dim=1)
+        places = self.tower(inputs).last_hidden_state
+        pooled = torch.cat([places.mean(dim=1), places.amax(dim=1)], dim=1)
         return self.animal(pooled), self.activity(pooled)
 
 
@@ -221,5 +228,7 @@ def train_captioner(
 def save_captioner(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Write the folder that ``AutoProcessor`` and ``AutoModelForImageTextToText`` load; leaves the model in float16."""
     model.half().save_pretrained(folder)
-    build_processor(build_captioner_tokenizer()).save_pretrained(folder)
+    processor = build_processor(build_captioner_tokenizer())
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # a file of its own, where transformers 4 looks for it
     clean_configs(folder)

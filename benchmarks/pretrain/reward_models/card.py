@@ -32,6 +32,9 @@ from diffusion_gym.rewards.vlm_alignment import QUESTION, TEMPLATE
 CHUNK = 64
 """Pictures, or texts, at a time."""
 
+RECONSTRUCTED = 500
+"""Held-out renders that are measured as the autoencoder gives them back, too."""
+
 KINDS = 1 + len(ACTIVITIES)
 """Captions an animal: without activity and its three activities, in the order of ``answers()``."""
 
@@ -204,10 +207,10 @@ def measure(
     """Return everything of the card that is measured on the reloaded, float16-stored weights."""
     animal, activity = torch.from_numpy(held_out.animal), torch.from_numpy(held_out.activity)
     images = torch.from_numpy(held_out.images)
-    copies = reconstruct(pipe.vae, held_out.images)
+    copies = reconstruct(pipe.vae, held_out.images[:RECONSTRUCTED])
     return {
         "renders": score_pictures(models, judge, images, animal, activity),
-        "reconstructions": score_pictures(models, judge, copies, animal, activity),
+        "reconstructions": score_pictures(models, judge, copies, animal[:RECONSTRUCTED], activity[:RECONSTRUCTED]),
         "generated": score_generated(models, pipe, judge, seeds),
         "bert": score_bert(models.bertscore),
         "milliseconds_a_picture_one_thread": time_models(models, images[:64]),

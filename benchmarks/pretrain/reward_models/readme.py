@@ -15,7 +15,8 @@ compared offline; they know one world of 64 x 64 pictures and nothing else.
 `open_clip.create_model_and_transforms("local-dir:...")` | {clip_parameters:,} | OpenAI's ViT-L/14 through open_clip |
 | `aesthetic` | the layers of LAION's aesthetic predictor on `clip`'s normalised embedding, `head.safetensors` with \
 LAION's names | {aesthetic_parameters:,} | LAION's `sac+logos+ava1-l14-linearMSE` |
-| `captioner` | transformers' `LlavaForConditionalGeneration`; `AutoModelForImageTextToText`, `AutoProcessor` \
+| `captioner` | transformers' `LlavaForConditionalGeneration`, LeViT before Llama; `AutoModelForImageTextToText`, \
+`AutoProcessor` \
 | {captioner_parameters:,} | LLaVA 1.5 |
 | `bert` | transformers' `BertModel`; `AutoModel`, `AutoTokenizer` | {bert_parameters:,} | deberta-xlarge-mnli |
 
@@ -40,12 +41,12 @@ nothing of colours: the CLIP was trained with a linear probe of M / 10 beside it
 
 `python -m benchmarks pretrain --only reward-models` makes everything from seed {seed}, on {hardware}: from the
 {pictures} renders that emoji-animals was trained on, {copies} of which are shown, every other time, as its autoencoder
-gives them back. All are made paler or more saturated, blurred and noised at random. No generated picture is used.
+gives them back. They are made paler or more saturated, blurred and noised at random. No generated picture is used.
 
 | stage | training | wall time, machine shared with other work |
 |---|---|---|
 | CLIP: contrast with all captions, animals, probe | {clip_training} | {clip_time} |
-| aesthetic head, on {views} embeddings | {aesthetic_training} | {aesthetic_time} |
+| aesthetic head, on {rated} renders and as many copies, as they are | {aesthetic_training} | {aesthetic_time} |
 | captioner's vision tower, as a classifier | {tower_training} | {tower_time} |
 | captioner, all parts | {captioner_training} | {captioner_time} |
 | BERT, masked words of the captions in sentences | {bert_training} | {bert_time} |
@@ -151,7 +152,7 @@ def model_card(card: dict[str, Any]) -> str:
         hardware=card["hardware"],
         pictures=f"{card['pictures']:,}",
         copies=f"{card['copies']:,}",
-        views=f"{card['views']:,}",
+        rated=f"{card['rated']:,}",
         megabytes=card["megabytes"],
         clip_ms=times["clip_image"],
         captioner_ms=times["captioner"],

@@ -27,8 +27,8 @@ from benchmarks.pretrain.reward_models.captioner import (
 from benchmarks.pretrain.reward_models.card import RewardModels, measure, write_card
 from benchmarks.pretrain.reward_models.clip import ProbedCLIP, embed_images, save_clip, train_clip
 from benchmarks.pretrain.reward_models.views import Views
-from benchmarks.pretrain.training import describe_stage, run_stage, step_generator
-from benchmarks.pretrain.vae import reconstruct
+from benchmarks.pretrain.training import describe_stage, run_stage
+from benchmarks.pretrain.vae import reconstruct, to_model_range
 from benchmarks.pretrain.world import Pictures
 from benchmarks.provenance import processor
 
@@ -95,14 +95,16 @@ def _clip(config: PretrainConfig, views: Views) -> ProbedCLIP:
 
 
 def _aesthetic(config: PretrainConfig, views: Views, clip: open_clip.CLIP) -> AestheticHead:
-    """Fit the aesthetic head to the CLIP's embeddings of some views."""
+    """Fit the aesthetic head to the CLIP's embeddings of the last renders and the first copies, as they are."""
     torch.manual_seed(config.seed + 4)
     head = AestheticHead(clip.visual.output_dim)
 
     def train(checkpoint: Path) -> float:
-        _, pixels = views.draw(config.rewards.views, step_generator(config.seed, 0))
-        target = colourfulness((pixels + 1.0) * 127.5) / SCALE
-        return train_head(head, embed_images(clip, pixels), target, config.rewards.aesthetic, config.seed, checkpoint)
+        count = config.rewards.rated
+        images = np.concatenate([views.pictures.images[-count:], views.copies[:count]])
+        target = colourfulness(torch.from_numpy(images)) / SCALE
+        embeddings = embed_images(clip, to_model_range(images))
+        return train_head(head, embeddings, target, config.rewards.aesthetic, config.seed, checkpoint)
 
     run_stage(config.work, "aesthetic", head, train)
     return head
@@ -148,7 +150,7 @@ def _provenance(config: PretrainConfig) -> dict[str, Any]:
         "seed": config.seed,
         "pictures": config.pictures,
         "copies": config.rewards.copies,
-        "views": config.rewards.views,
-        "hardware": f"{config.threads} threads of {processor()}",
+        "rated": config.rewards.rated,
+        "hardware": f"{config.threads} thread{'s' if config.threads > 1 else ''} of {processor()}",
         "training": {name: describe_stage(config.work, name, getattr(config.rewards, name)) for name in schedules},
     }

@@ -27,4 +27,5 @@ def build_word_tokenizer(texts: Iterable[str], special: dict[str, str], template
     tokenizer.decoder = decoders.WordPiece(cleanup=False)  # joins words with spaces
     around = [(token, vocabulary[token]) for token in template.split() if token in vocabulary]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=around)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    inputs = ["input_ids", "attention_mask"]  # transformers 4 would add token types, which Llama refuses
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **special)
