@@ -1,5 +1,6 @@
 """Pre-training of the embedded model: the world, the tokenizer, and every stage for a few steps."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from benchmarks.pretrain.world import ANIMAL_GLYPHS, Pictures, caption_index, ca
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS, animal_activities  # noqa: E402
 
 FONT = PretrainConfig().font
+PARTS = ("clip", "aesthetic", "captioner", "bert")
 needs_font = pytest.mark.skipif(not FONT.is_file(), reason="needs the Noto Color Emoji font (fonts-noto-color-emoji)")
 
 
@@ -89,12 +91,12 @@ def test_interrupted_training_resumes_to_the_bit(tmp_path: Path) -> None:
 @needs_font
 @pytest.mark.slow
 def test_every_stage_runs(tmp_path: Path) -> None:
-    """A few steps of everything leave a folder that diffusers loads, a card, a grid and a judge."""
+    """A few steps of everything leave a folder that diffusers loads, a card, a grid, a judge and reward models."""
     from diffusers import StableDiffusionPipeline
 
     from benchmarks.pretrain.judge import load_judge
 
-    config = PretrainConfig.quick(tmp_path / "model", tmp_path / "judge.safetensors", tmp_path / "work")
+    config = PretrainConfig.quick(tmp_path)
     pretrain(config)
     pipe = StableDiffusionPipeline.from_pretrained(config.output)
     assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
@@ -106,5 +108,22 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert card["animals"][0]["images"] == 45
     assert (config.output / "grid.png").is_file()
     assert "Licence" in (config.output / "README.md").read_text(encoding="utf-8")
-    text = "".join(file.read_text(encoding="utf-8") for file in config.output.rglob("*.json"))
-    assert str(tmp_path) not in text
+    rewards = config.rewards.output
+    assert {file.name for file in rewards.iterdir()} == {*PARTS, "card.json", "README.md"}
+    assert "stands in for LAION's" in (rewards / "README.md").read_text(encoding="utf-8")
+    files = [*config.output.rglob("*.json"), *rewards.rglob("*.json")]
+    assert str(tmp_path) not in "".join(file.read_text(encoding="utf-8") for file in files)
+    # Stages that are there are taken over, unless they were made with other settings.
+    pretrain(dataclasses.replace(config, only="reward-models"))
+    other = dataclasses.replace(config.rewards, bert=Schedule(steps=4, batch=16, lr=1e-3))
+    with pytest.raises(ValueError, match="another bert"):
+        pretrain(dataclasses.replace(config, rewards=other))
+
+
+def test_reward_models_need_the_pipeline(tmp_path: Path) -> None:
+    """The reward models see what the pipeline draws; without it the error says how to make it."""
+    from benchmarks.pretrain.reward_models.stages import run_reward_stages
+
+    nothing = Pictures(np.zeros((0, 3, 64, 64), np.uint8), *(np.zeros(0, np.int64) for _ in range(3)))
+    with pytest.raises(ValueError, match="--only generator"):
+        run_reward_stages(PretrainConfig.quick(tmp_path), nothing, nothing)

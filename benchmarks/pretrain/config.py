@@ -2,13 +2,45 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.pretrain.training import Schedule
 
 
 @dataclass(frozen=True)
+class RewardModelsConfig:
+    """Training of the small reward models, on the pictures of the embedded model's world."""
+
+    output: Path = _ROOT / "diffusion_gym" / "assets" / "emoji-rewards"
+    """Folder of the finished reward models and their card; replaced as a whole at the end."""
+    copies: int = 20_000
+    """Training pictures that are also shown as the embedded model's autoencoder gives them back."""
+    rated: int = 4_000
+    """Renders, and as many copies of others, to whose embeddings the aesthetic head is fitted."""
+    clip: Schedule = field(default_factory=lambda: Schedule(steps=600, batch=96, lr=2e-3))
+    """Training of the CLIP."""
+    aesthetic: Schedule = field(default_factory=lambda: Schedule(steps=800, batch=256, lr=1e-3))
+    """Training of the aesthetic head."""
+    tower: Schedule = field(default_factory=lambda: Schedule(steps=700, batch=80, lr=2e-3))
+    """Training of the captioner's vision tower as a classifier."""
+    captioner: Schedule = field(default_factory=lambda: Schedule(steps=300, batch=64, lr=1e-3))
+    """Training of the whole captioner."""
+    bert: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=64, lr=1e-3))
+    """Training of the encoder for BERTScore."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name in ("copies", "rated"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rewards.{name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
-    """Train the embedded model emoji-animals from nothing; the defaults made the shipped weights."""
+    """Train the embedded model emoji-animals and its reward models; the defaults made the shipped weights."""
+
+    only: Literal["all", "generator", "reward-models"] = "all"
+    """What to make: the pipeline with its judge, the reward models of the pipeline in ``output``, or both."""
 
     output: Path = Path("diffusion_gym/assets/emoji-animals")
     """Folder of the finished pipeline and its card; replaced as a whole at the end. From a clone: the shipped model."""
@@ -34,8 +66,10 @@ class PretrainConfig:
     """Training of the judge."""
     denoiser: Schedule = field(default_factory=lambda: Schedule(steps=5400, batch=64, lr=1e-3, ema_decay=0.999))
     """Training of the UNet and text encoder; the shipped run was shortened under way, see the note in its card."""
+    rewards: RewardModelsConfig = field(default_factory=RewardModelsConfig)
+    """The reward models."""
     seeds: int = 8
-    """Pictures an animal in the card; the seeds are 0, 1, ..."""
+    """Generated pictures an animal in the cards; the seeds are 0, 1, ..."""
     all_samplers: bool = True
     """Report other samplers beside the default one."""
 
@@ -48,18 +82,29 @@ class PretrainConfig:
             raise ValueError(f"activity_share must lie in [0, 1], got {self.activity_share}.")
 
     @classmethod
-    def quick(cls, output: Path, judge_output: Path, work: Path) -> "PretrainConfig":
+    def quick(cls, folder: Path) -> "PretrainConfig":
         """Return a configuration that runs every stage for a few steps: it tests the code and draws only noise."""
+        few = Schedule(steps=3, batch=16, lr=1e-3)
         return cls(
-            output=output,
-            judge_output=judge_output,
-            work=work,
+            output=folder / "model",
+            judge_output=folder / "judge.safetensors",
+            work=folder / "work",
             threads=1,
             pictures=200,
             held_out=50,
             vae=Schedule(steps=3, batch=8, lr=1e-3),
-            judge=Schedule(steps=3, batch=16, lr=1e-3),
+            judge=few,
             denoiser=Schedule(steps=3, batch=16, lr=1e-3, ema_decay=0.9),
+            rewards=RewardModelsConfig(
+                output=folder / "rewards",
+                copies=20,
+                rated=20,
+                clip=few,
+                aesthetic=few,
+                tower=few,
+                captioner=few,
+                bert=few,
+            ),
             seeds=1,
             all_samplers=False,
         )

@@ -50,7 +50,7 @@ def save_pipeline(
     )
     pipe.save_pretrained(folder)
     _save_slow_tokenizer(tokenizer, folder / "tokenizer")
-    _clean_configs(folder)
+    clean_configs(folder)
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors are written for their owner alone
 
@@ -65,7 +65,7 @@ def _save_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
 
-def _clean_configs(folder: Path) -> None:
+def clean_configs(folder: Path) -> None:
     """Take the maker's paths out of the configs, and let the text encoder load in float32 like the other parts.
 
     transformers 5 loads a model in the precision its config names unless told otherwise, diffusers in float32: a
@@ -79,6 +79,11 @@ def _clean_configs(folder: Path) -> None:
         for key in ("dtype", "torch_dtype"):
             if key in config:
                 config[key] = "float32"
+        # Names of transformers 4, which transformers 5 knows too.
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if "extra_special_tokens" in config:
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -1,22 +1,21 @@
 """The stages of pre-training in order; each keeps its result in the work folder and is skipped when it is there."""
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.pretrain.card import SAMPLERS, draw_grid, folder_megabytes, measure, write_card
 from benchmarks.pretrain.config import PretrainConfig
 from benchmarks.pretrain.denoiser import TextToNoise, build_unet, train_denoiser
 from benchmarks.pretrain.judge import Judge, load_judge, save_judge, train_judge
 from benchmarks.pretrain.pipeline import load_pipeline, replaced_folder, save_pipeline
+from benchmarks.pretrain.reward_models.stages import run_reward_stages
 from benchmarks.pretrain.text import build_text_encoder, build_tokenizer, tokenize
-from benchmarks.pretrain.training import save_atomically
+from benchmarks.pretrain.training import claim, describe_stage, run_stage, save_atomically
 from benchmarks.pretrain.vae import build_vae, encode, train_vae
 from benchmarks.pretrain.world import Pictures, captions, render_many
 from benchmarks.provenance import processor
@@ -29,27 +28,23 @@ def run_stages(config: PretrainConfig) -> None:
     _claim(config)
     pictures = _pictures(config, "pictures", config.pictures, config.seed)
     held_out = _pictures(config, "held-out", config.held_out, config.seed + 1)
-    vae = _vae(config, pictures)
-    judge = _judge(config, pictures)
-    model = _denoiser(config, pictures, vae)
-    _assemble(config, vae, judge, model, held_out)
+    if config.only != "reward-models":
+        vae = _vae(config, pictures)
+        judge = _judge(config, pictures)
+        model = _denoiser(config, pictures, vae)
+        _assemble(config, vae, judge, model, held_out)
+    if config.only != "generator":
+        run_reward_stages(config, pictures, held_out)
 
 
 def _claim(config: PretrainConfig) -> None:
-    """Refuse a work folder whose stages were made with other settings: they would be taken over silently."""
+    """Refuse a work folder whose stages were made with other settings."""
     settings = dataclasses.asdict(config)
-    made_here = ("output", "judge_output", "work", "font", "threads", "all_samplers", "seeds")
-    wanted = {name: value for name, value in settings.items() if name not in made_here}
-    file = config.work / "settings.json"
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(name for name in wanted if found.get(name) != wanted[name])
-        if changed:
-            raise ValueError(
-                f"{str(config.work)!r} holds stages made with another {', '.join(changed)}; choose another work "
-                "folder, or delete it."
-            )
-    file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    rewards = {name: value for name, value in settings.pop("rewards").items() if name != "output"}
+    made_here = ("output", "judge_output", "work", "font", "threads", "all_samplers", "seeds", "only")
+    claim(config.work / "settings.json", {name: value for name, value in settings.items() if name not in made_here})
+    if config.only != "generator":
+        claim(config.work / "reward-settings.json", rewards)
 
 
 def _pictures(config: PretrainConfig, name: str, count: int, seed: int) -> Pictures:
@@ -64,17 +59,6 @@ def _pictures(config: PretrainConfig, name: str, count: int, seed: int) -> Pictu
     return pictures
 
 
-def _stage(config: PretrainConfig, name: str, module: nn.Module, train: Callable[[Path], float]) -> None:
-    """Fill ``module`` with the finished stage's weights, training them first if there are none; keeps the minutes."""
-    weights = config.work / f"{name}.weights.pt"
-    if not weights.is_file():
-        seconds = train(config.work / f"{name}.pt")
-        (config.work / f"{name}.minutes.json").write_text(json.dumps(round(seconds / 60, 1)), encoding="utf-8")
-        save_atomically(module.state_dict(), weights)
-    module.load_state_dict(torch.load(weights, weights_only=True))
-    module.eval()
-
-
 def _vae(config: PretrainConfig, pictures: Pictures) -> AutoencoderKL:
     """Train the autoencoder on the renders."""
     torch.manual_seed(config.seed)
@@ -83,7 +67,7 @@ def _vae(config: PretrainConfig, pictures: Pictures) -> AutoencoderKL:
     def train(checkpoint: Path) -> float:
         return train_vae(vae, pictures.images, config.vae, config.seed, checkpoint)
 
-    _stage(config, "vae", vae, train)
+    run_stage(config.work, "vae", vae, train)
     return vae
 
 
@@ -97,7 +81,7 @@ def _judge(config: PretrainConfig, pictures: Pictures) -> Judge:
             judge, pictures.images, pictures.animal, pictures.activity, config.judge, config.seed, checkpoint
         )
 
-    _stage(config, "judge", judge, train)
+    run_stage(config.work, "judge", judge, train)
     return judge
 
 
@@ -125,7 +109,7 @@ def _denoiser(config: PretrainConfig, pictures: Pictures, vae: AutoencoderKL) ->
         captioned = table[torch.from_numpy(pictures.caption)]
         return train_denoiser(model, means, stds, captioned, table[0], config.denoiser, config.seed, checkpoint)
 
-    _stage(config, "denoiser", model, train)
+    run_stage(config.work, "denoiser", model, train)
     return model
 
 
@@ -144,11 +128,7 @@ def _assemble(config: PretrainConfig, vae: AutoencoderKL, judge: Judge, model: T
 
 def _provenance(config: PretrainConfig) -> dict[str, Any]:
     """Return how the model was made: seed, machine, and each stage's steps, batch and minutes."""
-    training = {}
-    for name in ("vae", "judge", "denoiser"):
-        schedule = getattr(config, name)
-        minutes = json.loads((config.work / f"{name}.minutes.json").read_text(encoding="utf-8"))
-        training[name] = {"steps": schedule.steps, "batch": schedule.batch, "lr": schedule.lr, "minutes": minutes}
+    training = {name: describe_stage(config.work, name, getattr(config, name)) for name in ("vae", "judge", "denoiser")}
     return {
         "seed": config.seed,
         "pictures": config.pictures,

@@ -1,11 +1,13 @@
 """The one training loop of all stages: AdamW, warm-up and cosine decay, averaged weights, resumable checkpoints."""
 
+import json
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,3 +126,41 @@ def optimise(
         average.copy_to(model)
     model.eval()
     return time.monotonic() - begun
+
+
+def run_stage(work: Path, name: str, module: nn.Module, train: Callable[[Path], float]) -> None:
+    """Fill ``module`` with a finished stage's weights from ``work``, training them first if there are none.
+
+    ``train`` gets the path of the stage's checkpoint and returns its seconds, which are kept beside the weights.
+    """
+    weights = work / f"{name}.weights.pt"
+    if not weights.is_file():
+        seconds = train(work / f"{name}.pt")
+        (work / f"{name}.minutes.json").write_text(json.dumps(round(seconds / 60, 1)), encoding="utf-8")
+        save_atomically(module.state_dict(), weights)
+    module.load_state_dict(torch.load(weights, weights_only=True))
+    module.eval()
+
+
+def describe_stage(work: Path, name: str, schedule: Schedule) -> dict[str, float]:
+    """Return a finished stage's steps, batch, learning rate and minutes, for the card."""
+    minutes = json.loads((work / f"{name}.minutes.json").read_text(encoding="utf-8"))
+    return {"steps": schedule.steps, "batch": schedule.batch, "lr": schedule.lr, "minutes": minutes}
+
+
+def claim(file: Path, wanted: dict[str, Any]) -> None:
+    """Write the settings of a work folder's stages, or refuse a folder whose stages were made with other settings.
+
+    Raises:
+        ValueError: they were; the stages would be taken over silently.
+    """
+    wanted = json.loads(json.dumps(wanted))
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        changed = sorted(name for name in wanted if found.get(name) != wanted[name])
+        if changed:
+            raise ValueError(
+                f"{str(file.parent)!r} holds stages made with another {', '.join(changed)}; choose another work "
+                "folder, or delete it."
+            )
+    file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
