@@ -52,9 +52,7 @@ class AlgorithmConfig:
     num_envs: int = 64
     """Environments side by side; must divide images_per_iteration. Changes speed and memory, not results."""
     rewards_beside_sampling: bool = False
-    """Score images in a thread while the next num_envs images are sampled. Changes speed, not results: helps where
-    the reward waits or leaves the policy's device idle (a served model, JPEG files beside a GPU), and where an
-    iteration has several rounds, so where num_envs is less than images_per_iteration."""
+    """Score images in a thread while the next num_envs are sampled: for rewards that wait. Changes no result."""
     learning_rate: float = 3e-4
     """AdamW's step size. The paper uses 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
     adam_beta1: float = 0.9

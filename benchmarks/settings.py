@@ -53,8 +53,7 @@ class TaskConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Measured at each evaluation beside the reward: diversity, recognised (embedded model only), or any reward, as
-    clip_score, by its mean."""
+    """Measured at each evaluation beside the reward: diversity, recognised (embedded model), or a reward's mean."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""

@@ -47,8 +47,7 @@ class Throughput:
     reward: str = "compressibility"
     """A registered reward."""
     prompts: str | None = None
-    """A prompt set, or a text file with one prompt a line; by default ten animals on the embedded model, elsewhere
-    the model's own."""
+    """A prompt set or a file of prompts; None takes ten-animals on the embedded model, elsewhere its own."""
     num_inference_steps: int = 10
     """Denoising steps an image."""
     device: str = "cpu"

@@ -11,7 +11,7 @@ from benchmarks.pretrain.training import Schedule
 class RewardModelsConfig:
     """Training of the small reward models, on the pictures of the embedded model's world."""
 
-    output: Path = _ROOT / "diffusion_gym" / "assets" / "emoji-rewards"
+    output: Path = Path("diffusion_gym/assets/emoji-rewards")
     """Folder of the finished reward models and their card; replaced as a whole at the end."""
     copies: int = 20_000
     """Training pictures that are also shown as the embedded model's autoencoder gives them back."""
