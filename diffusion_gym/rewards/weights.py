@@ -23,8 +23,8 @@ def embedded(part: str) -> str:
     path = EMBEDDED / part
     if not path.exists():
         raise ValueError(
-            f"the embedded reward model {str(path)!r} is missing: this version does not ship it yet. Make it in a clone "
-            "with 'python -m benchmarks pretrain --only reward-models', or name other weights (docs/rewards says how)."
+            f"the embedded reward model {str(path)!r} is missing: this version does not ship it yet. Make it in a "
+            "clone with 'python -m benchmarks pretrain --only reward-models', or name other weights (docs/rewards says how)."
         )
     return str(path)
 
