@@ -23,8 +23,9 @@ def embedded(part: str) -> str:
     path = EMBEDDED / part
     if not path.exists():
         raise ValueError(
-            f"the embedded reward model {str(path)!r} is missing: this version does not ship it yet. Make it in a "
-            "clone with 'python -m benchmarks pretrain --only reward-models', or name other weights (docs/rewards says how)."
+            f"the embedded reward model {str(path)!r} is missing: this version does not ship it yet. In a clone "
+            "'python -m benchmarks pretrain --only reward-models' makes it; or name other weights (docs/rewards says "
+            "how)."
         )
     return str(path)
 
