@@ -194,7 +194,9 @@ def test_notebook_runs_anew(tmp_path: Path) -> None:
 
 
 def _kinds(outputs: list[Any]) -> set[str]:
-    return {kind for output in outputs for kind in output.get("data", {output.get("name", output.output_type): None})}
+    """What a cell shows: MIME types and stdout; not stderr, where a library's warnings go."""
+    kinds = {kind for output in outputs for kind in output.get("data", [output.get("name", output.output_type)])}
+    return kinds - {"stderr"}
 
 
 class _Resources(HTMLParser):
