@@ -9,6 +9,7 @@ from algorithms import ALGORITHMS
 from benchmarks.compare import Compare, compare
 from benchmarks.pool import Stopped
 from benchmarks.pretrain import PretrainConfig, pretrain
+from benchmarks.report import Report, report
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
 from benchmarks.train import SUBCOMMANDS, Train, train
@@ -21,6 +22,7 @@ Command = Union[  # noqa: UP007
     ],
     Annotated[Compare, tyro.conf.subcommand("compare")],
     Annotated[Sample, tyro.conf.subcommand("sample")],
+    Annotated[Report, tyro.conf.subcommand("report")],
     Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")],
     Annotated[Search, tyro.conf.subcommand("search")],
 ]
@@ -53,6 +55,8 @@ def _run(given: list[str]) -> int:
         return compare(options)
     if isinstance(options, Sample):
         return sample(options)
+    if isinstance(options, Report):
+        return report(options)
     if isinstance(options, Search):
         return search(options)
     pretrain(options)
