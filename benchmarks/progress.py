@@ -7,7 +7,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 10.0
-_LINE = "{percentage:3.0f} % | {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_VALUES = "{n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+_BAR, _LINE = "{l_bar}{bar}| " + _VALUES, "{percentage:3.0f} % | " + _VALUES
 
 
 class ProgressBar:
@@ -58,7 +59,7 @@ class ProgressBar:
 def _make_bar(total: int) -> "tqdm[Any]":
     options: dict[str, Any] = {"total": total, "unit": "img", "smoothing": 0, "miniters": 0}
     if sys.stderr.isatty():
-        return tqdm(**options, dynamic_ncols=True)
+        return tqdm(**options, dynamic_ncols=True, bar_format=_BAR)
     between = {"mininterval": _SECONDS_BETWEEN_LINES, "maxinterval": _SECONDS_BETWEEN_LINES}
     return tqdm(**options, **between, file=_Lines(sys.stderr), bar_format=_LINE)
 

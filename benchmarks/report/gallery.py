@@ -48,6 +48,24 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
+    """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side."""
+    strips: dict[str, list[Tensor]] = {}
+    for run, chosen in _rows(results, folder):
+        lines = [run["evaluations"][index] for index in chosen]
+        half = lines[-1]["costs"]["reward_queries"] / 2
+        middle = min(lines, key=lambda line: abs(line["costs"]["reward_queries"] - half))
+        for line in (lines[0], middle, lines[-1]):
+            strips.setdefault(run["spec"]["task"]["reward"], []).append(_images(folder, run, line, GRID_COLUMNS))
+    for task, images in strips.items():
+        grid(torch.cat(images), 3 * GRID_COLUMNS).save(folder / f"pictures-{task}.png")
+
+
+def _images(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any], count: int) -> Tensor:
+    size = run["image_shape"][1:]
+    return read_grid(_file(folder, run, line), min(count, len(line["rewards"])), GRID_COLUMNS, size)
+
+
 def _rows(results: Mapping[str, Any], folder: Path) -> list[tuple[Mapping[str, Any], list[int]]]:
     """Return the runs to show, and which of their evaluations."""
     rows: list[tuple[Mapping[str, Any], list[int]]] = []
@@ -78,7 +96,7 @@ def _row(
     frames = []
     for index in chosen:
         line = run["evaluations"][index]
-        images = read_grid(_file(folder, run, line), min(count, len(line["rewards"])), GRID_COLUMNS, size)
+        images = _images(folder, run, line, count)
         frames.append(
             {
                 "evaluation": index,

@@ -12,7 +12,7 @@ import jinja2
 from algorithms.checkpoint import write_atomically
 from benchmarks.report.charts import AXES, evaluation_charts, log_charts, reference, reward_reference, styles
 from benchmarks.report.figures import write_figures
-from benchmarks.report.gallery import galleries
+from benchmarks.report.gallery import galleries, write_pictures
 from benchmarks.report.source import Source
 from benchmarks.results import Curve, curves, interval_note
 
@@ -39,6 +39,7 @@ def write_report(source: Source) -> Path:
     pictures = galleries(source.results, source.folder)
     if summary:
         write_figures(summary, chosen, source.folder)
+    write_pictures(source.results, source.folder)
     data = {
         "axes": list(AXES.values()),
         "styles": {name: dataclasses.asdict(style) for name, style in chosen.items()},
@@ -66,7 +67,7 @@ def write_report(source: Source) -> Path:
         data=_embedded(data),
         results=_embedded(source.results),
         log=_embedded(source.log),
-        is_run=bool(source.log) or len(runs) == 1,
+        is_run=bool(source.log),
     )  # fmt: skip
     path = source.folder / "report.html"
     write_atomically(path, page.encode())

@@ -21,6 +21,8 @@
     return size !== 0 && size < 0.01 ? value.toExponential(2) : value.toFixed(3);
   }
 
+  const tick = (value) => Math.abs(value) >= 1e5 ? d3.format("~s")(value) : value.toLocaleString("en");
+
   function download(name, href) {
     const link = element("a");
     link.download = `${page.name}-${name}`;
@@ -48,7 +50,7 @@
     }
     const svg = Plot.plot({
       width, height, marginTop, marginLeft: 52, marginBottom: 40, marginRight: 16,
-      x: { label: page.axes[axis], ticks: Math.max(3, width / 110), tickFormat: "~s", zero: true },
+      x: { label: page.axes[axis], ticks: Math.max(3, width / 110), tickFormat: tick, zero: true },
       y: { label: null, grid: true, ticks: 5, zero: chart.zero },
       style: { fontSize: "12px", background: "transparent" },
       marks,
@@ -135,7 +137,7 @@
       const row = element("tr"), first = element("td"), value = element("td");
       first.append(swatch(name), name);
       value.append(traceable(number(point.y), point.source));
-      row.append(first, element("td", `at ${Math.round(point.x[axis]).toLocaleString("en")}`, "x"), value);
+      row.append(first, element("td", `${Math.round(point.x[axis]).toLocaleString("en")}:`, "x"), value);
       row.append(element("td", point.low === undefined ? "" : `${number(point.low)} to ${number(point.high)}`, "band"));
       this.readout.append(row);
     }
@@ -271,7 +273,11 @@
 
     evaluation(row) { return results.runs[this.data.rows[row].run].evaluations[this.frame(row).evaluation]; }
 
-    state(row) { return `${this.frame(row).queries.toLocaleString("en")} queries, mean reward ${number(d3.mean(this.evaluation(row).rewards))}`; }
+    // A run that has not come as far as the slider shows its last pictures, and says so.
+    state(row) {
+      const { queries } = this.frame(row), mean = `mean reward ${number(d3.mean(this.evaluation(row).rewards))}`;
+      return queries === this.queries ? mean : `${mean}, at ${queries.toLocaleString("en")} queries`;
+    }
 
     show() {
       const last = this.data.positions[this.data.positions.length - 1];
@@ -280,7 +286,7 @@
       this.rows.forEach((figure, row) => {
         const image = figure.querySelector("img"), { algorithm } = this.data.rows[row], frame = this.frame(row);
         image.src = frame.picture;
-        image.alt = `${frame.shown} pictures of ${algorithm} tuned for ${this.data.task}, ${this.state(row)}`;
+        image.alt = `${frame.shown} pictures of ${algorithm} tuned for ${this.data.task}, ${this.where.textContent}, ${this.state(row)}`;
         figure.querySelector(".state").textContent = this.state(row);
       });
       if (open && open.gallery === this) showEnlarged();
@@ -342,7 +348,7 @@
     largeImage.style.width = `${Math.max(1, Math.floor(1100 / (size[1] * columns))) * size[1] * columns}px`;
     largeSlider.value = gallery.slider.value;
     enlarged.querySelector(".title").textContent = `${gallery.data.rows[row].algorithm}, ${gallery.data.task}`;
-    enlarged.querySelector(".where").textContent = gallery.state(row);
+    enlarged.querySelector(".where").textContent = `${gallery.where.textContent}, ${gallery.state(row)}`;
     enlarged.querySelector(".cell").textContent = "Point at a picture for its prompt and reward.";
   }
 
