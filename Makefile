@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install compare test lint format clean
+.PHONY: install compare test browser-test lint format clean
 
 install: $(VENV)/.installed
 
@@ -17,6 +17,11 @@ compare: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Needs Chromium (Debian: apt-get install chromium); another browser's path goes into CHROMIUM.
+browser-test: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest -m browser tests/browser
 
 lint: install
 	$(BIN)/ruff check .

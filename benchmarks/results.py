@@ -37,7 +37,9 @@ class Curve:
     finals: list[float]
 
 
-def collect_results(records: Sequence[RunRecord], root: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def collect_results(
+    records: Sequence[RunRecord], root: Path, made_by: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Gather every run's specification and evaluations, JSON-serialisable.
 
     Args:

@@ -14,7 +14,6 @@ torch.set_num_threads(1)
 repair_torchvision()
 
 
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs a browser, unless ``-m`` names it; any other ``-m`` means what it says."""
     if "browser" not in config.option.markexpr:
@@ -169,7 +168,7 @@ def each_model(request: pytest.FixtureRequest, tiny_sd: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def comparison(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a finished comparison's folder: two algorithms, two seeds, three evaluations of twenty pictures. Copy it."""
+    """Return a finished comparison: two algorithms, two seeds, three evaluations of twenty pictures. To be copied."""
     from algorithms import ALGORITHMS, EvaluationConfig
     from algorithms.config import override
     from benchmarks.results import collect_results, write_results

@@ -21,7 +21,9 @@ def write_figures(summary: Summary, styles: Mapping[str, Style], folder: Path) -
 
         return draw
 
-    _panels(summary, styles, folder / "reward-queries", "reward queries", "evaluation reward", reward(lambda c: c.queries))
+    _panels(
+        summary, styles, folder / "reward-queries", "reward queries", "evaluation reward", reward(lambda c: c.queries)
+    )
     _panels(
         summary,
         styles,

@@ -63,6 +63,7 @@ def write_report(source: Source) -> Path:
         settings={name: _setting(runs, name) for name in names},
         style=_read("templates/style.css"),
         libraries=[_read(f"vendor/{name}") for name in _LIBRARIES],
+        licence=_read("vendor/LICENSE"),
         script=_read("templates/report.js"),
         data=_embedded(data),
         results=_embedded(source.results),
@@ -143,7 +144,9 @@ def _table(summary: Mapping[str, Mapping[str, Curve]]) -> list[dict[str, Any]]:
 
 
 def _metrics(summary: Mapping[str, Mapping[str, Curve]]) -> list[str]:
-    return list(dict.fromkeys(name for curves in summary.values() for curve in curves.values() for name in curve.metrics))
+    return list(
+        dict.fromkeys(name for curves in summary.values() for curve in curves.values() for name in curve.metrics)
+    )
 
 
 def _run_facts(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +184,10 @@ def _facts(source: Source) -> list[tuple[str, str]]:
     return [
         ("State", state),
         ("Model", f"{task['model']}, {task['num_inference_steps']} denoising steps"),
-        ("Runs", f"{len(runs)} of {' or '.join(f'{q:,}' for q in queries)} reward queries, {seeds} seed{'s' * (seeds > 1)}"),
+        (
+            "Runs",
+            f"{len(runs)} of {' or '.join(f'{q:,}' for q in queries)} reward queries, {seeds} seed{'s' * (seeds > 1)}",
+        ),
         ("Training time", f"{_duration(sum(run['seconds'] for run in runs))}, all runs together"),
         ("Machine", machine),
         ("Date", made_by.get("date", "not recorded").replace("T", " ").replace("+00:00", " UTC")),

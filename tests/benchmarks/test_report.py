@@ -1,4 +1,4 @@
-"""The report: of a comparison and of a run, finished, stopped and running; its numbers and pictures are those on disk."""
+"""The report of a comparison and of a run, finished, stopped and running: its numbers and pictures are the disk's."""
 
 import base64
 import io

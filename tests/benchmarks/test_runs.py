@@ -104,9 +104,7 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys: pyte
     assert not any("\r" in line for line in lines)
 
 
-def test_tensorboard_has_curves_and_pictures_and_a_resumed_run_goes_on_cleanly(
-    tiny_sd: str, tmp_path: Path
-) -> None:
+def test_tensorboard_has_curves_and_pictures_and_a_resumed_run_goes_on_cleanly(tiny_sd: str, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     spec = dataclasses.replace(
