@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install compare test snapshots wheel-test docs lint format clean
+.PHONY: install compare test snapshots wheel-test browser-test docs lint format clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,11 @@ docs: $(VENV)/.docs
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $@
+
+# Needs Chromium (Debian: apt-get install chromium); another browser's path goes into CHROMIUM.
+browser-test: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest -m browser tests/browser
 
 lint: install
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -104,6 +104,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
         self.last_evaluation: Evaluation | None = None
         self.last_rollout_reward: float | None = None
+        #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
+        self.after_backward: Callable[[], None] = lambda: None
         self._committed_timesteps = 0
         if _init_setup_model:
             self._setup_model()
@@ -269,6 +271,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping."""
         for loss in losses:
             loss.backward()
+            self.after_backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         optimizer.step()

@@ -72,7 +72,7 @@ def _evaluate_on(
 ) -> Evaluation:
     n, seed = config.evaluation.images, config.evaluation.seed
     env = DenoiseVectorEnv.sharing(mdp, math.gcd(n, config.num_envs))
-    prompts, beside = _spread(texts, n), config.rewards_beside_sampling
+    prompts, beside = evaluation_prompts(texts, n), config.rewards_beside_sampling
     rollout = collect(env, policy, prompts, seed, whole_trajectory=False, streams=_STREAMS, score_beside=beside)
     parts = {name: scores.cpu() for name, scores in rollout.parts.items()}
     return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts)
@@ -104,7 +104,7 @@ def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: Algorit
         return
     env = DenoiseVectorEnv.sharing(mdp, math.gcd(_CALIBRATION_IMAGES, config.num_envs))
     env.set_reward(_nothing)
-    prompts = _spread(mdp.prompts, _CALIBRATION_IMAGES)
+    prompts = evaluation_prompts(mdp.prompts, _CALIBRATION_IMAGES)
     seed = config.evaluation.seed
     images = collect(env, policy, prompts, seed, whole_trajectory=False, streams=_STREAMS).images
     reward.calibrate(images, prompts)
@@ -132,7 +132,7 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -
     return metrics
 
 
-def _spread(texts: Sequence[str], n: int) -> list[str]:
+def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:
     """Return n prompts: all in turn, or, of more than n, evenly spaced ones (the first of ImageNet's are all fish)."""
     count = len(texts)
     return [texts[i % count] if count <= n else texts[i * count // n] for i in range(n)]

@@ -11,6 +11,7 @@ from algorithms import ALGORITHMS
 from benchmarks.compare import Compare, compare
 from benchmarks.pool import Stopped
 from benchmarks.pretrain import PretrainConfig, pretrain
+from benchmarks.report import Report, report
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
 from benchmarks.throughput import Throughput, throughput
@@ -21,6 +22,7 @@ from diffusion_gym.rewards import RewardError
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (Compare, compare),
     "sample": (Sample, sample),
+    "report": (Report, report),
     "pretrain": (PretrainConfig, pretrain),
     "search": (Search, search),
     "throughput": (Throughput, throughput),

@@ -11,7 +11,7 @@ from algorithms import ALGORITHMS
 from algorithms.checkpoint import write_atomically
 from benchmarks.pool import run_all
 from benchmarks.provenance import available_cores
-from benchmarks.report import write_report
+from benchmarks.report import Source, write_report
 from benchmarks.results import collect_results, curves, interval_note, table, write_results
 from benchmarks.runs import check_same, read_run
 from benchmarks.settings import check_names
@@ -83,9 +83,9 @@ def compare(options: Compare) -> int:
     records = [read_run(folder / name) for name in specs if name not in failures]
     if not records:
         return 1
-    results = collect_results(records)
+    results = collect_results(records, folder)
     write_results(results, folder / "results.json")
-    report = write_report(folder)
+    report = write_report(Source(folder, results, []))
     summary = curves(results)
     text = f"{table(summary)}\n\n{interval_note(summary)}\n"
     write_atomically(folder / "table.md", text.encode())

@@ -10,8 +10,7 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from benchmarks.progress import ProgressBar
 from benchmarks.runs import Progress, read_run, run
 from benchmarks.settings import RunSpec
 
@@ -37,7 +36,7 @@ def run_all(specs: Mapping[str, RunSpec], root: Path, processes: int, threads: i
     """
     todo = {name: spec for name, spec in specs.items() if not _is_complete(spec, root / name)}
     total = sum(spec.total_queries for spec in specs.values())
-    done = {name: float(spec.total_queries) for name, spec in specs.items() if name not in todo}
+    already = total - sum(spec.total_queries for spec in todo.values())
     failures: dict[str, str] = {}
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -50,7 +49,7 @@ def run_all(specs: Mapping[str, RunSpec], root: Path, processes: int, threads: i
                 for name, spec in todo.items()
             }
             pending = set(futures)
-            with tqdm(total=total, unit="img", smoothing=0.02, dynamic_ncols=True) as bar:
+            with ProgressBar(total, already) as bar:
                 while pending:
                     try:
                         finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -58,7 +57,7 @@ def run_all(specs: Mapping[str, RunSpec], root: Path, processes: int, threads: i
                             error = None if future.cancelled() else future.exception()
                             if error is not None:
                                 failures[futures[future]] = "".join(traceback.format_exception(error)).strip()
-                        _show(bar, messages, done)
+                        _show(bar, messages)
                     except KeyboardInterrupt:
                         if stop.is_set():
                             raise
@@ -66,7 +65,7 @@ def run_all(specs: Mapping[str, RunSpec], root: Path, processes: int, threads: i
                         stop.set()
                         for future in pending:
                             future.cancel()
-                _show(bar, messages, done)
+                _show(bar, messages)
             if stop.is_set():
                 raise Stopped
     return failures
@@ -91,21 +90,20 @@ def _worker(name: str, spec: RunSpec, folder: Path, threads: int, messages: Any,
     torch.set_num_threads(threads)
 
     def tell(progress: Progress) -> None:
-        messages.put((name, progress.queries, progress.reward))
+        messages.put((name, progress.images, progress.reward))
 
     run(spec, folder, on_progress=tell, should_stop=stop.is_set)
 
 
-def _show(bar: "tqdm[Any]", messages: Any, done: dict[str, float]) -> None:
+def _show(bar: ProgressBar, messages: Any) -> None:
+    images: dict[str, float] = {}
     latest: tuple[str, float | None] | None = None
     while True:
         try:
-            name, queries, reward = messages.get_nowait()
+            name, done, reward = messages.get_nowait()
         except queue.Empty:
             break
-        done[name] = queries
+        images[name] = done
         latest = (name, reward)
-    if latest is not None and latest[1] is not None:
-        bar.set_postfix_str(f"{latest[0]}: reward {latest[1]:.3f}", refresh=False)
-    bar.n = int(sum(done.values()))
-    bar.refresh()
+    if latest is not None:
+        bar.show(images, {"reward": latest[1]}, f"{latest[0]}: ")

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "gymnasium", "stable-
 
 
 def provenance() -> dict[str, Any]:
-    """Return versions, processor, threads and revision, JSON-serialisable."""
+    """Return date, versions, processor, threads and revision, JSON-serialisable."""
     return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "processor": processor(),
@@ -35,7 +38,7 @@ def available_cores() -> int:
 
 def _command(words: list[str]) -> str:
     """Return the command without absolute paths, which belong to one machine and mean nothing to a reader."""
-    return " ".join(["diffusion-gym", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
+    return shlex.join(["diffusion-gym", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
 
 
 def _version(name: str) -> str | None:
@@ -56,11 +59,14 @@ def processor() -> str:
 
 
 def _revision() -> str | None:
-    folder = Path(__file__).parent
+    """Return the revision of the clone that this file lies in; None for an installed package, wherever it lies."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
     try:
         revision = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+            cwd=root, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -16,30 +16,47 @@ from benchmarks.statistics import Interval, summarise
 class Curve:
     """One algorithm on one task over its evaluations.
 
+    Where some of its runs are finished, the others are left out; where none is, the curve ends with the shortest.
+
     Attributes:
-        queries, forwards: reward queries and UNet forward-equivalents at each evaluation.
+        runs: indices into the results' runs, one a seed.
+        queries, forwards, times: reward queries, UNet forward-equivalents and mean training seconds at each evaluation.
         reward: the interval at each evaluation.
         metrics: name -> mean over seeds at each evaluation.
         seconds: training seconds to the end, mean over seeds.
         finals: each seed's mean reward at the end.
     """
 
+    runs: list[int]
     queries: list[float]
     forwards: list[float]
+    times: list[float]
     reward: list[Interval]
     metrics: dict[str, list[float]]
     seconds: float
     finals: list[float]
 
 
-def collect_results(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Gather every run's specification and evaluations, JSON-serialisable."""
+def collect_results(
+    records: Sequence[RunRecord], root: Path, made_by: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Gather every run's specification and evaluations, JSON-serialisable.
+
+    Args:
+        records: the runs, finished or not.
+        root: the folder that their folders are named from.
+        made_by: provenance of the whole; by default this process's.
+    """
     return {
-        "provenance": provenance(),
+        "provenance": provenance() if made_by is None else made_by,
         "runs": [
             {
+                "folder": record.folder.relative_to(root).as_posix(),
+                "complete": record.complete,
                 "spec": record.spec.to_json(),
                 "image_shape": record.image_shape,
+                "prompts": record.prompts,
+                "costs": record.costs,
                 "evaluations": record.evaluations,
                 "provenance": record.provenance,
             }
@@ -70,30 +87,57 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def curves(results: Mapping[str, Any]) -> dict[str, dict[str, Curve]]:
-    """Return task (its reward) -> algorithm -> curve, in the order of the runs; seeds are put together."""
-    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for run in results["runs"]:
-        spec = run["spec"]
-        groups.setdefault(spec["task"]["reward"], {}).setdefault(spec["algorithm"], []).append(run)
+    """Return task (its reward) -> algorithm -> curve, in the order of the runs; seeds are put together.
+
+    Raises:
+        ValueError: runs of one algorithm on one task differ in more than their seed.
+    """
+    groups: dict[str, dict[str, list[int]]] = {}
+    for index, run in enumerate(results["runs"]):
+        if run["evaluations"]:
+            spec = run["spec"]
+            groups.setdefault(spec["task"]["reward"], {}).setdefault(spec["algorithm"], []).append(index)
     return {
-        task: {algorithm: _curve(runs) for algorithm, runs in by_algorithm.items()}
+        task: {algorithm: _curve(results["runs"], indices) for algorithm, indices in by_algorithm.items()}
         for task, by_algorithm in groups.items()
     }
 
 
-def _curve(runs: Sequence[Mapping[str, Any]]) -> Curve:
-    steps = list(zip(*(run["evaluations"] for run in runs), strict=True))
+def _curve(all_runs: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Curve:
+    _check_one_setting([all_runs[index] for index in indices])
+    finished = [index for index in indices if all_runs[index].get("complete", True)]
+    chosen = finished or list(indices)
+    runs = [all_runs[index] for index in chosen]
+    steps = list(zip(*(run["evaluations"] for run in runs), strict=False))
     names = list(steps[0][0]["metrics"])
     return Curve(
+        runs=chosen,
         queries=[step[0]["costs"]["reward_queries"] for step in steps],
         forwards=[step[0]["costs"]["forward_equivalents"] for step in steps],
+        times=[_mean([evaluation["costs"]["seconds"] for evaluation in step]) for step in steps],
         reward=[summarise([evaluation["rewards"] for evaluation in step]) for step in steps],
         metrics={
             name: [_mean([evaluation["metrics"][name] for evaluation in step]) for step in steps] for name in names
         },
-        seconds=_mean([run["evaluations"][-1]["costs"]["seconds"] for run in runs]),
-        finals=[_mean(run["evaluations"][-1]["rewards"]) for run in runs],
+        seconds=_mean([evaluation["costs"]["seconds"] for evaluation in steps[-1]]),
+        finals=[_mean(evaluation["rewards"]) for evaluation in steps[-1]],
     )
+
+
+def _check_one_setting(runs: Sequence[Mapping[str, Any]]) -> None:
+    def setting(run: Mapping[str, Any]) -> dict[str, Any]:
+        spec = run["spec"]
+        config = {key: value for key, value in spec["config"].items() if key != "seed"}
+        return {**config, **spec["task"], "reward_queries": spec["reward_queries"]}
+
+    first = setting(runs[0])
+    different = sorted({key for run in runs[1:] for key, value in setting(run).items() if first.get(key) != value})
+    if different:
+        raise ValueError(
+            f"runs of {runs[0]['spec']['algorithm']} toward {runs[0]['spec']['task']['reward']} differ in "
+            f"{', '.join(different)}, not in their seed alone: they cannot be put together in one curve. Report each "
+            "run's own folder."
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

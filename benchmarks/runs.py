@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger, make_output_format
+from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
+from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoint import write_atomically
-from algorithms.evaluation import Evaluation
+from algorithms.evaluation import Evaluation, evaluation_prompts
 from benchmarks.metrics import resolve_metric
 from benchmarks.pictures import grid
 from benchmarks.provenance import provenance
 from benchmarks.settings import RunSpec
+from benchmarks.tensorboard import TensorBoard
 from diffusion_gym.rewards import RewardError, file_digests
 
 GRID_COLUMNS = 10
@@ -34,10 +37,17 @@ _RUN, _CHECKPOINT, _METRICS, _EVALUATIONS = "run.json", "checkpoint.zip", "metri
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: reward queries made and asked for, and the latest rewards."""
+    """Where a run is, and its latest rewards.
 
-    queries: float
-    total_queries: int
+    Attributes:
+        images: sampled and trained on so far; within an iteration a fraction that grows with the work done in it.
+        total_images: asked for in all, the reward queries of the budget.
+        reward: mean of the latest rollout.
+        evaluation: mean of the latest evaluation.
+    """
+
+    images: float
+    total_images: int
     reward: float | None
     evaluation: float | None
 
@@ -50,16 +60,20 @@ class RunRecord:
         spec: what was run.
         complete: whether it reached its budget.
         evaluations: one mapping each: iteration, costs, rewards (n values), metrics.
+        costs: as last logged: reward queries, forward-equivalents, images, seconds.
         provenance: versions and hardware.
         image_shape: (3, H, W).
+        prompts: of each evaluation image; empty in folders of version 0.1.0.
         folder: where it lies.
     """
 
     spec: RunSpec
     complete: bool
     evaluations: list[dict[str, Any]]
+    costs: dict[str, float]
     provenance: dict[str, Any]
     image_shape: tuple[int, int, int]
+    prompts: list[str]
     folder: Path
 
 
@@ -80,13 +94,13 @@ def run(
     Args:
         spec: what to run.
         folder: of this run alone.
-        on_progress: called after every step of the environments.
-        should_stop: asked at the same times; True checkpoints and returns.
+        on_progress: called after every step of the environments, and after every chunk of an update.
+        should_stop: asked after every step of the environments; True checkpoints and returns.
         checkpoint_every: iterations between checkpoints.
-        tensorboard: also write TensorBoard events.
+        tensorboard: also write TensorBoard events: the log's curves, and the evaluations' grids and metrics.
 
     Raises:
-        ValueError: the folder holds another run, or a damaged one.
+        ValueError: the folder holds another run or a damaged one, or TensorBoard is asked for and not installed.
         RewardError: the reward failed; the checkpoint is that of the iteration's start.
     """
     check_same(spec, folder)
@@ -97,15 +111,15 @@ def run(
             "spec": spec.to_json(),
             "complete": False,
             "image_shape": algorithm.mdp.model.image_shape,
+            "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
             "provenance": provenance(),
         }
         _write_json(folder / _RUN, begun)
     _rewind(folder, algorithm.iteration)
-    writers: list[KVWriter] = [_JSONLines(folder / _METRICS)]
-    if tensorboard:
-        writers.append(make_output_format("tensorboard", str(folder / "tensorboard")))
+    events = TensorBoard(folder / "tensorboard", algorithm.num_timesteps) if tensorboard else None
+    writers: list[KVWriter] = [_JSONLines(folder / _METRICS), *([events] if events is not None else [])]
     algorithm.set_logger(Logger(str(folder), writers))
-    recorder = _Recorder(spec, folder, on_progress, should_stop, checkpoint_every)
+    recorder = _Recorder(spec, folder, on_progress, should_stop, checkpoint_every, events)
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
     if steps > 0:
         _record_reward_files(folder, file_digests(spec.task.reward), algorithm.iteration)
@@ -125,20 +139,28 @@ def run(
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder, finished or not.
+    """Read a run's folder, finished or not, also while the run goes on.
 
     Raises:
         ValueError: there is no run, or a damaged one.
     """
     if not (folder / _RUN).is_file():
         raise ValueError(f"{str(folder)!r} holds no run (no {_RUN}); expected a folder written by train or compare.")
-    data = _read_json(folder / _RUN)
-    lines = folder / _EVALUATIONS
-    evaluations = (
-        [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()] if lines.is_file() else []
-    )
-    spec = RunSpec.from_json(data["spec"])
-    return RunRecord(spec, data["complete"], evaluations, data["provenance"], tuple(data["image_shape"]), folder)
+    try:
+        data = _read_json(folder / _RUN)
+        spec = RunSpec.from_json(data["spec"])
+        complete, made_by, shape = data["complete"], data["provenance"], tuple(data["image_shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(folder / _RUN)!r} is not a run as written by train or compare: {error!r}.") from error
+    evaluations = _read_lines(folder / _EVALUATIONS)
+    log = read_log(folder)
+    costs = {name.removeprefix("cost/"): value for name, value in (log[-1] if log else {}).items() if "cost/" in name}
+    return RunRecord(spec, complete, evaluations, costs, made_by, shape, data.get("prompts", []), folder)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read a run's log, a mapping a line; empty where none was written yet."""
+    return _read_lines(folder / _METRICS)
 
 
 def check_same(spec: RunSpec, folder: Path) -> None:
@@ -219,14 +241,7 @@ def _rewind(folder: Path, iteration: int) -> None:
     for name, wanted in keep.items():
         file = folder / name
         if file.is_file():
-            lines = []
-            for text in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    break  # the last line of a killed run may be cut short
-                if wanted(line):
-                    lines.append(text + "\n")
+            lines = [json.dumps(line) + "\n" for line in _read_lines(file) if wanted(line)]
             write_atomically(file, "".join(lines).encode())
 
 
@@ -240,67 +255,112 @@ class _Recorder(BaseCallback):
         on_progress: OnProgress,
         should_stop: Callable[[], bool],
         checkpoint_every: int,
+        events: TensorBoard | None,
     ) -> None:
         super().__init__()
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
         self.metrics = {name: resolve_metric(name, spec.task.device) for name in spec.task.metrics}
+        self.events = events
         self._recorded = -1
+        self._work = _IterationWork(spec)
 
     @property
     def algorithm(self) -> DiffusionAlgorithm[Any]:
         """The algorithm that is learning."""
         return self.model  # type: ignore[return-value]
 
+    def _on_training_start(self) -> None:
+        self.algorithm.after_backward = self._on_backward
+
     def _on_rollout_start(self) -> None:
         self._record_evaluation()
+        self._work.begin()
         iteration = self.algorithm.iteration
         if iteration and iteration % self.checkpoint_every == 0:
             self.algorithm.save(self.folder / _CHECKPOINT)
 
     def _on_step(self) -> bool:
-        queries = self.num_timesteps / self.spec.task.num_inference_steps
+        self._work.sampled += self.spec.config.num_envs
+        self._tell()
+        return not self.should_stop()
+
+    def _on_backward(self) -> None:
+        self._work.trained += 1
+        self._tell()
+
+    def _tell(self) -> None:
         evaluation = self.algorithm.last_evaluation
+        before = self.algorithm.iteration * self.spec.config.images_per_iteration
         self.on_progress(
             Progress(
-                queries,
+                before + self._work.images,
                 self.spec.total_queries,
                 self.algorithm.last_rollout_reward,
                 None if evaluation is None else float(evaluation.rewards.mean()),
             )
         )
-        return not self.should_stop()
 
     def _on_training_end(self) -> None:
         self._record_evaluation()
+        self._work.begin()
+        self._tell()
 
     def _record_evaluation(self) -> None:
         evaluation = self.algorithm.last_evaluation
         if evaluation is None or evaluation.iteration == self._recorded:
             return
         self._recorded = evaluation.iteration
-        line = {
-            "iteration": evaluation.iteration,
-            "costs": dict(self.algorithm.costs),
-            **self._record_images(evaluation, f"{evaluation.iteration:06d}"),
-        }
+        picture, said = self._record_images(evaluation, f"{evaluation.iteration:06d}")
+        line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **said}
         if evaluation.held_out is not None:
-            line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")
+            _, line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")
+        if self.events is not None:
+            self.events.write_evaluation(picture, said["metrics"], self.algorithm.num_timesteps)
         with (self.folder / _EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _record_images(self, evaluation: Evaluation, name: str) -> dict[str, Any]:
-        """Save an evaluation's grid; return what its line says of its images."""
+    def _record_images(self, evaluation: Evaluation, name: str) -> tuple[Image.Image, dict[str, Any]]:
+        """Save an evaluation's grid; return it, and what its line says of its images."""
         images = self.folder / "images"
         images.mkdir(exist_ok=True)
-        grid(evaluation.images, GRID_COLUMNS).save(images / f"{name}.png")
+        picture = grid(evaluation.images, GRID_COLUMNS)
+        picture.save(images / f"{name}.png")
         said: dict[str, Any] = {"rewards": _rounded(evaluation.rewards), "metrics": self._metrics(evaluation)}
         if evaluation.parts:
             said["parts"] = {part: _rounded(scores) for part, scores in evaluation.parts.items()}
-        return said
+        return picture, said
 
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
         return {name: metric(evaluation.images, evaluation.prompts) for name, metric in self.metrics.items()}
+
+
+class _IterationWork:
+    """How far an iteration is, in images: denoiser rows sampled, and rows of backward passes at three times the cost.
+
+    How many backward passes an update makes is known once one iteration is over; until then the update is taken to
+    train as many rows as were sampled.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._size = spec.config.images_per_iteration
+        self._rows = self._size * spec.task.num_inference_steps
+        self._chunk = spec.config.policy.chunk_size
+        self._expected = self._rows / self._chunk
+        self.sampled = self.trained = 0
+
+    def begin(self) -> None:
+        """Begin an iteration, with what the last one has taught."""
+        if self.trained:
+            self._expected = self.trained
+        self.sampled = self.trained = 0
+
+    @property
+    def images(self) -> float:
+        """Images of this iteration sampled and trained on, in fractions; less than its whole number."""
+        cost = FORWARDS_PER_TRAINED_ROW * self._chunk
+        share = (self.sampled + cost * self.trained) / (self._rows + cost * self._expected)
+        return self._size * min(share, 1.0)
 
 
 class _JSONLines(KVWriter):
@@ -322,6 +382,17 @@ class _JSONLines(KVWriter):
 
 def _rounded(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines up to the first torn one: a running or killed run may have written its last line in part."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def search(options: Search) -> int:
     }
     failures = run_all(specs, options.folder, options.processes or available_cores(), 1)
     records = {name: read_run(options.folder / name) for name in specs if name not in failures}
-    write_results(collect_results(list(records.values())), options.folder / "results.json")
+    write_results(collect_results(list(records.values()), options.folder), options.folder / "results.json")
     for name, error in failures.items():
         print(f"run {name} failed: {error.splitlines()[-1]}")
     for algorithm in options.algorithms:

@@ -5,13 +5,13 @@ import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import torch
 import tyro
-from tqdm import tqdm
 
 from algorithms import ALGORITHMS, AlgorithmConfig
+from benchmarks.progress import ProgressBar
 from benchmarks.provenance import available_cores
 from benchmarks.runs import Progress, run
 from benchmarks.settings import RunSpec, TaskConfig
@@ -34,7 +34,8 @@ class Output:
     threads: int = 0
     """Torch threads; 0 takes all cores. Results are bit-equal for the same number."""
     tensorboard: bool = False
-    """Also write TensorBoard events (needs the package tensorboard)."""
+    """Also write TensorBoard events, curves and image grids, to the folder's tensorboard/ (needs the package
+    tensorboard)."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
@@ -64,11 +65,15 @@ def train(name: str, options: Train[AlgorithmConfig]) -> int:
     torch.set_num_threads(options.output.threads or available_cores())
     print(f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, ", end="")
     print(f"{torch.get_num_threads()} threads, folder {folder}")
-    with _Bar() as bar:
+    with ProgressBar(spec.total_queries) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})
+
         record = run(
             spec,
             folder,
-            on_progress=bar.show,
+            on_progress=show,
             should_stop=_StopSignal(),
             checkpoint_every=options.output.checkpoint_every,
             tensorboard=options.output.tensorboard,
@@ -78,38 +83,13 @@ def train(name: str, options: Train[AlgorithmConfig]) -> int:
         return 130
     kind = "LoRA" if spec.config.policy.trainable == "lora" else "pipeline"
     print(f"done: {folder} (weights for diffusers: {folder if kind == 'LoRA' else folder / 'pipeline'})")
+    print(f"look at it: diffusion-gym report {folder}")
     return 0
 
 
 def _file_name(reward: str) -> str:
     """Return a reward's text as part of a folder's name: ``a:0.5,b`` as ``a-0.5+b``."""
     return re.sub(r"[^\w.+=-]+", "-", reward.replace(",", "+")).strip("-.")
-
-
-class _Bar:
-    """A progress bar that appears with the first progress, so that an error on the way there stands alone."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, progress: Progress) -> None:
-        """Draw the bar with the latest rewards."""
-        if self._bar is None:
-            start = int(progress.queries)
-            total = progress.total_queries
-            self._bar = tqdm(total=total, initial=start, unit="img", smoothing=0.05, dynamic_ncols=True)
-        self._bar.n = int(progress.queries)
-        values = {"reward": progress.reward, "eval": progress.evaluation}
-        shown = {key: f"{value:.3f}" for key, value in values.items() if value is not None}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(0)
 
 
 class _StopSignal:

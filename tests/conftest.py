@@ -21,6 +21,16 @@ from diffusion_gym._torchvision import repair_torchvision
 torch.set_num_threads(1)
 repair_torchvision()
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a browser or the built site, unless ``-m`` names it; any other ``-m`` means what it says."""
+    apart = [marker for marker in ("browser", "docs") if marker not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in apart)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 TOKENS = 16
 """Tokens of a prompt; unknown words are spelled, so longer prompts are cut."""
 
@@ -395,3 +405,26 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatS
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def comparison(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished comparison: two algorithms, two seeds, three evaluations of twenty pictures. To be copied."""
+    from algorithms import ALGORITHMS, EvaluationConfig
+    from algorithms.config import override
+    from benchmarks.results import collect_results, write_results
+    from benchmarks.runs import run
+    from benchmarks.settings import RunSpec, TaskConfig
+
+    folder = tmp_path_factory.mktemp("comparison")
+    task = TaskConfig(tiny_sd, "compressibility", "ten-animals", num_inference_steps=2, metrics=("diversity",))
+    changes = {"images_per_iteration": 8, "num_envs": 8, "images_per_prompt": 8, "chunk_size": 8}
+    changes |= {"updates_per_iteration": 1, "evaluation": EvaluationConfig(images=20), "learning_rate": 0.03}
+    records = []
+    for seed in (0, 1):
+        for name in ("ddpo-is", "rwr"):
+            config = override(ALGORITHMS[name].config, seed=seed, **changes)
+            run_folder = folder / "compressibility" / name / f"seed-{seed}"
+            records.append(run(RunSpec(name, config, task, 16), run_folder))
+    write_results(collect_results(records, folder), folder / "results.json")
+    return folder

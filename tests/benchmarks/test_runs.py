@@ -1,13 +1,16 @@
 """A run's folder: complete, stopped and resumed, refused; on the exact model, in seconds."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config import override
+from benchmarks.progress import ProgressBar
 from benchmarks.runs import Progress, read_run, run
 from benchmarks.settings import RunSpec, TaskConfig
 
@@ -81,9 +84,47 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_progress_counts_to_the_budget(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    run(spec_of("rwr"), tmp_path, on_progress=seen.append)
-    assert seen[-1].queries == seen[-1].total_queries == 64
-    assert [progress.queries for progress in seen] == sorted(progress.queries for progress in seen)
+    spec = spec_of("rwr")
+    run(spec, tmp_path, on_progress=seen.append)
+    images = [progress.images for progress in seen]
+    assert images[-1] == seen[-1].total_images == 64
+    assert images == sorted(images)
+    # It moves while RWR updates, and not in sampling alone: 32 steps of the environments, and more.
+    assert len(set(images)) > 32 + 4 * spec.config.updates_per_iteration
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar(2048, already=1024) as bar:
+        for images in range(0, 1024, 8):
+            bar.show({"rwr": float(images)}, {"reward": -1.25, "eval": None}, "rwr: ")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 3
+    assert "2040/2048 images" in lines[-1]
+    assert "rwr: reward=-1.250]" in lines[-1]
+    assert not any("\r" in line for line in lines)
+
+
+def test_tensorboard_has_curves_and_pictures_and_a_resumed_run_goes_on_cleanly(tiny_sd: str, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    spec = dataclasses.replace(
+        spec_of("ddpo-is"),
+        task=TaskConfig(tiny_sd, "compressibility", num_inference_steps=2, metrics=("diversity",)),
+    )
+    # 16 images are 4 questions; the run stops in its third iteration, and its checkpoint is made that of the first.
+    run(spec, tmp_path, should_stop=StopAfter(5), tensorboard=True)
+    early = (tmp_path / "checkpoint.zip").read_bytes()
+    run(spec, tmp_path, should_stop=StopAfter(9), tensorboard=True)
+    (tmp_path / "checkpoint.zip").write_bytes(early)
+    assert run(spec, tmp_path, tensorboard=True).complete
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    assert {"eval/reward_mean", "eval/diversity", "rollout/ep_rew_mean", "train/loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("rollout/ep_rew_mean")] == [32, 64, 96, 128]
+    pictures = {event.step: event.encoded_image_string for event in events.Images("eval/images")}
+    assert list(pictures) == [0, 64, 128]
+    shown = Image.open(io.BytesIO(pictures[128])).convert("RGB")
+    assert shown.tobytes() == Image.open(tmp_path / "images" / "000004.png").convert("RGB").tobytes()
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

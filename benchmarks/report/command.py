@@ -1,0 +1,29 @@
+"""``report``: renders a comparison's or a run's folder, also while it is being written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks.report.page import write_report
+from benchmarks.report.source import read_source
+
+
+@dataclass(frozen=True)
+class Report:
+    """Render a run or a comparison, running, stopped or finished, as one HTML page that opens offline."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A folder written by train or compare. The page is written into it, as report.html."""
+
+
+def report(options: Report) -> int:
+    """Write the page and print its path; returns the exit status."""
+    source = read_source(options.folder)
+    page = write_report(source)
+    unfinished = [run for run in source.results["runs"] if not run.get("complete", True)]
+    if unfinished:
+        print(f"{len(unfinished)} of {len(source.results['runs'])} runs not finished; the page shows them so far.")
+    print(f"report: {page}")
+    return 0

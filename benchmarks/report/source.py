@@ -1,0 +1,60 @@
+"""What a report is made from: the results of a folder's runs, and one run's log."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from algorithms import ALGORITHMS
+from benchmarks.results import collect_results, read_results
+from benchmarks.runs import RunRecord, read_log, read_run
+
+_LOGGED = 500  # lines of a run's log on a page; longer logs are thinned evenly
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to report.
+
+    Attributes:
+        folder: where the page goes, and where the runs' folders lie.
+        results: as :func:`benchmarks.results.collect_results` gathers them.
+        log: lines of ``metrics.jsonl`` if the folder is one run's, else empty.
+    """
+
+    folder: Path
+    results: Mapping[str, Any]
+    log: list[dict[str, Any]]
+
+
+def read_source(folder: Path) -> Source:
+    """Read a folder as it stands: one run's, a comparison's with its runs, or ``results.json`` alone.
+
+    Raises:
+        ValueError: the folder is none of these.
+    """
+    if (folder / "run.json").is_file():
+        record = read_run(folder)
+        return Source(folder, collect_results([record], folder, record.provenance), _thinned(read_log(folder)))
+    records = [read_run(path.parent) for path in folder.glob("*/*/*/run.json")]
+    file = folder / "results.json"
+    if not records and file.is_file():
+        return Source(folder, read_results(file), [])
+    if not records:
+        raise ValueError(
+            f"{str(folder)!r} holds neither a run nor a comparison; expected a folder written by train (with a "
+            "run.json) or by compare (with TASK/ALGORITHM/seed-N/run.json or a results.json)."
+        )
+    records.sort(key=_place)
+    # The command that made them all: compare's own record at its end, and until then its first run's.
+    made_by = read_results(file)["provenance"] if file.is_file() else records[0].provenance
+    return Source(folder, collect_results(records, folder, made_by), [])
+
+
+def _place(record: RunRecord) -> tuple[int, str, int]:
+    """Order runs as compare does: by seed, task and algorithm."""
+    return record.spec.config.seed, record.spec.task.reward, list(ALGORITHMS).index(record.spec.algorithm)
+
+
+def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return lines[:: max(1, -(-len(lines) // _LOGGED))]

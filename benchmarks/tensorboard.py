@@ -1,0 +1,36 @@
+"""TensorBoard events of a run: the log's curves, and each evaluation's pictures and metrics."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+
+
+class TensorBoard(TensorBoardOutputFormat):
+    """Stable-Baselines3's output, which also takes an evaluation and goes on cleanly after a resume."""
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        """Open the folder.
+
+        Args:
+            folder: of this run's events.
+            steps_done: denoising steps up to the checkpoint; TensorBoard hides what a killed run logged after them.
+
+        Raises:
+            ValueError: the package tensorboard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard.") from error
+        self.writer = SummaryWriter(str(folder), purge_step=steps_done + 1 if steps_done else None)
+        self._is_closed = False
+
+    def write_evaluation(self, picture: Image.Image, metrics: Mapping[str, float], step: int) -> None:
+        """Write an evaluation's grid, and its metrics beside the reward, which the log has."""
+        self.writer.add_image("eval/images", np.asarray(picture), step, dataformats="HWC")
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"eval/{name}", value, step)
+        self.writer.flush()

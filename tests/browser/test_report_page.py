@@ -1,0 +1,218 @@
+"""A report in headless Chromium, opened from a file without a network: what a person sees, hovers, moves and saves.
+
+Run by ``make browser-test``. Screenshots go to ``$SCREENSHOTS``, if that is set, for a person to look at.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from benchmarks.__main__ import main
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, Page
+
+pytestmark = pytest.mark.browser
+# Without playwright or Chromium these tests fail, they do not skip; playwright is imported where it is used.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+LOCAL = ("file:", "data:", "blob:")
+MINUTE = 60_000  # ms
+
+
+@pytest.fixture(scope="module")
+def report(comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of the small comparison."""
+    folder = Path(shutil.copytree(comparison, tmp_path_factory.mktemp("browser") / "compare"))
+    assert main(["report", str(folder)]) == 0
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[BrowserContext]":
+    """Return an offline browser with a new profile."""
+    from playwright.sync_api import sync_playwright
+
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=executable,
+            args=FLAGS,
+            offline=True,
+            accept_downloads=True,
+            viewport={"width": 1280, "height": 900},
+            timeout=3 * MINUTE,
+        )
+        context.set_default_timeout(MINUTE)
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def page(browser: "BrowserContext", report: Path) -> "Iterator[Page]":
+    """Return the opened report; at the end nothing may have been complained of, or fetched."""
+    complaints: list[str] = []
+    opened = browser.new_page()
+    opened.on("console", lambda message: complaints.append(message.text))
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("request", lambda request: complaints.extend([request.url] * (request.url[:5] not in LOCAL)))
+    opened.goto(report.as_uri())
+    opened.wait_for_selector(".plot svg")
+    yield opened
+    opened.close()
+    assert complaints == []
+
+
+def data(page: "Page") -> Any:
+    return json.loads(page.locator("#page-data").text_content())
+
+
+def saved(page: "Page", click: Callable[[], None]) -> tuple[str, bytes]:
+    with page.expect_download() as waiting:
+        click()
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def test_hovering_a_curve_reads_the_value_of_the_json(page: "Page") -> None:
+    chart = page.locator(".chart").first
+    lines = data(page)["charts"][0]["series"]
+
+    def readout() -> list[list[str]]:
+        return [[cell.strip() for cell in row.locator("td").all_inner_texts()] for row in chart.locator("tr").all()]
+
+    def expected(point: int) -> list[list[str]]:
+        found = [(line["name"], line["points"][point]) for line in lines]
+        return [[name, f"{p['x'][0]}:", f"{p['y']:.3f}", f"{p['low']:.3f} to {p['high']:.3f}"] for name, p in found]
+
+    assert readout() == expected(2)
+    plot = chart.locator(".plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    plot.hover(position={"x": 52 + (box["width"] - 68) / 2, "y": 60})
+    assert readout() == expected(1)
+    plot.focus()
+    page.keyboard.press("Home")
+    assert readout() == expected(0)
+    page.locator("input[value=rwr]").uncheck()
+    assert [row[0] for row in readout()] == ["ddpo-is"]
+    page.locator("input[value=rwr]").check()
+    page.locator("select[name=axis]").select_option("1")
+    assert readout()[0][1] == f"{lines[0]['points'][2]['x'][1]}:"
+
+
+def test_every_number_shows_the_values_it_was_made_from(page: "Page") -> None:
+    page.locator(".results tbody tr").nth(1).locator(".number").nth(1).click()
+    dialog = page.locator("#source")
+    assert dialog.locator(".title").inner_text() == "results.json: runs[0,2].evaluations[2].rewards"
+    results = json.loads(page.locator("#results-data").text_content())
+    shown = [json.loads(text) for text in dialog.locator("pre").all_inner_texts()]
+    assert shown == [results["runs"][run]["evaluations"][2]["rewards"] for run in (0, 2)]
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    for number in page.locator(".number").all():
+        source = json.loads(number.get_attribute("data-source"))
+        for run in source["runs"]:
+            found = results["runs"][run]["evaluations"][source["evaluation"]]
+            for key in source["field"].split("."):
+                found = found[key]
+            assert found is not None
+
+
+def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page") -> None:
+    gallery = page.locator(".gallery").first
+    frames = data(page)["galleries"][0]["rows"][0]["frames"]
+    picture = gallery.locator(".row img").first
+    assert picture.get_attribute("src") == frames[2]["picture"]
+    slider = gallery.locator("input[type=range]")
+    slider.focus()
+    page.keyboard.press("Home")
+    assert picture.get_attribute("src") == frames[0]["picture"]
+    page.keyboard.press("ArrowRight")
+    assert picture.get_attribute("src") == frames[1]["picture"]
+    assert "after 8 of 16 reward queries" in gallery.locator(".where").inner_text()
+    assert re.fullmatch(
+        r"20 pictures of ddpo-is tuned for compressibility, after 8 .*, mean reward -\d\.\d{3}",
+        picture.get_attribute("alt"),
+    )
+    gallery.locator(".enlarge").first.focus()
+    page.keyboard.press("Enter")
+    dialog = page.locator("#enlarged")
+    large = dialog.locator("img")
+    assert large.bounding_box()["width"] > 1.5 * picture.bounding_box()["width"]
+    page.keyboard.press("End")
+    assert large.get_attribute("src") == picture.get_attribute("src") == frames[2]["picture"]
+    large.hover(position={"x": 5, "y": 5})
+    assert re.fullmatch(r"\w+: reward -\d\.\d{3}", dialog.locator(".cell").inner_text())
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+
+
+def test_figures_pictures_and_data_can_be_saved(page: "Page", report: Path) -> None:
+    chart = page.locator(".chart").first
+    name, svg = saved(page, chart.get_by_text("SVG").click)
+    assert name == "compare-reward-compressibility.svg"
+    assert svg.startswith(b"<svg")
+    assert b"var(--" not in svg
+    assert b"ddpo-is</text>" in svg
+    _, png = saved(page, chart.get_by_text("PNG").click)
+    figure = Image.open(io.BytesIO(png)).convert("RGB")
+    assert figure.size == (1440, 920)
+    assert figure.getpixel((2, 2)) == (255, 255, 255)
+    assert len(figure.getcolors(1 << 20)) > 50
+    name, png = saved(page, page.locator(".row").first.get_by_text("PNG").click)
+    assert name == "compare-compressibility-ddpo-is-16.png"
+    stored = Image.open(report.parent / "compressibility" / "ddpo-is" / "seed-0" / "images" / "000002.png")
+    pictures = Image.open(io.BytesIO(png)).convert("RGB")
+    assert pictures.crop((0, 0, 88, 16)).tobytes() == stored.convert("RGB").crop((0, 0, 88, 16)).tobytes()
+    _, results = saved(page, page.get_by_role("button", name="results.json").click)
+    assert json.loads(results) == json.loads((report.parent / "results.json").read_text())
+
+
+CONTRAST = """() => {
+  const luminance = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  const behind = (node) => {
+    for (let up = node; up; up = up.parentElement) {
+      const colour = getComputedStyle(up).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return luminance(colour);
+    }
+    return luminance(getComputedStyle(document.body).backgroundColor);
+  };
+  const texts = [...document.querySelectorAll("h1, p, dt, dd, td, th, button, a, label, figcaption span")];
+  const lines = [...document.querySelectorAll(".swatch line")];
+  const worst = (nodes, key) => Math.min(...nodes.map((n) => ratio(luminance(getComputedStyle(n)[key]), behind(n))));
+  return {
+    text: worst(texts.filter((node) => node.offsetParent), "color"),
+    lines: worst(lines.filter((node) => node.closest("figure")), "stroke"),
+  };
+}"""
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
+def test_the_page_is_readable_light_and_dark_on_a_desk_and_on_a_phone(page: "Page", scheme: str, width: int) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 844})
+    drawn = "(p) => p.firstChild.getAttribute('width') == p.clientWidth"
+    page.wait_for_function(f"[...document.querySelectorAll('.plot')].every({drawn})")
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+    cut = "[...document.querySelectorAll('.readout')].filter((t) => t.scrollWidth > t.parentElement.clientWidth).length"
+    assert page.evaluate(cut) == 0, "a read-out is wider than its figure"
+    contrast = page.evaluate(CONTRAST)
+    assert contrast["text"] >= 4.5, "WCAG AA for text"
+    assert contrast["lines"] >= 3, "WCAG AA for graphics"
+    if "SCREENSHOTS" in os.environ:
+        target = Path(os.environ["SCREENSHOTS"]) / f"report-{scheme}-{width}.png"
+        page.screenshot(path=target, full_page=True)
