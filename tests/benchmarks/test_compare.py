@@ -1,13 +1,16 @@
 """The main job for real: the comparison on the embedded model, short, through the command line."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from algorithms import ALGORITHMS
@@ -76,27 +79,51 @@ def test_report_is_one_self_contained_page(finished: tuple[Path, str]) -> None:
         assert (folder / name).stat().st_size > 1000
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group, as a terminal does")
-def test_ctrl_c_stops_all_runs_with_a_checkpoint(tmp_path: Path) -> None:
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A comparison of two runs, one after the other, in a process group of its own; the first has logged a rollout."""
     command = [sys.executable, "-m", "benchmarks", "compare", "--tasks", "compressibility", "--processes", "1"]
     command += ["--algorithms", "ddpo-is", "ddpo-sf", "--reward-queries", "2048", "--folder", str(tmp_path)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
-    first, second = (tmp_path / "compressibility" / name / "seed-0" for name in ("ddpo-is", "ddpo-sf"))
-    deadline = time.monotonic() + 200
-    while not (first / "metrics.jsonl").is_file() or "rollout/" not in (first / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline, "the first run never wrote its log"
-        assert process.poll() is None, "compare ended before it could be stopped"
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 130
+    try:
+        log = tmp_path / "compressibility" / "ddpo-is" / "seed-0" / "metrics.jsonl"
+        deadline = time.monotonic() + 200
+        while not log.is_file() or "rollout/" not in log.read_text():
+            assert time.monotonic() < deadline, "the first run never wrote its log"
+            assert process.poll() is None, "compare ended before it could be stopped"
+            time.sleep(0.1)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group, as a terminal does")
+def test_ctrl_c_stops_all_runs_with_a_checkpoint(begun: subprocess.Popen[str], tmp_path: Path) -> None:
+    os.killpg(begun.pid, signal.SIGINT)
+    output, _ = begun.communicate(timeout=200)
+    assert begun.returncode == 130
     assert "stopped; the same command resumes." in output
+    first, second = (tmp_path / "compressibility" / name / "seed-0" for name in ("ddpo-is", "ddpo-sf"))
     assert read_checkpoint(first / "checkpoint.zip").state["iteration"] >= 1
     assert not read_run(first).complete
     assert not second.exists(), "a run that had not begun was begun after Ctrl-C"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_no_worker_outlives_a_killed_comparison(begun: subprocess.Popen[str], tmp_path: Path) -> None:
+    workers = psutil.Process(begun.pid).children(recursive=True)
+    assert workers
+    begun.kill()
+    _, alive = psutil.wait_procs(workers, timeout=200)
+    assert not alive
+    first = tmp_path / "compressibility" / "ddpo-is" / "seed-0"
+    assert read_checkpoint(first / "checkpoint.zip").state["iteration"] >= 1
 
 
 @pytest.mark.slow
