@@ -156,6 +156,6 @@ def test_evaluation_noise_is_the_same_for_every_seed(make_env: Callable) -> None
     def images(seed: int) -> torch.Tensor:
         config = DDPOConfig(evaluation=EvaluationConfig(images=4))
         algorithm = DDPO(make_env(), config, trainable="full", seed=seed)
-        return evaluate(algorithm.mdp, algorithm.policy, algorithm.config.evaluation, 4, 0).images
+        return evaluate(algorithm.mdp, algorithm.policy, algorithm.config, 0).images
 
     assert torch.equal(images(0), images(1))

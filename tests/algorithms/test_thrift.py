@@ -12,7 +12,7 @@ from algorithms.config import override
 from diffusion_gym.models import load_model
 
 ANIMALS = ["cat", "dog", "ant", "fish"]
-SMALL = {"images_per_iteration": 8, "num_envs": 4, "chunk_size": 4, "updates_per_iteration": 1}
+SMALL = {"images_per_iteration": 8, "images_per_prompt": 4, "num_envs": 4, "chunk_size": 4, "updates_per_iteration": 1}
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -115,5 +115,5 @@ def test_a_folder_from_before_these_settings_goes_on(tmp_path: Path) -> None:
     assert read_run(tmp_path).spec == spec
     assert run(spec, tmp_path).complete
     other = dataclasses.replace(spec, config=override(spec.config, rewards_beside_sampling=True))
-    with pytest.raises(ValueError, match=r"holds another run \(its config differ"):
+    with pytest.raises(ValueError, match=r"holds another run \(config.rewards_beside_sampling False there, True asked"):
         run(other, tmp_path)
