@@ -153,7 +153,8 @@ def score_bert(bertscore: BERTScore) -> dict[str, Any]:
     texts = answers()
     references = [TEMPLATE.replace("{prompt}", text) for text in texts]
     pairs = [(candidate, reference) for reference in references for candidate in texts]
-    scores = bertscore(*zip(*pairs, strict=True)).reshape(len(texts), len(texts))
+    candidates, right = zip(*pairs, strict=True)
+    scores = bertscore(candidates, right).reshape(len(texts), len(texts))
     truth = scores.diag()[:, None]
     animal, activity = torch.arange(len(texts)) // KINDS, torch.arange(len(texts)) % KINDS
     same_animal, same_activity = animal[:, None] == animal, activity[:, None] == activity
