@@ -19,7 +19,8 @@ WANTED = (
     "diffusion_gym/py.typed",
     "algorithms/py.typed",
     "benchmarks/py.typed",
-    "benchmarks/templates/report.html",
+    "benchmarks/report/templates/page.html",
+    "benchmarks/report/vendor/plot.umd.min.js",
     "benchmarks/assets/judge.safetensors",
 )
 EPISODE = """
