@@ -170,10 +170,13 @@ def table(all_curves: Mapping[str, Mapping[str, Curve]]) -> str:
 
 def interval_note(all_curves: Mapping[str, Mapping[str, Curve]]) -> str:
     """Say what the intervals are over."""
-    some = next(iter(next(iter(all_curves.values())).values()))
-    if some.reward[-1].over == "images":
-        return (
-            "One seed: the intervals are over evaluation images (bootstrap of the mean). They say nothing about other "
-            "training runs."
-        )
-    return f"{len(some.finals)} seeds: interquartile mean of the seeds' means, 95 % bootstrap intervals over seeds."
+    ends = [curve for by_algorithm in all_curves.values() for curve in by_algorithm.values()]
+    one = (
+        "the intervals are over evaluation images (bootstrap of the mean). They say nothing about other training runs."
+    )
+    seeds = max(len(curve.finals) for curve in ends)
+    if seeds == 1:
+        return f"One seed: {one}"
+    several = f"{seeds} seeds: interquartile mean of the seeds' means, 95 % bootstrap intervals over seeds."
+    alone = any(len(curve.finals) == 1 for curve in ends)
+    return f"{several} Where one seed alone is finished, {one}" if alone else several
