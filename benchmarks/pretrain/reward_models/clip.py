@@ -19,7 +19,7 @@ from benchmarks.pretrain.training import Schedule, optimise, step_generator
 from benchmarks.pretrain.world import SIZE, captions
 from diffusion_gym.prompts import ANIMALS
 
-COLOUR_WEIGHT = 0.1
+COLOUR_WEIGHT = 0.3
 """Weight of the squared error of the linear colourfulness probe beside the contrastive losses."""
 
 
