@@ -17,15 +17,15 @@ class RewardModelsConfig:
     """Training pictures that are also shown as the embedded model's autoencoder gives them back."""
     rated: int = 4_000
     """Renders, and as many copies of others, to whose embeddings the aesthetic head is fitted."""
-    clip: Schedule = field(default_factory=lambda: Schedule(steps=1600, batch=96, lr=2e-3))
+    clip: Schedule = field(default_factory=lambda: Schedule(steps=2400, batch=96, lr=2e-3))
     """Training of the CLIP."""
     aesthetic: Schedule = field(default_factory=lambda: Schedule(steps=800, batch=256, lr=1e-3))
     """Training of the aesthetic head."""
-    tower: Schedule = field(default_factory=lambda: Schedule(steps=2200, batch=80, lr=2e-3))
+    tower: Schedule = field(default_factory=lambda: Schedule(steps=3000, batch=80, lr=2e-3))
     """Training of the captioner's vision tower as a classifier."""
-    captioner: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=64, lr=1e-3))
+    captioner: Schedule = field(default_factory=lambda: Schedule(steps=600, batch=64, lr=1e-3))
     """Training of the whole captioner."""
-    bert: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=64, lr=1e-3))
+    bert: Schedule = field(default_factory=lambda: Schedule(steps=600, batch=64, lr=1e-3))
     """Training of the encoder for BERTScore."""
 
     def __post_init__(self) -> None:

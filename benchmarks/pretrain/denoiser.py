@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel
 
 from benchmarks.pretrain.text import WIDTH
-from benchmarks.pretrain.training import Schedule, optimise, step_generator
+from benchmarks.pretrain.training import Schedule, mixed_precision, optimise, step_generator
 
 EMPTY_CAPTION_SHARE = 0.1
 """Share of training rows whose caption is emptied, which is what classifier-free guidance needs."""
@@ -85,7 +85,7 @@ def train_denoiser(
     seed: int,
     checkpoint: Path,
 ) -> float:
-    """Train in place, in bfloat16 autocast (1.3 times as fast as float32).
+    """Train in place, in bfloat16 where the CPU computes in it.
 
     Args:
         model: both parts, in float32.
@@ -112,7 +112,7 @@ def train_denoiser(
         ids = torch.where(dropped[:, None], empty, tokens[rows])
         noisy = scheduler.add_noise(clean, noise, timesteps)
         target = scheduler.get_velocity(clean, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             output = model(noisy, timesteps, ids)
         return functional.mse_loss(output.float(), target)
 

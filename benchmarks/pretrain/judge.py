@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.pretrain.training import Schedule, optimise, step_generator
+from benchmarks.pretrain.training import Schedule, mixed_precision, optimise, step_generator
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS
 
 #: The shipped weights, float16.
@@ -89,7 +89,7 @@ def train_judge(
         generator = step_generator(seed, step)
         rows = torch.randint(len(images), (schedule.batch,), generator=generator)
         pixels = spoil(torch.from_numpy(images[rows.numpy()]).float() / 127.5 - 1.0, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             animal_logits, activity_logits = judge(pixels)
         animal_loss = functional.cross_entropy(animal_logits.float(), torch.from_numpy(animal[rows.numpy()]))
         return animal_loss + functional.cross_entropy(activity_logits.float(), torch.from_numpy(activity[rows.numpy()]))

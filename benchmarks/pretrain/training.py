@@ -61,6 +61,15 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
+def mixed_precision() -> torch.autocast:
+    """Return bfloat16 autocast where the CPU computes in it, 1.3 to 1.4 times as fast, and else one that does nothing.
+
+    Without AVX-512 torch emulates bfloat16: a training step took 14 times as long as in float32 (AVX2, one thread).
+    """
+    native = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.autocast("cpu", torch.bfloat16, enabled=native)
+
+
 def save_atomically(state: dict[str, object], path: Path) -> None:
     """Write ``state`` with ``torch.save`` so that an interruption leaves the old file or the new one."""
     partial = path.with_suffix(".partial")

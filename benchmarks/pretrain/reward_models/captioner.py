@@ -20,7 +20,7 @@ from transformers import (
 from benchmarks.pretrain.pipeline import clean_configs
 from benchmarks.pretrain.reward_models.views import Views, normalise
 from benchmarks.pretrain.reward_models.words import build_word_tokenizer
-from benchmarks.pretrain.training import Schedule, optimise, step_generator
+from benchmarks.pretrain.training import Schedule, mixed_precision, optimise, step_generator
 from benchmarks.pretrain.world import SIZE, captions
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS, with_article
 from diffusion_gym.rewards.vlm_alignment import QUESTION
@@ -165,7 +165,7 @@ def train_tower(model: TowerClassifier, views: Views, schedule: Schedule, seed: 
 
     def loss(step: int) -> Tensor:
         rows, pixels = views.draw(schedule.batch, step_generator(seed, step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             animals, activities = model(_inputs(pixels, processor))
         wrong = functional.cross_entropy(animals.float(), animal[rows])
         return wrong + functional.cross_entropy(activities.float(), activity[rows])
@@ -213,7 +213,7 @@ def train_captioner(
         question = torch.randint(len(QUESTIONS), (schedule.batch,), generator=generator)
         question[: schedule.batch // 2] = 0
         chosen = ids[question, answer[rows]]
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             logits = model(
                 input_ids=chosen,
                 attention_mask=chosen != tokenizer.pad_token_id,

@@ -15,7 +15,7 @@ from torch.nn import functional
 from benchmarks.pretrain.reward_models.aesthetic import SCALE, colourfulness
 from benchmarks.pretrain.reward_models.views import Views, normalise
 from benchmarks.pretrain.text import MAX_LENGTH, build_tokenizer, tokenize
-from benchmarks.pretrain.training import Schedule, optimise, step_generator
+from benchmarks.pretrain.training import Schedule, mixed_precision, optimise, step_generator
 from benchmarks.pretrain.world import SIZE, captions
 from diffusion_gym.prompts import ANIMALS
 
@@ -58,7 +58,7 @@ class ProbedCLIP(nn.Module):
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return normalised embeddings of pictures (n, 3, 64, 64) in [-1, 1] and texts (m, 16), and the probe (n,)."""
         inputs = normalise(pixels, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             image, text = self.clip.encode_image(inputs), self.clip.encode_text(tokens)
         image, text = (functional.normalize(part.float(), dim=-1) for part in (image, text))
         return image, text, self.probe(image).squeeze(-1)
