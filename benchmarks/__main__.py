@@ -9,11 +9,11 @@ import tyro
 
 from algorithms import ALGORITHMS
 from benchmarks.compare import Compare, compare
-from benchmarks.pool import Stopped
 from benchmarks.pretrain import PretrainConfig, pretrain
 from benchmarks.report import Report, report
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
+from benchmarks.sweep import Stopped
 from benchmarks.throughput import Throughput, throughput
 from benchmarks.train import SUBCOMMANDS, Train, train
 from diffusion_gym.rewards import RewardError

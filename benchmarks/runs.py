@@ -24,7 +24,7 @@ from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoint import write_atomically
 from algorithms.evaluation import Evaluation, evaluation_prompts
-from benchmarks.metrics import resolve_metric
+from benchmarks.metrics import is_distance, resolve_distance, resolve_metric
 from benchmarks.pictures import grid
 from benchmarks.provenance import provenance
 from benchmarks.settings import RunSpec
@@ -260,7 +260,9 @@ class _Recorder(BaseCallback):
         super().__init__()
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
-        self.metrics = {name: resolve_metric(name, spec.task.device) for name in spec.task.metrics}
+        names = spec.task.metrics
+        self.metrics = {name: resolve_metric(name, spec.task.device) for name in names if not is_distance(name)}
+        self.distances = {name: resolve_distance(name) for name in names if is_distance(name)}
         self.events = events
         self._recorded = -1
         self._work = _IterationWork(spec)
@@ -312,6 +314,7 @@ class _Recorder(BaseCallback):
             return
         self._recorded = evaluation.iteration
         picture, said = self._record_images(evaluation, f"{evaluation.iteration:06d}")
+        said["metrics"] |= {name: measure(self.algorithm) for name, measure in self.distances.items()}
         line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **said}
         if evaluation.held_out is not None:
             _, line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")

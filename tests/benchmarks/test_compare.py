@@ -15,9 +15,11 @@ import pytest
 
 from algorithms import ALGORITHMS
 from algorithms.checkpoint import read_checkpoint
-from benchmarks.results import curves, read_results, table
+from benchmarks.curves import curves
+from benchmarks.results import read_results
 from benchmarks.runs import read_run
-from benchmarks.suite import SETTINGS, TASKS, run_spec
+from benchmarks.suite import SETTINGS, TASKS
+from benchmarks.tables import table
 from diffusion_gym.prompts import resolve_prompts
 
 

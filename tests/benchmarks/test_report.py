@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.results import curves, read_results
+from benchmarks.curves import curves
+from benchmarks.results import read_results
 
 
 @pytest.fixture
