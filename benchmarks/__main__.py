@@ -9,6 +9,7 @@ import tyro
 
 from algorithms import ALGORITHMS
 from benchmarks.compare import Compare, compare
+from benchmarks.pages import Tables, tables
 from benchmarks.pretrain import PretrainConfig, pretrain
 from benchmarks.report import Report, report
 from benchmarks.sample import Sample, sample
@@ -25,6 +26,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "report": (Report, report),
     "pretrain": (PretrainConfig, pretrain),
     "search": (Search, search),
+    "tables": (Tables, tables),
     "throughput": (Throughput, throughput),
 }
 

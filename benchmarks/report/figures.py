@@ -40,8 +40,8 @@ def write_figures(summary: Curves, styles: Styles, folder: Path) -> None:
             _having(summary, metric), styles, folder / slug(metric), "reward queries", label_of(metric), _plain(metric)
         )
     for metric in frontier_metrics(summary):
-        draw = _banded(lambda c, metric=metric: c.metrics[metric])
-        _panels(_having(summary, metric), styles, folder / f"frontier-{slug(metric)}", label_of(metric), reward, draw)
+        path = folder / f"frontier-{slug(metric)}"
+        _panels(_having(summary, metric), styles, path, label_of(metric), reward, _way(metric))
     _overall(summary, styles, folder)
 
 
@@ -50,6 +50,17 @@ def _banded(
 ) -> _Draw:
     def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
         _band(axis, x(curve), y(curve), style, label)
+
+    return draw
+
+
+def _way(metric: str) -> _Draw:
+    """A frontier: without a band, for around a line that turns back it hides more than it tells."""
+
+    def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
+        x, y = curve.metrics[metric], [value.estimate for value in curve.reward]
+        _line(axis, x, y, style, label)
+        axis.plot(x[-1:], y[-1:], color=style.light, marker="o")
 
     return draw
 
@@ -72,10 +83,8 @@ def _having(summary: Curves, metric: str) -> Curves:
 
 def _band(axis: Any, x: Sequence[float], values: Sequence[Interval], style: Style, label: str) -> None:
     _line(axis, x, [value.estimate for value in values], style, label)
-    monotone = all(a <= b for a, b in zip(x, x[1:], strict=False))
-    if monotone:  # a band around a line that turns back hides more than it tells
-        lows, highs = [value.low for value in values], [value.high for value in values]
-        axis.fill_between(x, lows, highs, alpha=0.2, color=style.light, linewidth=0)
+    lows, highs = [value.low for value in values], [value.high for value in values]
+    axis.fill_between(x, lows, highs, alpha=0.2, color=style.light, linewidth=0)
 
 
 def _line(axis: Any, x: Sequence[float], y: Sequence[float], style: Style, label: str) -> None:

@@ -1,4 +1,4 @@
-"""The paper's claims one by one (Black et al. 2023), each as an ablation that can be run: what is said, what decides."""
+"""The paper's claims one by one (Black et al. 2023), each as an ablation that can be run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

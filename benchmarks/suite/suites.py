@@ -41,7 +41,9 @@ class Suite:
         """Return name -> run, seeds varying slowest, so that a sweep that is stopped has whole comparisons.
 
         Args:
-            tasks, variants, seeds: which.
+            tasks: some of the comparisons' names.
+            variants: some of what they compare; a task that does not compare one of them leaves it out.
+            seeds: one run each.
             reward_queries: of each run; None is each task's own budget.
         """
         plan = {}

@@ -13,30 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from algorithms import ALGORITHMS
 from algorithms.checkpoint import read_checkpoint
 from benchmarks.curves import curves
 from benchmarks.results import read_results
 from benchmarks.runs import read_run
 from benchmarks.suite import SETTINGS, TASKS
 from benchmarks.tables import table
-from diffusion_gym.prompts import resolve_prompts
-
-
-def test_every_setting_builds_and_is_fair() -> None:
-    for task in TASKS:
-        specs = {name: run_spec(task, name, 0, 2048) for name in ALGORITHMS}
-        assert {spec.total_queries for spec in specs.values()} == {2048}
-        assert len({spec.task for spec in specs.values()}) == 1
-        assert len({(e := spec.config.evaluation).images * 1000 + e.seed for spec in specs.values()}) == 1
-        assert len({spec.config.policy for spec in specs.values()}) == 1
-        prompts = resolve_prompts(specs["rwr"].task.prompts or "")
-        assert len(prompts) <= 10
-        for name in ("rwr", "sparse-rwr"):
-            config = specs[name].config
-            assert config.images_per_prompt >= 16, "a softmax over fewer images of a prompt means little"
-            assert config.images_per_iteration % config.images_per_prompt == 0
-    assert set(SETTINGS) == set(ALGORITHMS)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +57,7 @@ def test_report_is_one_self_contained_page(finished: tuple[Path, str]) -> None:
     folder = finished[0]
     page = (folder / "report.html").read_text()
     assert page.count('class="row"') == 2
-    assert page.count('class="chart"') == 3
+    assert page.count('class="chart"') == 5  # reward and two metrics, and the reward against each of them
     assert "over evaluation images" in page
     for name in ("reward-queries.png", "reward-forwards.png", "pictures-compressibility.png", "results.json"):
         assert (folder / name).stat().st_size > 1000

@@ -40,7 +40,8 @@ def test_every_number_of_a_comparison_names_its_place_in_the_results(folder: Pat
     results = data_of(page, "results-data")
     assert results == read_results(folder / "results.json")
     summary = curves(results)["compressibility"]
-    reward, diversity = data_of(page, "page-data")["charts"]
+    reward, diversity, *more = data_of(page, "page-data")["charts"]
+    assert [chart["name"] for chart in more] == ["frontier-diversity-compressibility", "efficiency", "profile"]
     for series in reward["series"]:
         curve = summary[series["name"]]
         assert [point["x"][0] for point in series["points"]] == [0, 8, 16]
@@ -50,7 +51,7 @@ def test_every_number_of_a_comparison_names_its_place_in_the_results(folder: Pat
     assert point["source"]["path"] == "results.json: runs[1,3].evaluations[2].metrics.diversity"
     ends = [results["runs"][run]["evaluations"][2]["metrics"]["diversity"] for run in (1, 3)]
     assert point["y"] == sum(ends) / 2
-    for name in ("reward-queries", "reward-forwards", "diversity"):
+    for name in ("reward-queries", "reward-forwards", "diversity", "frontier-diversity", "profile", "improvement"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
 
@@ -105,7 +106,7 @@ def test_a_run_without_an_evaluation_yet_is_shown(folder: Path) -> None:
 def test_results_without_the_runs_folders_are_shown(folder: Path) -> None:
     shutil.rmtree(folder / "compressibility")
     data = data_of(rendered(folder), "page-data")
-    assert len(data["charts"]) == 2
+    assert len(data["charts"]) == 5
     assert data["galleries"] == []
 
 
