@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import time
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.settings import RunSpec
 from benchmarks.sweep import Message
 
 _STOP_POLL_SECONDS = 2.0
+_CONNECT_SECONDS = 5.0
 
 
 class RayPool:
@@ -33,6 +35,7 @@ class RayPool:
         Raises:
             ValueError: Ray is not installed, or there is no cluster at the address.
         """
+        _check_reachable(address)
         try:
             import ray
         except ImportError as error:
@@ -44,9 +47,7 @@ class RayPool:
         try:
             ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": _environment(threads)})
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"no Ray cluster at {address!r}: {error}. Expected HOST:PORT of a running head, auto, or local."
-            ) from error
+            raise _no_cluster(address, error) from error
         self._channel = ray.remote(num_cpus=0)(_Channel).remote()
         self._futures: dict[str, Future[None]] = {}
 
@@ -105,6 +106,21 @@ class _Channel:
         """Answer every message from now on with the wish to stop; returns the runs that have begun."""
         self._stopping = True
         return self._begun
+
+
+def _check_reachable(address: str) -> None:
+    """Try the head's port first: Ray itself tries for minutes before it says that nobody is there."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ValueError:
+    return ValueError(f"no Ray cluster at {address!r}: {error}. Expected HOST:PORT of a running head, auto, or local.")
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -27,6 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("compare")
     command = [sys.executable, "-m", "benchmarks", "compare", "--reward-queries", "64", "--tasks", "compressibility"]
     command += ["--algorithms", "ddpo-is", "sparse-rwr", "--folder", str(folder)]
+    command += ["--results", str(folder / "kept" / "results.json")]
     first = subprocess.run(command, check=True, capture_output=True, text=True, timeout=500)
     again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
     assert table(curves(read_results(folder / "results.json"))) in again.stdout
@@ -50,6 +51,23 @@ def test_all_algorithms_start_from_the_same_evaluation(finished: tuple[Path, str
     assert before[0]["costs"]["reward_queries"] == 0
     assert all(len(line["rewards"]) == 64 for run in runs for line in run["evaluations"])
     assert all(set(line["metrics"]) == {"recognised", "diversity"} for run in runs for line in run["evaluations"])
+
+
+@pytest.mark.slow
+def test_every_evaluation_has_the_four_axes_and_results_are_kept_elsewhere_too(finished: tuple[Path, str]) -> None:
+    results = read_results(finished[0] / "kept" / "results.json")
+    assert results["runs"] == read_results(finished[0] / "results.json")["runs"]
+    for found in results["runs"]:
+        assert found["complete"]
+        for line in found["evaluations"]:
+            assert set(line["costs"]) == {"reward_queries", "forward_equivalents", "seconds", "images"}
+        last = found["evaluations"][-1]["costs"]
+        queries = {"ddpo-is": 64, "sparse-rwr": 128}[found["variant"]]
+        # Ten forwards an image; a trained row counts three: nine steps with a density an image, or ten updates of 128.
+        trained = {"ddpo-is": 9 * queries, "sparse-rwr": 10 * 128}[found["variant"]]
+        assert (last["reward_queries"], last["images"]) == (queries, queries)
+        assert last["forward_equivalents"] == 10 * queries + 3 * trained
+        assert last["seconds"] > 0
 
 
 @pytest.mark.slow

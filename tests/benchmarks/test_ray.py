@@ -1,10 +1,10 @@
 """The same sweep on a local Ray instance; skipped where the optional package is not installed."""
 
+import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("ray", reason="needs the extra ray: pip install 'diffusion-denoise-gym[ray]'")
 
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config import override
@@ -21,6 +21,7 @@ def spec_of(reward: str, seed: int = 0) -> RunSpec:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray: pip install 'diffusion-denoise-gym[ray]'")
 def test_runs_on_ray_are_those_of_local_processes(tmp_path: Path) -> None:
     """Two runs finish with the numbers of a run in this process; one whose reward fails is tried twice and told."""
     failing = tmp_path / "reward.py"
@@ -38,6 +39,17 @@ def test_runs_on_ray_are_those_of_local_processes(tmp_path: Path) -> None:
     assert [line["rewards"] for line in there.evaluations] == [line["rewards"] for line in here.evaluations]
 
 
-def test_an_address_without_a_cluster_is_refused() -> None:
-    with pytest.raises(ValueError, match="no Ray cluster at '127.0.0.1:1'"):
-        RayPool("127.0.0.1:1", 1)
+def test_an_address_without_a_cluster_is_refused_at_once() -> None:
+    with socket.socket() as bound:  # bound and not listening: the port is taken, and refuses connections
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"no Ray cluster at '{address}'"):
+            RayPool(address, 1)
+    with pytest.raises(ValueError, match="Expected HOST:PORT of a running head, auto, or local"):
+        RayPool("my-cluster", 1)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="the extra ray is installed")
+def test_without_ray_the_error_says_what_to_install() -> None:
+    with pytest.raises(ValueError, match=r"pip install 'diffusion-denoise-gym\[ray\]'"):
+        RayPool("local", 1)
