@@ -121,11 +121,7 @@ def improvements(summary: Curves) -> list[Improvement]:
 def improvement(summary: Curves, better: str, worse: str) -> Improvement | None:
     """Return the probability for one pair in this order, or None where it has no task with two seeds of each."""
     for found in improvements({task: _only(by_variant, (better, worse)) for task, by_variant in summary.items()}):
-        if found.better == better:
-            return found
-        return Improvement(
-            better, worse, {t: _opposite(i) for t, i in found.by_task.items()}, _opposite(found.together)
-        )
+        return found if found.better == better else _turned(found)
     return None
 
 
@@ -137,14 +133,18 @@ def _improvement(first: str, second: str, pairs: Mapping[str, tuple[Curve, Curve
     by_task = {task: probability([task]) for task in pairs}
     together = probability(list(pairs)) if len(pairs) > 1 else None
     mean = together.estimate if together else next(iter(by_task.values())).estimate
-    if mean >= 0.5:
-        return Improvement(first, second, by_task, together)
-    return Improvement(second, first, {task: _opposite(p) for task, p in by_task.items()}, _opposite(together))
+    found = Improvement(first, second, by_task, together)
+    return found if mean >= 0.5 else _turned(found)
 
 
-def _opposite(interval: Interval | None) -> "Interval | None":
-    if interval is None:
-        return None
+def _turned(found: Improvement) -> Improvement:
+    """Return the same with the pair in the other order."""
+    together = None if found.together is None else _opposite(found.together)
+    by_task = {task: _opposite(probability) for task, probability in found.by_task.items()}
+    return Improvement(found.worse, found.better, by_task, together)
+
+
+def _opposite(interval: Interval) -> Interval:
     return Interval(1 - interval.estimate, 1 - interval.high, 1 - interval.low, interval.over)
 
 

@@ -11,6 +11,7 @@ from benchmarks.results import read_results
 from benchmarks.search import ranking
 from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
+    flat,
     held_out_table,
     improvement_table,
     interval_note,
@@ -30,6 +31,7 @@ COMMANDS = {
     "search-six": "diffusion-gym search",
 }
 _WAY_POINTS = 6
+_EXACT_ERRORS = ("exact-mean-error", "exact-mode-weight-error")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,31 @@ def _claim(block: Block, results: Mapping[str, Any]) -> str | None:
     return "\n\n".join(part for part in parts if part)
 
 
+def _exact(block: Block, results: Mapping[str, Any]) -> str:
+    """Where training ends, and the evaluation at which it was nearest to the task's target."""
+    rows = []
+    for task, variant, curve in flat(curves(results)):
+        named = {name.partition("?")[0]: values for name, values in curve.metrics.items()}
+        target = named["exact-target-kl"]
+        nearest = target.index(min(target))
+        rows.append(
+            [
+                task,
+                variant,
+                f"{curve.reward[0].estimate:.2f} to {curve.reward[-1].estimate:.2f}",
+                f"{named['exact-kl-from-start'][-1]:.2f}",
+                f"{named['exact-excess-kl'][-1]:.2f}",
+                f"{target[0]:.2f}",
+                f"{target[nearest]:.3f}",
+                f"{curve.queries[nearest]:,.0f}",
+                f"{curve.forwards[nearest]:,.0f}",
+                *(f"{named[name][nearest]:.2f}" if name in named else "" for name in _EXACT_ERRORS),
+            ]
+        )
+    header = ["task", "algorithm", "reward", "KL from start", "excess KL", "KL to target, before", "nearest"]
+    return markdown([*header, "at queries", "forwards", "mean error there", "mode-weight error there"], rows)
+
+
 def _search(block: Block, results: Mapping[str, Any]) -> str:
     return ranking(results)
 
@@ -183,6 +210,7 @@ KINDS: dict[str, Callable[[Block, Mapping[str, Any]], str | None]] = {
     "peaks": _peaks,
     "way": _way,
     "claim": _claim,
+    "exact": _exact,
     "search": _search,
     "made": _made,
     "figures": _figures,

@@ -17,7 +17,8 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
     Raises:
         ValueError: a configuration that could not be trained.
     """
-    rows, seeds = {}, {}
+    rows: dict[tuple[str, str], RunSpec] = {}
+    seeds: dict[tuple[str, str], list[str]] = {}
     for name, spec in plan.items():
         task, variant, seed = name.split("/")
         check(spec)

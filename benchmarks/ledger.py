@@ -15,8 +15,8 @@ from benchmarks.sweep import is_complete
 class Ledger:
     """The runs of a plan: those that are made here, and those that results files hold already.
 
-    The first is ``folder/results.json``. A complete run of any of them is taken over where its settings are those of the
-    plan. What the files that are written hold beyond the plan stays, so that a suite can be made in parts.
+    The first file is ``folder/results.json``. A complete run of any of them is taken over where its settings are those
+    of the plan. What the files that are written hold beyond the plan stays, so that a suite can be made in parts.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Ledger:
             found = known.get(spec_key(spec.to_json()))
             if found is not None:
                 self.taken_over[name] = _renamed(found, name)
-        first = {spec_key(spec.to_json()): name for name, spec in reversed(plan.items())}
+        first = {spec_key(spec.to_json()): name for name, spec in reversed(list(plan.items()))}
         #: Name -> run, of those that are made here, complete or not; a run that is asked for twice is made once.
         self.own = {
             name: spec

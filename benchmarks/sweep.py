@@ -61,7 +61,7 @@ def run_all(
     specs: Mapping[str, RunSpec],
     root: Path,
     pool: Pool,
-    on_finished: Callable[[str], None] = lambda name: None,
+    on_finished: Callable[[str], object] = lambda name: None,
 ) -> dict[str, str]:
     """Run every specification in ``root / name``, skipping what is complete and resuming what is not.
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from benchmarks.aggregate import Aggregate, Improvement
 from benchmarks.curves import Curve, Curves
 from benchmarks.statistics import Interval
@@ -84,12 +86,8 @@ def score_table(found: Aggregate) -> str:
     marks = (0.25, 0.5, 0.75)
     rows = []
     for name in found.variants:
-        shares = [
-            min(zip(found.thresholds, found.profiles[name], strict=True), key=lambda at, mark=mark: abs(at[0] - mark))[
-                1
-            ]
-            for mark in marks
-        ]
+        nearest = [int(np.abs(np.array(found.thresholds) - mark).argmin()) for mark in marks]
+        shares = [found.profiles[name][index] for index in nearest]
         score = found.scores[name]
         rows.append([name, f"{score.estimate:.2f}", _range(score, 2), *(f"{share.estimate:.2f}" for share in shares)])
     return markdown(["algorithm", "score", "95 % interval", *(f"runs above {mark}" for mark in marks)], rows)

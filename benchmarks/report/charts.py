@@ -164,7 +164,8 @@ def chart(
 
     Args:
         name: of its files.
-        task, label: its title: what was tuned, and what is drawn.
+        task: what was tuned: the title's first half.
+        label: what is drawn: its second half.
         series: lines, each with a name and points; a point's x has one number for each of AXES, or one alone.
         zero: whether the vertical axis begins at 0.
         section: the page's section that it belongs to.

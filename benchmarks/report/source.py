@@ -45,7 +45,7 @@ def read_source(folder: Path) -> Source:
         )
     records.sort(key=_place)
     # The command that made them all: compare's own record, and until it is written its first run's.
-    kept = read_results(file) if file.is_file() else {"provenance": records[0].provenance, "runs": []}
+    kept: dict[str, Any] = read_results(file) if file.is_file() else {"provenance": records[0].provenance, "runs": []}
     made = collect_results(records, folder, kept["provenance"])
     return Source(folder, {**kept, "runs": _together(made["runs"], kept["runs"])}, [])
 

@@ -1,4 +1,4 @@
-"""What ``compare`` runs. Read in this order: ``tasks``, ``recipes``, ``claims``, and ``suites``, which puts them together.
+"""What ``compare`` runs: ``tasks``, ``recipes``, ``claims``, and ``suites``, which puts them together.
 
 Adding a task, an algorithm's settings or a whole suite is a few lines in the file of that name.
 """

@@ -17,7 +17,6 @@ from algorithms.checkpoint import read_checkpoint
 from benchmarks.curves import curves
 from benchmarks.results import read_results
 from benchmarks.runs import read_run
-from benchmarks.suite import SETTINGS, TASKS
 from benchmarks.tables import table
 
 

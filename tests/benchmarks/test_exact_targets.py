@@ -69,7 +69,9 @@ def test_expected_reward_is_the_mean_over_samples(mixture: GaussianMixture, rewa
         values = x @ reward.direction.double()
     else:
         values = -(x - reward.target.double()).square().sum(1)
-    assert expected_reward(mixture, reward) == pytest.approx(float(values.mean()), abs=4 * float(values.std()) / math.sqrt(len(x)))
+    assert expected_reward(mixture, reward) == pytest.approx(
+        float(values.mean()), abs=4 * float(values.std()) / math.sqrt(len(x))
+    )
 
 
 @pytest.mark.parametrize("reward", [Linear(), Quadratic()])
@@ -114,7 +116,9 @@ def test_other_models_and_prompts_are_refused() -> None:
 
     def algorithm(**changes: object) -> DDPO:
         options = {"model": "exact-mixture", "reward": "exact-linear", "num_inference_steps": 2, **changes}
-        return DDPO(gymnasium.make(diffusion_gym.ENV_ID, **options), trainable="full", num_envs=4, images_per_iteration=4)
+        return DDPO(
+            gymnasium.make(diffusion_gym.ENV_ID, **options), trainable="full", num_envs=4, images_per_iteration=4
+        )
 
     assert read_tuned(algorithm()).start is not None
     with pytest.raises(ValueError, match="need an exact model with exact-linear or exact-quadratic"):

@@ -84,7 +84,7 @@ def test_bootstrap_is_stratified(scores: np.ndarray) -> None:
     flat = np.zeros((5, 2)) + np.array([0.0, 100.0])
     (interval,) = stratified_bootstrap([strata(flat)], lambda tasks: np.concatenate(tasks, axis=1).mean(1))
     assert (interval.low, interval.estimate, interval.high) == (50.0, 50.0, 50.0)
-    # The mean's standard error is that of the stratified sample: 1/M sqrt(sum_m var_m / N), with the runs' own variance.
+    # The mean's standard error is that of the stratified sample: 1/M sqrt(sum_m var_m / N).
     (interval,) = stratified_bootstrap([strata(scores)], lambda tasks: np.concatenate(tasks, axis=1).mean(1))
     error = np.sqrt(scores.var(axis=0).sum() / 5) / 3
     assert (interval.high - interval.low) / (2 * 1.96) == pytest.approx(error, rel=0.1)

@@ -47,14 +47,21 @@ def test_algorithms_are_compared_fairly(name: str) -> None:
 
 def test_the_papers_suite_is_what_it_promises() -> None:
     plan = plan_of("paper")
-    assert {name.split("/")[0] for name in plan} == {"compressibility", "incompressibility", "aesthetic", "vlm_alignment"}
+    assert {name.split("/")[0] for name in plan} == {
+        "compressibility",
+        "incompressibility",
+        "aesthetic",
+        "vlm_alignment",
+    }
     assert {int(name.rpartition("-")[2]) for name in plan} == {0, 1, 2, 3, 4}
     for spec in plan.values():
         assert spec.total_queries == 2048
         assert evaluations(spec) >= 20
         assert {"clip_score", "recognised", "diversity"} <= set(spec.task.metrics)
         assert spec.task.reward != "clip_score"
-        assert not set(resolve_prompts(spec.task.prompts)) & set(resolve_prompts(spec.config.evaluation.held_out_prompts))
+        assert not set(resolve_prompts(spec.task.prompts)) & set(
+            resolve_prompts(spec.config.evaluation.held_out_prompts)
+        )
 
 
 def test_stable_diffusion_has_the_papers_numbers() -> None:

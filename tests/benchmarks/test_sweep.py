@@ -67,9 +67,7 @@ class InProcess:
         self.asked_to_stop = True
 
 
-def test_a_failed_run_is_tried_once_more_and_sinks_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_run_is_tried_once_more_and_sinks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failing = {"line/ddpo-is/seed-0": 1, "line/ddpo-is/seed-1": 2}  # name -> how often
 
     def before(name: str) -> None:
@@ -115,7 +113,7 @@ def test_ctrl_c_asks_every_run_to_stop(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_runs_of_another_day_are_taken_over_and_none_is_lost(tmp_path: Path) -> None:
-    """Seed 0 was made elsewhere, and its results file is all that came here; seed 1 is made here; 2 stays from before."""
+    """Seed 0 was made elsewhere, and its results are all that came here; seed 1 is made here; 2 stays from before."""
     first = Ledger(plan_of(0, 2), tmp_path / "elsewhere")
     run_all(first.own, tmp_path / "elsewhere", InProcess())
     shared = tmp_path / "shared" / "results.json"
