@@ -25,7 +25,8 @@ class Scale:
 
     Attributes:
         start: the untuned model's evaluation reward.
-        unit: the largest gain, of any variant's interquartile mean, at the end of the budget.
+        unit: the largest gain, of any variant's interquartile mean, at the end of the budget; where none gained, the
+            largest loss.
     """
 
     start: float
@@ -155,7 +156,7 @@ def _only(by_variant: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Cu
 def _scale(found: Sequence[Curve]) -> Scale:
     start = float(np.mean([curve.by_run[:, 0].mean() for curve in found]))
     gains = [curve.reward[-1].estimate - start for curve in found]
-    return Scale(start, max(map(abs, gains)) or 1.0)
+    return Scale(start, max(gains) if max(gains) > 0 else max(map(abs, gains)) or 1.0)
 
 
 def _scores(rewards: np.ndarray, scale: Scale) -> np.ndarray:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +23,12 @@ from benchmarks.suite import SUITES
 from benchmarks.sweep import Pool, run_all
 from benchmarks.tables import held_out_table, improvement_table, interval_note, score_table, table
 
+
+def _option(metavar: str, default: str) -> Any:
+    """How the help names a value that may be left out, and what stands in for it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 _DEFAULT_FOLDERS = {"jpeg": Path("runs/compare"), "quick": Path("runs/compare-quick")}
 
 
@@ -35,29 +41,27 @@ class Compare:
         tyro.conf.arg(help="What is run: " + "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())),
     ] = "jpeg"
     """What is run."""
-    reward_queries: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the task's own)")] = None
+    reward_queries: Annotated[int | None, _option("INT", "the task's own")] = None
     """Reward queries of each run."""
-    seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(help_behavior_hint="(default: the suite's)")] = None
+    seeds: Annotated[tuple[int, ...] | None, _option("INT ...", "the suite's")] = None
     """One run a seed; with several, intervals are over seeds."""
-    tasks: Annotated[tuple[str, ...] | None, tyro.conf.arg(help_behavior_hint="(default: the suite's)")] = None
+    tasks: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
     """Some of the suite's tasks."""
-    algorithms: Annotated[tuple[str, ...] | None, tyro.conf.arg(help_behavior_hint="(default: the suite's)")] = None
+    algorithms: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
     """Some of what the suite compares."""
     folder: Annotated[
         Path | None,
-        tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/SUITE; runs/compare for jpeg)"),
+        _option("PATH", "runs/SUITE; runs/compare for jpeg"),
     ] = None
     """Where runs and report go. The same command goes on where it was stopped, and skips what is complete."""
-    results: Annotated[
-        tuple[Path, ...], tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: FOLDER/results.json alone)")
-    ] = ()
+    results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
     """Results files of other days or machines: their complete runs are taken over where their settings are the same.
     The first is also written, after every run."""
     processes: int = 0
     """Runs at the same time; 0 takes as many as there are cores, and one where the task's device is a GPU."""
     threads: int = 1
     """Torch threads of each run. Results are bit-equal for the same number."""
-    ray_address: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: local processes)")] = None
+    ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
     """Run on a Ray cluster, one task a run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
     dry_run: bool = False
     """Build and check every configuration, and say what would run, without weights or runs."""

@@ -94,20 +94,21 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
     held_out = [[line["held_out"] for line in step] for step in steps] if "held_out" in steps[0][0] else []
 
     def cost(name: str) -> list[float]:
-        return [_mean([line["costs"][name] for line in step]) for step in steps]
+        return [step[0]["costs"][name] for step in steps]  # the same for every seed
 
+    times = [_mean([line["costs"]["seconds"] for line in step]) for step in steps]
     return Curve(
         runs=chosen,
         queries=cost("reward_queries"),
         forwards=cost("forward_equivalents"),
-        times=cost("seconds"),
+        times=times,
         images=cost("images"),
         reward=[summarise([line["rewards"] for line in step]) for step in steps],
         held_out=[summarise([line["rewards"] for line in step]) for step in held_out],
         metrics=_metrics(steps),
         held_out_metrics=_metrics(held_out),
         peaks={name: _peak(steps, name) for name in steps[0][0]["metrics"] if not is_distance(name)},
-        seconds=cost("seconds")[-1],
+        seconds=times[-1],
         by_run=np.array([[_mean(line["rewards"]) for line in step] for step in steps]).T,
     )
 

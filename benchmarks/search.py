@@ -69,7 +69,7 @@ class Search:
     """Algorithms to search for."""
     folder: Path = Path("runs/search")
     """Where runs and results go; the same command goes on where it was stopped."""
-    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = ()
+    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
     """Results files of other days or machines, whose complete runs are taken over; the first is also written."""
     processes: int = 0
     """Runs at the same time; 0 takes as many as there are cores."""

@@ -73,7 +73,7 @@ SUITES: dict[str, Suite] = {
         (0,),
     ),
     "exact": Suite(
-        "Gaussians and mixtures whose best distributions are known, seconds",
+        "Gaussians and mixtures whose best distributions are known, seconds a run",
         _algorithms_on(EXACT_TASKS, EXACT),
         EXACT,
         (0, 1, 2),
