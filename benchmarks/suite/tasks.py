@@ -21,34 +21,37 @@ class Task:
 
 
 def _embedded(reward: str, prompts: str, *metrics: str) -> TaskConfig:
-    return TaskConfig(reward=reward, prompts=prompts, metrics=(*metrics, "recognised", "diversity"))
+    return TaskConfig(reward=reward, prompts=prompts, metrics=metrics)
 
 
 #: ``compare`` and ``compare --suite quick``: rewards that need no model beside the one that is tuned.
 TASKS: dict[str, Task] = {
-    reward: Task(_embedded(reward, PROMPTS)) for reward in ("compressibility", "incompressibility")
+    reward: Task(_embedded(reward, PROMPTS, "recognised", "diversity"))
+    for reward in ("compressibility", "incompressibility")
 }
 
+#: Diversity compares pictures of one prompt, so it is left out where an evaluation shows each prompt at most once.
+_MEASURED = ("clip_score", "recognised", "diversity")
 #: ``--suite paper``: the paper's four tasks (Black et al. 2023, section 5) on the embedded model, each with prompts
 #: that are not trained on. The paper's 45 animals and 135 activities are split; its 398 are too many for this budget.
 PAPER_TASKS: dict[str, Task] = {
-    "compressibility": Task(_embedded("compressibility", PROMPTS, "clip_score"), "other-animals"),
-    "incompressibility": Task(_embedded("incompressibility", PROMPTS, "clip_score"), "other-animals"),
-    "aesthetic": Task(_embedded("aesthetic", "animals@train", "clip_score"), "animals@held-out"),
+    "compressibility": Task(_embedded("compressibility", PROMPTS, *_MEASURED), "other-animals"),
+    "incompressibility": Task(_embedded("incompressibility", PROMPTS, *_MEASURED), "other-animals"),
+    "aesthetic": Task(_embedded("aesthetic", "animals@train", *_MEASURED), "animals@held-out"),
     "vlm_alignment": Task(
-        _embedded("vlm_alignment", "animals-activities@train", "clip_score"), "animals-activities@held-out"
+        _embedded("vlm_alignment", "animals-activities@train", *_MEASURED[:2]), "animals-activities@held-out"
     ),
 }
 
 
-def _stable_diffusion(reward: str, prompts: str) -> Task:
+def _stable_diffusion(reward: str, prompts: str, *metrics: str) -> Task:
     config = TaskConfig(
         model="CompVis/stable-diffusion-v1-4",
         reward=reward,
         prompts=prompts,
         num_inference_steps=50,
         device="cuda",
-        metrics=("clip_score?clip=ViT-L-14/openai", "diversity"),
+        metrics=("clip_score?clip=ViT-L-14/openai", *metrics),
     )
     return Task(config, reward_queries=50_000)
 
@@ -57,7 +60,9 @@ def _stable_diffusion(reward: str, prompts: str) -> Task:
 STABLE_DIFFUSION_TASKS: dict[str, Task] = {
     "compressibility": _stable_diffusion("compressibility", "imagenet-animals"),
     "incompressibility": _stable_diffusion("incompressibility", "imagenet-animals"),
-    "aesthetic": _stable_diffusion("aesthetic?clip=ViT-L-14/openai&head=sac+logos+ava1-l14-linearMSE.pth", "animals"),
+    "aesthetic": _stable_diffusion(
+        "aesthetic?clip=ViT-L-14/openai&head=sac+logos+ava1-l14-linearMSE.pth", "animals", "diversity"
+    ),
     "vlm_alignment": _stable_diffusion(
         "vlm_alignment?model=llava-hf/llava-1.5-7b-hf&bert=microsoft/deberta-xlarge-mnli&dtype=bfloat16",
         "animals-activities",
