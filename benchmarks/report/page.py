@@ -81,8 +81,10 @@ def write_report(source: Source) -> Path:
 def _results(summary: Curves) -> dict[str, Any]:
     """Return the tables' rows and the charts of the evaluations."""
     together, pairs = aggregate(summary), improvements(summary)
-    charts = [*evaluation_charts(summary), *frontier_charts(summary)]
+    frontiers = frontier_charts(summary)
+    charts = [*evaluation_charts(summary), *frontiers]
     return {
+        "priced": bool(frontiers),
         "rows": result_rows(summary),
         "held_out": held_out_rows(summary),
         "peaks": peak_rows(summary),
