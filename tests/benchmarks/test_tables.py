@@ -41,7 +41,7 @@ RESULTS = made({"line": {"a": [3.0, 4.0], "b": [2.0, 3.0]}, "square": {"a": [11.
 
 
 def test_scores_put_tasks_on_one_scale() -> None:
-    """0 is the start, 1 the best gain of an interquartile mean (of two seeds the mean): 2.5 on the line, 10 on the square."""
+    """0 is the start, 1 the best gain of an interquartile mean (of two seeds the mean): 2.5 and 10."""
     found = aggregate(curves(RESULTS))
     assert found is not None
     assert {task: (scale.start, scale.unit) for task, scale in found.scales.items()} == {
