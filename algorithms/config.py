@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from algorithms.choices import check_choices
 from algorithms.policy import PolicyConfig
@@ -53,6 +53,8 @@ class AlgorithmConfig:
     """Environments side by side; must divide images_per_iteration. Changes speed and memory, not results."""
     rewards_beside_sampling: bool = False
     """Score images in a thread while the next num_envs are sampled: for rewards that wait. Changes no result."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or AdamW with 8-bit moments (Dettmers et al. 2022), a quarter of their memory; needs bitsandbytes."""
     learning_rate: float = 3e-4
     """AdamW's step size. The paper uses 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
     adam_beta1: float = 0.9

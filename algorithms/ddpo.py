@@ -102,7 +102,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         self, rollout: Rollout, images: Tensor, steps: Tensor, advantages: Tensor, meter: Meter
     ) -> Iterator[Tensor]:
         """Yield each chunk's share of the mean loss over all m transitions."""
-        size, m, dimensions = self.config.policy.chunk_size, len(images), rollout.latents[0, 0].numel()
+        size, m, dimensions = self.policy.chunk_size, len(images), rollout.latents[0, 0].numel()
         reduction = self.config.log_prob_reduction
         for start in range(0, m, size):
             part = slice(start, start + size)

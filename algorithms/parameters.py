@@ -9,16 +9,28 @@ Named = Mapping[str, nn.Parameter]
 Groups = dict[str, dict[str, Tensor]]
 
 
-def get_tensors(named: Named, optimizer: torch.optim.Optimizer | None) -> Groups:
-    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}}``."""
-    groups: Groups = {"policy": {name: value.detach().clone() for name, value in named.items()}}
+def get_tensors(
+    named: Named, optimizer: torch.optim.Optimizer | None, device: torch.device | str | None = None
+) -> Groups:
+    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}}``.
+
+    Args:
+        named: the trained weights.
+        optimizer: its moments; bitsandbytes' step counter, an integer, becomes a tensor of shape (), int64.
+        device: of the copies; None leaves each beside its original.
+    """
+    groups: Groups = {"policy": {name: _copy(value, device) for name, value in named.items()}}
     if optimizer is not None:
         groups["optimizer"] = {
-            f"{name}/{key}": moment.detach().clone()
+            f"{name}/{key}": _copy(torch.as_tensor(moment), device)
             for name, value in named.items()
             for key, moment in optimizer.state.get(value, {}).items()
         }
     return groups
+
+
+def _copy(value: Tensor, device: torch.device | str | None) -> Tensor:
+    return value.detach().to(value.device if device is None else device, copy=True)
 
 
 def set_tensors(
@@ -41,9 +53,10 @@ def set_tensors(
     for key, value in moments.items():
         name, _, moment = key.rpartition("/")
         parameter = named[name]
-        # Adam's step counter stays on the CPU; its moments lie beside the weights.
-        placed = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
-        optimizer.state[parameter][moment] = placed
+        if value.ndim == 0:  # a step counter: torch's is a tensor that stays on the CPU, bitsandbytes' an integer
+            optimizer.state[parameter][moment] = value.clone() if value.is_floating_point() else int(value)
+        else:
+            optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)
 
 
 def flatten(groups: Groups) -> dict[str, Tensor]:

@@ -90,6 +90,19 @@ class Rollout:
         )
 
 
+@torch.no_grad()
+def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
+    """Compute the stored log-densities again, in the policy's present chunks; its weights must be those that sampled.
+
+    Steps without a density, and rollouts of endpoints, stay as they are.
+    """
+    images = torch.arange(len(rollout), device=rollout.latents.device)
+    for step in policy.trainable_steps.tolist() if len(rollout.log_probs) else ():
+        rows, next_latents, _ = rollout.rows(images, torch.full_like(images, step))
+        for part, chunk in policy.chunks(rows):
+            rollout.log_probs[step, part] = policy.log_prob(chunk, next_latents[part])[0]
+
+
 OnStep = Callable[[Tensor], bool]
 
 

@@ -103,7 +103,7 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         table = schedule.alphas_cumprod
         times = torch.randint(schedule.num_train_timesteps, (len(batch),), generator=source)
         noise = torch.randn(len(batch), *x_0.shape[1:], generator=source).to(x_0.device)
-        for part in torch.arange(len(batch)).split(self.config.policy.chunk_size):
+        for part in torch.arange(len(batch)).split(self.policy.chunk_size):
             images = batch[part.to(batch.device)]
             a = table[times[part]].to(x_0.device)
             x_t, target = denoising_target(x_0[images], noise[part.to(noise.device)], a, schedule.prediction_type)
