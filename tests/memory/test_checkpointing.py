@@ -32,7 +32,7 @@ def forward_and_backward(algorithm: DDPO, rollout: Any) -> tuple[torch.Tensor, i
         return torch.zeros(())
 
     algorithm.gradient_step = gradient_step
-    conv = next(m for n, m in algorithm.policy.denoiser.named_modules() if n.endswith("resnets.0.conv1"))
+    conv = next(m for n, m in algorithm.policy.denoiser.named_modules() if n.endswith("up_blocks.1.resnets.0.conv1"))
     conv.register_forward_hook(count)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         metrics = algorithm.update(rollout)
