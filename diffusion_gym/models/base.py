@@ -14,6 +14,7 @@ from diffusion_gym.transitions import Schedule, make_schedule
 #: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always.
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
+POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,6 +8,8 @@ import torch
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.models.stable_diffusion import StableDiffusion
+from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
+from diffusion_gym.models.unconditional import UnconditionalPixels
 
 ASSETS = Path(__file__).parent.parent / "assets"
 #: Models that ship with the package: their names resolve to folders, and nothing else knows them.
@@ -15,6 +17,9 @@ EMBEDDED = ("emoji-animals",)
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
 FAMILIES: dict[str, type[PipelineModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "DDPMPipeline": UnconditionalPixels,
+    "DDIMPipeline": UnconditionalPixels,
 }
 
 
