@@ -85,7 +85,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
 
         Raises:
             TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
-            ValueError: a value that is refused, or a sampler that the algorithm cannot train.
+            ValueError: a value that is refused, a sampler that the algorithm cannot train, or an environment without
+                the prompt tokens that training the text encoder needs.
         """
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
@@ -93,7 +94,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.config: Config = override(config, **overrides)
         self._check_requirements()
         check_optimizer(self.config)
-        mdp = find_mdp(env)
+        mdp = find_mdp(env, self.config.policy.trains_text)
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),
@@ -128,7 +129,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             ValueError: an environment of another model or number of steps, or with held-out prompts.
         """
-        mdp = find_mdp(env)
+        mdp = find_mdp(env, self.config.policy.trains_text)
         check_held_out(mdp, self.config.evaluation)
         if (mdp.model.name, mdp.num_inference_steps) != (self.mdp.model.name, self.mdp.num_inference_steps):
             raise ValueError(

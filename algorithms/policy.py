@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from algorithms.choices import check_choices
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
+from diffusion_gym.models.base import TEXT_CONDITIONING, Trained
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
 from diffusion_gym.transitions import Gaussian, make_transition
 
@@ -22,8 +23,10 @@ from diffusion_gym.transitions import Gaussian, make_transition
 class PolicyConfig:
     """How the pretrained model samples, and which of its weights are trained."""
 
+    train: Trained = "denoiser"
+    """The denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1.x and 2.x, and SDXL), or both."""
     trainable: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters (small files, little memory) or all weights of the denoiser (as in the paper)."""
+    """Train low-rank adapters (small files, little memory) or all weights (as in the paper)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Adapters; used only with trainable 'lora'."""
     sampler: Literal["ddim", "ddpm"] = "ddim"
@@ -51,6 +54,11 @@ class PolicyConfig:
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders are trained, so that the policy encodes prompts itself."""
+        return self.train != "denoiser"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -59,7 +67,7 @@ class Rows:
     Attributes:
         latents: (n, c, h, w), float32, x_t.
         step_index: (n,), int64, 0 (noisiest) to T - 1.
-        conditioning: name -> (n, ...), float32.
+        conditioning: name -> (n, ...).
     """
 
     latents: Tensor
@@ -93,9 +101,13 @@ class DenoisingPolicy(nn.Module):
         super().__init__()
         self.config, self.model = config, model
         #: The one module the forward pass goes through; a wrapper (DDP) may replace it.
-        self.denoiser: nn.Module = model.build_denoiser(self.lora)
+        self.denoiser: nn.Module = (
+            model.build_text_denoiser(self.lora, config.train)
+            if config.trains_text
+            else model.build_denoiser(self.lora)
+        )
         self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
-        self._uncond = model.encode_unconditional() if self.guided else None
+        self._uncond = self._unconditional() if self.guided else None
         #: Rows a forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
@@ -106,6 +118,15 @@ class DenoisingPolicy(nn.Module):
     def lora(self) -> LoRAConfig | None:
         """The adapters' configuration, or None where all weights are trained."""
         return self.config.lora if self.config.trainable == "lora" else None
+
+    @property
+    def conditioning(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """What the denoiser is given of an observation beside latent and time: name -> (shape of a row, dtype)."""
+        shapes = {name: (tuple(shape), torch.float32) for name, shape in self.model.conditioning_shapes.items()}
+        if not self.config.trains_text:
+            return shapes
+        rest = {name: value for name, value in shapes.items() if name not in TEXT_CONDITIONING}
+        return {name: ((length,), torch.int64) for name, (length, _) in self.model.token_limits.items()} | rest
 
     @property
     def guided(self) -> bool:
@@ -212,7 +233,7 @@ class DenoisingPolicy(nn.Module):
         Raises:
             ValueError: an observation that is not this model's.
         """
-        missing = {"latent", "timestep", *self.model.conditioning_shapes} - set(observation)
+        missing = {"latent", "timestep", *self.conditioning} - set(observation)
         if missing:
             raise ValueError(f"the observation lacks {sorted(missing)}; it has {sorted(observation)}.")
         tensors = {name: torch.as_tensor(value, device=self.model.device) for name, value in observation.items()}
@@ -225,7 +246,7 @@ class DenoisingPolicy(nn.Module):
             if step == self.num_inference_steps:
                 continue
             which = (index == step).nonzero().flatten()
-            conditioning = {name: tensors[name][which].float() for name in self.model.conditioning_shapes}
+            conditioning = {name: tensors[name][which].to(dtype) for name, (_, dtype) in self.conditioning.items()}
             noise = None if deterministic else torch.randn_like(latents[which])
             latents[which] = self.sample(Rows(latents[which], index[which], conditioning), noise)[0]
         actions = latents.cpu().numpy()
@@ -233,6 +254,13 @@ class DenoisingPolicy(nn.Module):
 
     def set_training_mode(self, mode: bool) -> None:
         """Do nothing: sampling and scoring must run in the same mode, so the denoiser stays in evaluation mode."""
+
+    def _unconditional(self) -> Conditioning:
+        """Return what guidance leads away from, one row, of which the text encoder in training makes its own."""
+        encoded = self.model.encode_unconditional()
+        if self.config.trains_text:
+            encoded |= self.model.unconditional_tokens()
+        return {name: encoded[name] for name in self.conditioning}
 
     def _timesteps(self, step_index: Tensor) -> Tensor:
         return self.transition.timesteps[step_index]

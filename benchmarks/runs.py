@@ -224,6 +224,8 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
         num_inference_steps=task.num_inference_steps,
         device=task.device,
         dtype=task.dtype,
+        vae_tiling=task.vae_tiling,
+        prompt_tokens=spec.config.policy.trains_text,
     )
     cls = ALGORITHMS[spec.algorithm].cls
     if (folder / _CHECKPOINT).is_file():

@@ -52,6 +52,8 @@ class TaskConfig:
     """Where the model runs: cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
+    vae_tiling: bool = False
+    """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Measured at each evaluation beside the reward: diversity, recognised (embedded model), or a reward's mean."""
 

@@ -49,6 +49,9 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time t of x_t; 0 after the last step |
     | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the text encoder's output, L tokens of D values |
 
+    With ``prompt_tokens=True`` there are also ``prompt_tokens``, ``Box(0, vocabulary - 1, (L,), int64)``, and of SDXL's
+    second text encoder ``prompt_tokens_2``: what a policy needs that encodes the prompt itself.
+
     Other model families may add keys. The shapes are the model's: on ``"emoji-animals"`` (c, h, w) is (4, 8, 8),
     on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
 
@@ -87,6 +90,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | render_mode | ``str`` | ``None`` | ``"rgb_array"``: ``render()`` shows the present latent decoded |
     | device | ``str`` | ``"cpu"`` | of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
     | dtype | ``str`` | ``"float32"`` | of the frozen networks; also ``"bfloat16"``, ``"float16"`` |
+    | vae_tiling | ``bool`` | ``False`` | decode large images in overlapping tiles, which takes less memory |
+    | prompt_tokens | ``bool`` | ``False`` | add the prompt's tokens to the observation, for policies that train the text encoder |
 
     ## Version History
     - v0: initial version.
@@ -103,10 +108,14 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         render_mode: str | None = None,
         device: str = "cpu",
         dtype: ModelDtype = "float32",
+        vae_tiling: bool = False,
+        prompt_tokens: bool = False,
     ) -> None:
         """See the class docstring. Raises ValueError or TypeError naming the argument that is wrong."""
         check_render_mode(render_mode)
-        self.mdp: DenoisingMDP = build_mdp(model, reward, prompts, num_inference_steps, 1, device, dtype)
+        self.mdp: DenoisingMDP = build_mdp(
+            model, reward, prompts, num_inference_steps, 1, device, dtype, vae_tiling, prompt_tokens
+        )
         self.render_mode = render_mode
         self.observation_space = self.mdp.observation_space()  # type: ignore[assignment]
         self.action_space = self.mdp.action_space()

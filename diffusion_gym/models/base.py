@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,11 +12,16 @@ from torch import Tensor, nn
 
 from diffusion_gym.transitions import Schedule, make_schedule
 
-#: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always.
+#: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always, or,
+#: where text encoders are trained, tokens in the place of what these make of them: (n, L), int64.
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
+#: The conditioning that text encoders make of a prompt.
+TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
 ModelDtype = Literal["float32", "bfloat16", "float16"]
+#: What of a model is trained.
+Trained = Literal["denoiser", "text_encoder", "both"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -101,6 +107,29 @@ class DiffusionModel(ABC):
             ValueError: the model knows no prompts.
         """
         return self.encode_prompts([""])
+
+    #: Name -> (L, size of the vocabulary) of the prompt's tokens, where text encoders can be trained.
+    token_limits: Mapping[str, tuple[int, int]] = MappingProxyType({})
+
+    def tokenize(self, prompts: Sequence[str]) -> Conditioning:
+        """Turn n texts into tokens, name -> (n, L), int64, on the model's device.
+
+        Raises:
+            ValueError: a family whose text encoder cannot be trained.
+        """
+        raise ValueError(
+            f"the text encoder of {self.name!r} cannot be trained ({type(self).__name__}; the families that can are "
+            "Stable Diffusion 1.x and 2.x, and SDXL). Train 'denoiser', and leave out prompt_tokens."
+        )
+
+    def unconditional_tokens(self) -> Conditioning:
+        """Return the tokens of what guidance leads away from, one row; raises as :meth:`tokenize` does."""
+        return self.tokenize([""])
+
+    def build_text_denoiser(self, lora: LoRAConfig | None, trained: Trained) -> Denoiser:
+        """Return a denoiser that is given tokens, and trains its text encoders alone or both; raises likewise."""
+        self.tokenize([""])
+        raise NotImplementedError(f"{type(self).__name__} has tokens, and must build what encodes them.")
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

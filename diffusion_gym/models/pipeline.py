@@ -188,28 +188,12 @@ class PipelineModel(DiffusionModel):
     def build_denoiser(self, lora: LoRAConfig | None = None) -> PipelineDenoiser:
         """Copy the network: float32 and fully trainable, or in the model's dtype, frozen, with float32 adapters.
 
+        Beside adapters the frozen weights are the model's own, in the same memory.
+
         Raises:
             ValueError: no layer matches the adapter's targets.
         """
-        network = copy.deepcopy(getattr(self.pipe, self.denoiser_class.component))
-        if lora is None:
-            return self.denoiser_class(network.float().requires_grad_(True))
-        import peft
-
-        layers = list(lora.layers(self.lora_groups))
-        config = peft.LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=layers, init_lora_weights="gaussian"
-        )
-        try:
-            self._add_adapter(network, config)
-        except ValueError as error:
-            raise ValueError(
-                f"no layer of {self.name!r} could be adapted with LoRA targets {lora.targets}: {error}"
-            ) from error
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        return self.denoiser_class(network)
+        return self.denoiser_class(self._trainable(self.denoiser_class.component, lora, self.lora_groups))
 
     def export(self, denoiser: Denoiser, folder: Path, lora: LoRAConfig | None) -> None:
         """Write ``pytorch_lora_weights.safetensors`` (with the adapter's metadata), or a full pipeline folder."""
@@ -258,6 +242,31 @@ class PipelineModel(DiffusionModel):
                 f"takes {limit}. Copy the model's {part!r} folder again."
             )
 
+    def _trainable(
+        self, component: str, lora: LoRAConfig | None, groups: Mapping[str, tuple[str, ...]]
+    ) -> nn.Module:
+        """Return a copy of a component to train, as :meth:`build_denoiser` does."""
+        network = getattr(self.pipe, component)
+        if lora is None:
+            return copy.deepcopy(network).float().requires_grad_(True)
+        import peft
+
+        network = share_weights(network)
+        layers = list(lora.layers(groups))
+        config = peft.LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=layers, init_lora_weights="gaussian"
+        )
+        try:
+            self._add_adapter(network, config)
+        except ValueError as error:
+            raise ValueError(
+                f"no layer of {self.name!r} could be adapted with LoRA targets {lora.targets}: {error}"
+            ) from error
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return network
+
     def _add_adapter(self, network: Any, config: Any) -> None:
         network.add_adapter(config)
 
@@ -270,10 +279,12 @@ class PipelineModel(DiffusionModel):
         from diffusers.training_utils import _collate_lora_metadata
         from peft import get_peft_model_state_dict
 
-        layers = {
-            f"{name}_lora_layers": {k: v.detach().cpu() for k, v in get_peft_model_state_dict(part).items()}
-            for name, part in parts.items()
-        }
+        layers = {}
+        for name, part in parts.items():
+            # Newer transformers have no text_model inside CLIPTextModel; in LoRA files the name stands in all versions.
+            prefix = "text_model." if name.startswith("text_encoder") and not hasattr(part, "text_model") else ""
+            adapters = get_peft_model_state_dict(part).items()
+            layers[f"{name}_lora_layers"] = {prefix + key: value.detach().cpu() for key, value in adapters}
         type(self.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(dict(parts)))
 
     def _save_pipeline(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
@@ -283,6 +294,12 @@ class PipelineModel(DiffusionModel):
             setattr(tuned, name, part)
         with no_progress_bars():
             tuned.save_pretrained(folder)
+
+
+def share_weights(network: nn.Module) -> Any:
+    """Return a copy of a frozen network on the same weights: adapters can be put into it, and it takes no memory."""
+    weights = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
 
 
 def _vae_scale(vae: Any) -> tuple[float | Tensor, float | Tensor]:

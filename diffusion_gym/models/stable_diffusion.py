@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
-from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
+from diffusion_gym.models.pipeline import PipelineDenoiser
+from diffusion_gym.models.text import TrainableTextModel
 
 
 class UNetDenoiser(PipelineDenoiser):
@@ -23,9 +24,10 @@ class UNetDenoiser(PipelineDenoiser):
         return self.network(latents.to(dtype), timesteps, encoder_hidden_states=embedding, return_dict=False)[0]
 
 
-class StableDiffusion(PipelineModel):
+class StableDiffusion(TrainableTextModel):
     """A StableDiffusionPipeline folder or hub id."""
 
+    text_encoders: ClassVar[Mapping[str, str]] = MappingProxyType({"text_encoder": "prompt_tokens"})
     denoiser_class: ClassVar[type[PipelineDenoiser]] = UNetDenoiser
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -43,6 +45,10 @@ class StableDiffusion(PipelineModel):
         """Encode n texts with the pipeline's own tokenizer and text encoder; (n, L, D), float32."""
         embedding, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)
         return {PROMPT_EMBEDDING: embedding.float()}
+
+    def encode_tokens(self, encoders: Mapping[str, Any], conditioning: Conditioning) -> Conditioning:
+        """Return the encoder's last hidden states, (n, L, D), with gradients."""
+        return {PROMPT_EMBEDDING: encoders["text_encoder"](conditioning["prompt_tokens"])[0]}
 
 
 def check_not_distilled(name: str, unet: Any) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
-from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
+from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.stable_diffusion import check_not_distilled
+from diffusion_gym.models.text import NO_PROMPT, TrainableTextModel
 
 #: Original height and width, top and left of the crop, target height and width (Podell et al. 2023, section 2.2).
 TIME_IDS = "time_ids"
@@ -33,9 +34,12 @@ class SDXLDenoiser(PipelineDenoiser):
         )[0]
 
 
-class StableDiffusionXL(PipelineModel):
+class StableDiffusionXL(TrainableTextModel):
     """A StableDiffusionXLPipeline folder or hub id."""
 
+    text_encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"text_encoder": "prompt_tokens", "text_encoder_2": "prompt_tokens_2"}
+    )
     denoiser_class: ClassVar[type[PipelineDenoiser]] = SDXLDenoiser
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"add_watermarker": False})
     float32_vae: ClassVar[bool] = True
@@ -73,10 +77,30 @@ class StableDiffusionXL(PipelineModel):
             TIME_IDS: time_ids.repeat(len(prompts), 1),
         }
 
+    def encode_tokens(self, encoders: Mapping[str, Any], conditioning: Conditioning) -> Conditioning:
+        """Return both encoders' last hidden states but one, (n, L, D), and the second's pooled output, (n, D2).
+
+        Where the tokens are :data:`NO_PROMPT`, both are zeros.
+        """
+        hidden = []
+        for encoder, name in self.text_encoders.items():
+            output = encoders[encoder](conditioning[name].clamp(min=0), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+        given = (conditioning["prompt_tokens"][:, :1] != NO_PROMPT).to(hidden[0].dtype)
+        return {
+            PROMPT_EMBEDDING: torch.cat(hidden, -1) * given[..., None],
+            POOLED_PROMPT_EMBEDDING: output.text_embeds * given,
+        }
+
+    @property
+    def zero_unconditional(self) -> bool:  # type: ignore[override]
+        """The pipeline's ``force_zeros_for_empty_prompt``."""
+        return bool(self.pipe.config.force_zeros_for_empty_prompt)
+
     def encode_unconditional(self) -> Conditioning:
         """Return zeros, or the empty prompt where the pipeline's ``force_zeros_for_empty_prompt`` is off."""
         encoded = self.encode_prompts([""])
-        if self.pipe.config.force_zeros_for_empty_prompt:
+        if self.zero_unconditional:
             for name in (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING):
                 encoded[name] = torch.zeros_like(encoded[name])
         return encoded
