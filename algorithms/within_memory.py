@@ -23,6 +23,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not isinstance(error, RewardError) and told
 
 
+def too_little_memory(message: str) -> MemoryError:
+    """Return the error for a device on which not even one row fits; ``message`` is the allocator's."""
+    return MemoryError(
+        f"out of memory with one row a forward pass ({message}). Take less: --policy.gradient-checkpointing, "
+        "--policy.autocast bfloat16, --policy.trainable lora, --optimizer adamw8bit, a smaller --images-per-iteration, "
+        "or a smaller model (docs/memory.md says what each saves)."
+    )
+
+
 def within_memory(policy: DenoisingPolicy, work: Callable[[], T], undo: Callable[[], None] = lambda: None) -> T:
     """Return ``work()``; where memory runs out, undo what it did, halve ``policy.chunk_size``, and try again.
 
@@ -45,11 +54,7 @@ def within_memory(policy: DenoisingPolicy, work: Callable[[], T], undo: Callable
                 raise
             message = str(error).partition("\n")[0]
             if policy.chunk_size == 1:
-                raise MemoryError(
-                    f"out of memory with one row a forward pass ({message}). Take less: --policy.gradient-checkpointing, "
-                    "--policy.autocast bfloat16, --policy.trainable lora, --optimizer adamw8bit, a smaller --num-envs, "
-                    "or a smaller model (docs/memory.md says what each saves)."
-                ) from error
+                raise too_little_memory(message) from error
         # Outside of except, whose traceback holds the frames, and so the tensors, of the failed attempt.
         undo()
         old, policy.chunk_size = policy.chunk_size, policy.chunk_size // 2

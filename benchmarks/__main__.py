@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         print("stopped; the same command resumes.")
         return 130
-    except (ValueError, RewardError) as error:
+    except (ValueError, MemoryError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:

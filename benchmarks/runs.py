@@ -78,6 +78,7 @@ class RunRecord:
 
 
 OnProgress = Callable[[Progress], None]
+OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
 
 
 def run(
@@ -88,6 +89,7 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint_every: int = 10,
     tensorboard: bool = False,
+    on_built: OnBuilt = lambda algorithm: None,
 ) -> RunRecord:
     """Train to the end of the budget, from the folder's checkpoint if there is one.
 
@@ -98,6 +100,7 @@ def run(
         should_stop: asked after every step of the environments; True checkpoints and returns.
         checkpoint_every: iterations between checkpoints.
         tensorboard: also write TensorBoard events: the log's curves, and the evaluations' grids and metrics.
+        on_built: called with the algorithm before anything is written or trained.
 
     Raises:
         ValueError: the folder holds another run or a damaged one, or TensorBoard is asked for and not installed.
@@ -105,6 +108,7 @@ def run(
     """
     check_same(spec, folder)
     algorithm = _build(spec, folder)
+    on_built(algorithm)
     if not (folder / _RUN).is_file():  # only now: a run that cannot be built leaves no folder behind
         folder.mkdir(parents=True, exist_ok=True)
         begun = {

@@ -261,6 +261,7 @@ def build(options: Throughput, model: DiffusionModel | None = None) -> Diffusion
         reward=task.reward,
         prompts=task.prompts,
         num_inference_steps=task.num_inference_steps,
+        prompt_tokens=options.policy.trains_text,
     )
     return ALGORITHMS[options.algorithm].cls(env, options.config())
 

@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
+from benchmarks.memory import estimate_memory
 from benchmarks.progress import ProgressBar
 from benchmarks.provenance import available_cores
 from benchmarks.runs import Progress, run
@@ -77,6 +78,7 @@ def train(name: str, options: Train[AlgorithmConfig]) -> int:
             should_stop=_StopSignal(),
             checkpoint_every=options.output.checkpoint_every,
             tensorboard=options.output.tensorboard,
+            on_built=lambda algorithm: print(estimate_memory(algorithm).describe()),
         )
     if not record.complete:
         print(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")

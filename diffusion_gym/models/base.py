@@ -92,6 +92,11 @@ class DiffusionModel(ABC):
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""
         return self
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The model's own networks, which take memory beside the policy's."""
+        return []
+
     def schedule(self, num_inference_steps: int) -> Schedule:
         """Return the sampling grid with ``num_inference_steps`` steps."""
         return make_schedule(self.scheduler_config, num_inference_steps)

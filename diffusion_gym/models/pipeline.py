@@ -124,9 +124,8 @@ class PipelineModel(DiffusionModel):
         self.name, self.device, self.dtype, self.vae_tiling = name, device, dtype, vae_tiling
         self.pipe = self._load(source).to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        for part in self.pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False).eval()
+        for part in self.networks:
+            part.requires_grad_(False).eval()
         scheduler = self.pipe.scheduler
         self.scheduler_config = read_scheduler_config(name, type(scheduler).__name__, scheduler.config, self.schedulers)
         self._check_parts()
@@ -166,6 +165,11 @@ class PipelineModel(DiffusionModel):
         return (mode - shift) / scale * vae.config.scaling_factor
 
     # -- the contract of a model ------------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The pipeline's components that have weights."""
+        return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
