@@ -62,7 +62,7 @@ def within_memory(policy: DenoisingPolicy, work: Callable[[], T], undo: Callable
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(
-            f"out of memory with {old} rows a forward pass ({message}); going on with {policy.chunk_size}, which changes "
-            "results by float32 rounding alone. Given as --policy.chunk-size, it is not searched for again.",
+            f"out of memory with {old} rows a forward pass ({message}); going on with {policy.chunk_size}, which "
+            "changes results by float32 rounding alone. Given as --policy.chunk-size, it is not searched for again.",
             stacklevel=2,
         )

@@ -59,8 +59,9 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Bytes on the device in all."""
-        return sum(self.frozen.values()) + self.trained + self.gradients + self.moments + self.rollout + self.working
+        """Bytes on the device in all; where it is the CPU, main memory is the device's."""
+        counted = self.trained + self.gradients + self.moments + self.rollout + self.working
+        return sum(self.frozen.values()) + counted + (self.main_memory if self.device.type == "cpu" else 0)
 
     def describe(self) -> str:
         """Return a table for the terminal."""
@@ -72,13 +73,16 @@ class MemoryEstimate:
             (f"rollout of {self.images} images", self.rollout),
             (f"forward and backward of {self.chunk_size} rows", self.working),
         ]
+        fallback = ("a copy for when memory runs out", self.main_memory)
+        if self.device.type == "cpu":
+            lines.append(fallback)
         free = _free_bytes(self.device)
         short = "; less is free: rows a forward pass will be halved where it runs out" if self.total > free else ""
         return "\n".join(
             [
                 f"memory on {self.device}, estimated: {_size(self.total)}, of {_size(free)} free{short}",
                 *(f"  {name:<34}{_size(size):>10}" for name, size in lines),
-                f"and {_size(self.main_memory)} of main memory to fall back on when memory runs out",
+                *([f"and of main memory {_size(self.main_memory)}: {fallback[0]}"] if fallback not in lines else []),
             ]
         )
 
@@ -205,7 +209,9 @@ def _frozen_bytes(networks: list[nn.Module]) -> dict[str, int]:
     sizes: dict[str, int] = defaultdict(int)
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.requires_grad or tensor.untyped_storage().data_ptr() in seen:
+            if tensor.requires_grad or not tensor.is_floating_point():
+                continue
+            if tensor.untyped_storage().data_ptr() in seen:
                 continue
             seen.add(tensor.untyped_storage().data_ptr())
             sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes

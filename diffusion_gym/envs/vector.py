@@ -70,9 +70,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         except ValueError as error:
             modes = [mode.value for mode in AutoresetMode]
             raise ValueError(f"autoreset_mode must be one of {modes} (or the enum), got {autoreset_mode!r}.") from error
-        mdp = build_mdp(
-            model, reward, prompts, num_inference_steps, num_envs, device, dtype, vae_tiling, prompt_tokens
-        )
+        mdp = build_mdp(model, reward, prompts, num_inference_steps, num_envs, device, dtype, vae_tiling, prompt_tokens)
         self._init_from(mdp, output, render_mode)
 
     def _init_from(self, mdp: DenoisingMDP, output: str, render_mode: str | None) -> None:

@@ -17,6 +17,9 @@ def enable_gradient_checkpointing(network: nn.Module) -> None:
         if hasattr(module, "enable_gradient_checkpointing"):
             module.enable_gradient_checkpointing()
             found = True
+        elif hasattr(module, "activation_checkpointing_enable"):  # transformers, from 5 on
+            module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            found = True
         elif hasattr(module, "gradient_checkpointing_enable"):
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             found = True

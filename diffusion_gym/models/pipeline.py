@@ -246,9 +246,7 @@ class PipelineModel(DiffusionModel):
                 f"takes {limit}. Copy the model's {part!r} folder again."
             )
 
-    def _trainable(
-        self, component: str, lora: LoRAConfig | None, groups: Mapping[str, tuple[str, ...]]
-    ) -> nn.Module:
+    def _trainable(self, component: str, lora: LoRAConfig | None, groups: Mapping[str, tuple[str, ...]]) -> nn.Module:
         """Return a copy of a component to train, as :meth:`build_denoiser` does."""
         network = getattr(self.pipe, component)
         if lora is None:

@@ -104,7 +104,9 @@ class TrainableTextModel(PipelineModel):
         """
         for encoder in self.text_encoders:
             if getattr(getattr(self.pipe, encoder).config, "use_attention_mask", False):
-                raise ValueError(f"the {encoder} of {self.name!r} masks padding, which is not supported in training it.")
+                raise ValueError(
+                    f"the {encoder} of {self.name!r} masks padding, which is not supported in training it."
+                )
         encoders = {name: self._trainable(name, lora, TEXT_LORA_GROUPS) for name in self.text_encoders}
         if trained == "both":
             return TextDenoiser(self.build_denoiser(lora), encoders, self.encode_tokens)

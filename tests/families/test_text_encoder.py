@@ -110,7 +110,9 @@ def test_ratio_is_one_and_only_what_is_asked_for_changes(
     first, second = algorithm.update(rollout), algorithm.update(rollout)
     assert first["train/log_ratio_abs_max"] == 0.0
     assert second["train/log_ratio_abs_max"] > 1e-3
-    changed = {key for key, value in algorithm.policy.denoiser.named_parameters() if not torch.equal(before[key], value)}
+    changed = {
+        key for key, value in algorithm.policy.denoiser.named_parameters() if not torch.equal(before[key], value)
+    }
     text = {key for key in changed if key.startswith("encoders.text_encoder.")}
     second_text = {key for key in changed if key.startswith("encoders.text_encoder_2.")}
     denoiser = {key for key in changed if key.startswith("denoiser.")}

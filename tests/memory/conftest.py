@@ -1,5 +1,6 @@
 """What the tests of precision and memory share: small runs on the tiny Stable Diffusion pipeline."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -56,3 +57,17 @@ def sample() -> Callable[..., Rollout]:
         return collect(algorithm.rollout_env, algorithm.policy, texts, seed, whole_trajectory=whole)
 
     return draw
+
+
+@pytest.fixture
+def digest() -> Callable[[DiffusionAlgorithm[Any]], str]:
+    """``digest(algorithm)``: a hash of every bit of the trained weights and of the optimizer's moments."""
+
+    def make(algorithm: DiffusionAlgorithm[Any]) -> str:
+        hashed = hashlib.sha256()
+        for part, tensors in sorted(algorithm.get_parameters().items()):
+            for name, value in sorted(tensors.items()):
+                hashed.update(f"{part}/{name}".encode() + value.numpy().tobytes())
+        return hashed.hexdigest()
+
+    return make

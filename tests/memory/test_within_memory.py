@@ -41,9 +41,7 @@ def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 @pytest.mark.parametrize("cls", [DDPO, RWR])
 @pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_in_the_first_sampling_it_is_the_run_of_that_chunk_size(
-    small_run: Callable, cls: type, trainable: str
-) -> None:
+def test_in_the_first_sampling_it_is_the_run_of_that_chunk_size(small_run: Callable, cls: type, trainable: str) -> None:
     """To the bit: 4 rows do not fit and 2 do, so the rollout begins again; costs and steps are not counted twice."""
     kwargs = {"trainable": trainable, "updates_per_iteration": 2} | ({"batch_size": 6} if cls is RWR else {})
     algorithm = small_run(cls, **kwargs)
