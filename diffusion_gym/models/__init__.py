@@ -16,8 +16,9 @@ def load_model(name: str | Path | DiffusionModel, device: str = "cpu", dtype: Mo
 
     Args:
         name: ``"emoji-animals"`` (shipped with this package), an exact model (``"exact-gaussian"``,
-            ``"exact-mixture"``), a folder in diffusers' layout, or a hub id such as
-            ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
+            ``"exact-mixture"``; as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a folder in diffusers'
+            layout, or a hub id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned
+            as it is.
         device: a torch device.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
 
@@ -37,11 +38,12 @@ def load_model(name: str | Path | DiffusionModel, device: str = "cpu", dtype: Mo
 
 @lru_cache(maxsize=4)
 def _load(name: str, device: str, dtype: ModelDtype) -> DiffusionModel:
-    from diffusion_gym.models.exact import EXACT_MODELS, ExactModel
+    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactFlowModel, ExactModel
 
     if name in EXACT_MODELS:
-        mixture, components = EXACT_MODELS[name]
-        return ExactModel(name, mixture, components, torch.device(device))
+        return ExactModel(name, *EXACT_MODELS[name], torch.device(device))
+    if name in EXACT_FLOW_MODELS:
+        return ExactFlowModel(name, *EXACT_FLOW_MODELS[name], torch.device(device))
     return load_pipeline_model(name, torch.device(device), dtype)
 
 

@@ -54,11 +54,11 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict epsilon, v or x_0.
+        """Predict epsilon, v or x_0, as the schedule says; a flow model the velocity ``noise - x_0``.
 
         Args:
             latents: (n, c, h, w), float32, scaled latent units.
-            timesteps: (n,), int64, training times.
+            timesteps: (n,), the schedule's: int64 training times, or float32 of a flow model.
             conditioning: name -> (n, ...), float32.
 
         Returns:

@@ -69,9 +69,9 @@ def _pipeline_class(name: str, source: str) -> str:
 
 
 def _hub_file(name: str, source: str) -> Path:
-    from diffusion_gym.models.exact import EXACT_MODELS
+    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS
 
-    known = [*EMBEDDED, *EXACT_MODELS]
+    known = [*EMBEDDED, *EXACT_MODELS, *EXACT_FLOW_MODELS]
     if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
         raise ValueError(
             f"unknown model {name!r}: expected one of {known}, a folder with a model_index.json (as written by "
