@@ -91,7 +91,7 @@ class DenoisingPolicy(nn.Module):
         #: The one module the forward pass goes through; a wrapper (DDP) may replace it.
         self.denoiser: nn.Module = model.build_denoiser(self.lora)
         self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
-        self._uncond = model.encode_prompts([""]) if self.guided else None
+        self._uncond = model.encode_unconditional() if self.guided else None
         self.to(model.device).eval()
 
     @property

@@ -133,7 +133,8 @@ def run(
         ) from error
     algorithm.save(folder / _CHECKPOINT)
     if algorithm.costs["reward_queries"] >= spec.total_queries:
-        algorithm.export(folder if algorithm.policy.lora is not None else folder / "pipeline")
+        one_file = algorithm.policy.model.exports_lora_file(algorithm.policy.lora)
+        algorithm.export(folder if one_file else folder / "pipeline")
         _write_json(folder / _RUN, {**_read_json(folder / _RUN), "complete": True})
     return read_run(folder)
 

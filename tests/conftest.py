@@ -120,6 +120,12 @@ def _build_pipeline(folder: Path, prediction_type: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def write_tokenizer() -> Callable[[Path], None]:
+    """Return a function that writes a CLIP vocabulary into a folder, for ``CLIPTokenizer.from_pretrained``."""
+    return _write_tokenizer
+
+
+@pytest.fixture(scope="session")
 def build_tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Return a function from prediction type to the folder of a tiny pipeline; each is built once a session."""
     built: dict[str, str] = {}

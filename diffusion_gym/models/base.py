@@ -14,17 +14,9 @@ from diffusion_gym.transitions import Schedule, make_schedule
 #: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always.
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
+POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
 ModelDtype = Literal["float32", "bfloat16", "float16"]
-
-
-#: Names for groups of layers that LoRA adapts, by their suffixes in a diffusers UNet.
-LORA_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "all": (
-        *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-        *("conv_in", "conv_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
-    ),
-}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -36,17 +28,16 @@ class LoRAConfig:
     alpha: float = 4.0
     """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
     targets: tuple[str, ...] = ("attention",)
-    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (residual blocks too), or layer-name suffixes."""
+    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or layer-name suffixes."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
         if self.rank < 1 or self.alpha <= 0 or not self.targets:
             raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Suffixes of the adapted layers, groups written out."""
-        return tuple(dict.fromkeys(layer for name in self.targets for layer in LORA_GROUPS.get(name, (name,))))
+    def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """Return the suffixes of the adapted layers, with a family's groups of layers written out."""
+        return tuple(dict.fromkeys(layer for name in self.targets for layer in groups.get(name, (name,))))
 
 
 class Denoiser(nn.Module, ABC):
@@ -101,7 +92,15 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode n texts; each value (n, ...), float32, on the model's device. ``""`` is the unconditional prompt."""
+        """Encode n texts; each value (n, ...), float32, on the model's device."""
+
+    def encode_unconditional(self) -> Conditioning:
+        """Return what classifier-free guidance leads away from, one row, float32; here the empty prompt.
+
+        Raises:
+            ValueError: the model knows no prompts.
+        """
+        return self.encode_prompts([""])
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -118,3 +117,7 @@ class DiffusionModel(ABC):
     @abstractmethod
     def export(self, denoiser: Denoiser, folder: Path, lora: LoRAConfig | None) -> None:
         """Write the trained weights into ``folder`` in diffusers' own format (LoRA file or pipeline folder)."""
+
+    def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
+        """Whether :meth:`export` writes one LoRA file; otherwise it fills its folder with a whole pipeline."""
+        return lora is not None and self.supports_lora

@@ -1,51 +1,29 @@
 """Finds a diffusers pipeline (name of an embedded model, folder or hub id) and gives it to its family's adapter."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
+from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.stable_diffusion import StableDiffusion
+from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
+from diffusion_gym.models.unconditional import UnconditionalPixels
 
 ASSETS = Path(__file__).parent.parent / "assets"
 #: Models that ship with the package: their names resolve to folders, and nothing else knows them.
 EMBEDDED = ("emoji-animals",)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep the libraries' bars for single files off the terminal: they break the run's own progress bar."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, was in zip(libraries, shown, strict=True):
-            if was:
-                library.enable_progress_bar()
-
-
-def _stable_diffusion(name: str, source: str, device: torch.device, dtype: ModelDtype) -> DiffusionModel:
-    from diffusion_gym.models.stable_diffusion import StableDiffusion
-
-    return StableDiffusion(name, source, device, dtype)
-
-
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
-FAMILIES: dict[str, Callable[[str, str, torch.device, ModelDtype], DiffusionModel]] = {
-    "StableDiffusionPipeline": _stable_diffusion,
+FAMILIES: dict[str, type[PipelineModel]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "DDPMPipeline": UnconditionalPixels,
+    "DDIMPipeline": UnconditionalPixels,
 }
 
 
-def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype) -> DiffusionModel:
+def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False) -> DiffusionModel:
     """Load the model called ``name``.
 
     Raises:
@@ -55,7 +33,7 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype) -> D
     family = _pipeline_class(name, source)
     if family not in FAMILIES:
         raise ValueError(f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}.")
-    return FAMILIES[family](name, source, device, dtype)
+    return FAMILIES[family](name, source, device, dtype, vae_tiling)
 
 
 def _pipeline_class(name: str, source: str) -> str:

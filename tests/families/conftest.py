@@ -1,0 +1,280 @@
+"""Tiny pipelines of each family's real classes, with seeded random weights, and how plain diffusers draws with them.
+
+A new family is one builder, one function that draws, and one line in :data:`FAMILIES`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from torch import Tensor
+
+import diffusion_gym
+from algorithms import DiffusionAlgorithm
+from algorithms.rollouts import Rollout, collect
+from diffusion_gym import load_model
+from diffusion_gym.models import DiffusionModel
+
+WriteTokenizer = Callable[[Path], None]
+TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the tests must know of a family.
+
+    Attributes:
+        build: writes the pipeline into a folder.
+        draw: plain diffusers: (pipeline, prompts, generators, output "latent" or "pt", steps, guidance, eta) ->
+            final latents (n, c, h, w), or pictures (n, 3, H, W) in [0, 1].
+        guidance: a scale other than 1, or 1 for a family without prompts.
+        eta: noise that the pipeline itself can add, or None.
+        lora_file: whether diffusers loads a LoRA into it.
+    """
+
+    build: Callable[[Path, WriteTokenizer], None]
+    draw: Callable[..., Tensor]
+    guidance: float = 3.0
+    eta: float | None = 1.0
+    lora_file: bool = True
+
+
+def _clip(folder: Path, write_tokenizer: WriteTokenizer, projection: bool = False) -> tuple[Any, Any]:
+    """Return a tokenizer and a text encoder of width 32."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    write_tokenizer(folder / "vocabulary")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "vocabulary", model_max_length=TOKENS)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=24,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    encoder = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+    # transformers initialises embeddings at 0.02, which would make all prompts nearly equal to the denoiser.
+    torch.nn.init.normal_(encoder.get_input_embeddings().weight)
+    return tokenizer, encoder
+
+
+def _vae(**config: Any) -> Any:
+    """Return an AutoencoderKL from 16 x 16 pictures to latents (4, 8, 8)."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        **{"latent_channels": 4, "scaling_factor": 0.5, **config},
+        sample_size=16,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+    )
+
+
+def _unet(**config: Any) -> Any:
+    """Return a UNet2DConditionModel for latents (4, 8, 8)."""
+    from diffusers import UNet2DConditionModel
+
+    sizes = {"block_out_channels": (8, 16), "attention_head_dim": 4, "norm_num_groups": 4}
+    return UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, **{**sizes, **config})
+
+
+def _ddim(**config: Any) -> Any:
+    """Return the scheduler of Stable Diffusion 1.x."""
+    from diffusers import DDIMScheduler
+
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return DDIMScheduler(**betas, **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **config})
+
+
+def _build_sd(folder: Path, write_tokenizer: WriteTokenizer, **scheduler: Any) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    tokenizer, text_encoder = _clip(folder, write_tokenizer)
+    unet = _unet(
+        cross_attention_dim=32,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=_ddim(**scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def _build_sd_v(folder: Path, write_tokenizer: WriteTokenizer) -> None:
+    """Stable Diffusion 2.x as it should have been sampled (Lin et al. 2023): v, zero terminal SNR, trailing steps."""
+    _build_sd(
+        folder,
+        write_tokenizer,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+
+
+def _build_sdxl(folder: Path, write_tokenizer: WriteTokenizer) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    tokenizer, text_encoder = _clip(folder, write_tokenizer)
+    tokenizer_2, text_encoder_2 = _clip(folder, write_tokenizer, projection=True)
+    unet = _unet(
+        cross_attention_dim=64,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+    )
+    StableDiffusionXLPipeline(
+        vae=_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=_ddim(),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
+def _build_ddpm(folder: Path, write_tokenizer: WriteTokenizer) -> None:
+    """The scheduler of the published models: clipped x_0, linear betas, steps_offset 0."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=16,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+
+
+def _draw_from_text(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+    eta: float = 0.0,
+) -> Tensor:
+    call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output}
+    return pipe(list(prompts), generator=generators, eta=eta, **call).images
+
+
+def _draw_unconditional(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+    eta: float = 0.0,
+) -> Tensor:
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    assert guidance == 1.0
+    pipe = DDIMPipeline(pipe.unet, DDIMScheduler.from_config(pipe.scheduler.config))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"batch_size": len(prompts), "generator": generators, "num_inference_steps": steps, "eta": eta}
+    pictures = pipe(**call, output_type="pt").images
+    return pictures if output == "pt" else pictures * 2 - 1
+
+
+FAMILIES = {
+    "sd": Family(_build_sd, _draw_from_text),
+    # At zero terminal SNR and eta 1 diffusers takes the root of a rounding error below 0, and draws NaN.
+    "sd-v": Family(_build_sd_v, _draw_from_text, eta=0.9),
+    "sdxl": Family(_build_sdxl, _draw_from_text),
+    "ddpm": Family(_build_ddpm, _draw_unconditional, guidance=1.0, lora_file=False),
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A family whose pipeline lies in ``folder``."""
+
+    family: Family
+    folder: str
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The pipeline as this package sees it."""
+        return load_model(self.folder)
+
+    def plain(self, folder: str | Path | None = None) -> Any:
+        """Load the pipeline as somebody does who never heard of this package."""
+        from diffusers import DiffusionPipeline
+
+        pipe = DiffusionPipeline.from_pretrained(folder or self.folder)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: WriteTokenizer) -> Callable[[str], Built]:
+    """Return a function from a family's name to its tiny pipeline; each is built once a session."""
+    built: dict[str, Built] = {}
+
+    def make(name: str) -> Built:
+        if name not in built:
+            folder = tmp_path_factory.mktemp(name)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                FAMILIES[name].build(folder, write_tokenizer)
+            built[name] = Built(FAMILIES[name], str(folder))
+        return built[name]
+
+    return make
+
+
+@pytest.fixture(params=FAMILIES)
+def built(request: pytest.FixtureRequest, build: Callable[[str], Built]) -> Built:
+    """Each family's tiny pipeline."""
+    return build(request.param)
+
+
+@pytest.fixture
+def make_env() -> Callable[..., gymnasium.Env]:
+    """``make_env(folder, steps=3, ...)``: a single environment with two prompts and the JPEG reward."""
+
+    def make(folder: str, steps: int = 3, **kwargs: Any) -> gymnasium.Env:
+        settings = {"model": folder, "num_inference_steps": steps, "prompts": ["cat", "dog"], **kwargs}
+        return gymnasium.make(diffusion_gym.ENV_ID, **settings)
+
+    return make
+
+
+@pytest.fixture
+def sample() -> Callable[[DiffusionAlgorithm[Any], int], Rollout]:
+    """``sample(algorithm, n)``: a rollout of the algorithm's environment and policy, as ``learn`` collects it."""
+
+    def draw(algorithm: DiffusionAlgorithm[Any], n: int) -> Rollout:
+        prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(n)]
+        with torch.no_grad():
+            return collect(algorithm.rollout_env, algorithm.policy, prompts, algorithm.config.seed)
+
+    return draw
