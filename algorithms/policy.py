@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from algorithms.choices import check_choices
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
+from diffusion_gym.models.base import GUIDANCE
 from diffusion_gym.transitions import Gaussian, Sampler, make_transition
 
 
@@ -102,7 +103,7 @@ class DenoisingPolicy(nn.Module):
     @property
     def guided(self) -> bool:
         """Whether each row costs a second, unconditional forward."""
-        return self.config.guidance_scale != 1.0
+        return self.config.guidance_scale != 1.0 and not self.model.embeds_guidance
 
     @property
     def forwards_per_row(self) -> int:
@@ -126,8 +127,12 @@ class DenoisingPolicy(nn.Module):
     def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
-        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward.
+        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward. A
+        guidance-distilled model takes the scale as an input instead.
         """
+        if self.model.embeds_guidance:
+            scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
+            conditioning = {**conditioning, GUIDANCE: scale}
         if not self.guided:
             return self._forward(latents, timesteps, conditioning)
         assert self._uncond is not None

@@ -15,6 +15,8 @@ from diffusion_gym.transitions import Schedule, make_schedule
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
+#: The guidance scale (n,) that the policy gives to a model that takes it as an input; no part of the observation.
+GUIDANCE = "guidance"
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,6 +87,11 @@ class DiffusionModel(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""
         return self
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser takes the guidance scale as an input (guidance-distilled), in one forward a row."""
+        return False
 
     def schedule(self, num_inference_steps: int) -> Schedule:
         """Return the sampling grid with ``num_inference_steps`` steps."""
