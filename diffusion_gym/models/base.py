@@ -19,6 +19,8 @@ PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
 #: The conditioning that text encoders make of a prompt.
 TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
+#: The guidance scale (n,) that the policy gives to a model that takes it as an input; no part of the observation.
+GUIDANCE = "guidance"
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 #: What of a model is trained.
 Trained = Literal["denoiser", "text_encoder", "both"]
@@ -51,11 +53,11 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict epsilon, v or x_0.
+        """Predict epsilon, v or x_0, as the schedule says; a flow model the velocity ``noise - x_0``.
 
         Args:
             latents: (n, c, h, w), float32, scaled latent units.
-            timesteps: (n,), int64, training times.
+            timesteps: (n,), the schedule's: int64 training times, or float32 of a flow model.
             conditioning: name -> (n, ...), float32.
 
         Returns:
@@ -96,6 +98,11 @@ class DiffusionModel(ABC):
     def networks(self) -> list[nn.Module]:
         """The model's own networks, which take memory beside the policy's."""
         return []
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser takes the guidance scale as an input (guidance-distilled), in one forward a row."""
+        return False
 
     def schedule(self, num_inference_steps: int) -> Schedule:
         """Return the sampling grid with ``num_inference_steps`` steps."""

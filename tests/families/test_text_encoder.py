@@ -1,4 +1,4 @@
-"""Text encoders in training: tokens in the observation, encoded by the policy; exported, they load in plain diffusers."""
+"""Text encoders in training: tokens in the observation, encoded by the policy; plain diffusers loads the export."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_tokens_are_the_pipelines_and_a_valid_observation(build: Callable, make_
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_untrained_the_policy_encodes_what_the_environment_does(build: Callable, name: str, guidance: float) -> None:
-    """To rounding, with guidance too: SDXL's unconditional embedding is zeros, Stable Diffusion's the empty prompt's."""
+    """To rounding, guided too: SDXL's unconditional embedding is zeros, Stable Diffusion's the empty prompt's."""
     model = load_model(build(name).folder)
     both = [
         DenoisingPolicy(model, 2, PolicyConfig(train=train, guidance_scale=guidance, trainable=trainable))

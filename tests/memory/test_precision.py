@@ -72,10 +72,8 @@ def test_gradients_of_half_precision_point_where_float32s_do(small_run: Callable
 
 
 @pytest.mark.parametrize("cls", [DDPO, RWR])
-def test_loss_scaling_keeps_small_gradients_and_skips_overflows(
-    small_run: Callable, sample: Callable, cls: type
-) -> None:
-    """float16 alone is scaled. An overflow leaves weights and moments alone and halves the scale; the next one steps."""
+def test_loss_scaling_skips_overflows(small_run: Callable, sample: Callable, cls: type) -> None:
+    """float16 alone is scaled. An overflow leaves weights alone and halves the scale; the next step is made."""
     assert not small_run(cls, trainable="full").loss_scaler.is_enabled()
     assert not small_run(cls, trainable="full", autocast="bfloat16").loss_scaler.is_enabled()
     algorithm = small_run(cls, trainable="full", autocast="float16")

@@ -132,7 +132,10 @@ def test_evaluations_fit_too_and_the_size_is_kept_in_the_checkpoint(
 def test_when_one_row_does_not_fit_it_says_what_saves_memory(small_run: Callable) -> None:
     algorithm = small_run(trainable="lora", chunk_size=2)
     Scarce(algorithm, 0, sampling=True)
-    with pytest.warns(UserWarning), pytest.raises(MemoryError, match=r"one row a forward pass.*gradient-checkpointing"):
+    with (
+        pytest.warns(UserWarning, match="with 1"),
+        pytest.raises(MemoryError, match=r"one row a forward pass.*gradient-checkpointing"),
+    ):
         algorithm.learn(ITERATION)
     assert algorithm.num_timesteps == 0
 
