@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -120,8 +119,10 @@ class DiffusionModel(ABC):
         """
         return self.encode_prompts([""])
 
-    #: Name -> (L, size of the vocabulary) of the prompt's tokens, where text encoders can be trained.
-    token_limits: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    @property
+    def token_limits(self) -> Mapping[str, tuple[int, int]]:
+        """Name -> (L, size of the vocabulary) of the prompt's tokens, where text encoders can be trained; else empty."""
+        return {}
 
     def tokenize(self, prompts: Sequence[str]) -> Conditioning:
         """Turn n texts into tokens, name -> (n, L), int64, on the model's device.

@@ -1,5 +1,7 @@
 """Gradient checkpointing of diffusers' and transformers' networks that stay in evaluation mode."""
 
+from typing import Any
+
 from torch import nn
 
 
@@ -13,7 +15,8 @@ def enable_gradient_checkpointing(network: nn.Module) -> None:
         ValueError: it holds none, or one that cannot be checkpointed.
     """
     found = False
-    for module in list(network.modules()):
+    modules: list[Any] = list(network.modules())
+    for module in modules:
         if hasattr(module, "enable_gradient_checkpointing"):
             module.enable_gradient_checkpointing()
             found = True
@@ -28,7 +31,7 @@ def enable_gradient_checkpointing(network: nn.Module) -> None:
             f"gradient checkpointing is for networks of diffusers and transformers, and {type(network).__name__} holds "
             "none; leave out gradient_checkpointing."
         )
-    for module in network.modules():
+    for module in modules:
         if getattr(module, "gradient_checkpointing", False):
             # Transformers checkpoints a block only when the block itself is in training mode. The flag of the block
             # alone is set: the dropout inside has flags of its own and stays off, as it was in sampling.

@@ -24,7 +24,8 @@ TEXT_LORA_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 #: In the place of every token: no prompt at all, whose embedding is zero.
 NO_PROMPT = -1
 
-EncodeTokens = Callable[[Mapping[str, Any], Conditioning], Conditioning]
+#: (text encoders by component, conditioning with tokens) -> embeddings.
+EncodeTokens = Callable[[Any, Conditioning], Conditioning]
 
 
 class TextDenoiser(Denoiser):
