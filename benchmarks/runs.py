@@ -2,7 +2,7 @@
 
 The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, a line a dump),
 ``evaluations.jsonl`` (rewards of every evaluation image, and of every held-out one), ``images/`` (their grids),
-``checkpoint.zip`` and, at the end, the tuned weights in diffusers' own format.
+``checkpoint.zip`` and, at the end, the tuned weights in diffusers' own format beside a model card (``README.md``).
 """
 
 import json
@@ -25,6 +25,7 @@ from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoint import write_atomically
 from algorithms.evaluation import Evaluation, evaluation_prompts
 from benchmarks.metrics import resolve_metric
+from benchmarks.model_card import write_model_card
 from benchmarks.pictures import grid
 from benchmarks.provenance import provenance
 from benchmarks.settings import RunSpec
@@ -138,7 +139,12 @@ def run(
     algorithm.save(folder / _CHECKPOINT)
     if algorithm.costs["reward_queries"] >= spec.total_queries:
         one_file = algorithm.policy.model.exports_lora_file(algorithm.policy.lora)
-        algorithm.export(folder if one_file else folder / "pipeline")
+        exported = folder if one_file else folder / "pipeline"
+        algorithm.export(exported)
+        if algorithm.policy.model.networks:  # the exact family's parameters are nothing that diffusers loads
+            packages = _read_json(folder / _RUN)["provenance"]["packages"]
+            evaluations = _read_lines(folder / _EVALUATIONS)
+            write_model_card(exported, spec, algorithm, read_log(folder), evaluations, packages)
         _write_json(folder / _RUN, {**_read_json(folder / _RUN), "complete": True})
     return read_run(folder)
 
