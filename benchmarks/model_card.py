@@ -25,7 +25,8 @@ tags:
 
 # {base}, tuned toward {reward}
 
-{what} for {link}, tuned with reinforcement learning ({algorithm}) toward the reward {reward}. It was made by Diffusion Gym. The base model's licence holds for it.
+{what} for {link}, tuned with reinforcement learning ({algorithm}) toward the reward {reward}.
+It was made by Diffusion Gym. The base model's licence holds for it.
 
 | | |
 |---|---|
