@@ -24,6 +24,7 @@ from algorithms.parameters import Groups, flatten, get_tensors, set_tensors, unf
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import InterruptedRollout, Rollout, collect
 from algorithms.seeding import Stream, derive_seed, prompt_order
+from algorithms.skips import SkippedUpdates
 from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
@@ -102,6 +103,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         )
         self.iteration = 0
         self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
+        self.skipped = SkippedUpdates()
         self.last_evaluation: Evaluation | None = None
         self.last_rollout_reward: float | None = None
         #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
@@ -268,15 +270,26 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         )
 
     def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
-        """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping."""
+        """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping.
+
+        A gradient that is not finite skips the update: weights and moments stay as they were.
+
+        Raises:
+            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row.
+        """
         for loss in losses:
             loss.backward()
             self.after_backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        optimizer.step()
+        finite = bool(norm.isfinite())
+        if finite:
+            optimizer.step()
+            self._n_updates += 1
+            self.skipped.made()
         optimizer.zero_grad(set_to_none=True)
-        self._n_updates += 1
+        if not finite:
+            self.skipped.skip(float(norm), self.config.max_skipped_updates)
         return norm
 
     # -- logging and evaluation -------------------------------------------------------------------------------------
@@ -290,6 +303,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.logger.record("time/total_timesteps", self.num_timesteps)
         self.logger.record("train/learning_rate", self.config.learning_rate)
         self.logger.record("train/n_updates", self._n_updates)
+        self.logger.record("train/skipped_updates", self.skipped.total)
         self.logger.dump(step=self.num_timesteps)
 
     def _evaluate_if_due(self, final: bool = False) -> None:
@@ -317,6 +331,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             "iteration": self.iteration,
             "num_timesteps": self._committed_timesteps,
             "n_updates": self._n_updates,
+            "skipped": self.skipped.state_dict(),
             "costs": self.costs,
             "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
             "extra": self.extra_state(),
@@ -398,6 +413,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.iteration = state["iteration"]
         self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
         self._n_updates, self.costs = state["n_updates"], state["costs"]
+        if "skipped" in state:  # older checkpoints have none
+            self.skipped.load_state_dict(state["skipped"])
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from algorithms.choices import check_choices
+from algorithms.fields import check_fields
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.transitions import Gaussian, make_transition
 
@@ -38,7 +38,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
-        check_choices(self)
+        check_fields(self)
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
         if self.guidance_scale < 0:
