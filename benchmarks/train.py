@@ -52,8 +52,8 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class Output(Writing):
-    """Where a run writes, and how much of the machine it takes."""
+class Extent:
+    """Where a run is, and how long."""
 
     folder: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/REWARD-ALGORITHM-SEED)")
@@ -61,6 +61,11 @@ class Output(Writing):
     """The run's folder. An interrupted run there is resumed."""
     reward_queries: int = 2048
     """Images to sample and reward in all, rounded up to whole iterations."""
+
+
+@dataclass(frozen=True)
+class Output(Writing, Extent):
+    """Where a run writes, and how much of the machine it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
