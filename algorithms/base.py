@@ -202,8 +202,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             if rollout is None:
                 break
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            self.last_rollout_reward = float(rollout.rewards.mean())
             metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
+            self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
             metrics |= self.update(rollout)
             self.iteration += 1
             self._committed_timesteps = self.num_timesteps
