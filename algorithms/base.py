@@ -26,6 +26,7 @@ from algorithms.parameters import Groups, flatten, get_tensors, set_tensors, unf
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
 from algorithms.seeding import Stream, derive_seed, prompt_order
+from algorithms.skips import SkippedUpdates
 from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
 from algorithms.within_memory import within_memory
 from diffusion_gym.envs.mdp import DenoisingMDP
@@ -107,6 +108,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         )
         self.iteration = 0
         self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
+        self.skipped = SkippedUpdates()
         self.last_evaluation: Evaluation | None = None
         self.last_rollout_reward: float | None = None
         #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
@@ -206,8 +208,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             if rollout is None:
                 break
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            self.last_rollout_reward = float(rollout.rewards.mean())
             metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
+            self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
             metrics |= self._update_within_memory(rollout) | {"train/chunk_size": self.policy.chunk_size}
             self.iteration += 1
             self._committed_timesteps = self.num_timesteps
@@ -303,7 +305,11 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
     def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
         """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping.
 
-        In float16 the losses are scaled up; where a gradient overflows, the step is left out and the scale halved.
+        A gradient that is not finite skips the update: weights and moments stay as they were. In float16 the losses are
+        scaled up, and a gradient that overflows halves the scale.
+
+        Raises:
+            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
         """
         for loss in losses:
             self.loss_scaler.scale(loss).backward()
@@ -311,10 +317,17 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.loss_scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        self.loss_scaler.step(optimizer)
+        finite, scale = bool(norm.isfinite()), self.loss_scaler.get_scale()
+        if finite:
+            self.loss_scaler.step(optimizer)
+            self._n_updates += 1
+            self.skipped.made()
         self.loss_scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        self._n_updates += 1
+        if not finite and scale > 1:
+            self.skipped.total += 1  # the scale was too large for float16, and is smaller now
+        elif not finite:
+            self.skipped.skip(float(norm), self.config.max_skipped_updates)
         return norm
 
     # -- logging and evaluation -------------------------------------------------------------------------------------
@@ -330,6 +343,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.logger.record("train/n_updates", self._n_updates)
         if self.loss_scaler.is_enabled():
             self.logger.record("train/loss_scale", self.loss_scaler.get_scale())
+        self.logger.record("train/skipped_updates", self.skipped.total)
         self.logger.dump(step=self.num_timesteps)
 
     def _evaluate_if_due(self, final: bool = False) -> None:
@@ -359,6 +373,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             "iteration": self.iteration,
             "num_timesteps": self._committed_timesteps,
             "n_updates": self._n_updates,
+            "skipped": self.skipped.state_dict(),
             "costs": self.costs,
             "chunk_size": self.policy.chunk_size,
             "loss_scaler": self.loss_scaler.state_dict(),
@@ -451,6 +466,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.iteration = state["iteration"]
         self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
         self._n_updates, self.costs = state["n_updates"], state["costs"]
+        if "skipped" in state:  # older checkpoints have none
+            self.skipped.load_state_dict(state["skipped"])
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from algorithms.choices import check_choices
+from algorithms.fields import check_fields
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING, Trained
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
@@ -47,7 +47,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
-        check_choices(self)
+        check_fields(self)
         if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:

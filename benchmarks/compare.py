@@ -9,11 +9,12 @@ import tyro
 
 from algorithms import ALGORITHMS
 from algorithms.checkpoint import write_atomically
+from benchmarks.folder import check_same
 from benchmarks.pool import run_all
 from benchmarks.provenance import available_cores
 from benchmarks.report import Source, write_report
 from benchmarks.results import collect_results, curves, interval_note, table, write_results
-from benchmarks.runs import check_same, read_run
+from benchmarks.runs import read_run
 from benchmarks.settings import check_names
 from benchmarks.suite import COMPARED, SETTINGS, TASKS, quick_spec, run_spec
 

@@ -181,7 +181,7 @@ def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: 
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    trained = [line for line in log if "rollout/ep_rew_mean" in line]
+    trained = [line for line in log if line.get("rollout/ep_rew_mean") is not None]
     with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axis = figure.subplots()

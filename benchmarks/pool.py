@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.progress import ProgressBar
-from benchmarks.runs import Progress, read_run, run
+from benchmarks.recorder import Progress
+from benchmarks.runs import read_run, run
 from benchmarks.settings import RunSpec
 
 

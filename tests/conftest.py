@@ -23,8 +23,11 @@ repair_torchvision()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a browser or the built site, unless ``-m`` names it; any other ``-m`` means what it says."""
-    apart = [marker for marker in ("browser", "docs") if marker not in config.option.markexpr]
+    """Leave out what needs a browser or the built site, or takes minutes, unless ``-m`` names it.
+
+    Any other ``-m`` means what it says.
+    """
+    apart = [marker for marker in ("browser", "docs", "long") if marker not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in apart)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from algorithms.evaluation import evaluation_prompts
 from benchmarks.pictures import grid, read_grid
-from benchmarks.runs import GRID_COLUMNS
+from benchmarks.recorder import GRID_COLUMNS
 from diffusion_gym.prompts import resolve_prompts
 
 _COLUMNS = 5  # on a phone a picture of five columns is still a picture

@@ -121,7 +121,7 @@ class DiffusionModel(ABC):
 
     @property
     def token_limits(self) -> Mapping[str, tuple[int, int]]:
-        """Name -> (L, size of the vocabulary) of the prompt's tokens, where text encoders can be trained; else empty."""
+        """Name -> (L, size of the vocabulary) of the prompt's tokens; empty where no text encoder can be trained."""
         return {}
 
     def tokenize(self, prompts: Sequence[str]) -> Conditioning:
