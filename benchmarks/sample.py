@@ -30,7 +30,7 @@ class Sample:
     """Draw pictures; with a run's folder, the base model's and, beside them, the tuned model's."""
 
     prompts: tuple[str, ...] = ("cat", "dog", "a fox riding a bike")
-    """Texts, or a prompt set's name, or a UTF-8 file with one prompt a line."""
+    """Texts; or a prompt set's name or a file of prompts, or one side of its split (animals@held-out)."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the base model)")] = None
     """A folder written by train or compare."""
     model: str = "emoji-animals"
@@ -107,9 +107,9 @@ def sample(options: Sample) -> int:
 
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:
     """Return texts; a single word or sentence is one, and not the name of a set that does not exist."""
-    named = given[0]
-    if len(given) == 1 and (named in PROMPT_SETS or named.endswith(".txt") or Path(named).is_file()):
-        return resolve_prompts(named)
+    source = given[0].removesuffix("@train").removesuffix("@held-out")
+    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or Path(source).is_file()):
+        return resolve_prompts(given[0])
     return given
 
 

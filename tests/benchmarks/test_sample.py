@@ -90,3 +90,10 @@ def test_held_out_prompts_may_be_drawn(tmp_path: Path, tiny_sd: str) -> None:
     task = TaskConfig(model=tiny_sd, num_inference_steps=2, prompts=str(tmp_path / "train.txt"))
     run(RunSpec("ddpo-is", config, task, 4), tmp_path / "run")
     assert draw(["--run", str(tmp_path / "run"), "--prompts", "dog"], tmp_path / "dogs.png").shape[1] == 4
+
+
+def test_one_side_of_a_split_is_a_set(tmp_path: Path, tiny_sd: str) -> None:
+    """Nine of the 45 animals are held out; a sentence with an @ in it stays a text."""
+    model = ["--model", tiny_sd, "--num-inference-steps", "1", "--prompts"]
+    assert draw([*model, "animals@held-out"], tmp_path / "set.png", images=1).shape[:2] == (9, 1)
+    assert draw([*model, "a cat @home"], tmp_path / "text.png", images=1).shape[:2] == (1, 1)
