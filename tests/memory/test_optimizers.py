@@ -63,7 +63,7 @@ def test_without_the_package_it_is_refused_before_anything_is_loaded(monkeypatch
 
 def test_the_configuration_chooses(small_run: Callable, stand_in: type[AdamW8bit]) -> None:
     values = {"learning_rate": 0.5, "adam_beta1": 0.1, "adam_beta2": 0.2, "weight_decay": 0.3}
-    optimizer = small_run(optimizer="adamw8bit", **values).optimizer
+    optimizer = small_run(optimizer="adamw8bit", trainable="full", **values).optimizer
     assert isinstance(optimizer, stand_in)
     assert {key: optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")} == {
         "lr": 0.5, "betas": (0.1, 0.2), "weight_decay": 0.3,
