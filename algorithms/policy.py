@@ -37,13 +37,11 @@ class PolicyConfig:
     guidance_scale: float = 1.0
     """Classifier-free guidance, in sampling and training alike; 1 is none and costs half. The paper uses 5."""
     chunk_size: int = 16
-    """Rows a forward pass; more is faster on a GPU and takes more memory; results change by rounding alone. Where
-    memory runs out it is halved until the work fits."""
+    """Rows a forward pass, halved where memory runs out; more is faster on a GPU; results change by rounding alone."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
     """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
     gradient_checkpointing: bool = False
-    """Keep no activations inside blocks and compute them again in the backward pass: much less memory, about a third
-    more time to train; the gradient is the same."""
+    """Compute activations again in the backward pass instead of keeping them; same gradient, a third more work."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
