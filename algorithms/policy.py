@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fields import check_fields
+from algorithms.observations import observation_tensors
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.transitions import Gaussian, make_transition
 
@@ -195,15 +196,9 @@ class DenoisingPolicy(nn.Module):
         Noise comes from torch's global generator. After the end (timestep 0) the latent itself is returned.
 
         Raises:
-            ValueError: an observation that is not this model's.
+            TypeError, ValueError: an observation that is not this model's.
         """
-        missing = {"latent", "timestep", *self.model.conditioning_shapes} - set(observation)
-        if missing:
-            raise ValueError(f"the observation lacks {sorted(missing)}; it has {sorted(observation)}.")
-        tensors = {name: torch.as_tensor(value, device=self.model.device) for name, value in observation.items()}
-        single = tensors["latent"].ndim == len(self.model.latent_shape)
-        if single:
-            tensors = {name: value[None] for name, value in tensors.items()}
+        tensors, single = observation_tensors(observation, self.model)
         latents = tensors["latent"].float().clone()
         index = self.transition.schedule.step_index(tensors["timestep"].reshape(-1))
         for step in index.unique().tolist():

@@ -10,7 +10,7 @@ import tyro
 from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import collect
-from benchmarks.pictures import grid
+from benchmarks.pictures import check_picture_file, grid
 from benchmarks.runs import read_run
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
@@ -51,6 +51,7 @@ class Sample:
             raise ValueError("expected at least one prompt, images >= 1 and scale >= 1.")
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
+        check_picture_file(self.output)
         PolicyConfig(guidance_scale=self.guidance_scale, eta=self.eta)
         given = [name for name in _BASE_ONLY if getattr(self, name) != getattr(type(self), name)]
         if self.run is not None and given:
@@ -59,6 +60,7 @@ class Sample:
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
     named = options.prompts[0]
     # A single word or sentence is a text, not the name of a set that does not exist.
     named_or_file = named in PROMPT_SETS or named.endswith(".txt") or Path(named).is_file()
@@ -78,7 +80,6 @@ def sample(options: Sample) -> int:
     drawn = [collect(env, policy, texts, options.seed, whole_trajectory=False).images for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale).save(options.output)
     sides = "left: base, right: tuned" if len(drawn) == 2 else "one row a prompt"
     print(f"{options.output}: {len(prompts)} prompts x {options.images} pictures ({sides})")

@@ -103,10 +103,17 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
-        """Rebuild a specification."""
+        """Rebuild a specification.
+
+        Raises:
+            KeyError, TypeError, ValueError: what is missing, or refused.
+        """
+        name = data["algorithm"]
+        if name not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {name!r}; expected one of {sorted(ALGORITHMS)}.")
         return cls(
-            data["algorithm"],
-            from_dict(type(ALGORITHMS[data["algorithm"]].config), data["config"]),
+            name,
+            from_dict(type(ALGORITHMS[name].config), data["config"]),
             from_dict(TaskConfig, data["task"]),
             data["reward_queries"],
         )
