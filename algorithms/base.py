@@ -130,7 +130,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             ValueError: an environment of another model or number of steps, or with held-out prompts.
         """
         mdp = find_mdp(env)
-        check_held_out(mdp, self.config.evaluation)
+        check_held_out(mdp.prompts, self.config.evaluation)
         if (mdp.model.name, mdp.num_inference_steps) != (self.mdp.model.name, self.mdp.num_inference_steps):
             raise ValueError(
                 f"the policy was built for {self.mdp.num_inference_steps} steps of {self.mdp.model.name!r}, the new "
@@ -154,7 +154,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
         self._check_requirements()
-        check_held_out(self.mdp, self.config.evaluation)
+        check_held_out(self.mdp.prompts, self.config.evaluation)
         self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs)
 
     def _check_requirements(self) -> None:

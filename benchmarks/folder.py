@@ -110,11 +110,11 @@ def rewind(folder: Path, iteration: int) -> None:
         # An evaluation at the checkpoint's own iteration is made again; the update before it is not.
         return bool(line[_KEYS[METRICS]] < iteration + ("eval/reward_mean" not in line))
 
-    keep = {METRICS: logged_before, EVALUATIONS: lambda line: line[_KEYS[EVALUATIONS]] < iteration}
-    for name, wanted in keep.items():
+    wanted = {METRICS: logged_before, EVALUATIONS: lambda line: line[_KEYS[EVALUATIONS]] < iteration}
+    kept = {name: [line for line in log_lines(folder, name) if wanted[name](line)] for name in wanted}
+    for name, lines in kept.items():  # once both were read: a damaged one leaves the other as it is
         if (folder / name).is_file():
-            lines = [json.dumps(line) + "\n" for line in log_lines(folder, name) if wanted(line)]
-            write_atomically(folder / name, "".join(lines).encode())
+            write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def log_lines(folder: Path, name: str) -> list[dict[str, Any]]:

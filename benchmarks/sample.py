@@ -47,8 +47,11 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
-        if self.images < 1 or self.scale < 1 or not self.prompts:
-            raise ValueError("expected at least one prompt, images >= 1 and scale >= 1.")
+        if self.images < 1 or self.scale < 1 or self.num_inference_steps < 1 or not self.prompts:
+            raise ValueError(
+                "expected at least one prompt, images >= 1, num_inference_steps >= 1 and scale >= 1, got "
+                f"{len(self.prompts)}, {self.images}, {self.num_inference_steps} and {self.scale}."
+            )
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
         check_picture_file(self.output)
