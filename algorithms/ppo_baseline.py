@@ -120,8 +120,9 @@ class DenoisingActorCritic(ActorCriticPolicy):
             raise ValueError(
                 "PPO needs a stochastic sampler, but no step has a density; set eta > 0 and 2 or more steps."
             )
-        self.value_net = nn.Sequential(nn.Linear(self.features_dim, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, 1))
-        trained = [*self.denoising.trainable_parameters().values(), *self.value_net.parameters()]
+        critic = nn.Sequential(nn.Linear(self.features_dim, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, 1))
+        self.value_net = critic  # type: ignore[assignment]
+        trained = [*self.denoising.trainable_parameters().values(), *critic.parameters()]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
