@@ -27,6 +27,7 @@ from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
 from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.skips import SkippedUpdates
+from algorithms.stable_baselines import check_learn_arguments
 from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
 from algorithms.within_memory import within_memory
 from diffusion_gym.envs.mdp import DenoisingMDP
@@ -37,6 +38,8 @@ Config = TypeVar("Config", bound=AlgorithmConfig)
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
 FORWARDS_PER_TRAINED_ROW = 3
+#: What the state of every checkpoint holds, whatever version wrote it.
+_STATE = {"algorithm", "config", "env", "iteration", "num_timesteps", "n_updates", "costs", "extra"}
 _PROMPTS_LOGGED = 16  # above this many prompts, per-prompt means would drown the log
 
 
@@ -132,7 +135,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             ValueError: an environment of another model or number of steps, or with held-out prompts.
         """
         mdp = find_mdp(env, self.config.policy.trains_text)
-        check_held_out(mdp, self.config.evaluation)
+        check_held_out(mdp.prompts, self.config.evaluation)
         if (mdp.model.name, mdp.num_inference_steps) != (self.mdp.model.name, self.mdp.num_inference_steps):
             raise ValueError(
                 f"the policy was built for {self.mdp.num_inference_steps} steps of {self.mdp.model.name!r}, the new "
@@ -157,7 +160,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
         self._check_requirements()
         self.loss_scaler = self._make_loss_scaler()
-        check_held_out(self.mdp, self.config.evaluation)
+        check_held_out(self.mdp.prompts, self.config.evaluation)
         self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs)
 
     def _check_requirements(self) -> None:
@@ -191,9 +194,13 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             tb_log_name: name of the run for TensorBoard.
             reset_num_timesteps: False counts on from where the last ``learn`` (or a loaded checkpoint) stopped.
             progress_bar: Stable-Baselines3's own progress bar.
+
+        Raises:
+            TypeError, ValueError: arguments of another kind, before anything is sampled.
+            RewardError: the reward failed; the iteration it failed in never happened.
+            DivergedError: too many gradients in a row were not finite.
         """
-        if isinstance(log_interval, bool) or not isinstance(log_interval, int) or log_interval < 1:
-            raise ValueError(f"log_interval must be an integer of at least 1, got {log_interval!r}.")
+        check_learn_arguments(total_timesteps, callback, log_interval)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -400,6 +407,11 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             ValueError: names or shapes that are not this policy's.
         """
+        if not isinstance(load_path_or_dict, str | os.PathLike | dict):
+            raise TypeError(
+                "expected a checkpoint's path, or what get_parameters() returned, got "
+                f"{type(load_path_or_dict).__name__}."
+            )
         given = (
             load_path_or_dict
             if isinstance(load_path_or_dict, dict)
@@ -439,6 +451,9 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """
         checkpoint = read_checkpoint(path)
         state = checkpoint.state
+        lacking = sorted(_STATE - set(state))
+        if lacking:
+            raise ValueError(f"{str(path)!r} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
         if state["algorithm"] != cls.__name__:
             raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
         config = from_dict(cls.config_class, state["config"])

@@ -79,11 +79,11 @@ def _evaluate_on(
     return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts)
 
 
-def check_held_out(mdp: DenoisingMDP, config: EvaluationConfig) -> None:
-    """Raise ValueError where prompts to be held out of training are among the environment's."""
+def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
+    """Raise ValueError where prompts to be held out of training are among those trained on."""
     if config.held_out_prompts is None:
         return
-    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(mdp.prompts))
+    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(trained))
     if common:
         raise ValueError(
             f"{len(common)} of the held-out prompts {config.held_out_prompts!r} are trained on ({common[0]!r}, ...); "

@@ -38,12 +38,23 @@ def set_tensors(
 ) -> None:
     """Write what :func:`get_tensors` returned.
 
+    Args:
+        named: the trained weights by name.
+        optimizer: whose moments are set.
+        groups: new values.
+        exact_match: whether every weight must be given.
+
     Raises:
-        ValueError: names or shapes that are not this policy's; nothing is changed then.
+        ValueError: names or shapes that are not this policy's, or a value that is not finite; nothing is changed then.
     """
     weights, moments = groups.get("policy", {}), groups.get("optimizer", {})
-    if exact_match:
-        _check_match(weights, named)
+    _check_match(weights, named, complete=exact_match)
+    _check_moments(moments, named)
+    for name, value in [*weights.items(), *moments.items()]:
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"{name!r} holds NaN or infinity; weights and moments must be finite. Use another checkpoint."
+            )
     with torch.no_grad():
         for name, value in weights.items():
             named[name].copy_(value)
@@ -73,8 +84,19 @@ def unflatten(tensors: Mapping[str, Tensor]) -> Groups:
     return groups
 
 
-def _check_match(given: Mapping[str, Tensor], expected: Named) -> None:
-    missing, surplus = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+def _check_moments(given: Mapping[str, Tensor], expected: Named) -> None:
+    for key, value in given.items():
+        name, _, moment = key.rpartition("/")
+        if name not in expected or (moment.startswith("exp_avg") and value.shape != expected[name].shape):
+            raise ValueError(
+                f"the optimizer's {key!r} of shape {tuple(value.shape)} fits no weight of this policy. Are model, LoRA "
+                "configuration and optimizer the same?"
+            )
+
+
+def _check_match(given: Mapping[str, Tensor], expected: Named, complete: bool) -> None:
+    missing = sorted(set(expected) - set(given)) if complete else []
+    surplus = sorted(set(given) - set(expected))
     wrong = [name for name in given if name in expected and given[name].shape != expected[name].shape]
     if missing or surplus or wrong:
         name = (missing or surplus or wrong)[0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fields import check_fields
+from algorithms.observations import observation_tensors
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING, Trained
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
@@ -234,15 +235,10 @@ class DenoisingPolicy(nn.Module):
         Noise comes from torch's global generator. After the end (timestep 0) the latent itself is returned.
 
         Raises:
-            ValueError: an observation that is not this model's.
+            TypeError, ValueError: an observation that is not this model's.
         """
-        missing = {"latent", "timestep", *self.conditioning} - set(observation)
-        if missing:
-            raise ValueError(f"the observation lacks {sorted(missing)}; it has {sorted(observation)}.")
-        tensors = {name: torch.as_tensor(value, device=self.model.device) for name, value in observation.items()}
-        single = tensors["latent"].ndim == len(self.model.latent_shape)
-        if single:
-            tensors = {name: value[None] for name, value in tensors.items()}
+        shapes = {name: shape for name, (shape, _) in self.conditioning.items()}
+        tensors, single = observation_tensors(observation, self.model, shapes)
         latents = tensors["latent"].float().clone()
         index = self.transition.schedule.step_index(tensors["timestep"].reshape(-1))
         for step in index.unique().tolist():

@@ -16,6 +16,8 @@ from benchmarks.provenance import DECIDES, provenance
 from benchmarks.settings import RunSpec
 
 RUN, CHECKPOINT, METRICS, EVALUATIONS = "run.json", "checkpoint.zip", "metrics.jsonl", "evaluations.jsonl"
+#: Of a log, what counts its lines' iterations.
+_KEYS = {METRICS: "time/iterations", EVALUATIONS: "iteration"}
 IMAGES, CHECKPOINTS = "images", "checkpoints"
 #: What a write that was killed leaves behind: see ``write_atomically``.
 _UNFINISHED = (*(f".{name}.*" for name in (RUN, CHECKPOINT, METRICS, EVALUATIONS)), f"{IMAGES}/.*.png.*")
@@ -106,14 +108,22 @@ def rewind(folder: Path, iteration: int) -> None:
 
     def logged_before(line: dict[str, Any]) -> bool:
         # An evaluation at the checkpoint's own iteration is made again; the update before it is not.
-        return line["time/iterations"] < iteration + ("eval/reward_mean" not in line)
+        return bool(line[_KEYS[METRICS]] < iteration + ("eval/reward_mean" not in line))
 
-    keep = {METRICS: logged_before, EVALUATIONS: lambda line: line["iteration"] < iteration}
-    for name, wanted in keep.items():
-        file = folder / name
-        if file.is_file():
-            lines = [json.dumps(line) + "\n" for line in read_lines(file) if wanted(line)]
-            write_atomically(file, "".join(lines).encode())
+    wanted = {METRICS: logged_before, EVALUATIONS: lambda line: line[_KEYS[EVALUATIONS]] < iteration}
+    kept = {name: [line for line in log_lines(folder, name) if wanted[name](line)] for name in wanted}
+    for name, lines in kept.items():  # once both were read: a damaged one leaves the other as it is
+        if (folder / name).is_file():
+            write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def log_lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl`` or ``evaluations.jsonl``, a mapping a line; empty where none was written yet.
+
+    Raises:
+        ValueError: a damaged line.
+    """
+    return read_lines(folder / name, _KEYS[name])
 
 
 def keep_checkpoint(folder: Path, iteration: int, count: int) -> None:
@@ -169,7 +179,8 @@ def read_spec(folder: Path) -> RunSpec:
     try:
         return RunSpec.from_json(data["spec"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {why}") from error
 
 
 def record_reward_files(folder: Path, digests: dict[str, str], iteration: int) -> None:

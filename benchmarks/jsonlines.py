@@ -1,4 +1,4 @@
-"""JSON lines: appended whole or not at all, read up to a torn one, and no NaN, which JSON does not have."""
+"""JSON lines: appended whole or not at all, read but for a torn last one, and no NaN, which JSON does not have."""
 
 import json
 import math
@@ -24,14 +24,29 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
             raise
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines up to the first torn one: a running or killed run may have written its last line in part."""
+def read_lines(path: Path, key: str) -> list[dict[str, Any]]:
+    """Read JSON lines, but for a torn last one: a running or killed run may have written it in part.
+
+    Args:
+        path: of the file; one that is not there has no lines.
+        key: what every line holds.
+
+    Raises:
+        ValueError: a line that no run writes.
+    """
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for number, text in enumerate(texts[:-1], 1):  # behind the last line's end there is nothing, or a torn line
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            break
+            line = None
+        if not isinstance(line, dict) or key not in line:
+            raise ValueError(
+                f"line {number} of {str(path)!r} is damaged: expected a mapping with {key!r}, as a run writes it. Put "
+                "a copy of the file back, or delete the line."
+            )
+        lines.append(line)
     return lines
 
 

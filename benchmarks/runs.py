@@ -27,13 +27,14 @@ from benchmarks.folder import (
     begin,
     check_same,
     locked,
+    log_lines,
     read_json,
+    read_spec,
     record_reward_files,
     rewind,
     told_when_full,
     write_json,
 )
-from benchmarks.jsonlines import read_lines
 from benchmarks.model_card import write_model_card
 from benchmarks.recorder import JSONLines, OnProgress, Recorder
 from benchmarks.settings import RunSpec
@@ -152,7 +153,7 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
     algorithm.export(exported)
     if model.networks:  # the exact family's parameters are nothing that diffusers loads
         packages = read_json(folder / RUN)["provenance"]["packages"]
-        write_model_card(exported, spec, algorithm, read_log(folder), read_lines(folder / EVALUATIONS), packages)
+        write_model_card(exported, spec, algorithm, read_log(folder), log_lines(folder, EVALUATIONS), packages)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -163,13 +164,12 @@ def read_run(folder: Path) -> RunRecord:
     """
     if not (folder / RUN).is_file():
         raise ValueError(f"{str(folder)!r} holds no run (no {RUN}); expected a folder written by train or compare.")
+    data, spec = read_json(folder / RUN), read_spec(folder)
     try:
-        data = read_json(folder / RUN)
-        spec = RunSpec.from_json(data["spec"])
         complete, made_by, shape = data["complete"], data["provenance"], tuple(data["image_shape"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
-    evaluations = [_with_nan(line) for line in read_lines(folder / EVALUATIONS)]
+    evaluations = [_with_nan(line) for line in log_lines(folder, EVALUATIONS)]
     log = read_log(folder)
     costs = {name.removeprefix("cost/"): value for name, value in (log[-1] if log else {}).items() if "cost/" in name}
     return RunRecord(spec, complete, evaluations, costs, made_by, shape, data.get("prompts", []), folder)
@@ -177,7 +177,7 @@ def read_run(folder: Path) -> RunRecord:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read a run's log, a mapping a line; empty where none was written yet. What was not finite is None."""
-    return read_lines(folder / METRICS)
+    return log_lines(folder, METRICS)
 
 
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:

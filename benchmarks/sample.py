@@ -13,7 +13,7 @@ from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import collect
 from algorithms.within_memory import within_memory
-from benchmarks.pictures import grid
+from benchmarks.pictures import check_picture_file, grid
 from benchmarks.runs import read_run
 from benchmarks.settings import TaskConfig
 from diffusion_gym.envs.config import build_mdp
@@ -58,10 +58,14 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
-        if self.images < 1 or self.scale < 1 or not self.prompts:
-            raise ValueError("expected at least one prompt, images >= 1 and scale >= 1.")
+        if self.images < 1 or self.scale < 1 or self.num_inference_steps < 1 or not self.prompts:
+            raise ValueError(
+                "expected at least one prompt, images >= 1, num_inference_steps >= 1 and scale >= 1, got "
+                f"{len(self.prompts)}, {self.images}, {self.num_inference_steps} and {self.scale}."
+            )
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
+        check_picture_file(self.output)
         PolicyConfig(guidance_scale=self.guidance_scale, eta=self.eta)
         given = [name for name in _BASE_ONLY if getattr(self, name) != getattr(type(self), name)]
         if self.run is not None and given:
@@ -70,6 +74,7 @@ class Sample:
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
     prompts = _prompts(options.prompts)
     if options.run is None:
         task = TaskConfig(options.model, num_inference_steps=options.num_inference_steps)
@@ -98,7 +103,6 @@ def sample(options: Sample) -> int:
     drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale).save(options.output)
     sides = "left: base, right: tuned" if len(drawn) == 2 else "one row a prompt"
     print(f"{options.output}: {len(prompts)} prompts x {options.images} pictures ({sides})")

@@ -36,8 +36,7 @@ class Writing:
     """Also write TensorBoard events, curves and image grids, to the folder's tensorboard/ (needs the package
     tensorboard)."""
     wandb: WandbMode = "off"
-    """Also log to Weights & Biases (needs the package wandb); offline writes to the folder's wandb/ and sends
-    nothing."""
+    """Also log to Weights & Biases (needs the package wandb); offline writes to the folder and sends nothing."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers, and packages that are not there."""

@@ -35,7 +35,7 @@ class WeightsAndBiases(KVWriter):
         # No record of the terminal, the machine's load or the clone: what the run's folder holds, and nothing else.
         settings = wandb.Settings(
             console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
-            x_disable_meta=True,
+            x_disable_meta=True, x_save_requirements=False,
         )  # fmt: skip
         identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         try:

@@ -23,6 +23,7 @@ import tyro
 
 from algorithms import ALGORITHMS
 from benchmarks.__main__ import Command
+from benchmarks.repeat import Repeat
 from diffusion_gym import PROMPT_SETS, REWARDS
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +148,8 @@ def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[s
                 continue
             status: object = 0
             try:
-                tyro.cli(Command, args=arguments, prog="diffusion-gym")
+                repeats = arguments[:2] == ["train", "--config"]
+                tyro.cli(Repeat if repeats else Command, args=arguments[repeats:], prog="diffusion-gym")
             except SystemExit as ended:  # with 0 after --help
                 status = ended.code
             assert not status, f"{page}: diffusion-gym {shlex.join(arguments)}\n{capsys.readouterr().err}"

@@ -195,7 +195,19 @@ class DenoisingMDP:
         return Transitions(rewards, finished, scored.images)
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
-        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does."""
+        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does.
+
+        Raises:
+            TypeError: latents that are no tensor.
+            ValueError: another shape, another number of prompts, or values that are not finite.
+        """
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"the latents to score must be a tensor, got {type(latents).__name__}.")
+        if latents.shape != (len(prompts), *self.model.latent_shape) or not bool(latents.isfinite().all()):
+            raise ValueError(
+                f"expected finite latents to score, of shape {(len(prompts), *self.model.latent_shape)} for "
+                f"{len(prompts)} prompts, got shape {tuple(latents.shape)}, finite: {bool(latents.isfinite().all())}."
+            )
         images = self.model.decode(latents)
         scores = self.scorer(self.reward, images, prompts)
         return Scored(images, scores.rewards, scores.parts)

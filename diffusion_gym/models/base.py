@@ -1,5 +1,6 @@
 """The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
             raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
 
     def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
