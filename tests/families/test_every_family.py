@@ -220,6 +220,9 @@ def test_groups_of_layers_are_the_networks(built: Any, group: str) -> None:
     adapted = [name for name, value in denoiser.named_parameters() if value.requires_grad]
     assert adapted
     assert all("lora_" in name for name in adapted)
+    frozen = {value.data_ptr() for value in denoiser.parameters() if not value.requires_grad}
+    pretrained = getattr(model.pipe, model.denoiser_class.component)
+    assert frozen == {value.data_ptr() for value in pretrained.parameters()}, "frozen weights lie in memory once"
     if group == "attention":
         assert all(".to_" in name or "_proj" in name for name in adapted)
     else:
