@@ -50,8 +50,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the text encoder's output, L tokens of D values |
 
     Model families add keys: SDXL ``pooled_prompt_embedding`` (D2,) and ``time_ids`` (6,), the image's size and crop; a
-    model that reads no prompt has a ``prompt_embedding`` of zeros, (1, 1). The shapes are the model's: on ``"emoji-animals"`` (c, h, w) is (4, 8, 8),
-    on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
+    model that reads no prompt has a ``prompt_embedding`` of zeros, (1, 1). The shapes are the model's: on
+    ``"emoji-animals"`` (c, h, w) is (4, 8, 8), on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
 
     ## Rewards
     0 until the last step, then the reward of the decoded image and its prompt: ``reward(images, prompts)`` with images
