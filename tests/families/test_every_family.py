@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from PIL import Image
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DDPOConfig, DenoisingPolicy, DiffusionAlgorithm, PolicyConfig, RWRConfig
 from algorithms.parameters import flatten
 from algorithms.policy import Rows
+from benchmarks.__main__ import main
 from diffusion_gym import LoRAConfig
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
@@ -210,6 +212,22 @@ def test_update_resume_and_export(built: Any, make_env: Callable, make: Callable
     assert_same_images(images, draw(built, pipe, "pt"))
     assert set(shared.state_dict()) == set(pretrained)
     assert all(torch.equal(value, pretrained[name]) for name, value in shared.state_dict().items())
+
+
+def test_one_command_for_every_family(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``train`` with a folder's name, then ``sample`` with base and tuned pictures side by side."""
+    run, picture = tmp_path / "run", tmp_path / "picture.png"
+    sizes = ["--images-per-iteration", "4", "--num-envs", "2", "--reward-queries", "4", "--num-inference-steps", "3"]
+    guidance = ["--policy.guidance-scale", str(built.family.guidance), "--evaluation.images", "2", "--threads", "1"]
+    given = ["train", "ddpo-is", "--model", built.folder, "--folder", str(run), "--prompts", "ten-animals"]
+    assert main([*given, *sizes, *guidance]) == 0
+    assert main(["sample", "--run", str(run), "--prompts", "cat", "--images", "1", "--output", str(picture)]) == 0
+    assert str(run) in capsys.readouterr().out
+    lora_file = run / "pytorch_lora_weights.safetensors"
+    assert lora_file.is_file() == built.family.lora_file
+    assert (run / "pipeline" / "model_index.json").is_file() == (not built.family.lora_file)
+    with Image.open(picture) as image:
+        assert image.width > 2 * built.model.image_shape[2]
 
 
 @pytest.mark.parametrize("group", ["attention", "all"])
