@@ -21,7 +21,7 @@ from algorithms import DDPO, RWR, DDPOConfig, DenoisingPolicy, DiffusionAlgorith
 from algorithms.parameters import flatten
 from algorithms.policy import Rows
 from benchmarks.__main__ import main
-from diffusion_gym import LoRAConfig
+from diffusion_gym import LoRAConfig, load_model
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 
@@ -98,6 +98,15 @@ def test_model_is_one_object_copied_or_pickled(built: Any) -> None:
     assert pickle.loads(pickle.dumps(model)) is model
 
 
+def test_tiles_change_nothing_on_small_images(built: Any) -> None:
+    model = load_model(built.folder, vae_tiling=True)
+    assert model is not built.model
+    assert pickle.loads(pickle.dumps(model)) is model
+    assert getattr(getattr(model.pipe, "vae", None), "use_tiling", True)
+    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.decode(latents), built.model.decode(latents))
+
+
 # ---- against diffusers' own pipeline
 
 
@@ -133,14 +142,14 @@ def test_prompts_and_guidance_matter(built: Any) -> None:
 # ---- training
 
 
-def ddpo(built: Any, make_env: Callable, **changes: Any) -> DDPO:
+def ddpo(built: Any, make_env: Callable, dtype: str = "float32", **changes: Any) -> DDPO:
     """DDPO-IS on LoRA, with the family's guidance; 2 prompts, 4 images an iteration in rounds of 2."""
     policy = {"trainable": "lora", "lora": LORA, "guidance_scale": built.family.guidance, "chunk_size": 3}
     config = DDPOConfig(
         images_per_iteration=4, num_envs=2, images_per_prompt=2, learning_rate=0.02, updates_per_iteration=2,
         policy=PolicyConfig(**policy),
     )  # fmt: skip
-    return DDPO(make_env(built.folder, STEPS), config, **changes)
+    return DDPO(make_env(built.folder, STEPS, dtype=dtype), config, **changes)
 
 
 def rwr(built: Any, make_env: Callable) -> RWR:
@@ -158,10 +167,12 @@ def learn(algorithm: DiffusionAlgorithm[Any], iterations: int = 1) -> None:
     algorithm.learn(steps, reset_num_timesteps=algorithm.iteration == 0)
 
 
-@pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_ratio_is_one_before_the_first_update(built: Any, make_env: Callable, sample: Callable, trainable: str) -> None:
+@pytest.mark.parametrize(("trainable", "dtype"), [("lora", "float32"), ("full", "float32"), ("lora", "bfloat16")])
+def test_ratio_is_one_before_the_first_update(
+    built: Any, make_env: Callable, sample: Callable, trainable: str, dtype: str
+) -> None:
     """On the training path itself: images shuffled, steps folded into the batch, guidance on, the last chunk padded."""
-    algorithm = ddpo(built, make_env, trainable=trainable, updates_per_iteration=1)
+    algorithm = ddpo(built, make_env, dtype, trainable=trainable, updates_per_iteration=1)
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in algorithm.policy.trainable_parameters().values():
