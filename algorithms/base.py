@@ -155,12 +155,12 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
     def _check_requirements(self) -> None:
         """Refuse a sampler that the algorithm cannot train, before anything is loaded and after the grid is known."""
         steps = None if getattr(self, "policy", None) is None else self.policy.trainable_steps
-        deterministic = self.config.policy.sampler == "ddim" and self.config.policy.eta == 0
+        deterministic = self.config.policy.sampler != "ddpm" and self.config.policy.eta == 0
         if self.requires.stochastic and (deterministic or (steps is not None and len(steps) == 0)):
             raise ValueError(
                 f"{type(self).__name__} needs a stochastic sampler, but with "
                 f"sampler={self.config.policy.sampler!r} and eta={self.config.policy.eta} no step has a density; "
-                "set eta > 0 (the paper uses 1) and at least 2 steps."
+                "set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
             )
 
     # -- learning ---------------------------------------------------------------------------------------------------

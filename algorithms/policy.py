@@ -4,6 +4,7 @@ Sampling and scoring run in chunks of one fixed number of rows, the last one pad
 batch's shape: only so is the importance ratio exactly 1 before the first update.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from algorithms.choices import check_choices
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
-from diffusion_gym.transitions import Gaussian, make_transition
+from diffusion_gym.models.base import GUIDANCE
+from diffusion_gym.transitions import Gaussian, Sampler, make_transition
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class PolicyConfig:
     """Train low-rank adapters (small files, little memory) or all weights of the denoiser (as in the paper)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Adapters; used only with trainable 'lora'."""
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """DDIM with eta, or ancestral DDPM."""
+    sampler: Sampler = "auto"
+    """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
     eta: float = 1.0
-    """Noise of DDIM, 0 to 1. The paper trains at 1; at 0 nothing is random and there is nothing to train."""
+    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
     guidance_scale: float = 1.0
     """Classifier-free guidance, in sampling and training alike; 1 is none and costs half. The paper uses 5."""
     chunk_size: int = 16
@@ -39,8 +41,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
         check_choices(self)
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
+        if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale must be at least 0 (1: no guidance), got {self.guidance_scale}.")
         if self.chunk_size < 1:
@@ -101,7 +103,7 @@ class DenoisingPolicy(nn.Module):
     @property
     def guided(self) -> bool:
         """Whether each row costs a second, unconditional forward."""
-        return self.config.guidance_scale != 1.0
+        return self.config.guidance_scale != 1.0 and not self.model.embeds_guidance
 
     @property
     def forwards_per_row(self) -> int:
@@ -125,8 +127,12 @@ class DenoisingPolicy(nn.Module):
     def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
-        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward.
+        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward. A
+        guidance-distilled model takes the scale as an input instead.
         """
+        if self.model.embeds_guidance:
+            scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
+            conditioning = {**conditioning, GUIDANCE: scale}
         if not self.guided:
             return self._forward(latents, timesteps, conditioning)
         assert self._uncond is not None

@@ -82,7 +82,7 @@ class DenoisingMDP:
         self.scorer: Scorer = score_images
         self.set_reward(reward)
         self.schedule = model.schedule(num_inference_steps)
-        times = torch.cat([self.schedule.timesteps, torch.zeros(1, dtype=torch.long)]).float()
+        times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
         self._times = times.to(model.device)
         self._encoded: dict[str, Conditioning] = {}
         self._noise: list[torch.Generator | None] = [None] * num_envs

@@ -18,8 +18,9 @@ def load_model(
 
     Args:
         name: ``"emoji-animals"`` (shipped with this package), an exact model (``"exact-gaussian"``,
-            ``"exact-mixture"``), a folder in diffusers' layout, or a hub id such as
-            ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
+            ``"exact-mixture"``; as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a folder in diffusers'
+            layout, or a hub id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned
+            as it is.
         device: a torch device.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         vae_tiling: decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes
@@ -41,11 +42,12 @@ def load_model(
 
 @lru_cache(maxsize=4)
 def _load(name: str, device: str, dtype: ModelDtype, vae_tiling: bool) -> DiffusionModel:
-    from diffusion_gym.models.exact import EXACT_MODELS, ExactModel
+    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactFlowModel, ExactModel
 
     if name in EXACT_MODELS:
-        mixture, components = EXACT_MODELS[name]
-        return ExactModel(name, mixture, components, torch.device(device))
+        return ExactModel(name, *EXACT_MODELS[name], torch.device(device))
+    if name in EXACT_FLOW_MODELS:
+        return ExactFlowModel(name, *EXACT_FLOW_MODELS[name], torch.device(device))
     return load_pipeline_model(name, torch.device(device), dtype, vae_tiling)
 
 

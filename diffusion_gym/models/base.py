@@ -15,6 +15,8 @@ from diffusion_gym.transitions import Schedule, make_schedule
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
+#: The guidance scale (n,) that the policy gives to a model that takes it as an input; no part of the observation.
+GUIDANCE = "guidance"
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,11 +47,11 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict epsilon, v or x_0.
+        """Predict epsilon, v or x_0, as the schedule says; a flow model the velocity ``noise - x_0``.
 
         Args:
             latents: (n, c, h, w), float32, scaled latent units.
-            timesteps: (n,), int64, training times.
+            timesteps: (n,), the schedule's: int64 training times, or float32 of a flow model.
             conditioning: name -> (n, ...), float32.
 
         Returns:
@@ -85,6 +87,11 @@ class DiffusionModel(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""
         return self
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser takes the guidance scale as an input (guidance-distilled), in one forward a row."""
+        return False
 
     def schedule(self, num_inference_steps: int) -> Schedule:
         """Return the sampling grid with ``num_inference_steps`` steps."""

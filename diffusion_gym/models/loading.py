@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
+from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.models.stable_diffusion import StableDiffusion
+from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
 from diffusion_gym.models.unconditional import UnconditionalPixels
 
@@ -18,6 +20,8 @@ EMBEDDED = ("emoji-animals",)
 FAMILIES: dict[str, type[PipelineModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
     "DDPMPipeline": UnconditionalPixels,
     "DDIMPipeline": UnconditionalPixels,
 }
@@ -50,9 +54,9 @@ def _pipeline_class(name: str, source: str) -> str:
 
 
 def _hub_file(name: str, source: str) -> Path:
-    from diffusion_gym.models.exact import EXACT_MODELS
+    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS
 
-    known, path = [*EMBEDDED, *EXACT_MODELS], Path(source)
+    known, path = [*EMBEDDED, *EXACT_MODELS, *EXACT_FLOW_MODELS], Path(source)
     if path.is_file():
         raise ValueError(
             f"model {name!r} is a file; expected a folder with a model_index.json. Convert a single-file checkpoint "

@@ -142,6 +142,10 @@ class PipelineModel(DiffusionModel):
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one image's conditioning; "prompt_embedding" (L, D) first."""
 
+    def _load_options(self, source: str) -> Mapping[str, Any]:
+        """Return what ``from_pretrained`` is given beside the dtype; here the class's ``load_options``."""
+        return self.load_options
+
     def _check_parts(self) -> None:
         """Raise ValueError for a pipeline that cannot be used, after it is loaded."""
 
@@ -251,7 +255,7 @@ class PipelineModel(DiffusionModel):
         try:
             with no_progress_bars():
                 return DiffusionPipeline.from_pretrained(
-                    source, **_dtype_argument(DTYPES[self.dtype]), **self.load_options
+                    source, **_dtype_argument(DTYPES[self.dtype]), **self._load_options(source)
                 )
         except Exception as error:  # the libraries raise many unrelated types; all mean "not a complete pipeline"
             raise ValueError(f"diffusers could not load the model {self.name!r} from {source!r}: {error}") from error

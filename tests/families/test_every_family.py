@@ -112,8 +112,9 @@ def test_tiles_change_nothing_on_small_images(built: Any) -> None:
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("noisy", [False, True])
-def test_images_are_the_pipelines(built: Any, noisy: bool, guided: bool) -> None:
+def test_images_are_the_pipelines(built_or_variant: Any, noisy: bool, guided: bool) -> None:
     """Noise off for every family; noise on, drawn as the pipeline draws it, where the pipeline has eta."""
+    built = built_or_variant
     if (noisy and built.family.eta is None) or (guided and built.family.guidance == 1.0):
         pytest.skip("the pipeline has no such setting")
     guidance, eta = built.family.guidance if guided else 1.0, built.family.eta if noisy else 0.0
