@@ -49,8 +49,9 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time of x_t, not always whole in a flow model; 0 after the last step |
     | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the text encoder's output, L tokens of D values |
 
-    Other model families may add keys. The shapes are the model's: on ``"emoji-animals"`` (c, h, w) is (4, 8, 8),
-    on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
+    Model families add keys: SDXL ``pooled_prompt_embedding`` (D2,) and ``time_ids`` (6,), the image's size and crop; a
+    model that reads no prompt has a ``prompt_embedding`` of zeros, (1, 1). The shapes are the model's: on
+    ``"emoji-animals"`` (c, h, w) is (4, 8, 8), on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
 
     ## Rewards
     0 until the last step, then the reward of the decoded image and its prompt: ``reward(images, prompts)`` with images

@@ -105,6 +105,8 @@ class PipelineModel(DiffusionModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]]
     #: Names for groups of layers in ``LoRAConfig.targets``.
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = UNET_LORA_GROUPS
+    #: Whether the pipeline has ``load_lora_weights``; without it adapters are merged into exported weights.
+    has_lora_loader: ClassVar[bool] = True
     #: Classes of the schedulers that tell how such a model was trained.
     schedulers: ClassVar[Sequence[str]] = DIFFUSION_SCHEDULERS
     #: Given to ``from_pretrained`` beside the dtype.
@@ -152,7 +154,7 @@ class PipelineModel(DiffusionModel):
         config = getattr(self.pipe, self.denoiser_class.component).config
         size = config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
-        scale = self.pipe.vae_scale_factor
+        scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         return (config.in_channels, h, w), (3, h * scale, w * scale)
 
     def _to_pixels(self, latents: Tensor) -> Tensor:
@@ -192,20 +194,27 @@ class PipelineModel(DiffusionModel):
     def build_denoiser(self, lora: LoRAConfig | None = None) -> PipelineDenoiser:
         """Copy the network: float32 and fully trainable, or in the model's dtype, frozen, with float32 adapters.
 
+        With adapters the modules are copied, and the frozen weights shared with the pipeline: they lie in memory once.
+
         Raises:
             ValueError: no layer matches the adapter's targets.
         """
-        network = copy.deepcopy(getattr(self.pipe, self.denoiser_class.component))
+        pretrained = getattr(self.pipe, self.denoiser_class.component)
         if lora is None:
-            return self.denoiser_class(network.float().requires_grad_(True))
+            return self.denoiser_class(copy.deepcopy(pretrained).float().requires_grad_(True))
         import peft
 
+        shared = {id(weight): weight for weight in (*pretrained.parameters(), *pretrained.buffers())}
+        network = copy.deepcopy(pretrained, shared)
         layers = list(lora.layers(self.lora_groups))
         config = peft.LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, target_modules=layers, init_lora_weights="gaussian"
         )
         try:
-            self._add_adapter(network, config)
+            if self.has_lora_loader:
+                network.add_adapter(config)
+            else:  # such networks lack diffusers' own method, too
+                peft.inject_adapter_in_model(config, network)
         except ValueError as error:
             raise ValueError(
                 f"no layer of {self.name!r} could be adapted with LoRA targets {lora.targets}: {error}"
@@ -222,7 +231,14 @@ class PipelineModel(DiffusionModel):
         if self.exports_lora_file(lora):
             self._save_lora(folder, {denoiser.component: denoiser.network})
         else:
-            self._save_pipeline(folder, {denoiser.component: self._plain_network(denoiser)})
+            network: Any = _merged(copy.deepcopy(denoiser.network))
+            if network.dtype != DTYPES[self.dtype]:
+                network = network.to(DTYPES[self.dtype])
+            self._save_pipeline(folder, {denoiser.component: network})
+
+    def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
+        """Whether :meth:`export` writes one LoRA file; otherwise it writes a pipeline folder."""
+        return lora is not None and self.has_lora_loader
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as its name."""
@@ -262,13 +278,6 @@ class PipelineModel(DiffusionModel):
                 f"takes {limit}. Copy the model's {part!r} folder again."
             )
 
-    def _add_adapter(self, network: Any, config: Any) -> None:
-        network.add_adapter(config)
-
-    def _plain_network(self, denoiser: PipelineDenoiser) -> nn.Module:
-        """Return the tuned network as it is saved in a pipeline: in the model's dtype."""
-        return copy.deepcopy(denoiser.network).to(DTYPES[self.dtype])
-
     def _save_lora(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
         """Write the adapters of some components with the pipeline's own writer."""
         from diffusers.training_utils import _collate_lora_metadata
@@ -287,6 +296,18 @@ class PipelineModel(DiffusionModel):
             setattr(tuned, name, part)
         with no_progress_bars():
             tuned.save_pretrained(folder)
+
+
+def _merged(network: nn.Module) -> nn.Module:
+    """Merge a network's adapters into its weights, in place, and leave no trace of them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, layer.get_base_layer())
+    return network
 
 
 def _vae_scale(vae: Any) -> tuple[float | Tensor, float | Tensor]:

@@ -30,9 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Evaluation environment is not wr
 def make(request: pytest.FixtureRequest, make_env: Callable) -> Callable[..., DiffusionAlgorithm[Any]]:
     """``make(reward=..., model=..., **config)``: each algorithm class, quick, in rounds of 4 environments."""
 
-    def build(
-        reward: Any = "exact-quadratic", model: str = "exact-gaussian", **kwargs: Any
-    ) -> DiffusionAlgorithm[Any]:
+    def build(reward: Any = "exact-quadratic", model: str = "exact-gaussian", **kwargs: Any) -> DiffusionAlgorithm[Any]:
         config = {"trainable": "full", "images_per_iteration": IMAGES, "num_envs": 4, "learning_rate": 0.01, **kwargs}
         return request.param(make_env(model, steps=STEPS, reward=reward), **config)
 

@@ -109,7 +109,8 @@ def test_rewards_and_prompts_are_checked_before_a_model_is_loaded(
 def test_a_folder_of_another_pipeline_is_named(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "WuerstchenPipeline"}', encoding="utf-8")
     with pytest.raises(
-        ValueError, match=r"is a WuerstchenPipeline, which is not supported; supported are \[.*'StableDiffusionPipeline'.*your-own-family"
+        ValueError,
+        match=r"is a WuerstchenPipeline, which is not supported; supported are \[.*'DDPMPipeline', .*your-own-family",
     ):
         _make({"model": str(tmp_path)})
 
