@@ -339,13 +339,13 @@ FAMILIES = {
     "sdxl": Family(_build_sdxl, _draw_from_text),
     "sd3": Family(_build_sd3, _draw_sd3, eta=None),
     "flux": Family(_build_flux, _draw_flux, eta=None),
-    "flux-schnell": Family(_build_flux_schnell, _draw_flux, eta=None),
     "ddpm": Family(_build_ddpm, _draw_unconditional, guidance=1.0, lora_file=False),
 }
 
 
 #: Pipelines that differ from a family's in one thing; only their images are compared with diffusers'.
 VARIANTS = {
+    "flux-schnell": Family(_build_flux_schnell, _draw_flux, eta=None),
     "sd3-without-t5": Family(
         _build_sd3_without_t5, _draw_sd3, eta=None, load_options={"text_encoder_3": None, "tokenizer_3": None}
     ),
