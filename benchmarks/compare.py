@@ -15,7 +15,7 @@ from benchmarks.report import Source, write_report
 from benchmarks.results import collect_results, curves, interval_note, table, write_results
 from benchmarks.runs import check_same, read_run
 from benchmarks.settings import check_names
-from benchmarks.suite import SETTINGS, TASKS, quick_spec, run_spec
+from benchmarks.suite import COMPARED, SETTINGS, TASKS, quick_spec, run_spec
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Compare:
     """Reward queries of each run."""
     seeds: tuple[int, ...] = (0,)
     """One run a seed; with several, intervals are over seeds."""
-    tasks: tuple[str, ...] = tuple(TASKS)
-    """Rewards to tune for."""
+    tasks: tuple[str, ...] = COMPARED
+    """Rewards to tune for; aesthetic, clip_score and vlm_alignment are there too."""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     """Algorithms to compare."""
     folder: Annotated[

@@ -9,10 +9,21 @@ from diffusion_gym.models import LoRAConfig
 
 #: Ten prompts, so that RWR, which compares images of one prompt, has enough of each (FIELD.md's fair baseline).
 PROMPTS = "ten-animals"
+_ACTIVITIES = "animals-activities"
+#: Name (the reward's) -> task. Alignment is trained on two thirds of the activity prompts, as the paper does on prompts
+#: with activities, and evaluated on the others too.
 TASKS: dict[str, TaskConfig] = {
-    reward: TaskConfig(reward=reward, prompts=PROMPTS, metrics=("recognised", "diversity"))
-    for reward in ("compressibility", "incompressibility")
+    "compressibility": TaskConfig(reward="compressibility", prompts=PROMPTS, metrics=("recognised", "diversity")),
+    "incompressibility": TaskConfig(reward="incompressibility", prompts=PROMPTS, metrics=("recognised", "diversity")),
+    "aesthetic": TaskConfig(reward="aesthetic", prompts=PROMPTS, metrics=("clip_score", "recognised", "diversity")),
+    "clip_score": TaskConfig(reward="clip_score", prompts=PROMPTS, metrics=("recognised", "diversity")),
+    "vlm_alignment": TaskConfig(
+        reward="vlm_alignment", prompts=f"{_ACTIVITIES}@train", metrics=("clip_score", "recognised", "diversity")
+    ),
 }
+#: What ``compare`` runs unless it is told otherwise: in minutes, and without a reward model.
+COMPARED = ("compressibility", "incompressibility")
+HELD_OUT_PROMPTS = {"vlm_alignment": f"{_ACTIVITIES}@held-out"}
 
 #: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly move
 #: it, and all weights together follow the noise of the policy gradient as readily as its signal.
@@ -69,7 +80,9 @@ def settings(algorithm: str, seed: int, **changes: object) -> AlgorithmConfig:
 
 def run_spec(task: str, algorithm: str, seed: int, reward_queries: int, **changes: object) -> RunSpec:
     """Return one run of the suite."""
-    return RunSpec(algorithm, settings(algorithm, seed, **changes), TASKS[task], reward_queries)
+    config = settings(algorithm, seed, **changes)
+    evaluation = dataclasses.replace(config.evaluation, held_out_prompts=HELD_OUT_PROMPTS.get(task))
+    return RunSpec(algorithm, dataclasses.replace(config, evaluation=evaluation), TASKS[task], reward_queries)
 
 
 #: What ``--quick`` changes: two small iterations, with every part of the algorithm in them.

@@ -1,21 +1,28 @@
-"""The small reward models: how they are trained."""
+"""The small reward models: how they are trained, and that the shipped ones see what the embedded model draws."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from diffusion_gym._torchvision import repair_torchvision
 
 repair_torchvision()
 
+from benchmarks.pretrain.judge import load_judge  # noqa: E402
+from benchmarks.pretrain.pipeline import generate, load_pipeline  # noqa: E402
 from benchmarks.pretrain.reward_models import captioner as llava  # noqa: E402
-from benchmarks.pretrain.reward_models.aesthetic import colourfulness  # noqa: E402
+from benchmarks.pretrain.reward_models.aesthetic import SCALE, colourfulness, rank_correlation  # noqa: E402
+from benchmarks.pretrain.reward_models.card import RewardModels, look, read, score_bert  # noqa: E402
 from benchmarks.pretrain.reward_models.clip import contrastive_loss  # noqa: E402
 from benchmarks.pretrain.reward_models.views import Views  # noqa: E402
 from benchmarks.pretrain.world import Pictures  # noqa: E402
+from diffusion_gym.models.loading import ASSETS  # noqa: E402
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS  # noqa: E402
+from diffusion_gym.rewards.weights import EMBEDDED  # noqa: E402
 
 
 def test_colourfulness_by_hand() -> None:
@@ -75,3 +82,49 @@ def test_views_show_copies_for_half_of_the_rows_that_have_one() -> None:
     assert 0.35 < black[rows < 20].float().mean() < 0.65
     assert pixels.abs().max() <= 1
     assert torch.equal(views.draw(400, torch.Generator().manual_seed(0))[1], pixels)
+
+
+@pytest.fixture(scope="module")
+def models() -> RewardModels:
+    """Return the shipped models."""
+    return RewardModels.load(EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Tensor:
+    """Return the embedded model's picture of each animal, (45, 3, 64, 64) uint8, from seeds that no card uses."""
+    return generate(load_pipeline(ASSETS / "emoji-animals"), ANIMALS, range(1000, 1000 + len(ANIMALS)))
+
+
+def test_shipped_models_see_the_animals(models: RewardModels, drawn: Tensor) -> None:
+    """On fresh generated pictures, CLIP and captioner name the judge's animal in at least 80 %, and each other's."""
+    judged = load_judge().recognise(drawn).animal
+    clip, captioner = look(models.clip, drawn), read(models.captioner, drawn)
+    assert (clip.animal == judged).float().mean() >= 0.8
+    assert (captioner.animal == judged).float().mean() >= 0.8
+    assert (captioner.animal == clip.best.animal).float().mean() >= 0.8
+
+
+def test_shipped_aesthetic_head_ranks_by_colourfulness(models: RewardModels, drawn: Tensor) -> None:
+    """The head's scores follow the computed measure that they stand for, in rank and in scale."""
+    score = models.head(models.clip.embed_images(drawn, 64)).squeeze(-1)
+    truth = colourfulness(drawn) / SCALE
+    assert rank_correlation(score, truth) >= 0.9
+    assert (score - truth).abs().mean() < 1.0
+
+
+def test_shipped_bert_knows_animals_and_activities(models: RewardModels) -> None:
+    """The true caption's recall is above a wrong one's in at least 95 % of all pairs of the world's captions."""
+    kinds = score_bert(models.bertscore)["kinds"]
+    assert kinds["wrong_animal"]["true_above"] >= 0.95
+    assert kinds["wrong_activity"]["true_above"] >= 0.95
+
+
+def test_shipped_models_are_small_and_explained() -> None:
+    """The folder stays under 12 MB, names no path of its maker's machine, and its card says what the head is."""
+    files = [file for file in EMBEDDED.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 12e6
+    card = (EMBEDDED / "README.md").read_text(encoding="utf-8")
+    assert "stands in for LAION's" in card
+    assert "high score says colourful, not beautiful" in card
+    assert not any(str(Path.home()) in file.read_text(encoding="utf-8") for file in files if file.suffix == ".json")

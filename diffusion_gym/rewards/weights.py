@@ -23,9 +23,9 @@ def embedded(part: str) -> str:
     path = EMBEDDED / part
     if not path.exists():
         raise ValueError(
-            f"the embedded reward model {str(path)!r} is missing: this version does not ship it yet. In a clone "
-            "'python -m benchmarks pretrain --only reward-models' makes it; or name other weights (docs/rewards says "
-            "how)."
+            f"the embedded reward model {str(path)!r} is missing, which belongs to this package: install it again; in "
+            "a clone, 'python -m benchmarks pretrain --only reward-models' makes it. Or name other weights "
+            "(docs/rewards says how)."
         )
     return str(path)
 

@@ -17,7 +17,7 @@ from algorithms import ALGORITHMS
 from algorithms.checkpoint import read_checkpoint
 from benchmarks.results import curves, read_results, table
 from benchmarks.runs import read_run
-from benchmarks.suite import SETTINGS, TASKS, run_spec
+from benchmarks.suite import COMPARED, HELD_OUT_PROMPTS, SETTINGS, TASKS, run_spec
 from diffusion_gym.prompts import resolve_prompts
 
 
@@ -29,7 +29,9 @@ def test_every_setting_builds_and_is_fair() -> None:
         assert len({(e := spec.config.evaluation).images * 1000 + e.seed for spec in specs.values()}) == 1
         assert len({spec.config.policy for spec in specs.values()}) == 1
         prompts = resolve_prompts(specs["rwr"].task.prompts or "")
-        assert len(prompts) <= 10
+        if task in COMPARED:
+            assert len(prompts) <= 10
+        assert (specs["rwr"].config.evaluation.held_out_prompts is not None) == (task in HELD_OUT_PROMPTS)
         for name in ("rwr", "sparse-rwr"):
             config = specs[name].config
             assert config.images_per_prompt >= 16, "a softmax over fewer images of a prompt means little"

@@ -149,7 +149,7 @@ def train_bert(
 def save_bert(model: BertForMaskedLM, folder: Path) -> None:
     """Write the folder that ``AutoModel`` and ``AutoTokenizer`` load, in float16.
 
-    BertModel has a pooler that masked words do not train and BERTScore does not use; it is zero, not missing, so that
+    BertModel has a pooler that its training does not reach and BERTScore does not use; it is zero, not missing, so that
     loading stays silent.
     """
     encoder = BertModel(model.config)

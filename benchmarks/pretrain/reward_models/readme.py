@@ -49,7 +49,7 @@ gives them back. They are made paler or more saturated, blurred and noised at ra
 | aesthetic head, on {rated} renders and as many copies, as they are | {aesthetic_training} | {aesthetic_time} |
 | captioner's vision tower, as a classifier | {tower_training} | {tower_time} |
 | captioner, all parts | {captioner_training} | {captioner_time} |
-| BERT, masked words of the captions in sentences | {bert_training} | {bert_time} |
+| BERT, contrast between the captions' sentences, and masked words | {bert_training} | {bert_time} |
 
 CLIP and captioner share no weights and see other batches, so that one can check what the other rewards. The folder
 weighs {megabytes} MB; the weights are stored in float16 and were measured after reloading in float32. A picture costs,
@@ -84,7 +84,7 @@ All numbers with versions are in `card.json`.
 - They share the training world with the generator and the judge: high shares say that the classes are told apart, not
   that a person likes the pictures. The captioner always answers with a caption of the world, also about noise.
 - Colourfulness rises with saturated backgrounds and with colour noise, so that is where optimisation leads.
-- BERT's pooler is zero: masked words do not train it, and BERTScore does not use it.
+- BERT's pooler is zero: its training does not reach it, and BERTScore does not use it.
 
 ## Licence
 
