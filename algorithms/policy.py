@@ -36,7 +36,7 @@ class PolicyConfig:
     eta: float = 1.0
     """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance, in sampling and training alike; 1 is none and costs half. The paper uses 5."""
+    """Guidance in sampling and training; 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
     chunk_size: int = 16
     """Rows a forward pass, halved where memory runs out; more is faster on a GPU; results change by rounding alone."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"

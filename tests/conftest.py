@@ -170,11 +170,13 @@ def exact() -> dict[str, Any]:
     return dict(EXACT)
 
 
-@pytest.fixture(params=["exact", "tiny-sd"])
+@pytest.fixture(params=["exact", "exact-flow", "tiny-sd"])
 def each_model(request: pytest.FixtureRequest, tiny_sd: str) -> dict[str, Any]:
-    """Return arguments of ``make`` for the exact mixture, and for a real diffusers pipeline."""
+    """Return arguments of ``make`` for the exact mixture, the same as a flow, and for a real diffusers pipeline."""
     if request.param == "exact":
         return dict(EXACT)
+    if request.param == "exact-flow":
+        return {**EXACT, "model": "exact-flow-mixture"}
     return {
         "model": tiny_sd,
         "reward": "compressibility",

@@ -19,12 +19,14 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
+import torch
 import tyro
 
 from algorithms import ALGORITHMS
 from benchmarks.__main__ import Command
 from benchmarks.repeat import Repeat
 from diffusion_gym import PROMPT_SETS, REWARDS
+from diffusion_gym.models.loading import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -78,7 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory that modules can be imported from; what a page registers is forgotten after it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registries: list[dict[str, Any]] = [ALGORITHMS, REWARDS, PROMPT_SETS]
+    registries: list[dict[str, Any]] = [ALGORITHMS, FAMILIES, REWARDS, PROMPT_SETS]
     kept = [dict(registry) for registry in registries]
     yield tmp_path
     for registry, before in zip(registries, kept, strict=True):
@@ -122,6 +124,24 @@ def test_own_algorithm_learns(folder: Path) -> None:
     names = run_python("docs/your-own-algorithm.md", folder, first=2)
     assert names["free"].policy.denoiser.means[0, 0] > 2.0
     assert 1.0 < names["held"].policy.denoiser.means[0, 0] < 1.5
+
+
+def test_own_family_is_the_pipeline(folder: Path) -> None:
+    """The adapter draws the pipeline's pictures; what training leaves behind is the tuned network, not the base one."""
+    names = run_python("docs/your-own-family.md", folder)
+    assert names["difference"] <= 1
+    assert names["ours"].float().std() > 5, "a flat picture would prove nothing"
+    assert names["first"]["train/log_ratio_abs_max"] == 0.0
+    latents, times, labels = names["latents"], torch.tensor([500]), torch.tensor([207])
+    conditioning = names["model"].encode_prompts(["207"])
+    with torch.no_grad():
+        tuned = names["algorithm"].policy.denoiser(latents, times, conditioning)
+        base, exported = (
+            pipe.transformer(latents, times, class_labels=labels).sample[:, :4]
+            for pipe in (names["pipe"], names["tuned"])
+        )
+    assert (exported - tuned).abs().max() < 1e-4 * (base - tuned).abs().max() + 1e-6
+    assert (base - tuned).abs().max() > 1e-3
 
 
 @pytest.mark.docs

@@ -162,5 +162,5 @@ class DiffusionModel(ABC):
         """Write the trained weights into ``folder`` in diffusers' own format (LoRA file or pipeline folder)."""
 
     def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
-        """Whether :meth:`export` writes one LoRA file; otherwise it fills its folder with a whole pipeline."""
-        return lora is not None and self.supports_lora
+        """Whether :meth:`export` writes one LoRA file; otherwise it fills its folder with the whole model."""
+        return lora is not None

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 #: Tokens that T5 reads of a prompt, as the pipeline has it.
@@ -76,23 +77,17 @@ class Flux(PipelineModel):
         return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // 2) * (w // 2), equal_steps=True)
 
     def _check_parts(self) -> None:
-        for number in ("", "_2"):
-            if getattr(self.pipe, f"text_encoder{number}") is None:
-                raise ValueError(f"{self.name!r} lacks text_encoder{number}; Flux needs its CLIP and its T5 encoder.")
         self._check_tokenizer("tokenizer", self.pipe.text_encoder.config.max_position_embeddings)
+        check_t5_tokenizer(self.name, "tokenizer_2", self.pipe.tokenizer_2, self.pipe.text_encoder_2)
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         scale, size = self.pipe.vae_scale_factor, self.pipe.vae.config.sample_size
         side = 2 * (size // (2 * scale))  # whole patches of 2 x 2 latents
         return (self.pipe.transformer.config.in_channels // 4, side, side), (3, side * scale, side * scale)
 
-    @property
-    def _t5_tokens(self) -> int:
-        return min(_T5_TOKENS, self.pipe.tokenizer_2.model_max_length)
-
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {
-            PROMPT_EMBEDDING: (self._t5_tokens, self.pipe.text_encoder_2.config.d_model),
+            PROMPT_EMBEDDING: (t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS), self.pipe.text_encoder_2.config.d_model),
             POOLED_PROMPT_EMBEDDING: (self.pipe.text_encoder.config.hidden_size,),
         }
 
@@ -100,7 +95,9 @@ class Flux(PipelineModel):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode n texts: T5's tokens (n, L, D) and CLIP's pooled embedding (n, D2), float32."""
         embedding, pooled, _ = self.pipe.encode_prompt(
-            list(prompts), device=self.device, max_sequence_length=self._t5_tokens
+            list(prompts),
+            device=self.device,
+            max_sequence_length=t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS),
         )
         return {PROMPT_EMBEDDING: embedding.float(), POOLED_PROMPT_EMBEDDING: pooled.float()}
 

@@ -36,7 +36,10 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_
     source = str(ASSETS / name) if name in EMBEDDED else name
     family = _pipeline_class(name, source)
     if family not in FAMILIES:
-        raise ValueError(f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}.")
+        raise ValueError(
+            f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}. "
+            "docs/your-own-family.md shows how to add a family."
+        )
     return FAMILIES[family](name, source, device, dtype, vae_tiling)
 
 
@@ -53,8 +56,13 @@ def _pipeline_class(name: str, source: str) -> str:
 def _hub_file(name: str, source: str) -> Path:
     from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS
 
-    known = [*EMBEDDED, *EXACT_MODELS, *EXACT_FLOW_MODELS]
-    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
+    known, path = [*EMBEDDED, *EXACT_MODELS, *EXACT_FLOW_MODELS], Path(source)
+    if path.is_file():
+        raise ValueError(
+            f"model {name!r} is a file; expected a folder with a model_index.json. Convert a single-file checkpoint "
+            "with diffusers' PIPELINE.from_single_file(FILE).save_pretrained(FOLDER), and pass the folder."
+        )
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/")):
         raise ValueError(
             f"unknown model {name!r}: expected one of {known}, a folder with a model_index.json (as written by "
             "diffusers' save_pretrained), or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
@@ -66,6 +74,22 @@ def _hub_file(name: str, source: str) -> Path:
     except Exception as error:  # the hub client raises many unrelated types; all mean "not to be had"
         raise ValueError(
             f"there is no folder {name!r}, and a model of that name could not be fetched from the model hub "
-            f"({type(error).__name__}). Download it where there is a network "
-            f"('hf download {name} --local-dir DIR') and pass model='DIR', or use one of {known}."
+            f"({type(error).__name__}): {_advice(name, error)}, or use one of {known}."
         ) from error
+
+
+def _advice(name: str, error: Exception) -> str:
+    """Say what stopped the download, and what to do."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its terms must be accepted first. Accept them on its page, and log in with 'hf auth login'"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model, or it is private. Check the name, log in with 'hf auth login'"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return "it has no model_index.json, so it is no diffusers pipeline. Look for a version of it that is one"
+    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub could not be reached"
+    return (
+        f"{offline}, and the model is not in the cache. Download it where there is a network ('hf download {name} "
+        "--local-dir DIR'), copy DIR here, and pass model='DIR'"
+    )

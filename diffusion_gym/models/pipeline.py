@@ -105,6 +105,8 @@ class PipelineModel(DiffusionModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]]
     #: Names for groups of layers in ``LoRAConfig.targets``.
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = UNET_LORA_GROUPS
+    #: Whether the pipeline has ``load_lora_weights``; without it adapters are merged into exported weights.
+    has_lora_loader: ClassVar[bool] = True
     #: Classes of the schedulers that tell how such a model was trained.
     schedulers: ClassVar[Sequence[str]] = DIFFUSION_SCHEDULERS
     #: Given to ``from_pretrained`` beside the dtype.
@@ -139,6 +141,10 @@ class PipelineModel(DiffusionModel):
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one image's conditioning; "prompt_embedding" (L, D) first."""
 
+    def _load_options(self, source: str) -> Mapping[str, Any]:
+        """Return what ``from_pretrained`` is given beside the dtype; here the class's ``load_options``."""
+        return self.load_options
+
     def _check_parts(self) -> None:
         """Raise ValueError for a pipeline that cannot be used, after it is loaded."""
 
@@ -147,7 +153,7 @@ class PipelineModel(DiffusionModel):
         config = getattr(self.pipe, self.denoiser_class.component).config
         size = config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
-        scale = self.pipe.vae_scale_factor
+        scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         return (config.in_channels, h, w), (3, h * scale, w * scale)
 
     def _to_pixels(self, latents: Tensor) -> Tensor:
@@ -192,7 +198,7 @@ class PipelineModel(DiffusionModel):
     def build_denoiser(self, lora: LoRAConfig | None = None) -> PipelineDenoiser:
         """Copy the network: float32 and fully trainable, or in the model's dtype, frozen, with float32 adapters.
 
-        Beside adapters the frozen weights are the model's own, in the same memory.
+        With adapters the modules are copied, and the frozen weights shared with the pipeline: they lie in memory once.
 
         Raises:
             ValueError: no layer matches the adapter's targets.
@@ -206,7 +212,14 @@ class PipelineModel(DiffusionModel):
         if self.exports_lora_file(lora):
             self._save_lora(folder, {denoiser.component: denoiser.network})
         else:
-            self._save_pipeline(folder, {denoiser.component: self._plain_network(denoiser)})
+            network: Any = _merged(copy.deepcopy(denoiser.network))
+            if network.dtype != DTYPES[self.dtype]:
+                network = network.to(DTYPES[self.dtype])
+            self._save_pipeline(folder, {denoiser.component: network})
+
+    def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
+        """Whether :meth:`export` writes one LoRA file; otherwise it writes a pipeline folder."""
+        return lora is not None and self.has_lora_loader
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as its name."""
@@ -223,7 +236,7 @@ class PipelineModel(DiffusionModel):
         try:
             with no_progress_bars():
                 return DiffusionPipeline.from_pretrained(
-                    source, **_dtype_argument(DTYPES[self.dtype]), **self.load_options
+                    source, **_dtype_argument(DTYPES[self.dtype]), **self._load_options(source)
                 )
         except Exception as error:  # the libraries raise many unrelated types; all mean "not a complete pipeline"
             raise ValueError(f"diffusers could not load the model {self.name!r} from {source!r}: {error}") from error
@@ -248,18 +261,20 @@ class PipelineModel(DiffusionModel):
 
     def _trainable(self, component: str, lora: LoRAConfig | None, groups: Mapping[str, tuple[str, ...]]) -> nn.Module:
         """Return a copy of a component to train, as :meth:`build_denoiser` does."""
-        network = getattr(self.pipe, component)
+        pretrained = getattr(self.pipe, component)
         if lora is None:
-            return copy.deepcopy(network).float().requires_grad_(True)
+            return copy.deepcopy(pretrained).float().requires_grad_(True)
         import peft
 
-        network = share_weights(network)
-        layers = list(lora.layers(groups))
+        network = share_weights(pretrained)
         config = peft.LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=layers, init_lora_weights="gaussian"
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.layers(groups)), init_lora_weights="gaussian"
         )
         try:
-            self._add_adapter(network, config)
+            if self.has_lora_loader:
+                network.add_adapter(config)
+            else:  # such networks lack diffusers' own method, too
+                peft.inject_adapter_in_model(config, network)
         except ValueError as error:
             raise ValueError(
                 f"no layer of {self.name!r} could be adapted with LoRA targets {lora.targets}: {error}"
@@ -268,13 +283,6 @@ class PipelineModel(DiffusionModel):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         return network
-
-    def _add_adapter(self, network: Any, config: Any) -> None:
-        network.add_adapter(config)
-
-    def _plain_network(self, denoiser: PipelineDenoiser) -> nn.Module:
-        """Return the tuned network as it is saved in a pipeline: in the model's dtype."""
-        return copy.deepcopy(denoiser.network).to(DTYPES[self.dtype])
 
     def _save_lora(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
         """Write the adapters of some components with the pipeline's own writer."""
@@ -302,6 +310,18 @@ def share_weights(network: nn.Module) -> Any:
     """Return a copy of a frozen network on the same weights: adapters can be put into it, and it takes no memory."""
     weights = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
+
+
+def _merged(network: nn.Module) -> nn.Module:
+    """Merge a network's adapters into its weights, in place, and leave no trace of them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, layer.get_base_layer())
+    return network
 
 
 def _vae_scale(vae: Any) -> tuple[float | Tensor, float | Tensor]:

@@ -1,7 +1,7 @@
 """The Stable Diffusion 3 family (3 and 3.5): a flow-matching transformer and three text encoders, T5 optional."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 #: Tokens that T5 reads of a prompt, as the pipeline has it; CLIP reads 77.
@@ -45,24 +46,23 @@ class StableDiffusion3(PipelineModel):
         patch = self.pipe.transformer.config.patch_size
         return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // patch) * (w // patch))
 
-    def _check_parts(self) -> None:
-        for number in ("", "_2"):
-            encoder = getattr(self.pipe, f"text_encoder{number}")
-            if encoder is None:
-                raise ValueError(
-                    f"{self.name!r} lacks text_encoder{number}; Stable Diffusion 3 needs both CLIP encoders "
-                    "(text_encoder_3, its T5, may be left out)."
-                )
-            self._check_tokenizer(f"tokenizer{number}", encoder.config.max_position_embeddings)
+    def _load_options(self, source: str) -> Mapping[str, Any]:
+        """A folder saved without T5 leaves it out, and diffusers then asks to be told that it is meant to be None."""
+        from diffusers import DiffusionPipeline
 
-    @property
-    def _t5_tokens(self) -> int:
-        tokenizer = self.pipe.tokenizer_3
-        return _T5_TOKENS if tokenizer is None else min(_T5_TOKENS, tokenizer.model_max_length)
+        saved = DiffusionPipeline.load_config(source)
+        return {part: None for part in ("text_encoder_3", "tokenizer_3") if not any(saved.get(part) or [])}
+
+    def _check_parts(self) -> None:
+        pipe = self.pipe
+        self._check_tokenizer("tokenizer", pipe.text_encoder.config.max_position_embeddings)
+        self._check_tokenizer("tokenizer_2", pipe.text_encoder_2.config.max_position_embeddings)
+        if pipe.text_encoder_3 is not None:
+            check_t5_tokenizer(self.name, "tokenizer_3", pipe.tokenizer_3, pipe.text_encoder_3)
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         first, second = self.pipe.text_encoder.config, self.pipe.text_encoder_2.config
-        tokens = self.pipe.tokenizer_max_length + self._t5_tokens
+        tokens = self.pipe.tokenizer_max_length + t5_tokens(self.pipe.tokenizer_3, _T5_TOKENS)
         return {
             PROMPT_EMBEDDING: (tokens, self.pipe.transformer.config.joint_attention_dim),
             POOLED_PROMPT_EMBEDDING: (first.projection_dim + second.projection_dim,),
@@ -77,6 +77,6 @@ class StableDiffusion3(PipelineModel):
             None,
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self._t5_tokens,
+            max_sequence_length=t5_tokens(self.pipe.tokenizer_3, _T5_TOKENS),
         )
         return {PROMPT_EMBEDDING: embedding.float(), POOLED_PROMPT_EMBEDDING: pooled.float()}

@@ -1,13 +1,12 @@
 """The unconditional pixel-space family: a UNet2DModel that denoises pictures themselves (Ho et al. 2020)."""
 
-import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion_gym.models.base import DTYPES, PROMPT_EMBEDDING, Conditioning, LoRAConfig
+from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
 
 
@@ -22,12 +21,10 @@ class PixelDenoiser(PipelineDenoiser):
 
 
 class UnconditionalPixels(PipelineModel):
-    """A DDPMPipeline or DDIMPipeline folder or hub id. Latents are pixels in [-1, 1]; prompts reach the reward alone.
-
-    diffusers has no LoRA loader for a UNet2DModel, so adapters are merged into the weights of an exported pipeline.
-    """
+    """A DDPMPipeline or DDIMPipeline folder or hub id. Latents are pixels in [-1, 1]; the reward alone sees prompts."""
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = PixelDenoiser
+    has_lora_loader: ClassVar[bool] = False
     default_prompts: ClassVar[tuple[str, ...]] = ("an image",)
 
     def _check_parts(self) -> None:
@@ -68,29 +65,8 @@ class UnconditionalPixels(PipelineModel):
             "guidance_scale at 1."
         )
 
-    def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
-        """Return False: exports are whole pipelines."""
-        return False
-
     def _to_pixels(self, latents: Tensor) -> Tensor:
         return latents
 
     def _to_latents(self, pixels: Tensor) -> Tensor:
         return pixels
-
-    def _add_adapter(self, network: Any, config: Any) -> None:
-        from peft import inject_adapter_in_model
-
-        inject_adapter_in_model(config, network)
-
-    def _plain_network(self, denoiser: PipelineDenoiser) -> nn.Module:
-        """Return the tuned network without its adapters, which are merged into the weights."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        network = copy.deepcopy(denoiser.network)
-        for name, layer in list(network.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge()
-                parent, _, last = name.rpartition(".")
-                setattr(network.get_submodule(parent), last, layer.get_base_layer())
-        return network.to(DTYPES[self.dtype])

@@ -28,11 +28,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Evaluation environment is not wr
 
 @pytest.fixture(params=[DDPO, RWR])
 def make(request: pytest.FixtureRequest, make_env: Callable) -> Callable[..., DiffusionAlgorithm[Any]]:
-    """``make(reward=..., **config)``: each algorithm class, quick, in rounds of 4 environments."""
+    """``make(reward=..., model=..., **config)``: each algorithm class, quick, in rounds of 4 environments."""
 
-    def build(reward: Any = "exact-quadratic", **kwargs: Any) -> DiffusionAlgorithm[Any]:
+    def build(reward: Any = "exact-quadratic", model: str = "exact-gaussian", **kwargs: Any) -> DiffusionAlgorithm[Any]:
         config = {"trainable": "full", "images_per_iteration": IMAGES, "num_envs": 4, "learning_rate": 0.01, **kwargs}
-        return request.param(make_env(steps=STEPS, reward=reward), **config)
+        return request.param(make_env(model, steps=STEPS, reward=reward), **config)
 
     return build
 
@@ -255,9 +255,10 @@ def test_predict_single_and_batched(make: Callable) -> None:
     assert not np.array_equal(first, second)
 
 
-def test_predict_follows_each_rows_time(make: Callable) -> None:
+@pytest.mark.parametrize("model", ["exact-gaussian", "exact-flow-gaussian"])
+def test_predict_follows_each_rows_time(make: Callable, model: str) -> None:
     """Rows at different steps, as an environment with automatic resets gives them; the last has ended and stays."""
-    algorithm = make()
+    algorithm = make(model=model)
     batch = algorithm.get_env().reset()
     grid = algorithm.policy.transition.schedule.timesteps.tolist()
     batch["timestep"] = np.array([[grid[0]], [grid[2]], [grid[1]], [0]], dtype=np.float32)

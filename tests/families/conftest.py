@@ -4,7 +4,7 @@ A new family is one builder, one function that draws, and one line in :data:`FAM
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Family:
         guidance: a scale other than 1, or 1 for a family without prompts.
         eta: noise that the pipeline itself can add, or None.
         lora_file: whether diffusers loads a LoRA into it.
+        load_options: what plain diffusers must be told to load it.
     """
 
     build: Callable[[Path, WriteTokenizer], None]
@@ -41,6 +42,7 @@ class Family:
     guidance: float = 3.0
     eta: float | None = 1.0
     lora_file: bool = True
+    load_options: dict[str, Any] = field(default_factory=dict)
 
 
 def _clip(folder: Path, write_tokenizer: WriteTokenizer, projection: bool = False) -> tuple[Any, Any]:
@@ -157,12 +159,13 @@ def _build_sdxl(folder: Path, write_tokenizer: WriteTokenizer) -> None:
 
 
 def _t5(folder: Path, width: int) -> tuple[Any, Any]:
-    """Return a tokenizer that spells in letters (with a few whole words), and a T5 encoder."""
+    """Return a tokenizer that spells in letters and pairs (with a few whole words), and a T5 encoder."""
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
     words = [("▁cat", -1.0), ("▁dog", -1.0), ("▁a", -1.0), ("▁", -2.0)]
-    letters = [(chr(code), -5.0) for code in range(ord("!"), ord("~") + 1)]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), *words, *letters]
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    pieces = [(piece, -5.0) for piece in (*letters, *(a + b for a in "etaoinshrdlu" for b in "etaoinshrdlu"))]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), *words, *pieces]
     tokenizer = T5TokenizerFast(vocabulary, extra_ids=0, model_max_length=TOKENS)
     sizes = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
     return tokenizer, T5EncoderModel(T5Config(**sizes, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1))
@@ -173,7 +176,7 @@ def _flow_vae() -> Any:
     return _vae(scaling_factor=1.5, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
 
 
-def _build_sd3(folder: Path, write_tokenizer: WriteTokenizer, t5: bool = True) -> None:
+def _build_sd3(folder: Path, write_tokenizer: WriteTokenizer, t5: bool = True, **scheduler: Any) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     tokenizer, text_encoder = _clip(folder, write_tokenizer, projection=True)
@@ -203,8 +206,18 @@ def _build_sd3(folder: Path, write_tokenizer: WriteTokenizer, t5: bool = True) -
         tokenizer_2=tokenizer_2,
         tokenizer_3=tokenizer_3,
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
     ).save_pretrained(folder)
+
+
+def _build_sd3_without_t5(folder: Path, write_tokenizer: WriteTokenizer) -> None:
+    _build_sd3(folder, write_tokenizer, t5=False)
+
+
+def _build_sd3_dynamic(folder: Path, write_tokenizer: WriteTokenizer) -> None:
+    """The shift follows the number of image tokens: here 16, and extrapolated steeply from 8 and 32."""
+    tokens = {"base_image_seq_len": 8, "max_image_seq_len": 32}
+    _build_sd3(folder, write_tokenizer, use_dynamic_shifting=True, **tokens)
 
 
 def _build_flux(folder: Path, write_tokenizer: WriteTokenizer, distilled: bool = True) -> None:
@@ -278,7 +291,8 @@ def _draw_sd3(
     guidance: float,
 ) -> Tensor:
     call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output}
-    return pipe(list(prompts), generator=generators, height=16, width=16, max_sequence_length=TOKENS, **call).images
+    tokens = 256 if pipe.tokenizer_3 is None else TOKENS
+    return pipe(list(prompts), generator=generators, height=16, width=16, max_sequence_length=tokens, **call).images
 
 
 def _draw_flux(
@@ -320,13 +334,22 @@ def _draw_unconditional(
 
 FAMILIES = {
     "sd": Family(_build_sd, _draw_from_text),
-    # At zero terminal SNR and eta 1 diffusers takes the root of a rounding error below 0, and draws NaN.
-    "sd-v": Family(_build_sd_v, _draw_from_text, eta=0.9),
     "sdxl": Family(_build_sdxl, _draw_from_text),
     "sd3": Family(_build_sd3, _draw_sd3, eta=None),
     "flux": Family(_build_flux, _draw_flux, eta=None),
-    "flux-schnell": Family(_build_flux_schnell, _draw_flux, eta=None),
     "ddpm": Family(_build_ddpm, _draw_unconditional, guidance=1.0, lora_file=False),
+}
+
+
+#: Pipelines that differ from a family's in one thing; only their images are compared with diffusers'.
+VARIANTS = {
+    # At zero terminal SNR and eta 1 diffusers takes the root of a rounding error below 0, and draws NaN.
+    "sd-v": Family(_build_sd_v, _draw_from_text, eta=0.9),
+    "flux-schnell": Family(_build_flux_schnell, _draw_flux, eta=None),
+    "sd3-without-t5": Family(
+        _build_sd3_without_t5, _draw_sd3, eta=None, load_options={"text_encoder_3": None, "tokenizer_3": None}
+    ),
+    "sd3-dynamic-shift": Family(_build_sd3_dynamic, _draw_sd3, eta=None),
 }
 
 
@@ -346,7 +369,7 @@ class Built:
         """Load the pipeline as somebody does who never heard of this package."""
         from diffusers import DiffusionPipeline
 
-        pipe = DiffusionPipeline.from_pretrained(folder or self.folder)
+        pipe = DiffusionPipeline.from_pretrained(folder or self.folder, **self.family.load_options)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -361,16 +384,23 @@ def build(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: WriteTokeni
             folder = tmp_path_factory.mktemp(name)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                FAMILIES[name].build(folder, write_tokenizer)
-            built[name] = Built(FAMILIES[name], str(folder))
+                family = (FAMILIES | VARIANTS)[name]
+                family.build(folder, write_tokenizer)
+            built[name] = Built(family, str(folder))
         return built[name]
 
     return make
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, pytest.param("sd-v", marks=pytest.mark.slow)])
 def built(request: pytest.FixtureRequest, build: Callable[[str], Built]) -> Built:
     """Each family's tiny pipeline."""
+    return build(request.param)
+
+
+@pytest.fixture(params=[*FAMILIES, *VARIANTS])
+def built_or_variant(request: pytest.FixtureRequest, build: Callable[[str], Built]) -> Built:
+    """Each family's tiny pipeline, and each variant."""
     return build(request.param)
 
 

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from PIL import Image
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DDPOConfig, DenoisingPolicy, DiffusionAlgorithm, PolicyConfig, RWRConfig
 from algorithms.parameters import flatten
 from algorithms.policy import Rows
-from diffusion_gym import LoRAConfig
+from benchmarks.__main__ import main
+from diffusion_gym import LoRAConfig, load_model
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 
@@ -96,13 +98,23 @@ def test_model_is_one_object_copied_or_pickled(built: Any) -> None:
     assert pickle.loads(pickle.dumps(model)) is model
 
 
+def test_tiles_change_nothing_on_small_images(built: Any) -> None:
+    model = load_model(built.folder, vae_tiling=True)
+    assert model is not built.model
+    assert pickle.loads(pickle.dumps(model)) is model
+    assert getattr(getattr(model.pipe, "vae", None), "use_tiling", True)
+    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.decode(latents), built.model.decode(latents))
+
+
 # ---- against diffusers' own pipeline
 
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("noisy", [False, True])
-def test_images_are_the_pipelines(built: Any, noisy: bool, guided: bool) -> None:
+def test_images_are_the_pipelines(built_or_variant: Any, noisy: bool, guided: bool) -> None:
     """Noise off for every family; noise on, drawn as the pipeline draws it, where the pipeline has eta."""
+    built = built_or_variant
     if (noisy and built.family.eta is None) or (guided and built.family.guidance == 1.0):
         pytest.skip("the pipeline has no such setting")
     guidance, eta = built.family.guidance if guided else 1.0, built.family.eta if noisy else 0.0
@@ -131,14 +143,14 @@ def test_prompts_and_guidance_matter(built: Any) -> None:
 # ---- training
 
 
-def ddpo(built: Any, make_env: Callable, **changes: Any) -> DDPO:
+def ddpo(built: Any, make_env: Callable, dtype: str = "float32", **changes: Any) -> DDPO:
     """DDPO-IS on LoRA, with the family's guidance; 2 prompts, 4 images an iteration in rounds of 2."""
     policy = {"trainable": "lora", "lora": LORA, "guidance_scale": built.family.guidance, "chunk_size": 3}
     config = DDPOConfig(
         images_per_iteration=4, num_envs=2, images_per_prompt=2, learning_rate=0.02, updates_per_iteration=2,
         policy=PolicyConfig(**policy),
     )  # fmt: skip
-    return DDPO(make_env(built.folder, STEPS), config, **changes)
+    return DDPO(make_env(built.folder, STEPS, dtype=dtype), config, **changes)
 
 
 def rwr(built: Any, make_env: Callable) -> RWR:
@@ -156,10 +168,12 @@ def learn(algorithm: DiffusionAlgorithm[Any], iterations: int = 1) -> None:
     algorithm.learn(steps, reset_num_timesteps=algorithm.iteration == 0)
 
 
-@pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_ratio_is_one_before_the_first_update(built: Any, make_env: Callable, sample: Callable, trainable: str) -> None:
+@pytest.mark.parametrize(("trainable", "dtype"), [("lora", "float32"), ("full", "float32"), ("lora", "bfloat16")])
+def test_ratio_is_one_before_the_first_update(
+    built: Any, make_env: Callable, sample: Callable, trainable: str, dtype: str
+) -> None:
     """On the training path itself: images shuffled, steps folded into the batch, guidance on, the last chunk padded."""
-    algorithm = ddpo(built, make_env, trainable=trainable, updates_per_iteration=1)
+    algorithm = ddpo(built, make_env, dtype, trainable=trainable, updates_per_iteration=1)
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in algorithm.policy.trainable_parameters().values():
@@ -171,7 +185,12 @@ def test_ratio_is_one_before_the_first_update(built: Any, make_env: Callable, sa
 
 @pytest.mark.parametrize("make", [ddpo, rwr])
 def test_update_resume_and_export(built: Any, make_env: Callable, make: Callable, tmp_path: Path) -> None:
-    """Resuming equals never stopping, to the bit; what is exported draws the same images in plain diffusers."""
+    """Resuming equals never stopping, to the bit; what is exported draws the same images in plain diffusers.
+
+    And the model that other policies start from is left alone: nothing is put into a cached pipeline in place.
+    """
+    shared = getattr(built.model.pipe, built.model.denoiser_class.component)
+    pretrained = {name: value.clone() for name, value in shared.state_dict().items()}
     algorithm = make(built, make_env)
     before = {name: value.detach().clone() for name, value in algorithm.policy.trainable_parameters().items()}
     learn(algorithm)
@@ -203,17 +222,24 @@ def test_update_resume_and_export(built: Any, make_env: Callable, make: Callable
     assert scale > 0.02, "the tuning did change something"
     assert (draw(built, pipe, "latent") - latents).abs().max() < 1e-2 * scale
     assert_same_images(images, draw(built, pipe, "pt"))
+    assert set(shared.state_dict()) == set(pretrained)
+    assert all(torch.equal(value, pretrained[name]) for name, value in shared.state_dict().items())
 
 
-def test_training_leaves_the_shared_model_alone(built: Any, make_env: Callable) -> None:
-    """No adapter is put into a cached pipeline in place: a second policy starts from the pretrained weights."""
-    network = getattr(built.model.pipe, built.model.denoiser_class.component)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    for make in (ddpo, rwr):
-        learn(make(built, make_env))
-    after = network.state_dict()
-    assert set(after) == set(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
+def test_one_command_for_every_family(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``train`` with a folder's name, then ``sample`` with base and tuned pictures side by side."""
+    run, picture = tmp_path / "run", tmp_path / "picture.png"
+    sizes = ["--images-per-iteration", "4", "--num-envs", "2", "--reward-queries", "4", "--num-inference-steps", "3"]
+    guidance = ["--policy.guidance-scale", str(built.family.guidance), "--evaluation.images", "2", "--threads", "1"]
+    given = ["train", "ddpo-is", "--model", built.folder, "--folder", str(run), "--prompts", "ten-animals"]
+    assert main([*given, *sizes, *guidance]) == 0
+    assert main(["sample", "--run", str(run), "--prompts", "cat", "--images", "1", "--output", str(picture)]) == 0
+    assert str(run) in capsys.readouterr().out
+    lora_file = run / "pytorch_lora_weights.safetensors"
+    assert lora_file.is_file() == built.family.lora_file
+    assert (run / "pipeline" / "model_index.json").is_file() == (not built.family.lora_file)
+    with Image.open(picture) as image:
+        assert image.width > 2 * built.model.image_shape[2]
 
 
 @pytest.mark.parametrize("group", ["attention", "all"])
@@ -224,6 +250,9 @@ def test_groups_of_layers_are_the_networks(built: Any, group: str) -> None:
     adapted = [name for name, value in denoiser.named_parameters() if value.requires_grad]
     assert adapted
     assert all("lora_" in name for name in adapted)
+    frozen = {value.data_ptr() for value in denoiser.parameters() if not value.requires_grad}
+    pretrained = getattr(model.pipe, model.denoiser_class.component)
+    assert frozen == {value.data_ptr() for value in pretrained.parameters()}, "frozen weights lie in memory once"
     if group == "attention":
         assert all(".to_" in name or "_proj" in name for name in adapted)
     else:
