@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install compare test snapshots wheel-test browser-test docs lint format clean
+.PHONY: install compare test test-slow snapshots wheel-test browser-test docs lint format clean
 
 install: $(VENV)/.installed
 
@@ -15,8 +15,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 compare: install
 	$(BIN)/python -m benchmarks compare
 
+# A file's tests run in one process, so that what they share is made once.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# What takes minutes: runs killed at 30 moments and more, the disk full at every write.
+test-slow: install
+	$(BIN)/python -m pytest -m long
 
 # Writes what the commands print now over the texts that the tests expect; read the diff.
 snapshots: install

@@ -1,5 +1,6 @@
 """The shell of every algorithm: Stable-Baselines3's learn, callbacks, logger, save, load and predict."""
 
+import copy
 import os
 import platform
 import time
@@ -20,11 +21,15 @@ from torch import Tensor
 from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
 from algorithms.config import AlgorithmConfig, from_dict, override, to_dict
 from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
+from algorithms.optimizers import check_optimizer, make_optimizer
 from algorithms.parameters import Groups, flatten, get_tensors, set_tensors, unflatten
 from algorithms.policy import DenoisingPolicy
-from algorithms.rollouts import InterruptedRollout, Rollout, collect
+from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
 from algorithms.seeding import Stream, derive_seed, prompt_order
+from algorithms.skips import SkippedUpdates
+from algorithms.stable_baselines import check_learn_arguments
 from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
+from algorithms.within_memory import within_memory
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.rewards import WeightedSum
@@ -33,6 +38,8 @@ Config = TypeVar("Config", bound=AlgorithmConfig)
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
 FORWARDS_PER_TRAINED_ROW = 3
+#: What the state of every checkpoint holds, whatever version wrote it.
+_STATE = {"algorithm", "config", "env", "iteration", "num_timesteps", "n_updates", "costs", "extra"}
 _PROMPTS_LOGGED = 16  # above this many prompts, per-prompt means would drown the log
 
 
@@ -82,14 +89,16 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
 
         Raises:
             TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
-            ValueError: a value that is refused, or a sampler that the algorithm cannot train.
+            ValueError: a value that is refused, a sampler that the algorithm cannot train, or an environment without
+                the prompt tokens that training the text encoder needs.
         """
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
             raise TypeError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}.")
         self.config: Config = override(config, **overrides)
         self._check_requirements()
-        mdp = find_mdp(env)
+        check_optimizer(self.config)
+        mdp = find_mdp(env, self.config.policy.trains_text)
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),
@@ -102,6 +111,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         )
         self.iteration = 0
         self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
+        self.skipped = SkippedUpdates()
         self.last_evaluation: Evaluation | None = None
         self.last_rollout_reward: float | None = None
         #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
@@ -124,8 +134,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             ValueError: an environment of another model or number of steps, or with held-out prompts.
         """
-        mdp = find_mdp(env)
-        check_held_out(mdp, self.config.evaluation)
+        mdp = find_mdp(env, self.config.policy.trains_text)
+        check_held_out(mdp.prompts, self.config.evaluation)
         if (mdp.model.name, mdp.num_inference_steps) != (self.mdp.model.name, self.mdp.num_inference_steps):
             raise ValueError(
                 f"the policy was built for {self.mdp.num_inference_steps} steps of {self.mdp.model.name!r}, the new "
@@ -149,18 +159,19 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
         self._check_requirements()
-        check_held_out(self.mdp, self.config.evaluation)
+        self.loss_scaler = self._make_loss_scaler()
+        check_held_out(self.mdp.prompts, self.config.evaluation)
         self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs)
 
     def _check_requirements(self) -> None:
         """Refuse a sampler that the algorithm cannot train, before anything is loaded and after the grid is known."""
         steps = None if getattr(self, "policy", None) is None else self.policy.trainable_steps
-        deterministic = self.config.policy.sampler == "ddim" and self.config.policy.eta == 0
+        deterministic = self.config.policy.sampler != "ddpm" and self.config.policy.eta == 0
         if self.requires.stochastic and (deterministic or (steps is not None and len(steps) == 0)):
             raise ValueError(
                 f"{type(self).__name__} needs a stochastic sampler, but with "
                 f"sampler={self.config.policy.sampler!r} and eta={self.config.policy.eta} no step has a density; "
-                "set eta > 0 (the paper uses 1) and at least 2 steps."
+                "set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
             )
 
     # -- learning ---------------------------------------------------------------------------------------------------
@@ -183,16 +194,20 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             tb_log_name: name of the run for TensorBoard.
             reset_num_timesteps: False counts on from where the last ``learn`` (or a loaded checkpoint) stopped.
             progress_bar: Stable-Baselines3's own progress bar.
+
+        Raises:
+            TypeError, ValueError: arguments of another kind, before anything is sampled.
+            RewardError: the reward failed; the iteration it failed in never happened.
+            DivergedError: too many gradients in a row were not finite.
         """
-        if isinstance(log_interval, bool) or not isinstance(log_interval, int) or log_interval < 1:
-            raise ValueError(f"log_interval must be an integer of at least 1, got {log_interval!r}.")
+        check_learn_arguments(total_timesteps, callback, log_interval)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         self._committed_timesteps = self.num_timesteps
         callback.on_training_start(locals(), globals())
         if self.num_timesteps < total_timesteps:
-            calibrate_reward(self.mdp, self.policy, self.config)
+            within_memory(self.policy, lambda: calibrate_reward(self.mdp, self.policy, self.config))
         while self.num_timesteps < total_timesteps:
             self._evaluate_if_due()
             started = time.perf_counter()
@@ -200,9 +215,9 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             if rollout is None:
                 break
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            self.last_rollout_reward = float(rollout.rewards.mean())
             metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
-            metrics |= self.update(rollout)
+            self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
+            metrics |= self._update_within_memory(rollout) | {"train/chunk_size": self.policy.chunk_size}
             self.iteration += 1
             self._committed_timesteps = self.num_timesteps
             self.costs["seconds"] += time.perf_counter() - started
@@ -231,52 +246,95 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             return callback.on_step()
 
         try:
-            rollout = collect(
-                self.rollout_env,
+            rollout = within_memory(
                 self.policy,
-                [prompts[index] for index in order],
-                self.config.seed,
-                first,
-                whole_trajectory=self.requires.whole_trajectory,
-                on_step=on_step,
-                score_beside=self.config.rewards_beside_sampling,
+                lambda: collect(
+                    self.rollout_env,
+                    self.policy,
+                    [prompts[index] for index in order],
+                    self.config.seed,
+                    first,
+                    whole_trajectory=self.requires.whole_trajectory,
+                    on_step=on_step,
+                    score_beside=self.config.rewards_beside_sampling,
+                ),
+                self._forget_rollout,
             )
             callback.on_rollout_end()
         except InterruptedRollout:
-            self.num_timesteps = self._committed_timesteps
+            self._forget_rollout()
             return None
-        except BaseException:  # also Ctrl-C: the unfinished rollout never happened
-            self.num_timesteps = self._committed_timesteps
+        except BaseException:  # also Ctrl-C
+            self._forget_rollout()
             raise
         self.costs["reward_queries"] += n
         self.costs["images"] += n
         self.costs["forward_equivalents"] += n * self.mdp.num_inference_steps * self.policy.forwards_per_row
         return rollout
 
+    def _forget_rollout(self) -> None:
+        """An unfinished rollout never happened."""
+        self.num_timesteps = self._committed_timesteps
+
+    def _update_within_memory(self, rollout: Rollout) -> dict[str, float]:
+        """Update; where memory runs out, take everything back and update in smaller chunks.
+
+        The stored log-probabilities are then computed again in those chunks, by the weights that sampled, so that the
+        first ratios are exactly 1 again.
+        """
+        sampled_in, timesteps = self.policy.chunk_size, self.num_timesteps
+        before = Checkpoint(copy.deepcopy(self._state()), flatten(self._get_parameters("cpu")))
+
+        def update() -> dict[str, float]:
+            if self.policy.chunk_size != sampled_in:
+                rescore(rollout, self.policy)
+            return self.update(rollout)
+
+        def undo() -> None:
+            self._restore(before)
+            self.num_timesteps = timesteps
+            self.policy.zero_grad(set_to_none=True)
+
+        return within_memory(self.policy, update, undo)
+
     def count_training_rows(self, rows: int) -> None:
         """Add ``rows`` trained forwards and backwards to the cost."""
         self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * rows * self.policy.forwards_per_row
 
-    def make_optimizer(self) -> torch.optim.AdamW:
-        """Return a fresh AdamW over the trained weights."""
-        config = self.config
-        return torch.optim.AdamW(
-            self.policy.trainable_parameters().values(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-        )
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return a fresh optimizer over the trained weights."""
+        return make_optimizer(self.policy.trainable_parameters().values(), self.config)
+
+    def _make_loss_scaler(self) -> torch.amp.GradScaler:
+        """Scales losses up where gradients pass through float16 (Micikevicius et al. 2018); else it does nothing."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)
 
     def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
-        """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping."""
+        """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping.
+
+        A gradient that is not finite skips the update: weights and moments stay as they were. In float16 the losses are
+        scaled up, and a gradient that overflows halves the scale.
+
+        Raises:
+            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
+        """
         for loss in losses:
-            loss.backward()
+            self.loss_scaler.scale(loss).backward()
             self.after_backward()
+        self.loss_scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        optimizer.step()
+        finite, scale = bool(norm.isfinite()), self.loss_scaler.get_scale()
+        if finite:
+            self.loss_scaler.step(optimizer)
+            self._n_updates += 1
+            self.skipped.made()
+        self.loss_scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        self._n_updates += 1
+        if not finite and scale > 1:
+            self.skipped.total += 1  # the scale was too large for float16, and is smaller now
+        elif not finite:
+            self.skipped.skip(float(norm), self.config.max_skipped_updates)
         return norm
 
     # -- logging and evaluation -------------------------------------------------------------------------------------
@@ -290,6 +348,9 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.logger.record("time/total_timesteps", self.num_timesteps)
         self.logger.record("train/learning_rate", self.config.learning_rate)
         self.logger.record("train/n_updates", self._n_updates)
+        if self.loss_scaler.is_enabled():
+            self.logger.record("train/loss_scale", self.loss_scaler.get_scale())
+        self.logger.record("train/skipped_updates", self.skipped.total)
         self.logger.dump(step=self.num_timesteps)
 
     def _evaluate_if_due(self, final: bool = False) -> None:
@@ -297,7 +358,9 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         done = self.last_evaluation is not None and self.last_evaluation.iteration == self.iteration
         if config.images == 0 or done or (self.iteration % config.every and not final):
             return
-        self.last_evaluation = evaluate(self.mdp, self.policy, self.config, self.iteration)
+        self.last_evaluation = within_memory(
+            self.policy, lambda: evaluate(self.mdp, self.policy, self.config, self.iteration)
+        )
         self._log(self.last_evaluation.metrics())
 
     # -- saving and loading -----------------------------------------------------------------------------------------
@@ -317,7 +380,10 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             "iteration": self.iteration,
             "num_timesteps": self._committed_timesteps,
             "n_updates": self._n_updates,
+            "skipped": self.skipped.state_dict(),
             "costs": self.costs,
+            "chunk_size": self.policy.chunk_size,
+            "loss_scaler": self.loss_scaler.state_dict(),
             "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
             "extra": self.extra_state(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -325,7 +391,10 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def get_parameters(self) -> Groups:
         """Return the trained weights and the optimizer's moments: name -> tensor under "policy" and "optimizer"."""
-        return get_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None))
+        return self._get_parameters()
+
+    def _get_parameters(self, device: str | None = None) -> Groups:
+        return get_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None), device)
 
     def set_parameters(  # type: ignore[override]
         self,
@@ -338,6 +407,11 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             ValueError: names or shapes that are not this policy's.
         """
+        if not isinstance(load_path_or_dict, str | os.PathLike | dict):
+            raise TypeError(
+                "expected a checkpoint's path, or what get_parameters() returned, got "
+                f"{type(load_path_or_dict).__name__}."
+            )
         given = (
             load_path_or_dict
             if isinstance(load_path_or_dict, dict)
@@ -354,7 +428,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """
         if exclude or include:
             raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
-        write_checkpoint(checkpoint_path(path), self._state(), flatten(self.get_parameters()))
+        write_checkpoint(checkpoint_path(path), self._state(), flatten(self._get_parameters("cpu")))
 
     @classmethod
     def load(  # type: ignore[override]
@@ -377,6 +451,9 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """
         checkpoint = read_checkpoint(path)
         state = checkpoint.state
+        lacking = sorted(_STATE - set(state))
+        if lacking:
+            raise ValueError(f"{str(path)!r} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
         if state["algorithm"] != cls.__name__:
             raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
         config = from_dict(cls.config_class, state["config"])
@@ -393,11 +470,19 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             )
         self.set_parameters(unflatten(checkpoint.tensors))
         self.load_extra_state(state["extra"])
+        # What memory allowed in the saved run, unless another size is asked for; older checkpoints do not tell.
+        if self.config.policy.chunk_size == state["config"]["policy"]["chunk_size"]:
+            self.policy.chunk_size = state.get("chunk_size", self.config.policy.chunk_size)
+        self.loss_scaler = self._make_loss_scaler()
+        if state.get("loss_scaler"):
+            self.loss_scaler.load_state_dict(state["loss_scaler"])
         if isinstance(self.mdp.reward, WeightedSum) and state.get("reward"):  # older checkpoints have none
             self.mdp.reward.load_state_dict(state["reward"])
         self.iteration = state["iteration"]
         self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
         self._n_updates, self.costs = state["n_updates"], state["costs"]
+        if "skipped" in state:  # older checkpoints have none
+            self.skipped.load_state_dict(state["skipped"])
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder."""

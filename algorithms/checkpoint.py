@@ -79,12 +79,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        ValueError: the file is missing, truncated, altered, or not a checkpoint of this library.
+        ValueError: the file is missing, unreadable, truncated, altered, or not a checkpoint of this library.
     """
     file = Path(path) if Path(path).is_file() else checkpoint_path(path)
+    if file.is_dir():
+        raise ValueError(f"expected a checkpoint file at {str(file)!r}, found a folder. Move it away.")
     if not file.is_file():
         raise ValueError(f"no checkpoint at {str(file)!r}.")
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the checkpoint {str(file)!r}: {error.strerror}.") from error
     try:
         state, tensors = _parse(content)
     except _ForeignError as error:

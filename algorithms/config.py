@@ -1,12 +1,11 @@
 """Configuration: what all algorithms share, and frozen dataclasses to and from JSON."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from algorithms.choices import check_choices
+from algorithms.fields import check_fields
 from algorithms.policy import PolicyConfig
 from diffusion_gym.prompts import resolve_prompts
 from diffusion_gym.transitions import Reduction
@@ -31,6 +30,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible counts and unknown prompts."""
+        check_fields(self)
         if self.held_out_prompts is not None:
             resolve_prompts(self.held_out_prompts)
             if self.images == 0:
@@ -39,6 +39,8 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation needs images >= 0 and every >= 1, got images={self.images}, every={self.every}."
             )
+        if self.seed < 0:
+            raise ValueError(f"the evaluation's seed must be at least 0, got {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class AlgorithmConfig:
     """Environments side by side; must divide images_per_iteration. Changes speed and memory, not results."""
     rewards_beside_sampling: bool = False
     """Score images in a thread while the next num_envs are sampled: for rewards that wait. Changes no result."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or AdamW with 8-bit moments (Dettmers et al. 2022), a quarter of their memory; needs bitsandbytes."""
     learning_rate: float = 3e-4
     """AdamW's step size. The paper uses 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
     adam_beta1: float = 0.9
@@ -63,6 +67,8 @@ class AlgorithmConfig:
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    max_skipped_updates: int = 10
+    """Updates in a row that are skipped because their gradient is not finite; one more stops the run."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Sampler and trained weights."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -72,7 +78,7 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
-        check_choices(self)
+        check_fields(self)
         for name in ("images_per_iteration", "images_per_prompt", "num_envs"):
             _positive_integer(name, getattr(self, name))
         if self.images_per_iteration % self.num_envs:
@@ -87,10 +93,14 @@ class AlgorithmConfig:
                 f"{divisor(self.images_per_iteration, self.images_per_prompt)} would."
             )
         for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
+            if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be a positive, finite number, got {getattr(self, name)}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        for name in ("weight_decay", "max_skipped_updates", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
 
 
 def _positive_integer(name: str, value: object) -> None:

@@ -15,6 +15,8 @@ from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
 
+_MAX_CLIP_RANGE = 700  # e to this many nats is the largest ratio that a float64 holds
+
 
 @dataclass(frozen=True)
 class DDPOConfig(AlgorithmConfig):
@@ -53,9 +55,10 @@ class DDPOConfig(AlgorithmConfig):
                 f"({self.images_per_iteration}), so that each update has equally many images; "
                 f"{divisor(self.images_per_iteration, self.updates_per_iteration)} would."
             )
-        if self.clip_range <= 0 or self.advantage_clip <= 0:
+        if not 0 < self.clip_range <= _MAX_CLIP_RANGE or self.advantage_clip <= 0:
             raise ValueError(
-                f"clip_range and advantage_clip must be positive, got {self.clip_range}, {self.advantage_clip}."
+                f"clip_range must lie in (0, {_MAX_CLIP_RANGE}] and advantage_clip be positive, got {self.clip_range}, "
+                f"{self.advantage_clip}."
             )
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
@@ -102,7 +105,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         self, rollout: Rollout, images: Tensor, steps: Tensor, advantages: Tensor, meter: Meter
     ) -> Iterator[Tensor]:
         """Yield each chunk's share of the mean loss over all m transitions."""
-        size, m, dimensions = self.config.policy.chunk_size, len(images), rollout.latents[0, 0].numel()
+        size, m, dimensions = self.policy.chunk_size, len(images), rollout.latents[0, 0].numel()
         reduction = self.config.log_prob_reduction
         for start in range(0, m, size):
             part = slice(start, start + size)

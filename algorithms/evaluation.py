@@ -45,12 +45,13 @@ class Evaluation:
         """Mean, std and standard error over the images; mean and std of each part; the same of ``held_out``."""
         std = _sample_std(self.rewards)
         metrics = {
-            f"{prefix}/reward_mean": float(self.rewards.mean()),
+            f"{prefix}/reward_mean": float(self.rewards.double().mean()),
             f"{prefix}/reward_std": std,
             f"{prefix}/reward_stderr": std / math.sqrt(len(self.rewards)),
         }
         for name, scores in self.parts.items():
-            metrics |= {f"{prefix}/{name}_mean": float(scores.mean()), f"{prefix}/{name}_std": _sample_std(scores)}
+            mean = float(scores.double().mean())
+            metrics |= {f"{prefix}/{name}_mean": mean, f"{prefix}/{name}_std": _sample_std(scores)}
         return metrics | ({} if self.held_out is None else self.held_out.metrics("held_out"))
 
 
@@ -78,11 +79,11 @@ def _evaluate_on(
     return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts)
 
 
-def check_held_out(mdp: DenoisingMDP, config: EvaluationConfig) -> None:
-    """Raise ValueError where prompts to be held out of training are among the environment's."""
+def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
+    """Raise ValueError where prompts to be held out of training are among those trained on."""
     if config.held_out_prompts is None:
         return
-    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(mdp.prompts))
+    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(trained))
     if common:
         raise ValueError(
             f"{len(common)} of the held-out prompts {config.held_out_prompts!r} are trained on ({common[0]!r}, ...); "
@@ -115,20 +116,21 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -
 
     Of a reward with a floor, the share of images below it is told too.
     """
+    rewards = rollout.rewards.cpu().double()  # large rewards overflow float32 once they are summed or squared
     metrics = {
-        "rollout/ep_rew_mean": float(rollout.rewards.mean()),
-        "rollout/reward_std": float(rollout.rewards.std(correction=0)),
-        "rollout/reward_min": float(rollout.rewards.min()),
-        "rollout/reward_max": float(rollout.rewards.max()),
+        "rollout/ep_rew_mean": float(rewards.mean()),
+        "rollout/reward_std": float(rewards.std(correction=0)),
+        "rollout/reward_min": float(rewards.min()),
+        "rollout/reward_max": float(rewards.max()),
     }
     floors: Mapping[str, float] = reward.floors if isinstance(reward, WeightedSum) else {}
-    for name, scores in rollout.parts.items():
+    for name, scores in ((name, part.cpu().double()) for name, part in rollout.parts.items()):
         metrics |= {f"reward/{name}_mean": float(scores.mean()), f"reward/{name}_std": float(scores.std(correction=0))}
         if name in floors:
             metrics[f"reward/{name}_below_floor"] = float((scores < floors[name]).float().mean())
     for prompt in dict.fromkeys(rollout.prompts) if by_prompt else ():
-        chosen = torch.tensor([text == prompt for text in rollout.prompts], device=rollout.rewards.device)
-        metrics[f"reward_by_prompt/{prompt}"] = float(rollout.rewards[chosen].mean())
+        chosen = torch.tensor([text == prompt for text in rollout.prompts])
+        metrics[f"reward_by_prompt/{prompt}"] = float(rewards[chosen].mean())
     return metrics
 
 
@@ -143,4 +145,4 @@ def _nothing(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def _sample_std(values: Tensor) -> float:
-    return float(values.std(correction=1)) if len(values) > 1 else 0.0
+    return float(values.double().std(correction=1)) if len(values) > 1 else 0.0

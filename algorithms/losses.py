@@ -81,27 +81,6 @@ def importance_sampling_loss(
     return torch.maximum(unclipped, clipped), statistics
 
 
-def denoising_target(x_0: Tensor, noise: Tensor, a: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
-    """Noise latents to a training time, and return what the network should predict there.
-
-    Args:
-        x_0: (m, c, h, w), clean latents.
-        noise: (m, c, h, w), standard normal.
-        a: (m,), ``alphas_cumprod`` at the drawn times.
-        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``.
-
-    Returns:
-        x_t and the target, each (m, c, h, w).
-    """
-    a = a.reshape(-1, *([1] * (x_0.ndim - 1)))
-    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
-    if prediction_type == "epsilon":
-        return x_t, noise
-    if prediction_type == "v_prediction":
-        return x_t, a.sqrt() * noise - (1 - a).sqrt() * x_0
-    return x_t, x_0
-
-
 def weighted_denoising_loss(model_output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """RWR (Black et al. 2023, section 4.1): ``w mean_D((target - output)^2)``, (m,)."""
     return weights * (model_output - target).square().flatten(1).mean(1)

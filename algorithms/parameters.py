@@ -9,16 +9,28 @@ Named = Mapping[str, nn.Parameter]
 Groups = dict[str, dict[str, Tensor]]
 
 
-def get_tensors(named: Named, optimizer: torch.optim.Optimizer | None) -> Groups:
-    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}}``."""
-    groups: Groups = {"policy": {name: value.detach().clone() for name, value in named.items()}}
+def get_tensors(
+    named: Named, optimizer: torch.optim.Optimizer | None, device: torch.device | str | None = None
+) -> Groups:
+    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}}``.
+
+    Args:
+        named: the trained weights.
+        optimizer: its moments; bitsandbytes' step counter, an integer, becomes a tensor of shape (), int64.
+        device: of the copies; None leaves each beside its original.
+    """
+    groups: Groups = {"policy": {name: _copy(value, device) for name, value in named.items()}}
     if optimizer is not None:
         groups["optimizer"] = {
-            f"{name}/{key}": moment.detach().clone()
+            f"{name}/{key}": _copy(torch.as_tensor(moment), device)
             for name, value in named.items()
             for key, moment in optimizer.state.get(value, {}).items()
         }
     return groups
+
+
+def _copy(value: Tensor, device: torch.device | str | None) -> Tensor:
+    return value.detach().to(value.device if device is None else device, copy=True)
 
 
 def set_tensors(
@@ -26,12 +38,23 @@ def set_tensors(
 ) -> None:
     """Write what :func:`get_tensors` returned.
 
+    Args:
+        named: the trained weights by name.
+        optimizer: whose moments are set.
+        groups: new values.
+        exact_match: whether every weight must be given.
+
     Raises:
-        ValueError: names or shapes that are not this policy's; nothing is changed then.
+        ValueError: names or shapes that are not this policy's, or a value that is not finite; nothing is changed then.
     """
     weights, moments = groups.get("policy", {}), groups.get("optimizer", {})
-    if exact_match:
-        _check_match(weights, named)
+    _check_match(weights, named, complete=exact_match)
+    _check_moments(moments, named)
+    for name, value in [*weights.items(), *moments.items()]:
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"{name!r} holds NaN or infinity; weights and moments must be finite. Use another checkpoint."
+            )
     with torch.no_grad():
         for name, value in weights.items():
             named[name].copy_(value)
@@ -41,9 +64,10 @@ def set_tensors(
     for key, value in moments.items():
         name, _, moment = key.rpartition("/")
         parameter = named[name]
-        # Adam's step counter stays on the CPU; its moments lie beside the weights.
-        placed = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
-        optimizer.state[parameter][moment] = placed
+        if value.ndim == 0:  # a step counter: torch's is a tensor that stays on the CPU, bitsandbytes' an integer
+            optimizer.state[parameter][moment] = value.clone() if value.is_floating_point() else int(value)
+        else:
+            optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)
 
 
 def flatten(groups: Groups) -> dict[str, Tensor]:
@@ -60,8 +84,19 @@ def unflatten(tensors: Mapping[str, Tensor]) -> Groups:
     return groups
 
 
-def _check_match(given: Mapping[str, Tensor], expected: Named) -> None:
-    missing, surplus = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+def _check_moments(given: Mapping[str, Tensor], expected: Named) -> None:
+    for key, value in given.items():
+        name, _, moment = key.rpartition("/")
+        if name not in expected or (moment.startswith("exp_avg") and value.shape != expected[name].shape):
+            raise ValueError(
+                f"the optimizer's {key!r} of shape {tuple(value.shape)} fits no weight of this policy. Are model, LoRA "
+                "configuration and optimizer the same?"
+            )
+
+
+def _check_match(given: Mapping[str, Tensor], expected: Named, complete: bool) -> None:
+    missing = sorted(set(expected) - set(given)) if complete else []
+    surplus = sorted(set(given) - set(expected))
     wrong = [name for name in given if name in expected and given[name].shape != expected[name].shape]
     if missing or surplus or wrong:
         name = (missing or surplus or wrong)[0]

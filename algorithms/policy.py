@@ -4,6 +4,7 @@ Sampling and scoring run in chunks of one fixed number of rows, the last one pad
 batch's shape: only so is the importance ratio exactly 1 before the first update.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,39 +13,51 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from algorithms.choices import check_choices
+from algorithms.fields import check_fields
+from algorithms.observations import observation_tensors
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
-from diffusion_gym.transitions import Gaussian, make_transition
+from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING, Trained
+from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
+from diffusion_gym.transitions import Gaussian, Sampler, make_transition
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
     """How the pretrained model samples, and which of its weights are trained."""
 
+    train: Trained = "denoiser"
+    """The denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1.x and 2.x, and SDXL), or both."""
     trainable: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters (small files, little memory) or all weights of the denoiser (as in the paper)."""
+    """Train low-rank adapters (small files, little memory) or all weights (as in the paper)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Adapters; used only with trainable 'lora'."""
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """DDIM with eta, or ancestral DDPM."""
+    sampler: Sampler = "auto"
+    """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
     eta: float = 1.0
-    """Noise of DDIM, 0 to 1. The paper trains at 1; at 0 nothing is random and there is nothing to train."""
+    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance, in sampling and training alike; 1 is none and costs half. The paper uses 5."""
+    """Guidance in sampling and training; 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
     chunk_size: int = 16
-    """Rows a forward pass; more is faster on a GPU and takes more memory; results change by rounding alone."""
+    """Rows a forward pass, halved where memory runs out; more is faster on a GPU; results change by rounding alone."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
-    """Precision of the denoiser's forward pass; latents and log-probabilities stay float32."""
+    """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them; same gradient, a third more work."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
-        check_choices(self)
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
+        check_fields(self)
+        if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale must be at least 0 (1: no guidance), got {self.guidance_scale}.")
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders are trained, so that the policy encodes prompts itself."""
+        return self.train != "denoiser"
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Rows:
     Attributes:
         latents: (n, c, h, w), float32, x_t.
         step_index: (n,), int64, 0 (noisiest) to T - 1.
-        conditioning: name -> (n, ...), float32.
+        conditioning: name -> (n, ...).
     """
 
     latents: Tensor
@@ -88,10 +101,18 @@ class DenoisingPolicy(nn.Module):
         super().__init__()
         self.config, self.model = config, model
         #: The one module the forward pass goes through; a wrapper (DDP) may replace it.
-        self.denoiser: nn.Module = model.build_denoiser(self.lora)
+        self.denoiser: nn.Module = (
+            model.build_text_denoiser(self.lora, config.train)
+            if config.trains_text
+            else model.build_denoiser(self.lora)
+        )
         self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
-        self._uncond = model.encode_prompts([""]) if self.guided else None
+        self._uncond = self._unconditional() if self.guided else None
+        #: Rows a forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
+        self.chunk_size = config.chunk_size
         self.to(model.device).eval()
+        if config.gradient_checkpointing:
+            enable_gradient_checkpointing(self.denoiser)
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -99,14 +120,29 @@ class DenoisingPolicy(nn.Module):
         return self.config.lora if self.config.trainable == "lora" else None
 
     @property
+    def conditioning(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """What the denoiser is given of an observation beside latent and time: name -> (shape of a row, dtype)."""
+        shapes = {name: (tuple(shape), torch.float32) for name, shape in self.model.conditioning_shapes.items()}
+        if not self.config.trains_text:
+            return shapes
+        rest = {name: value for name, value in shapes.items() if name not in TEXT_CONDITIONING}
+        return {name: ((length,), torch.int64) for name, (length, _) in self.model.token_limits.items()} | rest
+
+    @property
     def guided(self) -> bool:
         """Whether each row costs a second, unconditional forward."""
-        return self.config.guidance_scale != 1.0
+        return self.config.guidance_scale != 1.0 and not self.model.embeds_guidance
 
     @property
     def forwards_per_row(self) -> int:
         """UNet forwards a row: 2 with guidance, else 1."""
         return 2 if self.guided else 1
+
+    @property
+    def computes_in_float16(self) -> bool:
+        """Whether gradients pass through float16, whose small values vanish unless the loss is scaled up."""
+        weights = {parameter.dtype for parameter in self.denoiser.parameters()}
+        return self.config.autocast == "float16" or torch.float16 in weights
 
     @property
     def num_inference_steps(self) -> int:
@@ -125,8 +161,12 @@ class DenoisingPolicy(nn.Module):
     def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
-        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward.
+        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward. A
+        guidance-distilled model takes the scale as an input instead.
         """
+        if self.model.embeds_guidance:
+            scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
+            conditioning = {**conditioning, GUIDANCE: scale}
         if not self.guided:
             return self._forward(latents, timesteps, conditioning)
         assert self._uncond is not None
@@ -143,7 +183,7 @@ class DenoisingPolicy(nn.Module):
 
     def chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         """Yield (which rows, those rows padded to the chunk's size)."""
-        size = self.config.chunk_size
+        size = self.chunk_size
         for start in range(0, len(rows), size):
             part = slice(start, min(start + size, len(rows)))
             yield part, rows.select(part).padded(size)
@@ -195,22 +235,17 @@ class DenoisingPolicy(nn.Module):
         Noise comes from torch's global generator. After the end (timestep 0) the latent itself is returned.
 
         Raises:
-            ValueError: an observation that is not this model's.
+            TypeError, ValueError: an observation that is not this model's.
         """
-        missing = {"latent", "timestep", *self.model.conditioning_shapes} - set(observation)
-        if missing:
-            raise ValueError(f"the observation lacks {sorted(missing)}; it has {sorted(observation)}.")
-        tensors = {name: torch.as_tensor(value, device=self.model.device) for name, value in observation.items()}
-        single = tensors["latent"].ndim == len(self.model.latent_shape)
-        if single:
-            tensors = {name: value[None] for name, value in tensors.items()}
+        shapes = {name: shape for name, (shape, _) in self.conditioning.items()}
+        tensors, single = observation_tensors(observation, self.model, shapes)
         latents = tensors["latent"].float().clone()
         index = self.transition.schedule.step_index(tensors["timestep"].reshape(-1))
         for step in index.unique().tolist():
             if step == self.num_inference_steps:
                 continue
             which = (index == step).nonzero().flatten()
-            conditioning = {name: tensors[name][which].float() for name in self.model.conditioning_shapes}
+            conditioning = {name: tensors[name][which].to(dtype) for name, (_, dtype) in self.conditioning.items()}
             noise = None if deterministic else torch.randn_like(latents[which])
             latents[which] = self.sample(Rows(latents[which], index[which], conditioning), noise)[0]
         actions = latents.cpu().numpy()
@@ -218,6 +253,13 @@ class DenoisingPolicy(nn.Module):
 
     def set_training_mode(self, mode: bool) -> None:
         """Do nothing: sampling and scoring must run in the same mode, so the denoiser stays in evaluation mode."""
+
+    def _unconditional(self) -> Conditioning:
+        """Return what guidance leads away from, one row, of which the text encoder in training makes its own."""
+        encoded = self.model.encode_unconditional()
+        if self.config.trains_text:
+            encoded |= self.model.unconditional_tokens()
+        return {name: encoded[name] for name in self.conditioning}
 
     def _timesteps(self, step_index: Tensor) -> Tensor:
         return self.transition.timesteps[step_index]

@@ -20,7 +20,7 @@ class Rollout:
     Attributes:
         latents: (T + 1, n, c, h, w), float32, from noise to x_0; of an endpoint rollout (1, n, c, h, w), x_0 alone.
         log_probs: (T, n), float32, joint log-density of each step; NaN where it has none; empty for endpoints.
-        conditioning: name -> (n, ...), float32, once an image.
+        conditioning: name -> (n, ...), once an image: what the policy's denoiser is given.
         prompts: n texts.
         rewards: (n,), float32.
         images: (n, 3, H, W), uint8.
@@ -73,21 +73,40 @@ class Rollout:
         return rows, self.latents[steps + 1, images], self.log_probs[steps, images]
 
     @classmethod
-    def empty(cls, env: DenoiseVectorEnv, prompts: Sequence[str], whole_trajectory: bool) -> "Rollout":
-        """Allocate the storage for one image a prompt."""
-        model, n, steps = env.mdp.model, len(prompts), env.num_inference_steps
+    def empty(
+        cls,
+        policy: DenoisingPolicy,
+        prompts: Sequence[str],
+        whole_trajectory: bool,
+        device: torch.device | str | None = None,
+    ) -> "Rollout":
+        """Allocate the storage for one image a prompt; on the policy's device, if no other (as "meta") is named."""
+        model, n, steps = policy.model, len(prompts), policy.num_inference_steps
 
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=model.device)
+            return torch.empty(*shape, dtype=dtype, device=model.device if device is None else device)
 
         return cls(
             latents=new(steps + 1 if whole_trajectory else 1, n, *model.latent_shape),
             log_probs=new(steps if whole_trajectory else 0, n),
-            conditioning={name: new(n, *shape) for name, shape in model.conditioning_shapes.items()},
+            conditioning={name: new(n, *shape, dtype=dtype) for name, (shape, dtype) in policy.conditioning.items()},
             prompts=list(prompts),
             rewards=new(n),
             images=new(n, *model.image_shape, dtype=torch.uint8),
         )
+
+
+@torch.no_grad()
+def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
+    """Compute the stored log-densities again, in the policy's present chunks; its weights must be those that sampled.
+
+    Steps without a density, and rollouts of endpoints, stay as they are.
+    """
+    images = torch.arange(len(rollout), device=rollout.latents.device)
+    for step in policy.trainable_steps.tolist() if len(rollout.log_probs) else ():
+        rows, next_latents, _ = rollout.rows(images, torch.full_like(images, step))
+        for part, chunk in policy.chunks(rows):
+            rollout.log_probs[step, part] = policy.log_prob(chunk, next_latents[part])[0]
 
 
 OnStep = Callable[[Tensor], bool]
@@ -134,7 +153,7 @@ def collect(
             f"the number of images ({len(prompts)}) must be a multiple of num_envs ({env.num_envs}), so that no "
             "reward query is wasted."
         )
-    rollout = Rollout.empty(env, prompts, whole_trajectory)
+    rollout = Rollout.empty(policy, prompts, whole_trajectory)
     scorer, ordinary = RolloutScorer(score_beside), env.mdp.scorer
     env.mdp.scorer = scorer
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 from algorithms.advantages import effective_sample_size, softmax_weights, top_fraction_weights
 from algorithms.base import DiffusionAlgorithm, Requirements
 from algorithms.config import AlgorithmConfig
-from algorithms.losses import denoising_target, weighted_denoising_loss
+from algorithms.losses import weighted_denoising_loss
 from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
@@ -98,15 +98,13 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
     def _losses(
         self, rollout: Rollout, x_0: Tensor, weights: Tensor, batch: Tensor, source: torch.Generator, meter: Meter
     ) -> Iterator[Tensor]:
-        """Yield each chunk's share of the mean loss over the batch, at times drawn uniformly."""
+        """Yield each chunk's share of the mean loss over the batch, at times drawn as the model was trained."""
         schedule = self.policy.transition.schedule
-        table = schedule.alphas_cumprod
-        times = torch.randint(schedule.num_train_timesteps, (len(batch),), generator=source)
+        times = schedule.draw_times(len(batch), source)
         noise = torch.randn(len(batch), *x_0.shape[1:], generator=source).to(x_0.device)
-        for part in torch.arange(len(batch)).split(self.config.policy.chunk_size):
+        for part in torch.arange(len(batch)).split(self.policy.chunk_size):
             images = batch[part.to(batch.device)]
-            a = table[times[part]].to(x_0.device)
-            x_t, target = denoising_target(x_0[images], noise[part.to(noise.device)], a, schedule.prediction_type)
+            x_t, target = schedule.noised(x_0[images], noise[part.to(noise.device)], times[part])
             conditioning = {name: value[images] for name, value in rollout.conditioning.items()}
             output = self.policy.model_output(x_t, times[part].to(x_0.device), conditioning)
             loss = weighted_denoising_loss(output, target, weights[images])

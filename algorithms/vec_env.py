@@ -87,20 +87,30 @@ class DenoiseVecEnv(VecEnv):
         return [{name: info[name][row] for name in names} for row in range(self.num_envs)]
 
 
-def find_mdp(env: Any) -> DenoisingMDP:
+def find_mdp(env: Any, prompt_tokens: bool = False) -> DenoisingMDP:
     """Return the denoising MDP inside an environment, or make the environment an id names.
+
+    Args:
+        env: an environment or its id.
+        prompt_tokens: whether its observation must hold the prompt's tokens.
 
     Raises:
         TypeError: an environment of another kind.
+        ValueError: the observation lacks the tokens.
     """
     if isinstance(env, str):
-        env = gymnasium.make(env)
+        env = gymnasium.make(env, **({"prompt_tokens": True} if prompt_tokens else {}))
     inner = env if isinstance(env, DenoiseVecEnv) else getattr(env, "unwrapped", env)
     mdp = getattr(inner, "mdp", None)
     if not isinstance(mdp, DenoisingMDP):
         raise TypeError(
             f"expected a DiffusionDenoise environment (gymnasium.make or make_vec), got {type(inner).__name__}. Other "
             "environments have no denoising trajectory to train on."
+        )
+    if prompt_tokens and not mdp.prompt_tokens:
+        raise ValueError(
+            "to train the text encoder, the policy must see the prompt's tokens, which this environment's observation "
+            "lacks; make it with prompt_tokens=True, as in gymnasium.make('DiffusionDenoise-v0', prompt_tokens=True)."
         )
     return mdp
 
@@ -114,6 +124,8 @@ def describe_env(mdp: DenoisingMDP) -> dict[str, Any]:
         "num_inference_steps": mdp.num_inference_steps,
         "device": str(mdp.model.device),
         "dtype": mdp.model.dtype,
+        "vae_tiling": getattr(mdp.model, "vae_tiling", False),
+        "prompt_tokens": mdp.prompt_tokens,
     }
 
 

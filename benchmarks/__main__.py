@@ -8,9 +8,12 @@ from typing import Annotated, Any, Union
 import tyro
 
 from algorithms import ALGORITHMS
+from algorithms.skips import DivergedError
 from benchmarks.compare import Compare, compare
+from benchmarks.folder import DiskFullError
 from benchmarks.pages import Tables, tables
 from benchmarks.pretrain import PretrainConfig, pretrain
+from benchmarks.repeat import Repeat, repeat
 from benchmarks.report import Report, report
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
@@ -34,7 +37,9 @@ _PROGRAM = "diffusion-gym"
 _Algorithm = Union[SUBCOMMANDS]  # type: ignore[valid-type]  # noqa: UP007 - built from the registry
 _Train = Annotated[
     tyro.conf.OmitSubcommandPrefixes[_Algorithm],
-    tyro.conf.subcommand("train", description="Tune a model toward a reward with one algorithm."),
+    tyro.conf.subcommand(
+        "train", description="Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run."
+    ),
 ]
 Command: Any = Union[
     (_Train, *(Annotated[options, tyro.conf.subcommand(name)] for name, (options, _) in COMMANDS.items()))
@@ -44,7 +49,7 @@ Command: Any = Union[
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the command, and return its exit status.
 
-    That is 2 for a user's mistake or a reward that failed, 130 for Ctrl-C.
+    That is 2 for a user's mistake, a reward that failed, a training that diverged or a full disk, 130 for Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
@@ -52,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         print("stopped; the same command resumes.")
         return 130
-    except (ValueError, RewardError) as error:
+    except (ValueError, MemoryError, RewardError, DivergedError, DiskFullError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
@@ -83,6 +88,8 @@ def _run(given: list[str]) -> int:
             description=entry.summary,
         )
         return train(given[1], options)
+    if given[:1] == ["train"] and given[1:] and given[1].partition("=")[0] == "--config":
+        return repeat(tyro.cli(Repeat, args=given[1:], prog=f"{_PROGRAM} train"))
     # What is left is help, shell completion or a mistake: all of them end in here.
     tyro.cli(
         Command,

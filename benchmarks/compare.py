@@ -12,12 +12,12 @@ from algorithms.checkpoint import write_atomically
 from benchmarks.aggregate import aggregate, improvements
 from benchmarks.curves import Curves, curves
 from benchmarks.dry_run import dry_run
+from benchmarks.folder import check_same
 from benchmarks.ledger import Ledger
 from benchmarks.pool import LocalPool
 from benchmarks.provenance import available_cores
 from benchmarks.ray_pool import RayPool
 from benchmarks.report import Source, write_report
-from benchmarks.runs import check_same
 from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import SUITES
 from benchmarks.sweep import Pool, run_all

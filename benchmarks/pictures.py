@@ -8,6 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 
+def check_picture_file(path: Path) -> None:
+    """Raise ValueError where a picture could not be written, before it is drawn."""
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        raise ValueError(f"a picture's file must end in .png, .jpg or another format of Pillow's, got {str(path)!r}.")
+
+
 def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
     """Lay images out row by row on white.
 

@@ -14,6 +14,9 @@ import torch
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy", "pillow")
 
+#: What decides a run's numbers beside its specification.
+DECIDES = ("python", "platform", "processor", "torch_threads", "gpu", "packages", "revision")
+
 
 def provenance() -> dict[str, Any]:
     """Return date, versions, processor, threads and revision, JSON-serialisable."""

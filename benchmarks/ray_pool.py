@@ -8,7 +8,8 @@ from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import Progress, run
+from benchmarks.recorder import Progress
+from benchmarks.runs import run
 from benchmarks.settings import RunSpec
 from benchmarks.sweep import Message
 

@@ -1,19 +1,24 @@
 """``sample``: pictures of a model, before and after tuning, from the same noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from torch import Tensor
 
 from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import collect
-from benchmarks.pictures import grid
+from algorithms.within_memory import within_memory
+from benchmarks.pictures import check_picture_file, grid
 from benchmarks.runs import read_run
+from benchmarks.settings import TaskConfig
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.models import ModelDtype
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
 
 #: Settings that a run's folder decides.
@@ -25,7 +30,7 @@ class Sample:
     """Draw pictures; with a run's folder, the base model's and, beside them, the tuned model's."""
 
     prompts: tuple[str, ...] = ("cat", "dog", "a fox riding a bike")
-    """Texts, or a prompt set's name, or a UTF-8 file with one prompt a line."""
+    """Texts; or a prompt set's name or a file of prompts, or one side of its split (animals@held-out)."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the base model)")] = None
     """A folder written by train or compare."""
     model: str = "emoji-animals"
@@ -40,6 +45,12 @@ class Sample:
     """Noise of DDIM, where no run is given."""
     seed: int = 0
     """Fixes the noise."""
+    device: str = "cpu"
+    """Where the pictures are drawn: cpu, cuda, cuda:1, mps."""
+    dtype: Annotated[
+        ModelDtype | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or float32 where no run is given)")
+    ] = None
+    """Precision of the frozen networks."""
     output: Path = Path("samples.png")
     """The picture file."""
     scale: int = 2
@@ -47,10 +58,14 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
-        if self.images < 1 or self.scale < 1 or not self.prompts:
-            raise ValueError("expected at least one prompt, images >= 1 and scale >= 1.")
+        if self.images < 1 or self.scale < 1 or self.num_inference_steps < 1 or not self.prompts:
+            raise ValueError(
+                "expected at least one prompt, images >= 1, num_inference_steps >= 1 and scale >= 1, got "
+                f"{len(self.prompts)}, {self.images}, {self.num_inference_steps} and {self.scale}."
+            )
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
+        check_picture_file(self.output)
         PolicyConfig(guidance_scale=self.guidance_scale, eta=self.eta)
         given = [name for name in _BASE_ONLY if getattr(self, name) != getattr(type(self), name)]
         if self.run is not None and given:
@@ -59,27 +74,50 @@ class Sample:
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
-    named = options.prompts[0]
-    # A single word or sentence is a text, not the name of a set that does not exist.
-    named_or_file = named in PROMPT_SETS or named.endswith(".txt") or Path(named).is_file()
-    prompts = resolve_prompts(named) if len(options.prompts) == 1 and named_or_file else options.prompts
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
+    prompts = _prompts(options.prompts)
     if options.run is None:
-        model, steps = options.model, options.num_inference_steps
+        task = TaskConfig(options.model, num_inference_steps=options.num_inference_steps)
         config = PolicyConfig(trainable="full", guidance_scale=options.guidance_scale, eta=options.eta)
     else:
         spec = read_run(options.run).spec
-        model, steps, config = spec.task.model, spec.task.num_inference_steps, spec.config.policy
-    mdp = build_mdp(model, "compressibility", prompts, steps, 1, "cpu", "float32")
-    env = DenoiseVectorEnv.sharing(mdp, options.images)  # without the run's reward, which pictures do not need
-    policies = [DenoisingPolicy(mdp.model, steps, config)]
+        task, config = spec.task, spec.config.policy
+    mdp = build_mdp(
+        task.model,
+        "compressibility",  # not the run's reward, which pictures do not need
+        prompts,
+        task.num_inference_steps,
+        1,
+        options.device,
+        options.dtype or task.dtype,
+        task.vae_tiling,
+        config.trains_text,
+    )
+    env = DenoiseVectorEnv.sharing(mdp, options.images)
+    policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
     if options.run is not None:
-        policies.append(ALGORITHMS[spec.algorithm].cls.load(options.run / "checkpoint.zip", env).policy)
+        # Prompts that were held out of training may be drawn here, so that they are no longer told apart.
+        algorithm = ALGORITHMS[spec.algorithm].cls.load(options.run / "checkpoint.zip", env, held_out_prompts=None)
+        policies.append(algorithm.policy)
     texts = [prompt for prompt in prompts for _ in range(options.images)]
-    drawn = [collect(env, policy, texts, options.seed, whole_trajectory=False).images for policy in policies]
+    drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale).save(options.output)
     sides = "left: base, right: tuned" if len(drawn) == 2 else "one row a prompt"
     print(f"{options.output}: {len(prompts)} prompts x {options.images} pictures ({sides})")
     return 0
+
+
+def _prompts(given: tuple[str, ...]) -> Sequence[str]:
+    """Return texts; a single word or sentence is one, and not the name of a set that does not exist."""
+    source = given[0].removesuffix("@train").removesuffix("@held-out")
+    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or Path(source).is_file()):
+        return resolve_prompts(given[0])
+    return given
+
+
+def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, texts: list[str], seed: int) -> Tensor:
+    """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU."""
+    rollout = within_memory(policy, lambda: collect(env, policy, texts, seed, whole_trajectory=False))
+    return rollout.images.cpu()

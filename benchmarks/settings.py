@@ -9,6 +9,7 @@ import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import from_dict, to_dict
+from algorithms.evaluation import check_held_out
 from benchmarks.metrics import check_metric
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward
@@ -52,6 +53,8 @@ class TaskConfig:
     """Where the model runs: cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
+    vae_tiling: bool = False
+    """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Measured at each evaluation beside the reward: diversity, recognised (embedded model), or a reward's mean."""
 
@@ -80,11 +83,13 @@ class RunSpec:
     """Reward queries to train for, rounded up to whole iterations."""
 
     def __post_init__(self) -> None:
-        """Refuse an impossible budget or an unknown algorithm."""
+        """Refuse an impossible budget, an unknown algorithm, or held-out prompts that are trained on."""
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(ALGORITHMS)}.")
         if self.reward_queries < 1:
             raise ValueError(f"reward_queries must be at least 1, got {self.reward_queries}.")
+        if self.task.prompts is not None:  # the model's own are known once it is loaded
+            check_held_out(resolve_prompts(self.task.prompts), self.config.evaluation)
 
     @property
     def total_queries(self) -> int:
@@ -103,10 +108,17 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
-        """Rebuild a specification."""
+        """Rebuild a specification.
+
+        Raises:
+            KeyError, TypeError, ValueError: what is missing, or refused.
+        """
+        name = data["algorithm"]
+        if name not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {name!r}; expected one of {sorted(ALGORITHMS)}.")
         return cls(
-            data["algorithm"],
-            from_dict(type(ALGORITHMS[data["algorithm"]].config), data["config"]),
+            name,
+            from_dict(type(ALGORITHMS[name].config), data["config"]),
             from_dict(TaskConfig, data["task"]),
             data["reward_queries"],
         )

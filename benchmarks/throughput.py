@@ -261,6 +261,7 @@ def build(options: Throughput, model: DiffusionModel | None = None) -> Diffusion
         reward=task.reward,
         prompts=task.prompts,
         num_inference_steps=task.num_inference_steps,
+        prompt_tokens=options.policy.trains_text,
     )
     return ALGORITHMS[options.algorithm].cls(env, options.config())
 
@@ -299,7 +300,7 @@ def _grown(axis: str, options: Throughput, model: DiffusionModel) -> dict[str, A
         "latent_shape": list(shape),
         "seconds": seconds,
         "milliseconds_an_image": {phase: 1e3 * value / options.images for phase, value in seconds.items()},
-        "rollout_megabytes": Rollout.empty(algorithm.rollout_env, [""] * options.images, True).nbytes / 1e6,
+        "rollout_megabytes": Rollout.empty(algorithm.policy, [""] * options.images, True).nbytes / 1e6,
     }
 
 

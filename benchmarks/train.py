@@ -11,17 +11,49 @@ import torch
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
+from benchmarks.memory import estimate_memory
 from benchmarks.progress import ProgressBar
 from benchmarks.provenance import available_cores
-from benchmarks.runs import Progress, run
+from benchmarks.recorder import Progress
+from benchmarks.runs import run
 from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.weights_and_biases import WandbMode
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 
 
 @dataclass(frozen=True)
-class Output:
-    """Where a run writes, and how much of the machine it takes."""
+class Writing:
+    """What a run writes beside its log, and how much of the machine it takes; changes no result but by threads."""
+
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = 1
+    """Checkpoints kept; with 2 or more, the latest are in the folder's checkpoints/, named after their iteration."""
+    threads: int = 0
+    """Torch threads; 0 takes all cores. Results are bit-equal for the same number."""
+    tensorboard: bool = False
+    """Also write TensorBoard events, curves and image grids, to the folder's tensorboard/ (needs the package
+    tensorboard)."""
+    wandb: WandbMode = "off"
+    """Also log to Weights & Biases (needs the package wandb); offline writes to the folder and sends nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers, and packages that are not there."""
+        if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.threads < 0:
+            raise ValueError(
+                "expected checkpoint_every >= 1, keep_checkpoints >= 1 and threads >= 0, got "
+                f"{self.checkpoint_every}, {self.keep_checkpoints} and {self.threads}."
+            )
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError("TensorBoard events need the package tensorboard: python -m pip install tensorboard.")
+        if self.wandb != "off" and importlib.util.find_spec("wandb") is None:
+            raise ValueError("Logging to Weights & Biases needs the package wandb: python -m pip install wandb.")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a run is, and how long."""
 
     folder: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/REWARD-ALGORITHM-SEED)")
@@ -29,22 +61,11 @@ class Output:
     """The run's folder. An interrupted run there is resumed."""
     reward_queries: int = 2048
     """Images to sample and reward in all, rounded up to whole iterations."""
-    checkpoint_every: int = 10
-    """Iterations between checkpoints."""
-    threads: int = 0
-    """Torch threads; 0 takes all cores. Results are bit-equal for the same number."""
-    tensorboard: bool = False
-    """Also write TensorBoard events, curves and image grids, to the folder's tensorboard/ (needs the package
-    tensorboard)."""
 
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
-        if self.checkpoint_every < 1 or self.threads < 0:
-            raise ValueError(
-                f"expected checkpoint_every >= 1 and threads >= 0, got {self.checkpoint_every} and {self.threads}."
-            )
-        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError("TensorBoard events need the package tensorboard: python -m pip install tensorboard.")
+
+@dataclass(frozen=True)
+class Output(Writing, Extent):
+    """Where a run writes, and how much of the machine it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +83,13 @@ def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; returns the exit status (130 after Ctrl-C)."""
     spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries)
     folder = options.output.folder or Path("runs") / f"{_file_name(spec.task.reward)}-{name}-{spec.config.seed}"
-    torch.set_num_threads(options.output.threads or available_cores())
+    return train_spec(spec, folder, options.output, options.output.threads or available_cores())
+
+
+def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> int:
+    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C)."""
+    torch.set_num_threads(threads)
+    name = spec.algorithm
     print(f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, ", end="")
     print(f"{torch.get_num_threads()} threads, folder {folder}")
     with ProgressBar(spec.total_queries) as bar:
@@ -75,14 +102,17 @@ def train(name: str, options: Train[AlgorithmConfig]) -> int:
             folder,
             on_progress=show,
             should_stop=_StopSignal(),
-            checkpoint_every=options.output.checkpoint_every,
-            tensorboard=options.output.tensorboard,
+            checkpoint_every=writing.checkpoint_every,
+            keep_checkpoints=writing.keep_checkpoints,
+            tensorboard=writing.tensorboard,
+            wandb=writing.wandb,
+            on_built=lambda algorithm: print(estimate_memory(algorithm).describe()),
         )
     if not record.complete:
         print(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")
         return 130
-    kind = "LoRA" if spec.config.policy.trainable == "lora" else "pipeline"
-    print(f"done: {folder} (weights for diffusers: {folder if kind == 'LoRA' else folder / 'pipeline'})")
+    pipeline = folder / "pipeline"
+    print(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
     print(f"look at it: diffusion-gym report {folder}")
     return 0
 

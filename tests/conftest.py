@@ -23,8 +23,11 @@ repair_torchvision()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a browser or the built site, unless ``-m`` names it; any other ``-m`` means what it says."""
-    apart = [marker for marker in ("browser", "docs") if marker not in config.option.markexpr]
+    """Leave out what needs a browser or the built site, or takes minutes, unless ``-m`` names it.
+
+    Any other ``-m`` means what it says.
+    """
+    apart = [marker for marker in ("browser", "docs", "long") if marker not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in apart)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -120,6 +123,12 @@ def _build_pipeline(folder: Path, prediction_type: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def write_tokenizer() -> Callable[[Path], None]:
+    """Return a function that writes a CLIP vocabulary into a folder, for ``CLIPTokenizer.from_pretrained``."""
+    return _write_tokenizer
+
+
+@pytest.fixture(scope="session")
 def build_tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Return a function from prediction type to the folder of a tiny pipeline; each is built once a session."""
     built: dict[str, str] = {}
@@ -161,11 +170,13 @@ def exact() -> dict[str, Any]:
     return dict(EXACT)
 
 
-@pytest.fixture(params=["exact", "tiny-sd"])
+@pytest.fixture(params=["exact", "exact-flow", "tiny-sd"])
 def each_model(request: pytest.FixtureRequest, tiny_sd: str) -> dict[str, Any]:
-    """Return arguments of ``make`` for the exact mixture, and for a real diffusers pipeline."""
+    """Return arguments of ``make`` for the exact mixture, the same as a flow, and for a real diffusers pipeline."""
     if request.param == "exact":
         return dict(EXACT)
+    if request.param == "exact-flow":
+        return {**EXACT, "model": "exact-flow-mixture"}
     return {
         "model": tiny_sd,
         "reward": "compressibility",

@@ -19,11 +19,14 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
+import torch
 import tyro
 
 from algorithms import ALGORITHMS
 from benchmarks.__main__ import Command
+from benchmarks.repeat import Repeat
 from diffusion_gym import PROMPT_SETS, REWARDS
+from diffusion_gym.models.loading import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -77,7 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory that modules can be imported from; what a page registers is forgotten after it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registries: list[dict[str, Any]] = [ALGORITHMS, REWARDS, PROMPT_SETS]
+    registries: list[dict[str, Any]] = [ALGORITHMS, FAMILIES, REWARDS, PROMPT_SETS]
     kept = [dict(registry) for registry in registries]
     yield tmp_path
     for registry, before in zip(registries, kept, strict=True):
@@ -123,6 +126,24 @@ def test_own_algorithm_learns(folder: Path) -> None:
     assert 1.0 < names["held"].policy.denoiser.means[0, 0] < 1.5
 
 
+def test_own_family_is_the_pipeline(folder: Path) -> None:
+    """The adapter draws the pipeline's pictures; what training leaves behind is the tuned network, not the base one."""
+    names = run_python("docs/your-own-family.md", folder)
+    assert names["difference"] <= 1
+    assert names["ours"].float().std() > 5, "a flat picture would prove nothing"
+    assert names["first"]["train/log_ratio_abs_max"] == 0.0
+    latents, times, labels = names["latents"], torch.tensor([500]), torch.tensor([207])
+    conditioning = names["model"].encode_prompts(["207"])
+    with torch.no_grad():
+        tuned = names["algorithm"].policy.denoiser(latents, times, conditioning)
+        base, exported = (
+            pipe.transformer(latents, times, class_labels=labels).sample[:, :4]
+            for pipe in (names["pipe"], names["tuned"])
+        )
+    assert (exported - tuned).abs().max() < 1e-4 * (base - tuned).abs().max() + 1e-6
+    assert (base - tuned).abs().max() > 1e-3
+
+
 @pytest.mark.docs
 @pytest.mark.parametrize("page", [name for name in WITH_PYTHON if name not in ("README.md", "docs/mdp.md")])
 def test_python_blocks_run(page: str, folder: Path) -> None:
@@ -147,7 +168,8 @@ def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[s
                 continue
             status: object = 0
             try:
-                tyro.cli(Command, args=arguments, prog="diffusion-gym")
+                repeats = arguments[:2] == ["train", "--config"]
+                tyro.cli(Repeat if repeats else Command, args=arguments[repeats:], prog="diffusion-gym")
             except SystemExit as ended:  # with 0 after --help
                 status = ended.code
             assert not status, f"{page}: diffusion-gym {shlex.join(arguments)}\n{capsys.readouterr().err}"

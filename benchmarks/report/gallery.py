@@ -12,8 +12,8 @@ from torch import Tensor
 
 from algorithms.evaluation import evaluation_prompts
 from benchmarks.pictures import grid, read_grid
+from benchmarks.recorder import GRID_COLUMNS
 from benchmarks.results import seed_of, task_of, variant_of
-from benchmarks.runs import GRID_COLUMNS
 from diffusion_gym.prompts import resolve_prompts
 
 _COLUMNS = 5  # on a phone a picture of five columns is still a picture

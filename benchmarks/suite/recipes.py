@@ -12,7 +12,9 @@ from diffusion_gym.models import LoRAConfig
 
 #: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly move
 #: it, and all weights together follow the noise of the policy gradient as readily as its signal.
-POLICY = PolicyConfig(trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=("all",)), chunk_size=32)
+POLICY = PolicyConfig(
+    sampler="ddim", trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=("all",)), chunk_size=32
+)
 
 #: Each algorithm's settings on the embedded model: the candidate that ``search`` ranked first, among the same number
 #: for each algorithm, on a seed that is not reported: by the gains after 1,024 queries on both tasks and after 2,048 on
@@ -118,7 +120,7 @@ _RWR_SD = {
     "reencode_images": True,
 }
 STABLE_DIFFUSION = Recipe(
-    PolicyConfig(trainable="full", guidance_scale=5.0, chunk_size=8),
+    PolicyConfig(sampler="ddim", trainable="full", guidance_scale=5.0, chunk_size=8),
     {
         "ddpo-is": {**_DDPO_SD, "updates_per_iteration": 4},
         "ddpo-sf": _DDPO_SD,
@@ -132,7 +134,7 @@ STABLE_DIFFUSION = Recipe(
 _DDPO_EXACT = {"images_per_iteration": 64, "learning_rate": 0.02}
 _RWR_EXACT = {"images_per_iteration": 128, "num_envs": 128, "images_per_prompt": 128, "updates_per_iteration": 10}
 EXACT = Recipe(
-    PolicyConfig(trainable="full", chunk_size=320),
+    PolicyConfig(sampler="ddim", trainable="full", chunk_size=320),
     {
         "ddpo-is": {**_DDPO_EXACT, "updates_per_iteration": 2},
         "ddpo-sf": _DDPO_EXACT,

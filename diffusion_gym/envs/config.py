@@ -21,17 +21,22 @@ def build_mdp(
     num_envs: int,
     device: str,
     dtype: ModelDtype,
+    vae_tiling: bool = False,
+    prompt_tokens: bool = False,
 ) -> DenoisingMDP:
     """Check everything that can be checked without weights first, then load the model.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    for name, value in (("vae_tiling", vae_tiling), ("prompt_tokens", prompt_tokens)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}.")
     resolved = resolve_reward(reward)
     named = None if prompts is None else load_prompts(prompts)
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, vae_tiling)
     drawn = load_prompts(loaded.default_prompts) if named is None else named
-    mdp = DenoisingMDP(loaded, resolved, drawn.texts, num_inference_steps, num_envs, drawn.weights)
+    mdp = DenoisingMDP(loaded, resolved, drawn.texts, num_inference_steps, num_envs, drawn.weights, prompt_tokens)
     mdp.reward_spec = reward if isinstance(reward, str) else None  # resolved once: a reward may load a model
     mdp.encode(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp

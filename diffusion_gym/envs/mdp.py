@@ -69,20 +69,25 @@ class DenoisingMDP:
         num_inference_steps: int,
         num_envs: int,
         prompt_weights: Sequence[float] | None = None,
+        prompt_tokens: bool = False,
     ) -> None:
         """Build the grid and the spaces; prompts are encoded when first drawn, each once.
 
         Raises:
-            ValueError: num_inference_steps or num_envs out of range, or an unknown reward.
+            ValueError: num_inference_steps or num_envs out of range, an unknown reward, or prompt tokens of a family
+                that has none to train with.
         """
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
         self.model, self.prompts, self.num_envs = model, tuple(prompts), num_envs
         self.prompt_weights = None if prompt_weights is None else tuple(prompt_weights)
+        self.prompt_tokens = prompt_tokens
+        if prompt_tokens and not model.token_limits:
+            model.tokenize(prompts[:1])  # says why there are none
         self.scorer: Scorer = score_images
         self.set_reward(reward)
         self.schedule = model.schedule(num_inference_steps)
-        times = torch.cat([self.schedule.timesteps, torch.zeros(1, dtype=torch.long)]).float()
+        times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
         self._times = times.to(model.device)
         self._encoded: dict[str, Conditioning] = {}
         self._noise: list[torch.Generator | None] = [None] * num_envs
@@ -96,7 +101,9 @@ class DenoisingMDP:
     def twin(self, num_envs: int) -> "DenoisingMDP":
         """Return ``num_envs`` new episodes on the same model, reward, prompts, steps and encoded prompts."""
         steps = self.num_inference_steps
-        twin = DenoisingMDP(self.model, self.reward, self.prompts, steps, num_envs, self.prompt_weights)
+        twin = DenoisingMDP(
+            self.model, self.reward, self.prompts, steps, num_envs, self.prompt_weights, self.prompt_tokens
+        )
         twin._encoded, twin.reward_spec = self._encoded, self.reward_spec
         return twin
 
@@ -118,6 +125,9 @@ class DenoisingMDP:
         }
         for name, shape in self.model.conditioning_shapes.items():
             bounded[name] = spaces.Box(-CONDITIONING_BOUND, CONDITIONING_BOUND, shape, np.float32)
+        if self.prompt_tokens:
+            for name, (length, words) in self.model.token_limits.items():
+                bounded[name] = spaces.Box(0, words - 1, (length,), np.int64)
         return spaces.Dict(bounded)
 
     def action_space(self) -> spaces.Box:
@@ -185,7 +195,19 @@ class DenoisingMDP:
         return Transitions(rewards, finished, scored.images)
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
-        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does."""
+        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does.
+
+        Raises:
+            TypeError: latents that are no tensor.
+            ValueError: another shape, another number of prompts, or values that are not finite.
+        """
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"the latents to score must be a tensor, got {type(latents).__name__}.")
+        if latents.shape != (len(prompts), *self.model.latent_shape) or not bool(latents.isfinite().all()):
+            raise ValueError(
+                f"expected finite latents to score, of shape {(len(prompts), *self.model.latent_shape)} for "
+                f"{len(prompts)} prompts, got shape {tuple(latents.shape)}, finite: {bool(latents.isfinite().all())}."
+            )
         images = self.model.decode(latents)
         scores = self.scorer(self.reward, images, prompts)
         return Scored(images, scores.rewards, scores.parts)
@@ -195,13 +217,11 @@ class DenoisingMDP:
         return self._times[self.step_index.tolist()][:, None]
 
     def conditioning(self) -> Conditioning:
-        """The rows' conditioning, name -> (n, ...), float32, on the model's device. Not a copy: do not write to it."""
+        """The rows' conditioning, name -> (n, ...), on the model's device. Not a copy: do not write to it."""
         if self._conditioning is None:
             self.encode(self.row_prompts)
             rows = [self._encoded[prompt] for prompt in self.row_prompts]
-            self._conditioning = {
-                name: torch.cat([row[name] for row in rows]) for name in self.model.conditioning_shapes
-            }
+            self._conditioning = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         return self._conditioning
 
     def encode(self, prompts: Sequence[str]) -> None:
@@ -209,7 +229,7 @@ class DenoisingMDP:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
         for start in range(0, len(missing), 32):
             part = missing[start : start + 32]
-            encoded = self.model.encode_prompts(part)
+            encoded = self.model.encode_prompts(part) | (self.model.tokenize(part) if self.prompt_tokens else {})
             for row, prompt in enumerate(part):
                 self._encoded[prompt] = {name: value[row : row + 1].clone() for name, value in encoded.items()}
 

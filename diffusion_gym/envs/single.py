@@ -46,11 +46,15 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | key | space | meaning |
     |---|---|---|
     | latent | ``Box(-1000, 1000, (c, h, w), float32)`` | x_t, standard normal at the start |
-    | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time t of x_t; 0 after the last step |
+    | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time of x_t, not always whole in a flow model; 0 after the last step |
     | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the text encoder's output, L tokens of D values |
 
-    Other model families may add keys. The shapes are the model's: on ``"emoji-animals"`` (c, h, w) is (4, 8, 8),
-    on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
+    Model families add keys: SDXL ``pooled_prompt_embedding`` (D2,) and ``time_ids`` (6,), the image's size and crop; a
+    model that reads no prompt has a ``prompt_embedding`` of zeros, (1, 1). The shapes are the model's: on
+    ``"emoji-animals"`` (c, h, w) is (4, 8, 8), on Stable Diffusion 1.x at 512 pixels (4, 64, 64).
+
+    With ``prompt_tokens=True`` there are also ``prompt_tokens``, ``Box(0, vocabulary - 1, (L,), int64)``, and of SDXL's
+    second text encoder ``prompt_tokens_2``: what a policy needs that encodes the prompt itself.
 
     ## Rewards
     0 until the last step, then the reward of the decoded image and its prompt: ``reward(images, prompts)`` with images
@@ -80,13 +84,15 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     ## Arguments
     | argument | type | default | meaning |
     |---|---|---|---|
-    | model | ``str``, folder or model | ``"emoji-animals"`` | also ``"exact-gaussian"``, ``"exact-mixture"``, a diffusers folder or a hub id |
+    | model | ``str``, folder or model | ``"emoji-animals"`` | also ``"exact-gaussian"``, ``"exact-mixture"`` (as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a diffusers folder or a hub id |
     | reward | ``str``, callable or mapping | ``"compressibility"`` | a registered name, ``"path/to/file.py:function"``, ``"name:weight,..."``, a callable ``(images (n, 3, H, W) uint8, prompts) -> (n,)``, or a mapping of either to weights |
     | prompts | ``str`` or list | the model's own | a prompt set's name, a file, or a list of texts or ``{"prompt": text, "weight": number}`` |
     | num_inference_steps | ``int`` | ``10`` | T; the paper uses 50 for Stable Diffusion |
     | render_mode | ``str`` | ``None`` | ``"rgb_array"``: ``render()`` shows the present latent decoded |
     | device | ``str`` | ``"cpu"`` | of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
     | dtype | ``str`` | ``"float32"`` | of the frozen networks; also ``"bfloat16"``, ``"float16"`` |
+    | vae_tiling | ``bool`` | ``False`` | decode large images in overlapping tiles, which takes less memory |
+    | prompt_tokens | ``bool`` | ``False`` | add the prompt's tokens to the observation, for policies that train the text encoder |
 
     ## Version History
     - v0: initial version.
@@ -103,10 +109,14 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         render_mode: str | None = None,
         device: str = "cpu",
         dtype: ModelDtype = "float32",
+        vae_tiling: bool = False,
+        prompt_tokens: bool = False,
     ) -> None:
         """See the class docstring. Raises ValueError or TypeError naming the argument that is wrong."""
         check_render_mode(render_mode)
-        self.mdp: DenoisingMDP = build_mdp(model, reward, prompts, num_inference_steps, 1, device, dtype)
+        self.mdp: DenoisingMDP = build_mdp(
+            model, reward, prompts, num_inference_steps, 1, device, dtype, vae_tiling, prompt_tokens
+        )
         self.render_mode = render_mode
         self.observation_space = self.mdp.observation_space()  # type: ignore[assignment]
         self.action_space = self.mdp.action_space()

@@ -56,6 +56,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         render_mode: str | None = None,
         device: str = "cpu",
         dtype: ModelDtype = "float32",
+        vae_tiling: bool = False,
+        prompt_tokens: bool = False,
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
@@ -68,9 +70,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         except ValueError as error:
             modes = [mode.value for mode in AutoresetMode]
             raise ValueError(f"autoreset_mode must be one of {modes} (or the enum), got {autoreset_mode!r}.") from error
-        self._init_from(
-            build_mdp(model, reward, prompts, num_inference_steps, num_envs, device, dtype), output, render_mode
-        )
+        mdp = build_mdp(model, reward, prompts, num_inference_steps, num_envs, device, dtype, vae_tiling, prompt_tokens)
+        self._init_from(mdp, output, render_mode)
 
     def _init_from(self, mdp: DenoisingMDP, output: str, render_mode: str | None) -> None:
         self.mdp, self.output, self.render_mode = mdp, output, render_mode

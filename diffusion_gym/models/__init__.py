@@ -5,21 +5,26 @@ from pathlib import Path
 
 import torch
 
-from diffusion_gym.models.base import Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
-from diffusion_gym.models.loading import DTYPES, load_pipeline_model
+from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
+from diffusion_gym.models.loading import load_pipeline_model
 
 __all__ = ["Conditioning", "Denoiser", "DiffusionModel", "LoRAConfig", "ModelDtype", "check_device", "load_model"]
 
 
-def load_model(name: str | Path | DiffusionModel, device: str = "cpu", dtype: ModelDtype = "float32") -> DiffusionModel:
+def load_model(
+    name: str | Path | DiffusionModel, device: str = "cpu", dtype: ModelDtype = "float32", vae_tiling: bool = False
+) -> DiffusionModel:
     """Load a pretrained model once; later calls with the same arguments share it.
 
     Args:
         name: ``"emoji-animals"`` (shipped with this package), an exact model (``"exact-gaussian"``,
-            ``"exact-mixture"``), a folder in diffusers' layout, or a hub id such as
-            ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
+            ``"exact-mixture"``; as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a folder in diffusers'
+            layout, or a hub id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned
+            as it is.
         device: a torch device.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        vae_tiling: decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes
+            less memory and leaves faint differences where tiles meet.
 
     Raises:
         ValueError: an unknown name, device, dtype or model family.
@@ -32,17 +37,18 @@ def load_model(name: str | Path | DiffusionModel, device: str = "cpu", dtype: Mo
         raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}.")
-    return _load(name, str(check_device(device)), dtype)
+    return _load(name, str(check_device(device)), dtype, vae_tiling)
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, device: str, dtype: ModelDtype) -> DiffusionModel:
-    from diffusion_gym.models.exact import EXACT_MODELS, ExactModel
+def _load(name: str, device: str, dtype: ModelDtype, vae_tiling: bool) -> DiffusionModel:
+    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactFlowModel, ExactModel
 
     if name in EXACT_MODELS:
-        mixture, components = EXACT_MODELS[name]
-        return ExactModel(name, mixture, components, torch.device(device))
-    return load_pipeline_model(name, torch.device(device), dtype)
+        return ExactModel(name, *EXACT_MODELS[name], torch.device(device))
+    if name in EXACT_FLOW_MODELS:
+        return ExactFlowModel(name, *EXACT_FLOW_MODELS[name], torch.device(device))
+    return load_pipeline_model(name, torch.device(device), dtype, vae_tiling)
 
 
 def check_device(device: str) -> torch.device:

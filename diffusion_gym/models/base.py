@@ -1,5 +1,6 @@
 """The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +12,19 @@ from torch import Tensor, nn
 
 from diffusion_gym.transitions import Schedule, make_schedule
 
-#: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always.
+#: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always, or,
+#: where text encoders are trained, tokens in the place of what these make of them: (n, L), int64.
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
+POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
+#: The conditioning that text encoders make of a prompt.
+TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
+#: The guidance scale (n,) that the policy gives to a model that takes it as an input; no part of the observation.
+GUIDANCE = "guidance"
 ModelDtype = Literal["float32", "bfloat16", "float16"]
-
-
-#: Names for groups of layers that LoRA adapts, by their suffixes in a diffusers UNet.
-LORA_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "all": (
-        *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-        *("conv_in", "conv_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
-    ),
-}
+#: What of a model is trained.
+Trained = Literal["denoiser", "text_encoder", "both"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,16 @@ class LoRAConfig:
     alpha: float = 4.0
     """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
     targets: tuple[str, ...] = ("attention",)
-    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (residual blocks too), or layer-name suffixes."""
+    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or layer-name suffixes."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
-        if self.rank < 1 or self.alpha <= 0 or not self.targets:
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
             raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Suffixes of the adapted layers, groups written out."""
-        return tuple(dict.fromkeys(layer for name in self.targets for layer in LORA_GROUPS.get(name, (name,))))
+    def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """Return the suffixes of the adapted layers, with a family's groups of layers written out."""
+        return tuple(dict.fromkeys(layer for name in self.targets for layer in groups.get(name, (name,))))
 
 
 class Denoiser(nn.Module, ABC):
@@ -54,11 +53,11 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict epsilon, v or x_0.
+        """Predict epsilon, v or x_0, as the schedule says; a flow model the velocity ``noise - x_0``.
 
         Args:
             latents: (n, c, h, w), float32, scaled latent units.
-            timesteps: (n,), int64, training times.
+            timesteps: (n,), the schedule's: int64 training times, or float32 of a flow model.
             conditioning: name -> (n, ...), float32.
 
         Returns:
@@ -95,13 +94,56 @@ class DiffusionModel(ABC):
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""
         return self
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The model's own networks, which take memory beside the policy's."""
+        return []
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser takes the guidance scale as an input (guidance-distilled), in one forward a row."""
+        return False
+
     def schedule(self, num_inference_steps: int) -> Schedule:
         """Return the sampling grid with ``num_inference_steps`` steps."""
         return make_schedule(self.scheduler_config, num_inference_steps)
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode n texts; each value (n, ...), float32, on the model's device. ``""`` is the unconditional prompt."""
+        """Encode n texts; each value (n, ...), float32, on the model's device."""
+
+    def encode_unconditional(self) -> Conditioning:
+        """Return what classifier-free guidance leads away from, one row, float32; here the empty prompt.
+
+        Raises:
+            ValueError: the model knows no prompts.
+        """
+        return self.encode_prompts([""])
+
+    @property
+    def token_limits(self) -> Mapping[str, tuple[int, int]]:
+        """Name -> (L, size of the vocabulary) of the prompt's tokens; empty where no text encoder can be trained."""
+        return {}
+
+    def tokenize(self, prompts: Sequence[str]) -> Conditioning:
+        """Turn n texts into tokens, name -> (n, L), int64, on the model's device.
+
+        Raises:
+            ValueError: a family whose text encoder cannot be trained.
+        """
+        raise ValueError(
+            f"the text encoder of {self.name!r} cannot be trained ({type(self).__name__}; the families that can are "
+            "Stable Diffusion 1.x and 2.x, and SDXL). Train 'denoiser', and leave out prompt_tokens."
+        )
+
+    def unconditional_tokens(self) -> Conditioning:
+        """Return the tokens of what guidance leads away from, one row; raises as :meth:`tokenize` does."""
+        return self.tokenize([""])
+
+    def build_text_denoiser(self, lora: LoRAConfig | None, trained: Trained) -> Denoiser:
+        """Return a denoiser that is given tokens, and trains its text encoders alone or both; raises likewise."""
+        self.tokenize([""])
+        raise NotImplementedError(f"{type(self).__name__} has tokens, and must build what encodes them.")
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -118,3 +160,7 @@ class DiffusionModel(ABC):
     @abstractmethod
     def export(self, denoiser: Denoiser, folder: Path, lora: LoRAConfig | None) -> None:
         """Write the trained weights into ``folder`` in diffusers' own format (LoRA file or pipeline folder)."""
+
+    def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
+        """Whether :meth:`export` writes one LoRA file; otherwise it fills its folder with the whole model."""
+        return lora is not None

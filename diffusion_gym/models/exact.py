@@ -12,54 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning, Denoiser, DiffusionModel, LoRAConfig
+from diffusion_gym.models.exact_denoisers import ExactDenoiser, ExactFlowDenoiser, MixtureDenoiser
 from diffusion_gym.models.gaussian_mixture import GaussianMixture
+from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 POINT_RANGE = 8.0
 _BLOCK = 8
 _LEVELS = 2**16 - 1
-
-
-class ExactDenoiser(Denoiser):
-    """``E[epsilon | x_t]`` of a Gaussian mixture.
-
-    With ``x_t = sqrt(a) x_0 + sqrt(1 - a) epsilon`` component k of x_t has mean ``sqrt(a) m_k`` and variance
-    ``v_k = a s_k^2 + 1 - a``; then ``E[epsilon | x_t] = sqrt(1 - a) sum_k r_k (x_t - sqrt(a) m_k) / v_k`` with the
-    responsibilities r_k.
-    """
-
-    alphas_cumprod: Tensor
-
-    def __init__(self, mixture: GaussianMixture, alphas_cumprod: Tensor) -> None:
-        """Args: mixture with K components in d dimensions; alphas_cumprod: (num_train_timesteps,)."""
-        super().__init__()
-        self.means = nn.Parameter(mixture.means.float())
-        self.log_stds = nn.Parameter(mixture.stds.log().float())
-        self.logits = nn.Parameter(mixture.weights.log().float())
-        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
-
-    def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict epsilon; ``prompt_embedding`` (n, 1, K) holds 1 for the components that the prompt allows."""
-        x = latents.flatten(1)
-        a = self.alphas_cumprod[timesteps.long()][:, None]
-        log_w = torch.log_softmax(self.logits + conditioning[PROMPT_EMBEDDING][:, 0].log(), 1)
-        gap = x[:, None] - a.sqrt()[..., None] * self.means[None]
-        v = a * (2 * self.log_stds).exp()[None] + 1 - a
-        log_r = log_w - 0.5 * gap.square().sum(-1) / v - 0.5 * x.shape[1] * v.log()
-        r = log_r.softmax(1)
-        epsilon = (1 - a).sqrt() * ((r / v)[..., None] * gap).sum(1)
-        return epsilon.reshape(latents.shape)
-
-    def mixture(self, prompt_embedding: Tensor | None = None) -> GaussianMixture:
-        """Return the mixture that the present parameters describe, for one prompt (1, K) or over all components."""
-        allowed = torch.ones_like(self.logits) if prompt_embedding is None else prompt_embedding[0]
-        logits, means, log_stds = (
-            value.detach().cpu().double()  # in this order: MPS has no float64
-            for value in (self.logits + allowed.log(), self.means, self.log_stds)
-        )
-        return GaussianMixture(means, log_stds.exp(), logits.softmax(0))
 
 
 class ExactModel(DiffusionModel):
@@ -69,6 +31,16 @@ class ExactModel(DiffusionModel):
 
     def __init__(self, name: str, mixture: GaussianMixture, components: Sequence[str], device: torch.device) -> None:
         """Args: components: K prompts, one for each component of the mixture."""
+        self.name, self.device, self.dtype, self.target = name, device, "float32", mixture
+        self.scheduler_config = self._scheduler_config()
+        self._prompts = {"": slice(None), "anywhere": slice(None)} | {
+            p: slice(k, k + 1) for k, p in enumerate(components)
+        }
+        k, d = mixture.means.shape
+        self.latent_shape, self.image_shape = (d, 1, 1), (3, _BLOCK, _BLOCK * d)
+        self.conditioning_shapes = {PROMPT_EMBEDDING: (1, k)}
+
+    def _scheduler_config(self) -> dict[str, Any]:
         from diffusers import DDIMScheduler
 
         scheduler = DDIMScheduler(
@@ -79,15 +51,8 @@ class ExactModel(DiffusionModel):
             set_alpha_to_one=False,
             timestep_spacing="trailing",
         )
-        self.name, self.device, self.dtype, self.target = name, device, "float32", mixture
-        self.scheduler_config = dict(scheduler.config)
         self._alphas_cumprod = scheduler.alphas_cumprod
-        self._prompts = {"": slice(None), "anywhere": slice(None)} | {
-            p: slice(k, k + 1) for k, p in enumerate(components)
-        }
-        k, d = mixture.means.shape
-        self.latent_shape, self.image_shape = (d, 1, 1), (3, _BLOCK, _BLOCK * d)
-        self.conditioning_shapes = {PROMPT_EMBEDDING: (1, k)}
+        return dict(scheduler.config)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Return masks over components, (n, 1, K)."""
@@ -112,13 +77,16 @@ class ExactModel(DiffusionModel):
         """Read the points back, (n, d, 1, 1), float32."""
         return read_points(images)[..., None, None]
 
-    def build_denoiser(self, lora: LoRAConfig | None = None) -> ExactDenoiser:
+    def build_denoiser(self, lora: LoRAConfig | None = None) -> MixtureDenoiser:
         """Return the closed-form denoiser with the mixture's parameters to train."""
         if lora is not None:
             raise ValueError(
                 "the exact family has no linear layers for LoRA; train its full weights (trainable='full')."
             )
-        return ExactDenoiser(self.target, self._alphas_cumprod).to(self.device)
+        return self._denoiser().to(self.device)
+
+    def _denoiser(self) -> MixtureDenoiser:
+        return ExactDenoiser(self.target, self._alphas_cumprod)
 
     def export(self, denoiser: Denoiser, folder: Path, lora: LoRAConfig | None) -> None:
         """Write the mixture's parameters as ``exact_model.safetensors``."""
@@ -133,6 +101,22 @@ class ExactModel(DiffusionModel):
         from diffusion_gym.models import load_model
 
         return load_model, (self.name, str(self.device))
+
+
+class ExactFlowModel(ExactModel):
+    """The same mixture as a flow-matching model: the exact velocity, on a grid of T equal steps from 1 to 0."""
+
+    def _scheduler_config(self) -> dict[str, Any]:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return dict(FlowMatchEulerDiscreteScheduler().config)
+
+    def schedule(self, num_inference_steps: int) -> FlowSchedule:
+        """Return the sampling grid ``t = 1, 1 - 1/T, ..., 1/T``."""
+        return make_flow_schedule(self.scheduler_config, num_inference_steps, 1, equal_steps=True)
+
+    def _denoiser(self) -> MixtureDenoiser:
+        return ExactFlowDenoiser(self.target, self.scheduler_config["num_train_timesteps"])
 
 
 def read_points(images: Tensor) -> Tensor:
@@ -150,11 +134,19 @@ def _mixture(means: list[list[float]], std: float) -> GaussianMixture:
     )
 
 
-#: The exact models by name: the mixture and the prompt of each component.
+_GAUSSIAN = (_mixture([[0.5, -0.5]], 0.5), ("centre",))
+_COMPASS = (
+    _mixture([[0.0, 1.5], [1.5, 0.0], [0.0, -1.5], [-1.5, 0.0]], 0.3),
+    ("north", "east", "south", "west"),
+)
+
+#: The exact diffusion models by name: the mixture and the prompt of each component.
 EXACT_MODELS: dict[str, tuple[GaussianMixture, tuple[str, ...]]] = {
-    "exact-gaussian": (_mixture([[0.5, -0.5]], 0.5), ("centre",)),
-    "exact-mixture": (
-        _mixture([[0.0, 1.5], [1.5, 0.0], [0.0, -1.5], [-1.5, 0.0]], 0.3),
-        ("north", "east", "south", "west"),
-    ),
+    "exact-gaussian": _GAUSSIAN,
+    "exact-mixture": _COMPASS,
+}
+#: The same mixtures as flow-matching models.
+EXACT_FLOW_MODELS: dict[str, tuple[GaussianMixture, tuple[str, ...]]] = {
+    "exact-flow-gaussian": _GAUSSIAN,
+    "exact-flow-mixture": _COMPASS,
 }

@@ -1,51 +1,33 @@
 """Finds a diffusers pipeline (name of an embedded model, folder or hub id) and gives it to its family's adapter."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
+from diffusion_gym.models.flux import Flux
+from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.stable_diffusion import StableDiffusion
+from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
+from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
+from diffusion_gym.models.unconditional import UnconditionalPixels
 
 ASSETS = Path(__file__).parent.parent / "assets"
 #: Models that ship with the package: their names resolve to folders, and nothing else knows them.
 EMBEDDED = ("emoji-animals",)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep the libraries' bars for single files off the terminal: they break the run's own progress bar."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, was in zip(libraries, shown, strict=True):
-            if was:
-                library.enable_progress_bar()
-
-
-def _stable_diffusion(name: str, source: str, device: torch.device, dtype: ModelDtype) -> DiffusionModel:
-    from diffusion_gym.models.stable_diffusion import StableDiffusion
-
-    return StableDiffusion(name, source, device, dtype)
-
-
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
-FAMILIES: dict[str, Callable[[str, str, torch.device, ModelDtype], DiffusionModel]] = {
-    "StableDiffusionPipeline": _stable_diffusion,
+FAMILIES: dict[str, type[PipelineModel]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "DDPMPipeline": UnconditionalPixels,
+    "DDIMPipeline": UnconditionalPixels,
 }
 
 
-def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype) -> DiffusionModel:
+def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False) -> DiffusionModel:
     """Load the model called ``name``.
 
     Raises:
@@ -54,8 +36,11 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype) -> D
     source = str(ASSETS / name) if name in EMBEDDED else name
     family = _pipeline_class(name, source)
     if family not in FAMILIES:
-        raise ValueError(f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}.")
-    return FAMILIES[family](name, source, device, dtype)
+        raise ValueError(
+            f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}. "
+            "docs/your-own-family.md shows how to add a family."
+        )
+    return FAMILIES[family](name, source, device, dtype, vae_tiling)
 
 
 def _pipeline_class(name: str, source: str) -> str:
@@ -69,10 +54,15 @@ def _pipeline_class(name: str, source: str) -> str:
 
 
 def _hub_file(name: str, source: str) -> Path:
-    from diffusion_gym.models.exact import EXACT_MODELS
+    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS
 
-    known = [*EMBEDDED, *EXACT_MODELS]
-    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/")):
+    known, path = [*EMBEDDED, *EXACT_MODELS, *EXACT_FLOW_MODELS], Path(source)
+    if path.is_file():
+        raise ValueError(
+            f"model {name!r} is a file; expected a folder with a model_index.json. Convert a single-file checkpoint "
+            "with diffusers' PIPELINE.from_single_file(FILE).save_pretrained(FOLDER), and pass the folder."
+        )
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/")):
         raise ValueError(
             f"unknown model {name!r}: expected one of {known}, a folder with a model_index.json (as written by "
             "diffusers' save_pretrained), or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
@@ -84,6 +74,22 @@ def _hub_file(name: str, source: str) -> Path:
     except Exception as error:  # the hub client raises many unrelated types; all mean "not to be had"
         raise ValueError(
             f"there is no folder {name!r}, and a model of that name could not be fetched from the model hub "
-            f"({type(error).__name__}). Download it where there is a network "
-            f"('hf download {name} --local-dir DIR') and pass model='DIR', or use one of {known}."
+            f"({type(error).__name__}): {_advice(name, error)}, or use one of {known}."
         ) from error
+
+
+def _advice(name: str, error: Exception) -> str:
+    """Say what stopped the download, and what to do."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its terms must be accepted first. Accept them on its page, and log in with 'hf auth login'"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model, or it is private. Check the name, log in with 'hf auth login'"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return "it has no model_index.json, so it is no diffusers pipeline. Look for a version of it that is one"
+    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub could not be reached"
+    return (
+        f"{offline}, and the model is not in the cache. Download it where there is a network ('hf download {name} "
+        "--local-dir DIR'), copy DIR here, and pass model='DIR'"
+    )

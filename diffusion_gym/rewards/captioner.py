@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_gym._torchvision import repair_torchvision
-from diffusion_gym.models.base import ModelDtype
-from diffusion_gym.models.loading import DTYPES, no_progress_bars
+from diffusion_gym.models.base import DTYPES, ModelDtype
+from diffusion_gym.models.pipeline import no_progress_bars
 from diffusion_gym.rewards.weights import not_found
 
 

@@ -148,7 +148,7 @@ class WeightedSum:
         """
         measured = {}
         for name in self._normalised():
-            scores = evaluate_reward(self._rewards[name], images, prompts).double()
+            scores = evaluate_reward(self._rewards[name], images, prompts).cpu().double()  # MPS has no float64
             mean, std = float(scores.mean()), float(scores.std(correction=0))
             if std <= 1e-6 * max(1.0, abs(mean)):
                 raise ValueError(

@@ -47,9 +47,39 @@ def sampled(theta: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def data() -> tuple[GaussianMixture, float]:
+def sampled_by_flow(theta: Tensor, steps: int, sampler: str, eta: float) -> tuple[Tensor, Tensor]:
+    """The same of a flow sampler's chain, t = 1, 1 - 1/T, ..., 0; a last step without density is held fixed.
+
+    With one Gaussian v = (t - (1 - t) s^2) (x - (1 - t) m) / w - m, w = (1 - t)^2 s^2 + t^2.
+    """
+    mean, variance = torch.zeros(2, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    for k in range(steps):
+        t, after = 1 - k / steps, 1 - (k + 1) / steps
+        if sampler == "cps":
+            std = after * math.sin(eta * math.pi / 2)
+            kept = math.sqrt(after**2 - std**2)
+            of_x, of_v = 1 - after + kept, (1 - t) * kept - t * (1 - after)
+        else:
+            sigma2 = eta**2 * t / (1 - (1 - 1 / steps if k == 0 else t))
+            std, dt = math.sqrt(sigma2 / steps), -1 / steps
+            of_x, of_v = 1 + sigma2 / (2 * t) * dt, (1 + sigma2 * (1 - t) / (2 * t)) * dt
+        m, s2 = (theta if std > 0 else theta.detach()).split([2, 1])
+        s2 = (2 * s2[0]).exp()
+        slope = (t - (1 - t) * s2) / ((1 - t) ** 2 * s2 + t**2)
+        gain = of_x + of_v * slope
+        mean = gain * mean - of_v * (slope * (1 - t) + 1) * m
+        variance = gain**2 * variance + std**2
+    return mean, variance
+
+
+def chain(model: str, theta: Tensor, steps: int, sampler: str = "flow-sde") -> tuple[Tensor, Tensor]:
+    """Mean and variance that either family's chain draws at eta 1."""
+    return sampled(theta, steps) if model == "exact-gaussian" else sampled_by_flow(theta, steps, sampler, 1.0)
+
+
+def data(model: str = "exact-gaussian") -> tuple[GaussianMixture, float]:
     """The distribution of RWR's data set, and its std."""
-    mean, variance = sampled(start(), STEPS)
+    mean, variance = chain(model, start(), STEPS)
     std = variance.sqrt()
     return GaussianMixture(mean[None], std[None], torch.ones(1).double()), float(std)
 
@@ -75,12 +105,13 @@ def assert_model(mixture: GaussianMixture, mean: Tensor, std: float, share: floa
     assert abs(float(mixture.stds[0]) - std) < 4 * error / 2 + 0.01  # std / sqrt(2 n), and two coordinates
 
 
-def test_rwr_reaches_the_distribution_tilted_by_a_linear_reward(make_env: Callable) -> None:
+@pytest.mark.parametrize("model", ["exact-gaussian", "exact-flow-gaussian"])
+def test_rwr_reaches_the_distribution_tilted_by_a_linear_reward(make_env: Callable, model: str) -> None:
     """exp(z / beta) with z the standardised x_1 and beta 1: the mean moves by exactly one std, the std stays."""
-    before, std = data()
+    before, std = data(model)
     tilted = before.tilt_linear(torch.tensor([1.0, 0.0]), beta=1.0 * std)
     assert float(tilted.means[0, 0] - before.means[0, 0]) == pytest.approx(std)
-    mixture, share = fitted(make_env(reward="exact-linear", steps=STEPS), beta=1.0)
+    mixture, share = fitted(make_env(model, reward="exact-linear", steps=STEPS), beta=1.0)
     assert share == pytest.approx(math.exp(-1), abs=0.06)  # E[w]^2 / E[w^2] of w = exp(z)
     assert_model(mixture, tilted.means[0], std, share)
 
@@ -112,14 +143,24 @@ def test_sparse_rwr_reaches_the_truncated_normal(make_env: Callable) -> None:
     assert_model(mixture, before.mean + torch.tensor([shift * std, 0.0]), std * math.sqrt(variance), share)
 
 
-@pytest.mark.parametrize("importance_sampling", [True, False])
-def test_ddpo_goes_to_the_maximum_of_a_quadratic_reward(make_env: Callable, importance_sampling: bool) -> None:
+@pytest.mark.parametrize(
+    ("model", "sampler", "importance_sampling"),
+    [
+        ("exact-gaussian", "ddim", True),
+        ("exact-gaussian", "ddim", False),
+        ("exact-flow-gaussian", "flow-sde", True),
+        ("exact-flow-gaussian", "cps", True),
+    ],
+)
+def test_ddpo_goes_to_the_maximum_of_a_quadratic_reward(
+    make_env: Callable, model: str, sampler: str, importance_sampling: bool
+) -> None:
     """Expected reward alone (no KL) is best at mean = target with a std that shrinks; the distance falls tenfold."""
     target = torch.tensor([1.0, 1.0])
     algorithm = DDPO(
-        make_env(reward="exact-quadratic", steps=10), trainable="full", importance_sampling=importance_sampling,
-        updates_per_iteration=4 if importance_sampling else 1, images_per_iteration=64, chunk_size=640,
-        learning_rate=0.03 if importance_sampling else 0.1,
+        make_env(model, reward="exact-quadratic", steps=10), trainable="full", sampler=sampler,
+        importance_sampling=importance_sampling, updates_per_iteration=4 if importance_sampling else 1,
+        images_per_iteration=64, chunk_size=640, learning_rate=0.03 if importance_sampling else 0.1,
     )  # fmt: skip
     algorithm.learn(40 * 64 * 10)
     mixture = algorithm.policy.denoiser.mixture()
@@ -141,33 +182,45 @@ class MeanGradients(DDPO):
         return torch.zeros(())
 
 
-@pytest.mark.parametrize("reward", ["exact-linear", "exact-quadratic"])
-def test_ddpos_gradient_is_that_of_the_expected_reward(make_env: Callable, sample: Callable, reward: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "sampler", "reward"),
+    [
+        ("exact-gaussian", "ddim", "exact-linear"),
+        ("exact-gaussian", "ddim", "exact-quadratic"),
+        ("exact-flow-gaussian", "flow-sde", "exact-quadratic"),
+        ("exact-flow-gaussian", "cps", "exact-quadratic"),
+    ],
+)
+def test_ddpos_gradient_is_that_of_the_expected_reward(
+    make_env: Callable, sample: Callable, model: str, sampler: str, reward: str
+) -> None:
     """24 independent rollouts of 512 images: their mean gradient within 4 of its own standard errors of the exact one.
 
     The loss is -A log p / D averaged over n T transitions, with A = (r - mean) / std: times -D T std it estimates the
-    gradient (the mean's own 1 / n share of each reward biases it by 0.2 %, below the error).
+    gradient (the mean's own 1 / n share of each reward biases it by 0.2 %, below the error). T counts the trained
+    steps; through a last step without density (CPS) no gradient flows, in the estimate as in the exact one.
     """
     steps, images, rollouts = 10, 512, 24
     by_loss = [
         MeanGradients(
-            make_env(reward=reward, steps=steps), trainable="full", importance_sampling=importance_sampling,
+            make_env(model, reward=reward, steps=steps), trainable="full", sampler=sampler,
+            importance_sampling=importance_sampling,
             updates_per_iteration=1, images_per_iteration=images, num_envs=images, chunk_size=images * steps,
             advantage_clip=100.0,
         ) for importance_sampling in (False, True)
     ]  # fmt: skip
-    estimates = []
+    trained, estimates = len(by_loss[0].policy.trainable_steps), []
     for k in range(rollouts):
         rollout = sample(by_loss[0], images, first_image=k * images)
         for algorithm in by_loss:
             algorithm._setup_model()  # statistics of this rollout alone
             algorithm.update(rollout)
         torch.testing.assert_close(by_loss[1].gradient, by_loss[0].gradient)  # at ratio 1, equation 4 is equation 3
-        estimates.append(-2 * steps * float(rollout.rewards.double().std(correction=0)) * by_loss[0].gradient)
+        estimates.append(-2 * trained * float(rollout.rewards.double().std(correction=0)) * by_loss[0].gradient)
     stacked = torch.stack(estimates)
     error = stacked.std(0) / math.sqrt(rollouts)
     theta = start().requires_grad_()
-    mean, variance = sampled(theta, steps)
+    mean, variance = chain(model, theta, steps, sampler)
     expected = mean[0] if reward == "exact-linear" else -((mean - 1).square().sum() + 2 * variance)
     exact = torch.autograd.grad(expected, theta)[0]
     print(stacked.mean(0).tolist(), error.tolist(), exact.tolist())

@@ -43,11 +43,14 @@ def test_every_algorithm_of_the_registry_has_settings() -> None:
     assert set(SETTINGS) == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_linear_reward_rises_by_standard_deviations(make_env: Callable, name: str, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "model", "seed"),
+    [(name, "exact-gaussian", seed) for name in SETTINGS for seed in (0, 1)]
+    + [(name, "exact-flow-gaussian", 0) for name in ("ddpo-is", "rwr")],
+)
+def test_linear_reward_rises_by_standard_deviations(make_env: Callable, name: str, model: str, seed: int) -> None:
     """x_1 starts at 0.5 with std 0.5; 1,280 reward queries lift its mean by more than two of those stds."""
-    algorithm = build(name, make_env(reward="exact-linear", steps=STEPS), seed)
+    algorithm = build(name, make_env(model, reward="exact-linear", steps=STEPS), seed)
     before = mean_reward(algorithm)
     algorithm.learn(ITERATIONS * IMAGES * STEPS)
     after = mean_reward(algorithm)

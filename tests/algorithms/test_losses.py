@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from algorithms.losses import (
-    denoising_target,
     importance_sampling_loss,
     log_ratio_bound,
     score_function_loss,
@@ -86,20 +84,6 @@ def test_approximate_kl_is_schulmans() -> None:
     _, statistics = importance_sampling_loss(log_prob, torch.zeros(3).double(), torch.ones(3).double(), 1, "sum", 1.0)
     expected = [math.exp(-0.2) - 0.8, 0.0, 0.01**2 / 2 + 0.01**3 / 6]
     assert statistics.approx_kl.tolist() == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_denoising_target_is_diffusers(prediction_type: str) -> None:
-    """Noised latents are ``add_noise``'s; v is ``get_velocity``'s; at the first, a middle and the last time."""
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    source = torch.Generator().manual_seed(1)
-    x_0, noise = (torch.randn(3, 4, 2, 2, generator=source) for _ in range(2))
-    times = torch.tensor([0, 500, 999])
-    x_t, target = denoising_target(x_0, noise, scheduler.alphas_cumprod[times], prediction_type)
-    torch.testing.assert_close(x_t, scheduler.add_noise(x_0, noise, times))
-    velocity = scheduler.get_velocity(x_0, noise, times)
-    expected = {"epsilon": noise, "v_prediction": velocity, "sample": x_0}[prediction_type]
-    torch.testing.assert_close(target, expected)
 
 
 def test_weighted_denoising_loss_by_hand() -> None:

@@ -25,14 +25,15 @@ def first_log_ratio(algorithm: DDPO, sample: Callable, n: int) -> float:
     return algorithm.update(sample(algorithm, n))["train/log_ratio_abs_max"]
 
 
-@pytest.mark.parametrize("model", ["exact-gaussian", "exact-mixture"])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("model", ["exact-gaussian", "exact-mixture", "exact-flow-gaussian", "exact-flow-mixture"])
+@pytest.mark.parametrize("noise", [0, 1])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_ratio_is_one_on_exact_models(
-    make_env: Callable, sample: Callable, model: str, sampler: str, guidance: float
+    make_env: Callable, sample: Callable, model: str, noise: int, guidance: float
 ) -> None:
     """12 images in rounds of 3, T = 5, chunks of 16: 60 or 48 transitions, so DDIM's last chunk is padded."""
-    env = make_env(model, prompts=["anywhere", {"exact-gaussian": "centre", "exact-mixture": "north"}[model]])
+    sampler = (("flow-sde", "cps") if "flow" in model else ("ddim", "ddpm"))[noise]
+    env = make_env(model, prompts=["anywhere", "centre" if "gaussian" in model else "north"])
     algorithm = DDPO(
         env, trainable="full", sampler=sampler, guidance_scale=guidance, num_envs=3, images_per_iteration=12,
         updates_per_iteration=1,

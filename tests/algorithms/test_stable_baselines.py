@@ -28,11 +28,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Evaluation environment is not wr
 
 @pytest.fixture(params=[DDPO, RWR])
 def make(request: pytest.FixtureRequest, make_env: Callable) -> Callable[..., DiffusionAlgorithm[Any]]:
-    """``make(reward=..., **config)``: each algorithm class, quick, in rounds of 4 environments."""
+    """``make(reward=..., model=..., **config)``: each algorithm class, quick, in rounds of 4 environments."""
 
-    def build(reward: Any = "exact-quadratic", **kwargs: Any) -> DiffusionAlgorithm[Any]:
+    def build(reward: Any = "exact-quadratic", model: str = "exact-gaussian", **kwargs: Any) -> DiffusionAlgorithm[Any]:
         config = {"trainable": "full", "images_per_iteration": IMAGES, "num_envs": 4, "learning_rate": 0.01, **kwargs}
-        return request.param(make_env(steps=STEPS, reward=reward), **config)
+        return request.param(make_env(model, steps=STEPS, reward=reward), **config)
 
     return build
 
@@ -189,8 +189,51 @@ def test_log_interval_and_tensorboard(make: Callable, tmp_path: Path) -> None:
     assert list((tmp_path / "try_1").glob("events.out.tfevents.*"))
 
 
-def test_progress_bar_runs(make: Callable, capsys: pytest.CaptureFixture[str]) -> None:
-    assert make().learn(ITERATION, progress_bar=True).num_timesteps == ITERATION
+def test_tensorboard_has_the_scalars(make: Callable, tmp_path: Path) -> None:
+    """Of two calls of learn that count on, in one folder each, at the steps they were logged at."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    algorithm = make(tensorboard_log=str(tmp_path))
+    algorithm.learn(2 * ITERATION, tb_log_name="try")
+    algorithm.learn(ITERATION, tb_log_name="try", reset_num_timesteps=False)
+    steps = []
+    for folder in sorted(tmp_path.iterdir()):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        assert {"rollout/ep_rew_mean", "train/loss", "cost/images"} <= set(events.Tags()["scalars"])
+        steps += [event.step for event in events.Scalars("rollout/ep_rew_mean")]
+    assert steps == [ITERATION, 2 * ITERATION, 3 * ITERATION]
+
+
+def test_progress_bar_counts_to_the_end(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stable_baselines3.common import callbacks
+
+    bars: list[Any] = []
+
+    class Bar(callbacks.tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(callbacks, "tqdm", Bar)
+    make().learn(2 * ITERATION, progress_bar=True)
+    assert [(bar.n, bar.total) for bar in bars] == [(2 * ITERATION, 2 * ITERATION)]
+
+
+@pytest.mark.parametrize("with_env", [True, False])
+def test_a_loaded_algorithm_counts_on(make: Callable, tmp_path: Path, digest: Callable, with_env: bool) -> None:
+    """Steps, iterations, updates and costs go on where they were; without an environment the saved one is rebuilt."""
+    whole, saved = make(), make()
+    whole.learn(3 * ITERATION)
+    saved.learn(ITERATION).save(tmp_path / "run")
+    loaded = type(saved).load(tmp_path / "run", saved.get_env() if with_env else None)
+    recorder = Recorder()
+    loaded.learn(2 * ITERATION, recorder, reset_num_timesteps=False)
+    assert recorder.timesteps[0] == ITERATION + 4
+    assert recorder.timesteps[-1] == loaded.num_timesteps == 3 * ITERATION
+    assert (loaded.iteration, loaded._n_updates) == (3, whole._n_updates)
+    assert loaded.costs["reward_queries"] == 3 * IMAGES
+    assert digest(loaded) == digest(whole)
 
 
 def test_predict_single_and_batched(make: Callable) -> None:
@@ -212,9 +255,10 @@ def test_predict_single_and_batched(make: Callable) -> None:
     assert not np.array_equal(first, second)
 
 
-def test_predict_follows_each_rows_time(make: Callable) -> None:
+@pytest.mark.parametrize("model", ["exact-gaussian", "exact-flow-gaussian"])
+def test_predict_follows_each_rows_time(make: Callable, model: str) -> None:
     """Rows at different steps, as an environment with automatic resets gives them; the last has ended and stays."""
-    algorithm = make()
+    algorithm = make(model=model)
     batch = algorithm.get_env().reset()
     grid = algorithm.policy.transition.schedule.timesteps.tolist()
     batch["timestep"] = np.array([[grid[0]], [grid[2]], [grid[1]], [0]], dtype=np.float32)

@@ -59,4 +59,9 @@ complete_words train ddpo-is --policy.trainable ""
         ["bash", "-c", ask, "bash", str(script), str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["train", "ddpo-is ddpo-sf", "--policy.guidance-scale", "lora full"]
+    assert done.stdout.splitlines() == [
+        "train",
+        "ddpo-is ddpo-sf",
+        "--policy.guidance-scale --policy.gradient-checkpointing",
+        "lora full",
+    ]

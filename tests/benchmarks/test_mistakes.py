@@ -39,7 +39,7 @@ TYPED = {
     "prompt-instead-of-a-file": [*DDPO, "--prompts", "a cat"],
     "missing-prompt-file": [*DDPO, "--prompts", "my-prompts.txt"],
     "empty-prompt-file": [*DDPO, "--prompts", "empty.txt"],
-    "unknown-task": ["compare", "--tasks", "aesthetic"],
+    "unknown-task": ["compare", "--tasks", "beauty"],
     "same-seed-twice": ["compare", "--seeds", "0", "0"],
     "quick-with-a-budget": ["compare", "--quick", "--reward-queries", "100"],
     "search-of-an-unknown-algorithm": ["search", "--algorithms", "ppo"],

@@ -14,7 +14,8 @@ from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config import override
 from benchmarks.__main__ import main
 from benchmarks.pictures import read_grid
-from benchmarks.runs import GRID_COLUMNS, run
+from benchmarks.recorder import GRID_COLUMNS
+from benchmarks.runs import run
 from benchmarks.settings import RunSpec, TaskConfig
 from diffusion_gym.rewards import RewardError, resolve_reward
 

@@ -11,7 +11,8 @@ from PIL import Image
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config import override
 from benchmarks.progress import ProgressBar
-from benchmarks.runs import Progress, read_run, run
+from benchmarks.recorder import Progress
+from benchmarks.runs import read_run, run
 from benchmarks.settings import RunSpec, TaskConfig
 
 TASK = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=4)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from diffusion_gym import LoRAConfig, load_model
-from diffusion_gym.models.exact import EXACT_MODELS, ExactDenoiser, ExactModel, read_points
+from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactDenoiser, ExactModel, read_points
 from diffusion_gym.models.gaussian_mixture import GaussianMixture
 from diffusion_gym.transitions import make_transition
 
-NAMES = sorted(EXACT_MODELS)
+NAMES = sorted([*EXACT_MODELS, *EXACT_FLOW_MODELS])
 
 #: Unequal in everything, so that no symmetry hides a mistake.
 UNEVEN = GaussianMixture(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ def _make_vec(arguments: dict[str, Any]) -> Any:
     [
         (
             {"model": "nope"},
-            r"unknown model 'nope': expected one of \['emoji-animals', 'exact-gaussian', 'exact-mixture'\], a folder",
+            r"unknown model 'nope': expected one of \['emoji-animals', 'exact-gaussian', 'exact-mixture', 'exact-flow-",
         ),
         ({"model": "./absent/folder"}, "unknown model './absent/folder': expected one of"),
         ({"reward": "nope"}, r"unknown reward 'nope'; expected one of \['aesthetic'"),
@@ -108,7 +109,8 @@ def test_rewards_and_prompts_are_checked_before_a_model_is_loaded(
 def test_a_folder_of_another_pipeline_is_named(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "WuerstchenPipeline"}', encoding="utf-8")
     with pytest.raises(
-        ValueError, match=r"is a WuerstchenPipeline, which is not supported; supported are \['StableDiffusion"
+        ValueError,
+        match=r"is a WuerstchenPipeline, which is not supported; supported are \[.*'DDPMPipeline', .*your-own-family",
     ):
         _make({"model": str(tmp_path)})
 
@@ -135,6 +137,36 @@ def test_a_hub_id_without_a_network_says_how_to_get_it(monkeypatch: pytest.Monke
         match=r"no folder 'someone/some-model', .*could not be fetched.*hf download someone/some-model.*model='DIR'",
     ):
         _make({"model": "someone/some-model"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "offline", "advice"),
+    [
+        ("GatedRepoError", False, r"terms must be accepted first.*hf auth login"),
+        ("RepositoryNotFoundError", False, r"the hub has no such model, or it is private.*hf auth login"),
+        ("EntryNotFoundError", False, r"has no model_index\.json, so it is no diffusers pipeline"),
+        ("LocalEntryNotFoundError", False, r"the hub could not be reached, .*hf download someone/some-model"),
+        ("OfflineModeIsEnabled", True, r"HF_HUB_OFFLINE is set, .*hf download someone/some-model"),
+    ],
+)
+def test_what_stopped_a_download_is_told(
+    monkeypatch: pytest.MonkeyPatch, kind: str, offline: bool, advice: str
+) -> None:
+    def download(*arguments: Any, **more: Any) -> str:
+        cls = getattr(huggingface_hub.errors, kind)
+        raise cls.__new__(cls)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(ValueError, match=rf"no folder 'someone/some-model', .*\({kind}\): .*{advice}.*emoji-animals"):
+        _make({"model": "someone/some-model"})
+
+
+def test_a_single_file_checkpoint_says_how_to_convert_it(tmp_path: Path) -> None:
+    file = tmp_path / "v1-5-pruned.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is a file; expected a folder .*from_single_file\(FILE\)\.save_pretrained"):
+        _make({"model": str(file)})
 
 
 # ---- rewards that fail in an episode

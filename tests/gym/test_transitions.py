@@ -256,6 +256,28 @@ def test_nothing_of_a_transition_is_saved() -> None:
     assert list(transition.parameters()) == []
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_forward_process_is_diffusers(prediction_type: str) -> None:
+    """Noised latents are ``add_noise``'s; v is ``get_velocity``'s; at the first, a middle and the last time."""
+    config = _config(beta_schedule="scaled_linear", prediction_type=prediction_type)
+    scheduler = DDIMScheduler.from_config(config)
+    x_0, noise, _ = _draw(3, seed=1)
+    times = torch.tensor([0, 500, 999])
+    x_t, target = make_schedule(config, 10).noised(x_0, noise, times)
+    torch.testing.assert_close(x_t, scheduler.add_noise(x_0, noise, times))
+    velocity = scheduler.get_velocity(x_0, noise, times)
+    expected = {"epsilon": noise, "v_prediction": velocity, "sample": x_0}[prediction_type]
+    torch.testing.assert_close(target, expected)
+
+
+def test_training_times_are_uniform_over_all_of_them() -> None:
+    times = make_schedule(_config(), 10).draw_times(50_000, torch.Generator().manual_seed(0))
+    assert times.dtype == torch.int64
+    assert (int(times.min()), int(times.max())) == (0, 999)
+    # Each tenth of the times gets a tenth of the draws; the standard error is 67.
+    assert (torch.bincount(times // 100) - 5_000).abs().max() < 4 * 67
+
+
 def test_step_index_maps_times_back() -> None:
     schedule = make_schedule(_config(steps_offset=1), 10)
     assert schedule.step_index(schedule.timesteps.float()).tolist() == list(range(10))
@@ -316,7 +338,10 @@ def test_bad_eta(schedule: Schedule, eta: float) -> None:
 
 
 def test_bad_sampler(schedule: Schedule) -> None:
-    with pytest.raises(ValueError, match="unknown sampler 'euler'; expected 'ddim' or 'ddpm'"):
+    with pytest.raises(
+        ValueError,
+        match=r"sampler 'euler' does not fit this diffusion model; expected 'auto' or one of \['ddim', 'ddpm'\]",
+    ):
         make_transition(schedule, "euler", 1.0)  # type: ignore[arg-type]
 
 

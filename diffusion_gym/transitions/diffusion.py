@@ -1,81 +1,30 @@
-"""The transition p(x_{t-1} | x_t, c): model output -> mean, std -> sample, log_prob, kl.
-
-A denoising step of a stochastic sampler is a Gaussian whose mean is an affine function of the model's output and
-whose standard deviation is fixed by the noise schedule. One :class:`Gaussian` object both samples the next latents
-and scores them, so the two can never disagree.
+"""Discrete-time diffusion models: their schedule, and the DDIM and DDPM steps.
 
 Notation follows Song et al. 2021 (DDIM, arXiv 2010.02502): ``a_t`` is the cumulative product of alphas
 (``alphas_cumprod`` in diffusers), ``a_p`` the one at the previous (less noisy) time, ``s`` the standard deviation.
 """
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Reduction = Literal["mean", "sum"]
+from diffusion_gym.transitions.base import Schedule, Transition, check_steps
+from diffusion_gym.transitions.gaussian import Gaussian, per_row
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """A batch of isotropic Gaussians over latents.
-
-    Attributes:
-        mean: (n, c, h, w), float32, scaled latent units.
-        std: (n,), float32, scaled latent units; 0 marks a deterministic transition, which has no density.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """Return ``mean + std * noise``; noise: (n, c, h, w), standard normal."""
-        return self.mean + _rows(self.std, self.mean) * noise
-
-    def log_prob(self, latents: Tensor, reduction: Reduction = "sum") -> Tensor:
-        """Log-density of ``latents``, (n,), float32.
-
-        Args:
-            latents: (n, c, h, w), float32; exactly the latents that are stored, not a value rounded from them.
-            reduction: ``"sum"`` over the latent's D dimensions is the joint log-density; ``"mean"`` divides it by
-                D, as the reference implementations of DDPO do.
-
-        Raises:
-            ValueError: a row has std 0 (see ``Transition.has_density``).
-        """
-        if bool((self.std == 0).any()):
-            raise ValueError(
-                "log_prob of a deterministic transition (std 0) does not exist; train only the steps where "
-                "Transition.has_density is true, or sample with eta > 0."
-            )
-        std = _rows(self.std, self.mean)
-        terms = -0.5 * ((latents - self.mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
-        flat = terms.flatten(1)
-        return flat.sum(1) if reduction == "sum" else flat.mean(1)
-
-    def kl(self, other: "Gaussian") -> Tensor:
-        """KL(self || other) of two Gaussians with the same std, joint nats, (n,): ``|mu - mu'|^2 / (2 s^2)``.
-
-        Raises:
-            ValueError: a row has std 0.
-        """
-        if bool((self.std == 0).any()):
-            raise ValueError("the KL of a deterministic transition (std 0) does not exist; leave out its step.")
-        squared = (self.mean - other.mean).flatten(1).square().sum(1)
-        return squared / (2 * self.std**2)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The grid of one sampling run of a discrete-time diffusion model, taken from its scheduler's configuration.
+class DiffusionSchedule(Schedule):
+    """The grid of a discrete-time diffusion model, ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) epsilon``.
 
     Attributes:
         timesteps: (T,), int64, in sampling order, from noise to image.
+        num_train_timesteps: the number of times the model was trained on.
         alphas_cumprod: (num_train_timesteps,), float32, ``a_t`` of every training time.
         final_alpha_cumprod: ``a`` after the last step, used where the previous time is negative (DDIM).
         prediction_type: what the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
@@ -83,42 +32,30 @@ class Schedule:
         variance_type: DDPM's ``fixed_small`` or ``fixed_large``.
     """
 
-    timesteps: Tensor
     alphas_cumprod: Tensor
     final_alpha_cumprod: float
     prediction_type: str
     clip_range: float | None
     variance_type: str
+    kind: ClassVar[str] = "diffusion"
+    samplers: ClassVar[tuple[str, ...]] = ("ddim", "ddpm")
 
-    @property
-    def num_inference_steps(self) -> int:
-        """T, the number of denoising steps."""
-        return len(self.timesteps)
+    def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n training times uniformly, (n,), int64, as the model was trained (Ho et al. 2020, algorithm 1)."""
+        return torch.randint(self.num_train_timesteps, (n,), generator=generator)
 
-    @property
-    def num_train_timesteps(self) -> int:
-        """The number of times the model was trained on (1,000 for Stable Diffusion)."""
-        return len(self.alphas_cumprod)
-
-    def step_index(self, timesteps: Tensor) -> Tensor:
-        """Map observed timesteps (n,) back to step indices (n,), int64; a time 0 after the end maps to T.
-
-        Raises:
-            ValueError: a value that is not on the grid.
-        """
-        grid = self.timesteps.to(timesteps.device)
-        hits = timesteps.round().long()[:, None] == grid[None, :]
-        index = torch.where(hits.any(1), hits.int().argmax(1), torch.full_like(hits.int().argmax(1), len(grid)))
-        off = ~hits.any(1) & (timesteps != 0)
-        if bool(off.any()):
-            raise ValueError(
-                f"timestep {timesteps[off][0].item()} is not on the grid {grid.tolist()}; the policy and the "
-                "environment must use the same num_inference_steps and the same model."
-            )
-        return index
+    def noised(self, x_0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``; the target is epsilon, v or x_0, as the network predicts."""
+        a = per_row(self.alphas_cumprod[times.cpu()].to(x_0.device), x_0)
+        x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+        if self.prediction_type == "epsilon":
+            return x_t, noise
+        if self.prediction_type == "v_prediction":
+            return x_t, a.sqrt() * noise - (1 - a).sqrt() * x_0
+        return x_t, x_0
 
 
-def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int) -> Schedule:
+def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int) -> DiffusionSchedule:
     """Build the grid with diffusers' own DDIMScheduler from any scheduler's configuration.
 
     Args:
@@ -130,9 +67,8 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
     """
     from diffusers import DDIMScheduler
 
-    steps, limit = num_inference_steps, int(scheduler_config.get("num_train_timesteps", 1000))
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= limit:
-        raise ValueError(f"num_inference_steps must be an integer from 1 to {limit}, got {steps!r}.")
+    limit = int(scheduler_config.get("num_train_timesteps", 1000))
+    steps = check_steps(num_inference_steps, limit)
     prediction_type = scheduler_config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}.")
@@ -157,8 +93,9 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
             "epsilon prediction says nothing of x_0 at zero terminal SNR (rescale_betas_zero_snr); the model must "
             "predict v, or the grid must leave out the last training time (timestep_spacing='leading')."
         )
-    return Schedule(
+    return DiffusionSchedule(
         timesteps=scheduler.timesteps.long(),
+        num_train_timesteps=len(scheduler.alphas_cumprod),
         alphas_cumprod=scheduler.alphas_cumprod.float(),
         final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
         prediction_type=prediction_type,
@@ -167,40 +104,26 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
     )
 
 
-class Transition(nn.Module, ABC):
-    """One family of Gaussian denoising steps on a schedule; call it to get the :class:`Gaussian` of x_{t-1}.
+class DiffusionTransition(Transition):
+    """A step whose mean is affine in the predicted x_0 and either epsilon or x_t."""
 
-    Attributes:
-        std: (T,), float32, the standard deviation of each step.
-        timesteps: (T,), int64, the schedule's, beside the module's other numbers on its device.
-        has_density: (T,), bool, where the std is positive; only those steps can be trained.
-    """
-
-    std: Tensor
-    timesteps: Tensor
+    schedule: DiffusionSchedule
     sqrt_a: Tensor
     sqrt_b: Tensor
     sqrt_a_p: Tensor
 
-    def __init__(self, schedule: Schedule, a_p: Tensor, std: Tensor) -> None:
+    def __init__(self, schedule: DiffusionSchedule, a_p: Tensor, std: Tensor) -> None:
         """Args: schedule; a_p, std: (T,), float64."""
-        super().__init__()
-        self.schedule = schedule
+        super().__init__(schedule, std)
         a_t = schedule.alphas_cumprod.double()[schedule.timesteps]
         self._buffer("sqrt_a", a_t.sqrt())
         self._buffer("sqrt_b", (1 - a_t).sqrt())
         self._buffer("sqrt_a_p", a_p.sqrt())
-        self._buffer("std", std)
-        self.register_buffer("timesteps", schedule.timesteps, persistent=False)
-        self.has_density = std > 0
-
-    def _buffer(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value.float(), persistent=False)
 
     def predict(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the predicted x_0 and epsilon, each (n, c, h, w), float32 (x_0 clipped where the schedule says so)."""
         output = model_output.float()
-        sqrt_a, sqrt_b = _rows(self.sqrt_a[step_index], x_t), _rows(self.sqrt_b[step_index], x_t)
+        sqrt_a, sqrt_b = per_row(self.sqrt_a[step_index], x_t), per_row(self.sqrt_b[step_index], x_t)
         if self.schedule.prediction_type == "epsilon":
             x_0, epsilon = (x_t - sqrt_b * output) / sqrt_a, output
         elif self.schedule.prediction_type == "v_prediction":
@@ -212,13 +135,7 @@ class Transition(nn.Module, ABC):
         return x_0, epsilon
 
     def forward(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> Gaussian:
-        """Return p(x_{t-1} | x_t).
-
-        Args:
-            model_output: (n, c, h, w), any float dtype; the network's prediction, guidance applied.
-            x_t: (n, c, h, w), float32.
-            step_index: (n,), int64, from 0 (noisiest) to T - 1.
-        """
+        """Return p(x_{t-1} | x_t); see :meth:`Transition.forward`."""
         x_0, epsilon = self.predict(model_output, x_t, step_index)
         return Gaussian(self.mean(x_0, epsilon, x_t, step_index), self.std[step_index])
 
@@ -227,7 +144,7 @@ class Transition(nn.Module, ABC):
         """Return the mean of x_{t-1}, (n, c, h, w), float32."""
 
 
-class DDIM(Transition):
+class DDIM(DiffusionTransition):
     """Song et al. 2021, equations 12 and 16; eta 0 is deterministic, eta 1 as noisy as DDPM.
 
     ``s = eta sqrt((1 - a_p) / (1 - a_t) (1 - a_t / a_p))``, ``mean = sqrt(a_p) x_0 + sqrt(1 - a_p - s^2) epsilon``.
@@ -237,7 +154,7 @@ class DDIM(Transition):
 
     direction: Tensor
 
-    def __init__(self, schedule: Schedule, eta: float = 1.0) -> None:
+    def __init__(self, schedule: DiffusionSchedule, eta: float = 1.0) -> None:
         """Raise ValueError unless eta lies in [0, 1]."""
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1] (0: deterministic DDIM, 1: as noisy as DDPM), got {eta}.")
@@ -256,10 +173,10 @@ class DDIM(Transition):
 
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
         """Equation 12 without its noise term."""
-        return _rows(self.sqrt_a_p[step_index], x_0) * x_0 + _rows(self.direction[step_index], x_0) * epsilon
+        return per_row(self.sqrt_a_p[step_index], x_0) * x_0 + per_row(self.direction[step_index], x_0) * epsilon
 
 
-class DDPM(Transition):
+class DDPM(DiffusionTransition):
     """Ho et al. 2020 (arXiv 2006.11239), equations 6 and 7: ancestral sampling on the grid's own neighbours.
 
     The last step goes to the clean image (``a_p = 1``): with ``fixed_small`` variance it is deterministic.
@@ -268,7 +185,7 @@ class DDPM(Transition):
     x_0_coefficient: Tensor
     x_t_coefficient: Tensor
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: DiffusionSchedule) -> None:
         """Raise ValueError for a learned variance, which is no fixed Gaussian."""
         if schedule.variance_type not in ("fixed_small", "fixed_large"):
             raise ValueError(
@@ -288,18 +205,6 @@ class DDPM(Transition):
 
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
         """Equation 7."""
-        return _rows(self.x_0_coefficient[step_index], x_0) * x_0 + _rows(self.x_t_coefficient[step_index], x_0) * x_t
-
-
-def make_transition(schedule: Schedule, sampler: Literal["ddim", "ddpm"], eta: float) -> Transition:
-    """Return the transition named by ``sampler``; ``eta`` belongs to DDIM alone."""
-    if sampler == "ddim":
-        return DDIM(schedule, eta)
-    if sampler == "ddpm":
-        return DDPM(schedule)
-    raise ValueError(f"unknown sampler {sampler!r}; expected 'ddim' or 'ddpm'.")
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """Shape (n,) values so that they broadcast over the trailing dimensions of ``like``."""
-    return values.reshape(-1, *([1] * (like.ndim - 1)))
+        return (
+            per_row(self.x_0_coefficient[step_index], x_0) * x_0 + per_row(self.x_t_coefficient[step_index], x_0) * x_t
+        )

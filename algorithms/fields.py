@@ -1,0 +1,50 @@
+"""Checks a configuration's fields against what their annotations promise: kinds of values, finite numbers, choices."""
+
+import dataclasses
+import math
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_KINDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a finite number",
+    str: "text",
+    tuple[str, ...]: "a tuple of texts",
+}
+
+
+def check_fields(config: Any) -> None:
+    """Raise ValueError where a field, also of a dataclass inside, holds another kind of value than its annotation.
+
+    Checked are bool, int, float, text, tuples of texts, choices and dataclasses. NaN and infinities are refused: NaN
+    passes a bound such as ``value <= 0``, and JSON has neither.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value, hints = getattr(config, name), _alternatives(hint)
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise ValueError(f"{name} must be one of {list(get_args(hint))}, got {value!r}.")
+        elif dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):  # type: ignore[arg-type]
+                raise ValueError(f"{name} must be a {hint.__name__}, got {value!r}.")  # type: ignore[union-attr]
+            check_fields(value)
+        else:
+            kinds = [kind for kind in hints if kind in _KINDS]
+            allowed = not kinds or (value is None and type(None) in hints) or any(_is(value, kind) for kind in kinds)
+            if not allowed:
+                raise ValueError(f"{name} must be {' or '.join(_KINDS[kind] for kind in kinds)}, got {value!r}.")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is(value: object, kind: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if kind == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    return isinstance(value, kind)

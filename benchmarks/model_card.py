@@ -1,0 +1,208 @@
+"""The model card beside exported weights, in the hub's form: what was tuned, how, what came of it, how to load it."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from algorithms import DiffusionAlgorithm
+from benchmarks.settings import RunSpec
+from diffusion_gym.models.loading import EMBEDDED
+
+CARD, CURVE = "README.md", "curve.png"
+#: An absolute path belongs to one machine and means nothing to a reader; its last name stays.
+_ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^/\s:,]+/)*([^/\s:,]+)")
+
+TEMPLATE = """\
+---
+base_model: {base}
+library_name: diffusers
+pipeline_tag: {pipeline_tag}
+tags:
+{tags}
+---
+
+# {base}, tuned toward {reward}
+
+{what} for {link}, tuned with reinforcement learning ({algorithm}) toward the reward {reward}.
+It was made by Diffusion Gym. The base model's licence holds for it.
+
+| | |
+|---|---|
+{rows}
+
+![reward over reward queries](curve.png)
+
+{evaluation}
+
+A higher reward is not a better picture: a reward can be had in ways that nobody wanted. Look at the pictures before you
+use the model.
+
+## How to load
+
+In this folder:
+
+```python
+{code}
+```
+"""
+
+
+def write_model_card(
+    folder: Path,
+    spec: RunSpec,
+    algorithm: DiffusionAlgorithm[Any],
+    log: list[dict[str, Any]],
+    evaluations: list[dict[str, Any]],
+    packages: dict[str, str | None],
+) -> None:
+    """Write README.md and its curve into the folder of exported weights.
+
+    Args:
+        folder: what ``algorithm.export`` filled with a LoRA file or a pipeline.
+        spec: of the run.
+        algorithm: as it ended.
+        log: the run's lines.
+        evaluations: the run's, with ``iteration``, ``costs`` and ``rewards``.
+        packages: name -> version that trained it.
+    """
+    draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
+    model: Any = algorithm.policy.model
+    base, prompted = _public(model.name), "prompt" in inspect.signature(type(model.pipe).__call__).parameters
+    kind = "lora" if model.exports_lora_file(algorithm.policy.lora) else "full-weights"
+    task = "text-to-image" if prompted else "unconditional-image-generation"
+    tags = ["diffusion-gym", "reinforcement-learning", spec.algorithm, kind, task]
+    text = TEMPLATE.format(
+        base=base,
+        link=f"[{base}](https://huggingface.co/{base})" if "/" in base else base,
+        pipeline_tag=task,
+        tags="\n".join(f"- {tag}" for tag in tags),
+        reward=_public(spec.task.reward),
+        what="A LoRA" if kind == "lora" else "A pipeline with tuned weights",
+        algorithm=spec.algorithm,
+        rows="\n".join(f"| {name} | {value} |" for name, value in _rows(spec, algorithm, packages).items()),
+        evaluation=_evaluation(evaluations),
+        code=loading_code(algorithm, prompted),
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str, str | None]) -> dict[str, str]:
+    """What the table says, by name."""
+    policy, config, costs = spec.config.policy, spec.config, algorithm.costs
+    trained = {"denoiser": "the denoiser", "text_encoder": "the text encoder", "both": "denoiser and text encoder"}
+    adapters = f"LoRA of rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, on {', '.join(policy.lora.targets)}"
+    prompts = _public(spec.task.prompts or "the model's own")
+    return {
+        "base model": _public(spec.task.model),
+        "trained": f"{trained[policy.train]}, {adapters if policy.trainable == 'lora' else 'all weights'}",
+        "reward": f"`{_public(spec.task.reward)}`",
+        "prompts": f"{prompts}, {len(algorithm.mdp.prompts)} in all",
+        "algorithm": f"{spec.algorithm}, learning rate {config.learning_rate:g}, {config.images_per_iteration} images "
+        "an iteration",
+        "budget": f"{costs['reward_queries']:,} reward queries, {algorithm.iteration} iterations, "
+        f"{costs['forward_equivalents']:,} denoiser forwards",
+        "sampler": f"{_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {policy.eta:g}, guidance scale "
+        f"{policy.guidance_scale:g}",
+        "precision": f"{spec.task.dtype}, autocast {policy.autocast}",
+        "seed": str(config.seed),
+        "made with": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
+    }
+
+
+def _evaluation(evaluations: list[dict[str, Any]]) -> str:
+    """Say what the fixed evaluation images scored before and after."""
+    if not evaluations:
+        return "The run made no evaluations; the curve shows the rewards of the images it was trained on."
+    first, last = evaluations[0], evaluations[-1]
+    n = len(last["rewards"])
+    return (
+        f"Evaluated on {n} images of fixed noise, none of them trained on: reward {_mean(first['rewards'])} before and "
+        f"{_mean(last['rewards'])} after {last['iteration']} iterations (mean ± its standard error over images)."
+    )
+
+
+def _mean(rewards: list[float]) -> str:
+    n = len(rewards)
+    mean = sum(rewards) / n
+    error = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / max(n - 1, 1) / n)
+    return f"{mean:.3f} ± {error:.3f}"
+
+
+def loading_code(algorithm: DiffusionAlgorithm[Any], prompted: bool) -> str:
+    """Return Python that draws with the tuned model in plain diffusers, as it was sampled in training."""
+    model: Any = algorithm.policy.model
+    policy, steps = algorithm.config.policy, algorithm.mdp.num_inference_steps
+    name, sampler = type(model.pipe).__name__, _sampler(algorithm)
+    call = [f"num_inference_steps={steps}"]
+    if prompted:
+        call = [repr(algorithm.mdp.prompts[0]), *call, f"guidance_scale={policy.guidance_scale}"]
+    scheduler = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}.get(sampler) if prompted else None
+    if not prompted:
+        name = {"ddim": "DDIMPipeline", "ddpm": "DDPMPipeline"}[sampler]
+    if sampler == "ddim":
+        call.append(f"eta={policy.eta}")
+    one_file = model.exports_lora_file(algorithm.policy.lora)
+    lines = [f"from diffusers import {', '.join(sorted({name, *([scheduler] if scheduler else [])}))}"]
+    lines += ["from diffusion_gym.models.loading import ASSETS"] if one_file and model.name in EMBEDDED else []
+    lines.append("")
+    if not one_file:
+        lines.append(f'pipe = {name}.from_pretrained(".")')
+    else:
+        lines += [*_base(model.name, name), 'pipe.load_lora_weights(".")']
+    if scheduler:
+        lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
+    lines += [f"image = pipe({', '.join(call)}).images[0]", 'image.save("tuned.png")']
+    return "\n".join(lines)
+
+
+def _base(model: str, pipeline: str) -> list[str]:
+    """Return the lines that load the base model: shipped with this package, a folder, or from the hub."""
+    if model in EMBEDDED:
+        found = f'ASSETS / "{model}"'
+        return [f"pipe = {pipeline}.from_pretrained({found})  # shipped with Diffusion Gym"]
+    note = "" if model.count("/") == 1 and not model.startswith((".", "/")) else "  # the base model's folder"
+    return [f'pipe = {pipeline}.from_pretrained("{_public(model)}"){note}']
+
+
+def _sampler(algorithm: DiffusionAlgorithm[Any]) -> str:
+    sampler = algorithm.config.policy.sampler
+    return algorithm.policy.transition.schedule.samplers[0] if sampler == "auto" else sampler
+
+
+def _public(text: str) -> str:
+    """Return the text with absolute paths cut to their last name."""
+    return _ABSOLUTE.sub(r"\1", text)
+
+
+def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
+    """Draw the rewards of training and evaluation images over reward queries, as PNG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    trained = [line for line in log if line.get("rollout/ep_rew_mean") is not None]
+    with mpl.rc_context({"font.size": 10}):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for label, x, y in (
+            ("training images", *_points(trained, "cost/reward_queries", "rollout/ep_rew_mean")),
+            ("fixed evaluation images", *_evaluated(evaluations)),
+        ):
+            if x:
+                axis.plot(x, y, marker="." if len(x) < 30 else None, label=label)
+        axis.set_xlabel("reward queries")
+        axis.set_ylabel(f"{reward}, mean of images")
+        axis.grid(alpha=0.25)
+        if axis.lines:
+            axis.legend(frameon=False)
+        figure.savefig(path, dpi=150)
+
+
+def _points(lines: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    return [line[x] for line in lines], [line[y] for line in lines]
+
+
+def _evaluated(evaluations: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    queries = [line["costs"]["reward_queries"] for line in evaluations]
+    return queries, [sum(line["rewards"]) / len(line["rewards"]) for line in evaluations]

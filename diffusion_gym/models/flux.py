@@ -1,0 +1,108 @@
+"""The Flux family (dev and schnell): a flow-matching transformer on packed latents, a CLIP and a T5 text encoder."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
+from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
+from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
+from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
+
+#: Tokens that T5 reads of a prompt, as the pipeline has it.
+_T5_TOKENS = 512
+#: The pipeline divides by this, whatever the scheduler's num_train_timesteps; the transformer multiplies again.
+_TIME_SCALE = 1000
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Make a token of each 2 x 2 patch: (n, c, h, w) -> (n, h/2 w/2, 4 c)."""
+    n, c, h, w = latents.shape
+    return latents.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, -1, 4 * c)
+
+
+def unpack(tokens: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Undo :func:`pack` for latents of ``shape`` (c, h, w)."""
+    c, h, w = shape
+    n = len(tokens)
+    return tokens.reshape(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+
+class FluxDenoiser(PipelineDenoiser):
+    """A FluxTransformer2DModel behind the denoiser's signature; latents go in and come out unpacked."""
+
+    component: ClassVar[str] = "transformer"
+
+    def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predict the velocity, (n, c, h, w); a guidance-distilled model reads ``guidance`` (n,), 1 where absent."""
+        dtype, embedding = self.dtype, conditioning[PROMPT_EMBEDDING]
+        n, c, h, w = latents.shape
+        guidance = None
+        if self.network.config.guidance_embeds:
+            guidance = conditioning.get(GUIDANCE, torch.ones(n, device=latents.device))
+        velocity = self.network(
+            hidden_states=pack(latents).to(dtype),
+            timestep=timesteps.to(dtype) / _TIME_SCALE,
+            guidance=guidance,
+            encoder_hidden_states=embedding.to(dtype),
+            pooled_projections=conditioning[POOLED_PROMPT_EMBEDDING].to(dtype),
+            txt_ids=torch.zeros(embedding.shape[1], 3, device=latents.device, dtype=dtype),
+            img_ids=_image_ids(h // 2, w // 2, latents.device).to(dtype),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, (c, h, w))
+
+
+class Flux(PipelineModel):
+    """A FluxPipeline folder or hub id.
+
+    The transformer names no size; images are as large as those its VAE was trained on (1,024 pixels when published).
+    """
+
+    denoiser_class: ClassVar[type[PipelineDenoiser]] = FluxDenoiser
+    lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
+    schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the transformer takes the guidance scale as an input (dev), or knows none (schnell)."""
+        return bool(self.pipe.transformer.config.guidance_embeds)
+
+    def schedule(self, num_inference_steps: int) -> FlowSchedule:
+        """Return the pipeline's grid: equal steps, shifted by the resolution where the scheduler says so."""
+        _, h, w = self.latent_shape
+        return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // 2) * (w // 2), equal_steps=True)
+
+    def _check_parts(self) -> None:
+        self._check_tokenizer("tokenizer", self.pipe.text_encoder.config.max_position_embeddings)
+        check_t5_tokenizer(self.name, "tokenizer_2", self.pipe.tokenizer_2, self.pipe.text_encoder_2)
+
+    def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        scale, size = self.pipe.vae_scale_factor, self.pipe.vae.config.sample_size
+        side = 2 * (size // (2 * scale))  # whole patches of 2 x 2 latents
+        return (self.pipe.transformer.config.in_channels // 4, side, side), (3, side * scale, side * scale)
+
+    def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            PROMPT_EMBEDDING: (t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS), self.pipe.text_encoder_2.config.d_model),
+            POOLED_PROMPT_EMBEDDING: (self.pipe.text_encoder.config.hidden_size,),
+        }
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode n texts: T5's tokens (n, L, D) and CLIP's pooled embedding (n, D2), float32."""
+        embedding, pooled, _ = self.pipe.encode_prompt(
+            list(prompts),
+            device=self.device,
+            max_sequence_length=t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS),
+        )
+        return {PROMPT_EMBEDDING: embedding.float(), POOLED_PROMPT_EMBEDDING: pooled.float()}
+
+
+def _image_ids(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Return each token's (0, row, column), (rows columns, 3), from which its rotary embedding is made."""
+    grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
+    return torch.cat([torch.zeros_like(grid[:, :1]), grid], 1)

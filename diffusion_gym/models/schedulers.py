@@ -1,0 +1,107 @@
+"""Which of diffusers' schedulers a model may come with, and the configuration that is read from them.
+
+A scheduler's configuration tells how the model was trained: its noise schedule, what it predicts, where its grid
+lies. The steps are this package's own Gaussians, whichever solver the model came with.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Schedulers of discrete-time diffusion models; all describe the same table of ``a_t``, and differ in their solvers.
+DIFFUSION_SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "SASolverScheduler",
+)
+#: Schedulers of flow-matching models.
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+
+_CONSISTENCY = (
+    "its network is distilled to jump to the image in a few steps, and its steps are not the Gaussians of a diffusion "
+    "process on which the network was trained"
+)
+_CONTINUOUS = "its model was trained on a continuum of noise levels sigma, and has no table of a_t to make a step from"
+_WHY = {
+    "LCMScheduler": _CONSISTENCY,
+    "TCDScheduler": _CONSISTENCY,
+    "SCMScheduler": _CONSISTENCY,
+    "CMStochasticIterativeScheduler": _CONSISTENCY,
+    "FlowMatchLCMScheduler": _CONSISTENCY,
+    "EDMEulerScheduler": _CONTINUOUS,
+    "EDMDPMSolverMultistepScheduler": _CONTINUOUS,
+    "CosineDPMSolverMultistepScheduler": _CONTINUOUS,
+    "KarrasVeScheduler": _CONTINUOUS,
+    "ScoreSdeVeScheduler": _CONTINUOUS,
+    "UnCLIPScheduler": "its variance is learned by the network",
+    "VQDiffusionScheduler": "its states are discrete tokens",
+}
+_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+def read_scheduler_config(
+    name: str, scheduler_class: str, config: Mapping[str, Any], accepted: Sequence[str]
+) -> dict[str, Any]:
+    """Return a scheduler's configuration, as a step's Gaussian is made from it.
+
+    Args:
+        name: the model's, for errors.
+        scheduler_class: the scheduler's class in diffusers.
+        config: its configuration.
+        accepted: the classes that the model's family takes.
+
+    Raises:
+        ValueError: a scheduler whose steps have no Gaussian density that this package knows.
+    """
+    if scheduler_class not in accepted:
+        raise ValueError(_refusal(name, scheduler_class, accepted))
+    read = {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": scheduler_class}
+    if scheduler_class in FLOW_SCHEDULERS:
+        return read
+    problem = _not_a_table(read)
+    if problem is not None:
+        raise ValueError(
+            f"the {scheduler_class} of {name!r} has {problem}, so its steps have no Gaussian density that is known "
+            f"here. Expected a discrete-time diffusion model, such as one sampled with a DDIMScheduler."
+        )
+    if "clip_sample" not in read:
+        read["clip_sample"] = False  # solvers without this setting do not clip; DDIM's own default would
+    return read
+
+
+def _not_a_table(config: Mapping[str, Any]) -> str | None:
+    """Say which setting makes the noise schedule another than a table of a_t that DDIM can build."""
+    if config.get("timestep_type") == "continuous":
+        return "timestep_type='continuous'"
+    if config.get("use_flow_sigmas"):
+        return "use_flow_sigmas=True"
+    beta_schedule = config.get("beta_schedule", "linear")
+    if config.get("trained_betas") is None and beta_schedule not in _BETA_SCHEDULES:
+        return f"beta_schedule={beta_schedule!r} (known are {', '.join(_BETA_SCHEDULES)})"
+    return None
+
+
+def _refusal(name: str, scheduler_class: str, accepted: Sequence[str]) -> str:
+    if "FlowMatch" in scheduler_class and accepted != FLOW_SCHEDULERS:
+        why, instead = "it belongs to flow-matching models, and this is a diffusion model", "the scheduler it came with"
+    elif scheduler_class in DIFFUSION_SCHEDULERS:
+        why, instead = "it belongs to diffusion models, and this is a flow-matching model", "the scheduler it came with"
+    else:
+        why = _WHY.get(scheduler_class, "it is not one whose noise schedule is known here")
+        instead = "a model trained by diffusion"
+    return (
+        f"the scheduler of {name!r} is a {scheduler_class}, whose step has no Gaussian density that could be trained: "
+        f"{why}. Use {instead}; supported are {', '.join(accepted)}. A folder's scheduler is replaced with "
+        f"{accepted[0]}.from_config(...).save_pretrained('FOLDER/scheduler')."
+    )

@@ -1,0 +1,82 @@
+"""The Stable Diffusion 3 family (3 and 3.5): a flow-matching transformer and three text encoders, T5 optional."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
+from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
+from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
+from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
+
+#: Tokens that T5 reads of a prompt, as the pipeline has it; CLIP reads 77.
+_T5_TOKENS = 256
+
+
+class SD3Denoiser(PipelineDenoiser):
+    """An SD3Transformer2DModel behind the denoiser's signature."""
+
+    component: ClassVar[str] = "transformer"
+
+    def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predict the velocity, (n, c, h, w)."""
+        dtype = self.dtype
+        return self.network(
+            hidden_states=latents.to(dtype),
+            timestep=timesteps,
+            encoder_hidden_states=conditioning[PROMPT_EMBEDDING].to(dtype),
+            pooled_projections=conditioning[POOLED_PROMPT_EMBEDDING].to(dtype),
+            return_dict=False,
+        )[0]
+
+
+class StableDiffusion3(PipelineModel):
+    """A StableDiffusion3Pipeline folder or hub id; without its T5 encoder the pipeline reads zeros in its place."""
+
+    denoiser_class: ClassVar[type[PipelineDenoiser]] = SD3Denoiser
+    lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
+    schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+
+    def schedule(self, num_inference_steps: int) -> FlowSchedule:
+        """Return the scheduler's own grid; where its shift follows the resolution, that of this model's images."""
+        _, h, w = self.latent_shape
+        patch = self.pipe.transformer.config.patch_size
+        return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // patch) * (w // patch))
+
+    def _load_options(self, source: str) -> Mapping[str, Any]:
+        """A folder saved without T5 leaves it out, and diffusers then asks to be told that it is meant to be None."""
+        from diffusers import DiffusionPipeline
+
+        saved = DiffusionPipeline.load_config(source)
+        return {part: None for part in ("text_encoder_3", "tokenizer_3") if not any(saved.get(part) or [])}
+
+    def _check_parts(self) -> None:
+        pipe = self.pipe
+        self._check_tokenizer("tokenizer", pipe.text_encoder.config.max_position_embeddings)
+        self._check_tokenizer("tokenizer_2", pipe.text_encoder_2.config.max_position_embeddings)
+        if pipe.text_encoder_3 is not None:
+            check_t5_tokenizer(self.name, "tokenizer_3", pipe.tokenizer_3, pipe.text_encoder_3)
+
+    def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        first, second = self.pipe.text_encoder.config, self.pipe.text_encoder_2.config
+        tokens = self.pipe.tokenizer_max_length + t5_tokens(self.pipe.tokenizer_3, _T5_TOKENS)
+        return {
+            PROMPT_EMBEDDING: (tokens, self.pipe.transformer.config.joint_attention_dim),
+            POOLED_PROMPT_EMBEDDING: (first.projection_dim + second.projection_dim,),
+        }
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode n texts with all encoders: (n, L, D), CLIP's tokens before T5's, and (n, D2) pooled; float32."""
+        embedding, _, pooled, _ = self.pipe.encode_prompt(
+            list(prompts),
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=t5_tokens(self.pipe.tokenizer_3, _T5_TOKENS),
+        )
+        return {PROMPT_EMBEDDING: embedding.float(), POOLED_PROMPT_EMBEDDING: pooled.float()}

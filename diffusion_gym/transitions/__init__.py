@@ -1,0 +1,66 @@
+"""The transition p(x_{t-1} | x_t, c): model output -> mean, std -> sample, log_prob, kl.
+
+A denoising step of a stochastic sampler is a Gaussian whose mean is an affine function of the model's output and
+whose standard deviation is fixed by the noise schedule. One :class:`Gaussian` object both samples the next latents
+and scores them, so the two can never disagree.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from diffusion_gym.transitions.base import Schedule, Transition
+from diffusion_gym.transitions.diffusion import (
+    DDIM,
+    DDPM,
+    PREDICTION_TYPES,
+    DiffusionSchedule,
+    DiffusionTransition,
+    make_schedule,
+)
+from diffusion_gym.transitions.flow import CPS, FlowSchedule, FlowSDE, FlowTransition, make_flow_schedule
+from diffusion_gym.transitions.gaussian import Gaussian, Reduction
+
+__all__ = [
+    "CPS",
+    "DDIM",
+    "DDPM",
+    "PREDICTION_TYPES",
+    "DiffusionSchedule",
+    "DiffusionTransition",
+    "FlowSDE",
+    "FlowSchedule",
+    "FlowTransition",
+    "Gaussian",
+    "Reduction",
+    "Sampler",
+    "Schedule",
+    "Transition",
+    "make_flow_schedule",
+    "make_schedule",
+    "make_transition",
+]
+
+Sampler = Literal["auto", "ddim", "ddpm", "flow-sde", "cps"]
+
+#: Sampler -> (a schedule that lists it, eta) -> transition.
+_SAMPLERS: dict[str, Callable[[Any, float], Transition]] = {
+    "ddim": DDIM,
+    "ddpm": lambda schedule, eta: DDPM(schedule),
+    "flow-sde": FlowSDE,
+    "cps": CPS,
+}
+
+
+def make_transition(schedule: Schedule, sampler: Sampler, eta: float) -> Transition:
+    """Return the transition named by ``sampler``; "auto" is the schedule's default. DDPM takes no ``eta``.
+
+    Raises:
+        ValueError: a sampler that does not fit the schedule, or an eta that it refuses.
+    """
+    name = schedule.samplers[0] if sampler == "auto" else sampler
+    if name not in schedule.samplers:
+        raise ValueError(
+            f"sampler {sampler!r} does not fit this {schedule.kind} model; expected 'auto' or one of "
+            f"{list(schedule.samplers)}."
+        )
+    return _SAMPLERS[name](schedule, eta)

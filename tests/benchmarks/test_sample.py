@@ -1,0 +1,99 @@
+"""``sample``: base and tuned side by side, whatever was trained and in whatever precision."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from algorithms import DDPOConfig, EvaluationConfig, PolicyConfig
+from algorithms.config import override
+from benchmarks.__main__ import main
+from benchmarks.runs import run
+from benchmarks.settings import RunSpec, TaskConfig
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(folder: Path, model: str, task: dict[str, Any] | None = None, **policy: Any) -> Path:
+    config = override(
+        DDPOConfig(updates_per_iteration=1, num_envs=4, images_per_iteration=4, learning_rate=0.05),
+        policy=PolicyConfig(chunk_size=4, **policy),
+    )
+    settings = {"model": model, "num_inference_steps": 2, **(task or {})}
+    run(RunSpec("ddpo-is", config, TaskConfig(**settings), 8), folder)
+    return folder
+
+
+def draw(arguments: list[str], output: Path, images: int = 2, size: int = 16) -> np.ndarray:
+    """Run the command; returns its pictures, (rows, columns, H, W, 3)."""
+    assert main(["sample", *arguments, "--images", str(images), "--scale", "1", "--output", str(output)]) == 0
+    sheet = np.asarray(Image.open(output))
+    rows, columns = (sheet.shape[0] + 2) // (size + 2), (sheet.shape[1] + 2) // (size + 2)
+    step = size + 2
+    return np.stack(
+        [[sheet[r * step : r * step + size, c * step : c * step + size] for c in range(columns)] for r in range(rows)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "policy"),
+    [
+        ({}, {"trainable": "lora", "train": "text_encoder"}),
+        ({}, {"trainable": "full", "train": "both", "guidance_scale": 3.0}),
+        ({"dtype": "bfloat16", "vae_tiling": True}, {"trainable": "lora", "gradient_checkpointing": True}),
+    ],
+    ids=str,
+)
+def test_base_and_tuned_side_by_side(
+    tmp_path: Path, tiny_sd: str, task: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    """The left half is the base model's, as drawn without the run; the right half is another."""
+    folder = trained(tmp_path / "run", tiny_sd, task, **policy)
+    both = draw(["--run", str(folder), "--prompts", "cat", "a dog"], tmp_path / "both.png")
+    assert both.shape == (2, 4, 16, 16, 3)
+    base = ["--model", tiny_sd, "--num-inference-steps", "2", "--prompts", "cat", "a dog"]
+    base += ["--guidance-scale", str(policy.get("guidance_scale", 1.0)), "--dtype", task.get("dtype", "float32")]
+    alone = draw(base, tmp_path / "base.png")
+    # Rounding of another batch and encoder: of uint8 alone in float32, of 8 bits of mantissa through all in bfloat16.
+    levels = 8 if "dtype" in task else 1
+    assert np.abs(both[:, :2].astype(int) - alone.astype(int)).max() <= levels
+    assert (both[:, 2:] != both[:, :2]).any()
+
+
+def test_another_device_or_dtype_than_the_runs(
+    tmp_path: Path, tiny_sd: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run in bfloat16 is drawn in float32 where that is asked for; a device that is not there is refused."""
+    folder = trained(tmp_path / "run", tiny_sd, {"dtype": "bfloat16"}, trainable="lora")
+    arguments = ["--run", str(folder), "--prompts", "cat"]
+    own = draw(arguments, tmp_path / "own.png")
+    other = draw([*arguments, "--dtype", "float32"], tmp_path / "other.png")
+    assert (own != other).any()
+    assert np.abs(own.astype(int) - other.astype(int)).mean() < 10
+    if not torch.cuda.is_available():
+        assert main(["sample", *arguments, "--device", "cuda"]) == 2
+        assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_held_out_prompts_may_be_drawn(tmp_path: Path, tiny_sd: str) -> None:
+    """They were kept from training, and are what one wants to see."""
+    (tmp_path / "train.txt").write_text("cat\n")
+    (tmp_path / "held-out.txt").write_text("dog\n")
+    evaluation = EvaluationConfig(images=4, held_out_prompts=str(tmp_path / "held-out.txt"))
+    config = DDPOConfig(num_envs=4, images_per_iteration=4, evaluation=evaluation)
+    task = TaskConfig(model=tiny_sd, num_inference_steps=2, prompts=str(tmp_path / "train.txt"))
+    run(RunSpec("ddpo-is", config, task, 4), tmp_path / "run")
+    assert draw(["--run", str(tmp_path / "run"), "--prompts", "dog"], tmp_path / "dogs.png").shape[1] == 4
+
+
+def test_one_side_of_a_split_is_a_set(tmp_path: Path, tiny_sd: str) -> None:
+    """Nine of the 45 animals are held out; a sentence with an @ in it stays a text."""
+    model = ["--model", tiny_sd, "--num-inference-steps", "1", "--prompts"]
+    assert draw([*model, "animals@held-out"], tmp_path / "set.png", images=1).shape[:2] == (9, 1)
+    assert draw([*model, "a cat @home"], tmp_path / "text.png", images=1).shape[:2] == (1, 1)

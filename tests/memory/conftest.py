@@ -1,0 +1,73 @@
+"""What the tests of precision and memory share: small runs on the tiny Stable Diffusion pipeline."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+
+import diffusion_gym
+from algorithms import DDPO, DiffusionAlgorithm
+from algorithms.rollouts import Rollout, collect
+
+STEPS, PROMPTS = 3, ["cat", "dog"]
+SMALL: dict[str, Any] = {"num_envs": 3, "images_per_iteration": 6, "updates_per_iteration": 1, "chunk_size": 4}
+"""6 images of 3 steps: sampled 3 rows at a time, scored 4 at a time, the last chunk padded."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_run(tiny_sd: str) -> Callable[..., DiffusionAlgorithm[Any]]:
+    """``small_run(cls=DDPO, make={...}, **config)``: an algorithm on the tiny pipeline, nothing trained yet."""
+
+    def make(cls: type = DDPO, make: dict[str, Any] | None = None, **config: Any) -> DiffusionAlgorithm[Any]:
+        settings = {"reward": "compressibility", "prompts": PROMPTS, "num_inference_steps": STEPS, **(make or {})}
+        env = gymnasium.make(diffusion_gym.ENV_ID, **{"model": tiny_sd, **settings})
+        return cls(env, **{**SMALL, **config})
+
+    return make
+
+
+@pytest.fixture
+def disturb() -> Callable[[DiffusionAlgorithm[Any]], None]:
+    """Make adapters start at a nonzero update, so that an adapter left out somewhere would show."""
+
+    def change(algorithm: DiffusionAlgorithm[Any]) -> None:
+        source = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for value in algorithm.policy.trainable_parameters().values():
+                value.add_(0.02 * torch.randn(value.shape, generator=source))
+
+    return change
+
+
+@pytest.fixture
+def sample() -> Callable[..., Rollout]:
+    """``sample(algorithm)``: a rollout of an iteration's images, as ``learn`` collects it."""
+
+    def draw(algorithm: DiffusionAlgorithm[Any]) -> Rollout:
+        texts = [PROMPTS[i % 2] for i in range(algorithm.config.images_per_iteration)]
+        seed, whole = algorithm.config.seed, algorithm.requires.whole_trajectory
+        return collect(algorithm.rollout_env, algorithm.policy, texts, seed, whole_trajectory=whole)
+
+    return draw
+
+
+@pytest.fixture
+def digest() -> Callable[[DiffusionAlgorithm[Any]], str]:
+    """``digest(algorithm)``: a hash of every bit of the trained weights and of the optimizer's moments."""
+
+    def make(algorithm: DiffusionAlgorithm[Any]) -> str:
+        hashed = hashlib.sha256()
+        for part, tensors in sorted(algorithm.get_parameters().items()):
+            for name, value in sorted(tensors.items()):
+                hashed.update(f"{part}/{name}".encode() + value.numpy().tobytes())
+        return hashed.hexdigest()
+
+    return make

@@ -1,0 +1,148 @@
+"""The estimate of memory against what torch's allocator gives out during a run, and against hand-counted sizes."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from algorithms import DDPO, RWR, DDPOConfig, PolicyConfig
+from benchmarks.memory import LiveBytes, estimate_memory
+from benchmarks.settings import TaskConfig
+from benchmarks.train import Output, Train, train
+
+#: Estimate over measurement stays within this, both ways.
+FACTOR = 1.15
+
+
+def allocated(run: Callable[[], Any], trace: Path) -> int:
+    """The most bytes that the CPU's allocator gave out during ``run`` beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    profiler.export_chrome_trace(str(trace))
+    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event["ts"]):
+        now += event["args"]["Bytes"]
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"trainable": "lora"},
+        {"trainable": "full"},
+        {"trainable": "lora", "gradient_checkpointing": True, "guidance_scale": 3.0},
+        {"trainable": "full", "train": "both"},
+    ],
+    ids=str,
+)
+def test_within_the_stated_factor_of_what_is_allocated(
+    small_run: Callable, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """Two iterations, so that moments and their copy exist, on the embedded model, of which full weights are 12 MB."""
+    model = {"model": "emoji-animals", "num_inference_steps": 2, "prompt_tokens": "train" in config}
+    algorithm = small_run(make=model, num_envs=6, chunk_size=6, **config)
+    estimate = estimate_memory(algorithm)
+    made = estimate.gradients + estimate.moments + estimate.rollout + estimate.working + estimate.main_memory
+    measured = allocated(lambda: algorithm.learn(2 * 6 * 2), tmp_path / "trace.json")
+    assert measured / FACTOR < made < measured * FACTOR, (measured, made)
+
+
+def test_weights_by_hand(small_run: Callable) -> None:
+    """LoRA beside frozen networks in bfloat16: shared weights count once, adapters are float32."""
+    algorithm = small_run(make={"dtype": "bfloat16"}, trainable="lora")
+    pipe = algorithm.mdp.model.pipe
+    frozen = sum(p.numel() for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters())
+    adapters = sum(p.numel() for p in algorithm.policy.trainable_parameters().values())
+    estimate = estimate_memory(algorithm)
+    assert estimate.frozen["bfloat16"] == 2 * frozen
+    assert estimate.trained == estimate.gradients == 4 * adapters
+    assert estimate.moments == 8 * adapters
+    assert estimate.main_memory == 12 * adapters
+    # 6 images of T = 3: 4 latents of 4 x 8 x 8 each, 3 log-probs, a 16 x 32 embedding, a reward, a picture in bytes.
+    assert estimate.rollout == 6 * (4 * 4 * 64 * 4 + 3 * 4 + 16 * 32 * 4 + 4 + 3 * 16 * 16)
+
+
+def test_options_take_what_they_promise(small_run: Callable) -> None:
+    """The comparisons of docs/memory.md: checkpointing saves activations, RWR stores no trajectories, chunks scale."""
+    plain = estimate_memory(small_run(trainable="full", chunk_size=8))
+    assert (
+        estimate_memory(small_run(trainable="full", chunk_size=8, gradient_checkpointing=True)).working < plain.working
+    )
+    assert estimate_memory(small_run(RWR, trainable="full")).rollout < plain.rollout
+    half = estimate_memory(small_run(trainable="full", chunk_size=4))
+    assert 0.4 * plain.working < half.working < 0.7 * plain.working
+    assert (half.trained, half.moments, half.frozen) == (plain.trained, plain.moments, plain.frozen)
+    guided = estimate_memory(small_run(trainable="full", chunk_size=8, guidance_scale=3.0))
+    assert guided.working > 1.5 * plain.working
+
+
+def test_tokens_take_less_than_embeddings(small_run: Callable) -> None:
+    """A rollout that trains the text encoder stores 16 tokens of 8 bytes an image, not 16 x 32 floats."""
+    tokens = estimate_memory(small_run(make={"prompt_tokens": True}, train="text_encoder"))
+    embeddings = estimate_memory(small_run())
+    assert embeddings.rollout - tokens.rollout == 6 * 16 * (32 * 4 - 8)
+
+
+@pytest.mark.parametrize("cls", [DDPO, RWR])
+def test_estimating_changes_nothing(small_run: Callable, digest: Callable, cls: type) -> None:
+    """No weight, no gradient, no random number: the run that follows is the same to the bit."""
+    settings = {"batch_size": 4, "updates_per_iteration": 2} if cls is RWR else {}
+    runs = [small_run(cls, trainable="full", **settings) for _ in range(2)]
+    state = torch.get_rng_state()
+    estimate_memory(runs[0])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(value.grad is None for value in runs[0].policy.parameters())
+    for algorithm in runs:
+        algorithm.learn(18)
+    assert digest(runs[0]) == digest(runs[1])
+
+
+def test_live_bytes_counts_storage_while_it_lives() -> None:
+    """By hand: two tensors of 4 kB at a time, then one; views and what was there before cost nothing."""
+    before = torch.zeros(1024)
+    with LiveBytes([before]) as live:
+        first = before + 1
+        second = first * 2
+        assert live.now == live.peak == 8192
+        del first
+        assert live.now == 4096
+        view = second.reshape(32, 32).t()
+        before.add_(1)
+        assert live.now == 4096
+        del second
+        assert live.now == 4096  # the view holds it
+        del view
+        assert live.now == 0
+    assert live.peak == 8192
+
+
+def test_train_prints_it_before_it_starts(tmp_path: Path, tiny_sd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = DDPOConfig(num_envs=4, images_per_iteration=4, policy=PolicyConfig(chunk_size=4))
+    task = TaskConfig(model=tiny_sd, num_inference_steps=2)
+    output = Output(folder=tmp_path / "run", reward_queries=4, threads=1)
+    assert train("ddpo-is", Train(task=task, output=output, algorithm=config)) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"memory on cpu, estimated: [\d.]+ [kMG]B, of [\d.]+ GB free", printed)
+    assert printed.index("memory on cpu") < printed.index("done: ")
+
+
+def test_where_it_does_not_fit_it_says_so(small_run: Callable) -> None:
+    estimate = estimate_memory(small_run())
+    with mock.patch("benchmarks.memory._free_bytes", return_value=1000):
+        assert "less is free" in estimate.describe()
+    algorithm = small_run()
+    algorithm.policy.denoiser.register_forward_pre_hook(_refuse)
+    with pytest.raises(MemoryError, match="gradient-checkpointing"):
+        estimate_memory(algorithm)
+
+
+def _refuse(*_: Any) -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory.")

@@ -1,0 +1,39 @@
+"""What these tests share: one torch thread, and small runs on the exact model for every algorithm of the registry."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+
+import diffusion_gym
+from algorithms import ALGORITHMS, DiffusionAlgorithm
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Bit equality is promised for one number of threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=list(ALGORITHMS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Each algorithm of the registry."""
+    return request.param
+
+
+@pytest.fixture
+def build() -> Callable[..., DiffusionAlgorithm[Any]]:
+    """``build(name, reward=..., prompts=..., **config)``: an algorithm on the exact mixture, 16 images an iteration."""
+
+    def make(name: str, reward: Any, prompts: Any = ("north", "south"), **config: Any) -> DiffusionAlgorithm[Any]:
+        env = gymnasium.make(
+            diffusion_gym.ENV_ID, model="exact-mixture", reward=reward, prompts=list(prompts), num_inference_steps=3
+        )
+        config = {"images_per_iteration": 16, "images_per_prompt": 8, "num_envs": 16, "trainable": "full", **config}
+        if name.endswith("rwr"):
+            config = {"updates_per_iteration": 2, "batch_size": 16, **config}
+        return ALGORITHMS[name].cls(env, ALGORITHMS[name].config, **config)
+
+    return make
