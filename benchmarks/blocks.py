@@ -25,6 +25,7 @@ from benchmarks.tables import (
 COMMANDS = {
     "compare": "diffusion-gym compare --seeds 0 1 2 3 4",
     "exact": "diffusion-gym compare --suite exact",
+    "learned-rewards": "diffusion-gym compare --suite learned-rewards",
     "paper": "diffusion-gym compare --suite paper",
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
@@ -122,8 +123,7 @@ def _way(block: Block, results: Mapping[str, Any]) -> str | None:
     for task, by_variant in summary.items():
         common = set.intersection(*(set(curve.queries) for curve in by_variant.values()))
         marks = sorted(common)
-        picked = sorted({marks[round(k * (len(marks) - 1) / (_WAY_POINTS - 1))] for k in range(_WAY_POINTS)})
-        for queries in picked:
+        for queries in [marks[place] for place in _picked(marks)]:
             cells = []
             for name in variants:
                 curve = by_variant[name]
@@ -132,6 +132,25 @@ def _way(block: Block, results: Mapping[str, Any]) -> str | None:
                 cells.append(f"{curve.reward[index].estimate:.3f}" + (f" ({', '.join(beside)})" if beside else ""))
             rows.append([task, f"{queries:,.0f}", *cells])
     return markdown(["task", "queries", *variants], rows)
+
+
+def _held_out_way(block: Block, results: Mapping[str, Any]) -> str | None:
+    """Reward, and the metrics that the block names, on trained and on held-out prompts on the way."""
+    header = ["task", "algorithm", "queries"]
+    header += [f"{name}, {on}" for name in ("reward", *block.words) for on in ("trained", "held out")]
+    rows = []
+    for task, variant, curve in flat(curves(results)):
+        for index in _picked(curve.queries) if curve.held_out else ():
+            cells = [f"{found[index].estimate:.3f}" for found in (curve.reward, curve.held_out)]
+            for word in block.words:
+                cells += [f"{found[word][index]:.2f}" for found in (curve.metrics, curve.held_out_metrics)]
+            rows.append([task, variant, f"{curve.queries[index]:,.0f}", *cells])
+    return markdown(header, rows) if rows else None
+
+
+def _picked(marks: Sequence[float]) -> list[int]:
+    """Return the places of evenly spaced way points, first and last among them."""
+    return sorted({round(k * (len(marks) - 1) / (_WAY_POINTS - 1)) for k in range(_WAY_POINTS)})
 
 
 def _claim(block: Block, results: Mapping[str, Any]) -> str | None:
@@ -205,6 +224,7 @@ def _figures(block: Block, results: Mapping[str, Any]) -> str:
 KINDS: dict[str, Callable[[Block, Mapping[str, Any]], str | None]] = {
     "rewards": _rewards,
     "held-out": _held_out,
+    "held-out-way": _held_out_way,
     "improvement": _improvement,
     "scores": _scores,
     "peaks": _peaks,

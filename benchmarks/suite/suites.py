@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from benchmarks.settings import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
 from benchmarks.suite.recipes import EMBEDDED, EXACT, PAPER, QUICK, STABLE_DIFFUSION, Recipe
-from benchmarks.suite.tasks import EXACT_TASKS, PAPER_TASKS, STABLE_DIFFUSION_TASKS, TASKS, Task
+from benchmarks.suite.tasks import EXACT_TASKS, LEARNED_TASKS, PAPER_TASKS, STABLE_DIFFUSION_TASKS, TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ def _algorithms_on(tasks: Mapping[str, Task], recipe: Recipe) -> dict[str, Compa
     return {name: Comparison(task, variants) for name, task in tasks.items()}
 
 
+#: Where few pictures tell what to change, more of them an update, four of a prompt to compare, and smaller steps.
+_RARE_FAILURES = {"images_per_iteration": 256, "images_per_prompt": 4, "learning_rate": 1e-3}
+_LEARNED = {"vlm_alignment": Variant("ddpo-is", _RARE_FAILURES)}
+
 #: Name -> suite. ``jpeg`` is what plain ``compare`` runs.
 SUITES: dict[str, Suite] = {
     "jpeg": Suite("JPEG rewards on the embedded model, minutes", _algorithms_on(TASKS, EMBEDDED), EMBEDDED, (0,)),
@@ -76,6 +80,15 @@ SUITES: dict[str, Suite] = {
         "Gaussians and mixtures whose best distributions are known, seconds a run",
         _algorithms_on(EXACT_TASKS, EXACT),
         EXACT,
+        (0, 1, 2),
+    ),
+    "learned-rewards": Suite(
+        "DDPO-IS toward the rewards that are models, on the embedded model, an hour",
+        {
+            name: Comparison(task, {"ddpo-is": _LEARNED.get(name, Variant("ddpo-is"))})
+            for name, task in LEARNED_TASKS.items()
+        },
+        EMBEDDED,
         (0, 1, 2),
     ),
     "paper": Suite(

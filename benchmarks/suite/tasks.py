@@ -43,6 +43,16 @@ PAPER_TASKS: dict[str, Task] = {
     ),
 }
 
+#: ``--suite learned-rewards``: the rewards that are models themselves. Alignment is tuned on two thirds of the activity
+#: prompts; nine of ten pictures earn all of it from the start, so it takes a budget twice as large.
+LEARNED_TASKS: dict[str, Task] = {
+    "aesthetic": Task(_embedded("aesthetic", PROMPTS, *_MEASURED)),
+    "clip_score": Task(_embedded("clip_score", PROMPTS, *_MEASURED[1:])),
+    "vlm_alignment": Task(
+        _embedded("vlm_alignment", "animals-activities@train", *_MEASURED[:2]), "animals-activities@held-out", 4096
+    ),
+}
+
 
 def _stable_diffusion(reward: str, prompts: str, *metrics: str) -> Task:
     config = TaskConfig(
