@@ -332,7 +332,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the policy's actions, as :meth:`DenoisingPolicy.predict`; of the averaged weights, if there are any."""
+        """Return the actions of the policy, with the averaged weights where there are any."""
         with self.averaged():
             return super().predict(*args, **kwargs)
 

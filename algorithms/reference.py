@@ -35,8 +35,8 @@ class Reference:
             self._adapted = [layer for layer in policy.denoiser.modules() if isinstance(layer, BaseTunerLayer)]
             if not self._adapted:
                 raise ValueError(
-                    f"the starting model is the policy with its adapters off, but the LoRA of {policy.model.name!r} has "
-                    "no layer of peft's; train all weights (trainable='full'), or leave out the KL."
+                    f"the starting model is the policy with its adapters off, but the LoRA of {policy.model.name!r} "
+                    "has no layer of peft's; train all weights (trainable='full'), or leave out the KL."
                 )
 
     @property
@@ -54,7 +54,9 @@ class Reference:
             return self._policy.distribution(rows)
 
     def kl(self, rows: Rows, gaussian: Gaussian) -> Tensor:
-        """KL(policy || start) of each step of a chunk, (m,), joint nats: ``|mu - mu_start|^2 / (2 s^2)``; 0 without density.
+        """Exact KL(policy || start) of each step of a chunk, (m,), joint nats: ``|mu - mu_start|^2 / (2 s^2)``.
+
+        A step without density counts 0.
 
         Args:
             rows: the chunk, m rows.

@@ -109,7 +109,8 @@ def _curve(all_runs: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Cur
     chosen = finished or list(indices)
     runs = [all_runs[index] for index in chosen]
     steps = list(zip(*(run["evaluations"] for run in runs), strict=False))
-    names = list(steps[0][0]["metrics"])
+    # Those that all have: an older version measured fewer.
+    names = [name for name in steps[0][0]["metrics"] if all(name in line["metrics"] for step in steps for line in step)]
     return Curve(
         runs=chosen,
         queries=[step[0]["costs"]["reward_queries"] for step in steps],
@@ -128,7 +129,7 @@ def _check_one_setting(runs: Sequence[Mapping[str, Any]]) -> None:
     def setting(run: Mapping[str, Any]) -> dict[str, Any]:
         spec = run["spec"]
         config = {key: value for key, value in spec["config"].items() if key != "seed"}
-        return {**config, **spec["task"], "reward_queries": spec["reward_queries"]}
+        return {**config, **spec["task"], **spec.get("safeguards", {}), "reward_queries": spec["reward_queries"]}
 
     first = setting(runs[0])
     different = sorted({key for run in runs[1:] for key, value in setting(run).items() if first.get(key) != value})
