@@ -41,7 +41,7 @@ def _clip():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is impo
     from diffusion_gym.rewards.clip import load_clip
     from diffusion_gym.rewards.weights import embedded
 
-    return load_clip(embedded("clip"))
+    return load_clip(embedded("clip"), None)
 
 
 #: Name -> metric over one evaluation's images.
