@@ -165,6 +165,7 @@ def replace_by_link(source: Path, target: Path) -> None:
         write_atomically(target, source.read_bytes())
     else:
         os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # POSIX does nothing where both are links to one file already
 
 
 def check_same(spec: RunSpec, folder: Path) -> None:

@@ -134,16 +134,16 @@ def test_the_penalty_holds_ddpo_at_the_known_fixed_point(make_env: Callable) -> 
     penalty = 0.05
     where = fixed_point(penalty)
     algorithm = DDPO(
-        make_env(steps=STEPS, reward="exact-linear"), trainable="full", kl_penalty=penalty, ema_decay=0.96,
-        updates_per_iteration=2, images_per_iteration=256, num_envs=256, chunk_size=1280, learning_rate=0.01,
+        make_env(steps=STEPS, reward="exact-linear"), trainable="full", kl_penalty=penalty, ema_decay=0.97,
+        updates_per_iteration=2, images_per_iteration=128, num_envs=128, chunk_size=1280, learning_rate=0.01,
         statistics_buffer=1024, max_grad_norm=1e9, weight_decay=0.0, advantage_clip=100.0,
     )  # fmt: skip
-    algorithm.learn(90 * 256 * STEPS)
+    algorithm.learn(90 * 128 * STEPS)
     with algorithm.averaged():
         found = torch.cat([algorithm.policy.denoiser.means[0], algorithm.policy.denoiser.log_stds]).detach().double()
     print(where.tolist(), found.tolist())
-    assert where[0] - START[0] > 0.1  # there is something to find
-    assert (found - where).abs().max() < 0.05
+    assert where[0] - START[0] > 0.4  # there is something to find, and a coefficient wrong by a quarter would miss it
+    assert (found - where).abs().max() < 0.08
 
 
 def test_the_kl_in_training_is_the_evaluations_quantity(make_env: Callable, sample: Callable) -> None:
