@@ -74,15 +74,18 @@ class Sample:
         given = [name for name in _BASE_ONLY if getattr(self, name) != getattr(type(self), name)]
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
-        if self.checkpoint == "best" and (self.run is None or not (self.run / BEST).is_file()):
-            raise ValueError(
-                f"--checkpoint best needs a run that was trained with --keep-best, got run={str(self.run)!r}; leave "
-                "out --checkpoint."
-            )
+        if self.checkpoint == "best" and self.run is None:
+            raise ValueError("--checkpoint best needs a run that was trained with --keep-best; name it with --run.")
 
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
+    file = None if options.run is None else options.run / (BEST if options.checkpoint == "best" else CHECKPOINT)
+    if options.checkpoint == "best" and file is not None and not file.is_file():
+        raise ValueError(
+            f"{str(options.run)!r} holds no {BEST}; expected a run that was trained with --keep-best. Leave out "
+            "--checkpoint best to draw with its last weights."
+        )
     options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
     prompts = _prompts(options.prompts)
     if options.run is None:
@@ -105,9 +108,8 @@ def sample(options: Sample) -> int:
     env = DenoiseVectorEnv.sharing(mdp, options.images)
     policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
     averaged: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if options.run is not None:
+    if file is not None:
         # Prompts that were held out of training may be drawn here, so that they are no longer told apart.
-        file = options.run / (BEST if options.checkpoint == "best" else CHECKPOINT)
         algorithm = ALGORITHMS[spec.algorithm].cls.load(file, env, held_out_prompts=None)
         policies.append(algorithm.policy)
         averaged = algorithm.averaged()

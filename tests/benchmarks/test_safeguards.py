@@ -200,3 +200,7 @@ def test_sampling_the_best_needs_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["sample", "--checkpoint", "best", "--output", str(tmp_path / "a.png")])
     assert "needs a run that was trained with" in capsys.readouterr().err
+    run(spec_of(16), tmp_path / "run")
+    words = ["sample", "--run", str(tmp_path / "run"), "--checkpoint", "best", "--output", str(tmp_path / "a.png")]
+    assert main(words) == 2
+    assert "holds no best.zip; expected a run that was trained with --keep-best" in capsys.readouterr().err
