@@ -1,12 +1,13 @@
 """The shell of every algorithm: Stable-Baselines3's learn, callbacks, logger, save, load and predict."""
 
+import contextlib
 import copy
 import os
 import platform
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -18,12 +19,14 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from algorithms.averaging import WeightAverage
 from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
 from algorithms.config import AlgorithmConfig, from_dict, override, to_dict
 from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
 from algorithms.optimizers import check_optimizer, make_optimizer
-from algorithms.parameters import Groups, flatten, get_tensors, set_tensors, unflatten
+from algorithms.parameters import Groups, check_averages, flatten, get_tensors, set_tensors, unflatten
 from algorithms.policy import DenoisingPolicy
+from algorithms.reference import Reference
 from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
 from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.skips import SkippedUpdates
@@ -51,6 +54,10 @@ class Requirements:
     """All latents and log-probabilities, or the finished images alone."""
     stochastic: bool
     """Steps with a density: eta 0 is refused."""
+    reference: bool = False
+    """The starting model beside the policy, as ``self.reference``."""
+    average: bool = False
+    """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
 
 
 class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
@@ -159,19 +166,34 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
         self._check_requirements()
+        self.reference = Reference(self.policy) if self.needs.reference else None
+        trained, decay = self.policy.trainable_parameters(), self.config.ema_decay
+        self.average = WeightAverage(trained, decay) if decay else None
         self.loss_scaler = self._make_loss_scaler()
         check_held_out(self.mdp.prompts, self.config.evaluation)
         self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs)
 
+    @property
+    def needs(self) -> Requirements:
+        """What the algorithm requires in its present configuration; a subclass may add to ``requires``."""
+        return replace(self.requires, reference=True) if self.config.kl_to_start else self.requires
+
     def _check_requirements(self) -> None:
-        """Refuse a sampler that the algorithm cannot train, before anything is loaded and after the grid is known."""
+        """Refuse what the algorithm cannot train with, before anything is loaded and after the grid is known."""
         steps = None if getattr(self, "policy", None) is None else self.policy.trainable_steps
         deterministic = self.config.policy.sampler != "ddpm" and self.config.policy.eta == 0
-        if self.requires.stochastic and (deterministic or (steps is not None and len(steps) == 0)):
+        stochastic = self.needs.stochastic or self.needs.reference
+        if stochastic and (deterministic or (steps is not None and len(steps) == 0)):
+            who = type(self).__name__ if self.requires.stochastic else "The KL to the starting model"
             raise ValueError(
-                f"{type(self).__name__} needs a stochastic sampler, but with "
+                f"{who} needs a stochastic sampler, but with "
                 f"sampler={self.config.policy.sampler!r} and eta={self.config.policy.eta} no step has a density; "
                 "set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
+            )
+        if self.needs.average and self.config.ema_decay == 0:
+            raise ValueError(
+                f"{type(self).__name__} needs the moving average of the weights, but ema_decay is 0; set it, for "
+                "example to 0.9."
             )
 
     # -- learning ---------------------------------------------------------------------------------------------------
@@ -301,6 +323,19 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """Add ``rows`` trained forwards and backwards to the cost."""
         self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * rows * self.policy.forwards_per_row
 
+    def count_reference_rows(self, rows: int) -> None:
+        """Add ``rows`` forwards of the starting model to the cost."""
+        self.costs["forward_equivalents"] += rows * self.policy.forwards_per_row
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Let the policy have the weights that are evaluated and exported: their moving average, where there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the actions of the policy, with the averaged weights where there are any."""
+        with self.averaged():
+            return super().predict(*args, **kwargs)
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return a fresh optimizer over the trained weights."""
         return make_optimizer(self.policy.trainable_parameters().values(), self.config)
@@ -327,6 +362,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         finite, scale = bool(norm.isfinite()), self.loss_scaler.get_scale()
         if finite:
             self.loss_scaler.step(optimizer)
+            if self.average is not None:
+                self.average.update()
             self._n_updates += 1
             self.skipped.made()
         self.loss_scaler.update()
@@ -358,9 +395,10 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         done = self.last_evaluation is not None and self.last_evaluation.iteration == self.iteration
         if config.images == 0 or done or (self.iteration % config.every and not final):
             return
-        self.last_evaluation = within_memory(
-            self.policy, lambda: evaluate(self.mdp, self.policy, self.config, self.iteration)
-        )
+        with self.averaged():
+            self.last_evaluation = within_memory(
+                self.policy, lambda: evaluate(self.mdp, self.policy, self.config, self.iteration, self.reference)
+            )
         self._log(self.last_evaluation.metrics())
 
     # -- saving and loading -----------------------------------------------------------------------------------------
@@ -390,11 +428,12 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         }
 
     def get_parameters(self) -> Groups:
-        """Return the trained weights and the optimizer's moments: name -> tensor under "policy" and "optimizer"."""
+        """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average"."""
         return self._get_parameters()
 
     def _get_parameters(self, device: str | None = None) -> Groups:
-        return get_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None), device)
+        averages = None if self.average is None else self.average.tensors
+        return get_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None), device, averages)
 
     def set_parameters(  # type: ignore[override]
         self,
@@ -402,7 +441,9 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Set weights and optimizer moments from a checkpoint or from :meth:`get_parameters`'s result.
+        """Set weights, optimizer moments and averages from a checkpoint or from :meth:`get_parameters`'s result.
+
+        Where no averages are given, the moving average begins again at the new weights.
 
         Raises:
             ValueError: names or shapes that are not this policy's.
@@ -417,7 +458,12 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             if isinstance(load_path_or_dict, dict)
             else unflatten(read_checkpoint(load_path_or_dict).tensors)
         )
-        set_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None), given, exact_match)
+        trained = self.policy.trainable_parameters()
+        if self.average is not None and "average" in given:
+            check_averages(given["average"], trained)
+        set_tensors(trained, getattr(self, "optimizer", None), given, exact_match)
+        if self.average is not None:
+            self.average.load(given.get("average", trained))
 
     def save(  # type: ignore[override]
         self, path: str | os.PathLike[str], exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
@@ -485,7 +531,11 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             self.skipped.load_state_dict(state["skipped"])
 
     def export(self, folder: str | os.PathLike[str]) -> None:
-        """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder."""
+        """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder.
+
+        With ``ema_decay`` they are the averaged ones.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        self.policy.model.export(self.policy.denoiser, target, self.policy.lora)  # type: ignore[arg-type]
+        with self.averaged():
+            self.policy.model.export(self.policy.denoiser, target, self.policy.lora)  # type: ignore[arg-type]

@@ -69,6 +69,10 @@ class AlgorithmConfig:
     """Gradients are scaled down to this norm."""
     max_skipped_updates: int = 10
     """Updates in a row that are skipped because their gradient is not finite; one more stops the run."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average, used to evaluate, predict and export; 0 is none, 0.9 to 0.99 are usual."""
+    kl_to_start: bool = False
+    """Log the exact KL to the starting model, at evaluations and in DDPO's updates; costs a forward a row in both."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Sampler and trained weights."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -95,7 +99,7 @@ class AlgorithmConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be a positive, finite number, got {getattr(self, name)}.")
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         for name in ("weight_decay", "max_skipped_updates", "seed"):

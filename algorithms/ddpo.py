@@ -1,7 +1,7 @@
 """Denoising diffusion policy optimisation: DDPO-SF and DDPO-IS (Black et al. 2023, section 4.3)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from algorithms.advantages import PerPromptStatistics
 from algorithms.base import DiffusionAlgorithm, Requirements
 from algorithms.config import AlgorithmConfig, Reduction, divisor
-from algorithms.losses import importance_sampling_loss, score_function_loss
+from algorithms.losses import importance_sampling_loss, kl_penalty_loss, score_function_loss
 from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
@@ -38,6 +38,8 @@ class DDPOConfig(AlgorithmConfig):
     """Below this many remembered rewards a prompt uses the statistics of all prompts."""
     timestep_fraction: float = 1.0
     """Share of each image's denoising steps that is trained on, drawn anew for each image."""
+    kl_penalty: float = 0.0
+    """What a nat of KL to the starting model costs, in stds of the reward; 0 is none. Costs a forward a trained row."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -60,6 +62,8 @@ class DDPOConfig(AlgorithmConfig):
                 f"clip_range must lie in (0, {_MAX_CLIP_RANGE}] and advantage_clip be positive, got {self.clip_range}, "
                 f"{self.advantage_clip}."
             )
+        if self.kl_penalty < 0:
+            raise ValueError(f"kl_penalty must be at least 0, got {self.kl_penalty}.")
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
         PerPromptStatistics(self.statistics_buffer, self.statistics_min_count)
@@ -70,6 +74,11 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
 
     config_class = DDPOConfig
     requires: ClassVar[Requirements] = Requirements(whole_trajectory=True, stochastic=True)
+
+    @property
+    def needs(self) -> Requirements:
+        """A penalty needs the starting model."""
+        return replace(super().needs, reference=True) if self.config.kl_penalty > 0 else super().needs
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -88,6 +97,8 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             norm = self.gradient_step(self.optimizer, self._losses(rollout, images, steps, advantages, meter))
             meter.add("train/grad_norm", norm)
             self.count_training_rows(len(images))
+            if self.reference is not None:
+                self.count_reference_rows(len(images))
         return meter.means() | {"train/advantage_abs_mean": float(advantages.abs().mean())}
 
     def _transitions(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -110,7 +121,8 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         for start in range(0, m, size):
             part = slice(start, start + size)
             rows, next_latents, old_log_prob = rollout.rows(images[part], steps[part])
-            log_prob, _ = self.policy.log_prob(rows.padded(size), next_latents)
+            chunk = rows.padded(size)
+            log_prob, gaussian = self.policy.log_prob(chunk, next_latents)
             weight = advantages[images[part]]
             if self.config.importance_sampling:
                 loss, ratios = importance_sampling_loss(
@@ -121,6 +133,11 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
                 _, ratios = importance_sampling_loss(
                     log_prob.detach(), old_log_prob, weight, dimensions, reduction, 1.0
                 )
+            if self.reference is not None:
+                kl = self.reference.kl(chunk, gaussian)[: len(rows)]
+                meter.add_rows("train/kl_to_start", kl.detach() * len(self.policy.trainable_steps))  # nats an image
+                if self.config.kl_penalty > 0:
+                    loss = loss + kl_penalty_loss(kl, self.config.kl_penalty, dimensions, reduction)
             meter.add_rows("train/approx_kl", ratios.approx_kl)
             meter.add_rows("train/clip_fraction", ratios.clipped)
             meter.add_rows("train/log_ratio_abs", ratios.log_ratio.abs())

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from algorithms.config import AlgorithmConfig, EvaluationConfig
+from algorithms.diversity import diversity
 from algorithms.policy import DenoisingPolicy
+from algorithms.reference import Reference
 from algorithms.rollouts import Rollout, collect
 from algorithms.seeding import Stream
 from diffusion_gym.envs.mdp import DenoisingMDP
@@ -31,6 +33,8 @@ class Evaluation:
         rewards: (n,), float32, on the CPU.
         images: (n, 3, H, W), uint8, on the CPU.
         parts: of a combined reward, name -> (n,), float32, on the CPU: each reward's own scores.
+        kl_to_start: (n,), float32, on the CPU, where it was measured: the sum over the steps of the exact KL to the
+            starting model, nats.
         held_out: the same on prompts that training does not use, where they are wanted.
     """
 
@@ -39,10 +43,14 @@ class Evaluation:
     rewards: Tensor
     images: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    kl_to_start: Tensor | None = None
     held_out: "Evaluation | None" = None
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
-        """Mean, std and standard error over the images; mean and std of each part; the same of ``held_out``."""
+        """Mean, std and standard error over the images; mean and std of each part; the same of ``held_out``.
+
+        Beside them :meth:`distances`.
+        """
         std = _sample_std(self.rewards)
         metrics = {
             f"{prefix}/reward_mean": float(self.rewards.double().mean()),
@@ -52,31 +60,63 @@ class Evaluation:
         for name, scores in self.parts.items():
             mean = float(scores.double().mean())
             metrics |= {f"{prefix}/{name}_mean": mean, f"{prefix}/{name}_std": _sample_std(scores)}
+        metrics |= {f"{prefix}/{name}": value for name, value in self.distances().items()}
         return metrics | ({} if self.held_out is None else self.held_out.metrics("held_out"))
+
+    def distances(self) -> dict[str, float]:
+        """How far the policy has gone: ``kl_to_start``, the mean over images in nats, and ``diversity``, levels of 255.
+
+        What was not measured, or cannot be (diversity without two images of one prompt), is left out.
+        """
+        told = {} if self.kl_to_start is None else {"kl_to_start": float(self.kl_to_start.double().mean())}
+        spread = diversity(self.images, self.prompts)
+        return told if math.isnan(spread) else told | {"diversity": spread}
 
 
 @torch.no_grad()
-def evaluate(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig, iteration: int) -> Evaluation:
+def evaluate(
+    mdp: DenoisingMDP,
+    policy: DenoisingPolicy,
+    config: AlgorithmConfig,
+    iteration: int,
+    reference: Reference | None = None,
+) -> Evaluation:
     """Denoise ``config.evaluation.images`` images with the stochastic sampler and score them.
 
-    Held-out prompts are evaluated in the same way, on the same noise.
+    Held-out prompts are evaluated in the same way, on the same noise. With a reference the KL to it is measured on the
+    evaluation's own trajectories.
     """
-    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration)
+    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration, reference)
     if config.evaluation.held_out_prompts is None:
         return evaluation
     texts = resolve_prompts(config.evaluation.held_out_prompts)
-    return dataclasses.replace(evaluation, held_out=_evaluate_on(texts, mdp, policy, config, iteration))
+    return dataclasses.replace(evaluation, held_out=_evaluate_on(texts, mdp, policy, config, iteration, reference))
 
 
 def _evaluate_on(
-    texts: Sequence[str], mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig, iteration: int
+    texts: Sequence[str],
+    mdp: DenoisingMDP,
+    policy: DenoisingPolicy,
+    config: AlgorithmConfig,
+    iteration: int,
+    reference: Reference | None,
 ) -> Evaluation:
     n, seed = config.evaluation.images, config.evaluation.seed
     env = DenoiseVectorEnv.sharing(mdp, math.gcd(n, config.num_envs))
     prompts, beside = evaluation_prompts(texts, n), config.rewards_beside_sampling
-    rollout = collect(env, policy, prompts, seed, whole_trajectory=False, streams=_STREAMS, score_beside=beside)
+    rollout = collect(
+        env,
+        policy,
+        prompts,
+        seed,
+        whole_trajectory=False,
+        streams=_STREAMS,
+        score_beside=beside,
+        reference=reference,
+    )
     parts = {name: scores.cpu() for name, scores in rollout.parts.items()}
-    return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts)
+    kl = None if rollout.kl_to_start is None else rollout.kl_to_start.cpu()
+    return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts, kl)
 
 
 def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:

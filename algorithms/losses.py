@@ -1,4 +1,4 @@
-"""The losses: DDPO with the score function, DDPO with importance sampling, the weighted denoising loss of RWR."""
+"""The losses: DDPO with the score function and with importance sampling, the KL penalty, RWR's denoising loss."""
 
 import math
 from dataclasses import dataclass
@@ -79,6 +79,21 @@ def importance_sampling_loss(
             joint.detach(), ratio.detach() - 1 - log_ratio.detach(), (clipped > unclipped).float()
         )
     return torch.maximum(unclipped, clipped), statistics
+
+
+def kl_penalty_loss(kl: Tensor, coefficient: float, dimensions: int, reduction: Reduction) -> Tensor:
+    """``coefficient KL_t``, (m,), in the units of the policy losses (DPOK, Fan et al. 2023, equation 8).
+
+    Summed over a trajectory, KL_t is the KL of the whole chain; its gradient is taken through each step's mean alone,
+    not through the states that earlier steps lead to.
+
+    Args:
+        kl: (m,), joint nats, ``|mu - mu_start|^2 / (2 s^2)`` with gradients.
+        coefficient: advantage that one nat costs; advantages have a std of about 1.
+        dimensions: D of one latent.
+        reduction: ``"mean"`` divides by D as it does the log-probability, so that the coefficient means the same.
+    """
+    return coefficient * (kl / dimensions if reduction == "mean" else kl)
 
 
 def weighted_denoising_loss(model_output: Tensor, target: Tensor, weights: Tensor) -> Tensor:

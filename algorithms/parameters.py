@@ -10,14 +10,18 @@ Groups = dict[str, dict[str, Tensor]]
 
 
 def get_tensors(
-    named: Named, optimizer: torch.optim.Optimizer | None, device: torch.device | str | None = None
+    named: Named,
+    optimizer: torch.optim.Optimizer | None,
+    device: torch.device | str | None = None,
+    averages: Mapping[str, Tensor] | None = None,
 ) -> Groups:
-    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}}``.
+    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}, "average": {name: tensor}}``.
 
     Args:
         named: the trained weights.
         optimizer: its moments; bitsandbytes' step counter, an integer, becomes a tensor of shape (), int64.
         device: of the copies; None leaves each beside its original.
+        averages: the weights' moving averages, where there are any.
     """
     groups: Groups = {"policy": {name: _copy(value, device) for name, value in named.items()}}
     if optimizer is not None:
@@ -26,6 +30,8 @@ def get_tensors(
             for name, value in named.items()
             for key, moment in optimizer.state.get(value, {}).items()
         }
+    if averages is not None:
+        groups["average"] = {name: _copy(value, device) for name, value in averages.items()}
     return groups
 
 
@@ -50,11 +56,8 @@ def set_tensors(
     weights, moments = groups.get("policy", {}), groups.get("optimizer", {})
     _check_match(weights, named, complete=exact_match)
     _check_moments(moments, named)
-    for name, value in [*weights.items(), *moments.items()]:
-        if not bool(value.isfinite().all()):
-            raise ValueError(
-                f"{name!r} holds NaN or infinity; weights and moments must be finite. Use another checkpoint."
-            )
+    _check_finite(weights)
+    _check_finite(moments)
     with torch.no_grad():
         for name, value in weights.items():
             named[name].copy_(value)
@@ -82,6 +85,24 @@ def unflatten(tensors: Mapping[str, Tensor]) -> Groups:
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = value
     return groups
+
+
+def check_averages(given: Mapping[str, Tensor], expected: Named) -> None:
+    """Check the weights' moving averages.
+
+    Raises:
+        ValueError: names or shapes that are not this policy's, or a value that is not finite.
+    """
+    _check_match(given, expected, complete=True)
+    _check_finite(given)
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"{name!r} holds NaN or infinity; weights and moments must be finite. Use another checkpoint."
+            )
 
 
 def _check_moments(given: Mapping[str, Tensor], expected: Named) -> None:

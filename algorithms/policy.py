@@ -5,7 +5,7 @@ batch's shape: only so is the importance ratio exactly 1 before the first update
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,6 +91,10 @@ class Rows:
         if len(self) == size:
             return self
         return self.select(torch.arange(size).clamp(max=len(self) - 1).to(self.latents.device))
+
+
+#: Called with which rows a chunk holds, the padded chunk, and the Gaussians it was given.
+OnChunk = Callable[[slice, Rows, Gaussian], None]
 
 
 class DenoisingPolicy(nn.Module):
@@ -197,12 +201,15 @@ class DenoisingPolicy(nn.Module):
         return gaussian.log_prob(next_latents)[: len(chunk) - padding], gaussian
 
     @torch.no_grad()
-    def sample(self, rows: Rows, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk = lambda part, chunk, gaussian: None
+    ) -> tuple[Tensor, Tensor]:
         """Draw the next latents.
 
         Args:
             rows: n transitions, all at the same step.
             noise: (n, c, h, w), standard normal; None takes the mean.
+            on_chunk: sees what each chunk is drawn from.
 
         Returns:
             The next latents (n, c, h, w) and their joint log-densities (n,), both float32. Where the step has no
@@ -211,6 +218,7 @@ class DenoisingPolicy(nn.Module):
         latents, log_probs = [], []
         for part, chunk in self.chunks(rows):
             gaussian = self.distribution(chunk)
+            on_chunk(part, chunk, gaussian)
             if noise is None:
                 latents.append(gaussian.mean[: part.stop - part.start])
                 continue

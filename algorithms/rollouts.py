@@ -1,16 +1,18 @@
 """Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from algorithms.policy import DenoisingPolicy, Rows
+from algorithms.reference import Reference
 from algorithms.scoring import RolloutScorer
 from algorithms.seeding import Stream, derive_seed, generator
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
+from diffusion_gym.transitions import Gaussian
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Rollout:
         rewards: (n,), float32.
         images: (n, 3, H, W), uint8.
         parts: of a combined reward, name -> (n,), float32: each reward's own scores.
+        kl_to_start: (n,), float32, where it was measured: the sum over the steps of the exact KL to the starting model,
+            nats.
     """
 
     latents: Tensor
@@ -34,6 +38,7 @@ class Rollout:
     rewards: Tensor
     images: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    kl_to_start: Tensor | None = None
 
     def __len__(self) -> int:
         """Return n."""
@@ -54,6 +59,7 @@ class Rollout:
             self.rewards,
             self.images,
             *self.parts.values(),
+            *([] if self.kl_to_start is None else [self.kl_to_start]),
         )
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -127,6 +133,7 @@ def collect(
     streams: tuple[Stream, Stream] = (Stream.INITIAL_LATENTS, Stream.STEP_NOISE),
     on_step: OnStep | None = None,
     score_beside: bool = False,
+    reference: Reference | None = None,
 ) -> Rollout:
     """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``.
 
@@ -142,6 +149,7 @@ def collect(
         streams: of the initial latents and of the steps' noise.
         on_step: called after every step of the environments with ``dones`` (n,); False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
+        reference: the starting model, if the KL to it is to be measured; a forward more a row.
 
     Raises:
         InterruptedRollout: ``on_step`` returned False.
@@ -154,11 +162,13 @@ def collect(
             "reward query is wasted."
         )
     rollout = Rollout.empty(policy, prompts, whole_trajectory)
+    if reference is not None:
+        rollout = replace(rollout, kl_to_start=torch.zeros_like(rollout.rewards))
     scorer, ordinary = RolloutScorer(score_beside), env.mdp.scorer
     env.mdp.scorer = scorer
     try:
         for start in range(0, len(prompts), env.num_envs):
-            _round(env, policy, rollout, start, seed, first_image + start, streams, on_step, scorer)
+            _round(env, policy, rollout, start, seed, first_image + start, streams, on_step, scorer, reference)
         scores = scorer.result()
     finally:
         env.mdp.scorer = ordinary
@@ -178,6 +188,7 @@ def _round(
     streams: tuple[Stream, Stream],
     on_step: OnStep | None,
     scorer: RolloutScorer,
+    reference: Reference | None,
 ) -> None:
     """One episode in every environment, written to the rollout's images from ``start`` on."""
     n, mine, whole = env.num_envs, slice(start, start + env.num_envs), len(rollout.log_probs) > 0
@@ -190,10 +201,15 @@ def _round(
         rollout.conditioning[name][mine] = value
     if whole:
         rollout.latents[0, mine] = x
+
+    def add_kl(part: slice, chunk: Rows, gaussian: Gaussian) -> None:
+        if reference is not None and rollout.kl_to_start is not None:
+            rollout.kl_to_start[mine][part] += reference.kl(chunk, gaussian)[: part.stop - part.start]
+
     for t in range(env.num_inference_steps):
         noise = torch.stack([torch.randn(x.shape[1:], generator=source) for source in sources]).to(x.device)
         index = torch.full((n,), t, dtype=torch.long, device=x.device)
-        x, log_prob = policy.sample(Rows(x, index, conditioning), noise)
+        x, log_prob = policy.sample(Rows(x, index, conditioning), noise, add_kl)
         if whole:
             rollout.latents[t + 1, mine], rollout.log_probs[t, mine] = x, log_prob
         _, _, dones, _, info = env.step(x)

@@ -107,15 +107,20 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
         held_out=[summarise([line["rewards"] for line in step]) for step in held_out],
         metrics=_metrics(steps),
         held_out_metrics=_metrics(held_out),
-        peaks={name: _peak(steps, name) for name in steps[0][0]["metrics"] if not is_distance(name)},
+        peaks={name: _peak(steps, name) for name in _common_metrics(steps) if not is_distance(name)},
         seconds=times[-1],
         by_run=np.array([[_mean(line["rewards"]) for line in step] for step in steps]).T,
     )
 
 
 def _metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
-    names = list(steps[0][0]["metrics"]) if steps else []
+    names = _common_metrics(steps) if steps else []
     return {name: [_mean([line["metrics"][name] for line in step]) for step in steps] for name in names}
+
+
+def _common_metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return the metrics that all evaluations have: an older version measured fewer."""
+    return [name for name in steps[0][0]["metrics"] if all(name in line["metrics"] for step in steps for line in step)]
 
 
 def _peak(steps: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Peak:
@@ -138,7 +143,7 @@ def check_one_setting(runs: Sequence[Run]) -> None:
     def setting(run: Run) -> dict[str, Any]:
         spec = full_spec(run["spec"])
         config = {key: value for key, value in spec["config"].items() if key != "seed"}
-        return {**config, **spec["task"], "reward_queries": spec["reward_queries"]}
+        return {**config, **spec["task"], **spec.get("safeguards", {}), "reward_queries": spec["reward_queries"]}
 
     first = setting(runs[0])
     different = sorted({key for run in runs[1:] for key, value in setting(run).items() if first.get(key) != value})

@@ -16,11 +16,13 @@ from benchmarks.provenance import DECIDES, provenance
 from benchmarks.settings import RunSpec
 
 RUN, CHECKPOINT, METRICS, EVALUATIONS = "run.json", "checkpoint.zip", "metrics.jsonl", "evaluations.jsonl"
+#: The checkpoint of the best evaluation, where it is wanted.
+BEST = "best.zip"
 #: Of a log, what counts its lines' iterations.
 _KEYS = {METRICS: "time/iterations", EVALUATIONS: "iteration"}
 IMAGES, CHECKPOINTS = "images", "checkpoints"
 #: What a write that was killed leaves behind: see ``write_atomically``.
-_UNFINISHED = (*(f".{name}.*" for name in (RUN, CHECKPOINT, METRICS, EVALUATIONS)), f"{IMAGES}/.*.png.*")
+_UNFINISHED = (*(f".{name}.*" for name in (RUN, CHECKPOINT, BEST, METRICS, EVALUATIONS)), f"{IMAGES}/.*.png.*")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -146,6 +148,24 @@ def keep_checkpoint(folder: Path, iteration: int, count: int) -> None:
     older = sorted(file for file in kept.glob("[0-9]*.zip") if int(file.stem) <= iteration)
     for file in older[:-count]:
         file.unlink()
+
+
+def replace_by_link(source: Path, target: Path) -> None:
+    """Let ``target`` be what ``source`` is now: at every moment the old file or the whole new one is there.
+
+    It is a hard link where the file system has them, and takes no space until ``source`` is replaced.
+    """
+    temporary = target.with_name(f".{target.name}.link")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        write_atomically(target, source.read_bytes())
+    else:
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # POSIX does nothing where both are links to one file already
 
 
 def check_same(spec: RunSpec, folder: Path) -> None:

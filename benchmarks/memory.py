@@ -38,10 +38,13 @@ class MemoryEstimate:
         trained: trained weights, float32.
         gradients: of the trained weights, float32.
         moments: the optimizer's.
+        kept: copies of the trained weights: the starting ones, for the KL where there are no adapters to switch off,
+            and the moving average's.
         rollout: one iteration's images with what is stored of their trajectories.
         working: the most that a forward and backward pass of a chunk, decoding an image, or the optimizer's step
             holds for a moment.
-        main_memory: trained weights and moments, copied before each update to fall back on when memory runs out.
+        main_memory: trained weights, moments and averages, copied before each update to fall back on when memory runs
+            out.
         chunk_size: rows of a forward pass.
         images: of the rollout.
     """
@@ -51,6 +54,7 @@ class MemoryEstimate:
     trained: int
     gradients: int
     moments: int
+    kept: int
     rollout: int
     working: int
     main_memory: int
@@ -60,7 +64,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """Bytes on the device in all; where it is the CPU, main memory is the device's."""
-        counted = self.trained + self.gradients + self.moments + self.rollout + self.working
+        counted = self.trained + self.gradients + self.moments + self.kept + self.rollout + self.working
         return sum(self.frozen.values()) + counted + (self.main_memory if self.device.type == "cpu" else 0)
 
     def describe(self) -> str:
@@ -70,6 +74,7 @@ class MemoryEstimate:
             ("trained weights, float32", self.trained),
             ("their gradients", self.gradients),
             ("the optimizer's moments", self.moments),
+            *([("starting and averaged weights", self.kept)] if self.kept else []),
             (f"rollout of {self.images} images", self.rollout),
             (f"forward and backward of {self.chunk_size} rows", self.working),
         ]
@@ -98,6 +103,7 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     networks = [*policy.model.networks, policy]
     weights = _bytes(trained)
     moments = _moment_bytes(trained, config.optimizer)
+    averages = 0 if algorithm.average is None else weights
     meta = Rollout.empty(policy, [""] * config.images_per_iteration, algorithm.requires.whole_trajectory, "meta")
     device = policy.model.device
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
@@ -114,9 +120,10 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         trained=weights,
         gradients=weights,
         moments=moments,
+        kept=averages + (0 if algorithm.reference is None else algorithm.reference.nbytes),
         rollout=meta.nbytes,
         working=working,
-        main_memory=weights + moments,
+        main_memory=weights + moments + averages,
         chunk_size=policy.chunk_size,
         images=config.images_per_iteration,
     )

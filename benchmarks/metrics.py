@@ -3,31 +3,16 @@
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
+from algorithms.diversity import diversity, embedding_diversity
 from benchmarks.exact_targets import DISTANCES, parse_distance, read_tuned
 from diffusion_gym.rewards import check_reward, evaluate_reward, resolve_reward
 
 Metric = Callable[[Tensor, Sequence[str]], float]
 #: A measure of the policy itself instead of its images.
 PolicyMetric = Callable[[DiffusionAlgorithm], float]
-
-
-def diversity(images: Tensor, prompts: Sequence[str]) -> float:
-    """Root mean square deviation of pixels from their prompt's mean picture, in levels of 255; 0 is full collapse.
-
-    Args:
-        images: (n, 3, H, W), uint8.
-        prompts: n texts.
-    """
-    spreads = []
-    for prompt in dict.fromkeys(prompts):
-        group = images[torch.tensor([text == prompt for text in prompts])].double()
-        if len(group) > 1:
-            spreads.append(group.var(0, correction=1).mean().sqrt())
-    return float(torch.stack(spreads).mean()) if spreads else float("nan")
 
 
 def recognised(images: Tensor, prompts: Sequence[str]) -> float:
@@ -47,8 +32,24 @@ def _judge():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is imp
     return load_judge()
 
 
+def clip_diversity(images: Tensor, prompts: Sequence[str]) -> float:
+    """``1 - cosine`` of the embedded CLIP's embeddings of two images of one prompt, averaged; 0 is full collapse.
+
+    Unlike pixels it does not count position and colour of the background for much, and sees what is shown.
+    """
+    return embedding_diversity(_clip().embed_images(images, chunk_size=16).cpu(), prompts)
+
+
+@lru_cache(maxsize=1)
+def _clip():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is imported only where it is used
+    from diffusion_gym.rewards.clip import load_clip
+    from diffusion_gym.rewards.weights import embedded
+
+    return load_clip(embedded("clip"), None)
+
+
 #: Name -> metric over one evaluation's images.
-METRICS: dict[str, Metric] = {"diversity": diversity, "recognised": recognised}
+METRICS: dict[str, Metric] = {"diversity": diversity, "clip_diversity": clip_diversity, "recognised": recognised}
 
 
 def resolve_metric(name: str, device: str) -> Metric:

@@ -84,11 +84,13 @@ class Recorder(BaseCallback):
         super().__init__()
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
-        names = spec.task.metrics
+        names = spec.metrics
         self.metrics = {name: resolve_metric(name, spec.task.device) for name in names if not is_distance(name)}
         self.distances = {name: resolve_distance(name) for name in names if is_distance(name)}
         self.keep_checkpoints, self.events = keep_checkpoints, events
         self._recorded = -1
+        #: The latest evaluation's line in ``evaluations.jsonl``.
+        self.line: dict[str, Any] = {}
         self._work = _IterationWork(spec)
 
     @property
@@ -147,9 +149,12 @@ class Recorder(BaseCallback):
         line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **said}
         if evaluation.held_out is not None:
             _, line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")
+        in_the_log = evaluation.distances()
+        beside = {name: value for name, value in said["metrics"].items() if name not in in_the_log}
         for events in self.events:
-            events.write_evaluation(picture, said["metrics"], self.algorithm.num_timesteps)
+            events.write_evaluation(picture, beside, self.algorithm.num_timesteps)
         append_line(self.folder / EVALUATIONS, line)
+        self.line = line
 
     def _record_images(self, evaluation: Evaluation, name: str) -> tuple[Image.Image, dict[str, Any]]:
         """Save an evaluation's grid; return it, and what its line says of its images."""
@@ -162,7 +167,8 @@ class Recorder(BaseCallback):
         return picture, said
 
     def _metrics(self, evaluation: Evaluation) -> dict[str, float]:
-        return {name: metric(evaluation.images, evaluation.prompts) for name, metric in self.metrics.items()}
+        named = {name: metric(evaluation.images, evaluation.prompts) for name, metric in self.metrics.items()}
+        return named | evaluation.distances()
 
 
 class _IterationWork:

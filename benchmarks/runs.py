@@ -2,8 +2,8 @@
 
 The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, a line a dump),
 ``evaluations.jsonl`` (rewards of every evaluation image, and of every held-out one), ``images/`` (their grids),
-``checkpoint.zip``, where they are wanted ``checkpoints/`` (the latest ones), and, at the end, the tuned weights in
-diffusers' own format beside a model card (``README.md``).
+``checkpoint.zip``, where they are wanted ``checkpoints/`` (the latest ones) and ``best.zip`` (the one with the best
+evaluation), and, at the end, the tuned weights in diffusers' own format beside a model card (``README.md``).
 """
 
 import contextlib
@@ -39,6 +39,7 @@ from benchmarks.model_card import write_model_card
 from benchmarks.recorder import JSONLines, OnProgress, Recorder
 from benchmarks.settings import RunSpec
 from benchmarks.tensorboard import TensorBoard
+from benchmarks.watch import safeguard_callbacks
 from benchmarks.weights_and_biases import WandbMode, WeightsAndBiases
 from diffusion_gym.rewards import RewardError, file_digests
 
@@ -51,13 +52,15 @@ class RunRecord:
 
     Attributes:
         spec: what was run.
-        complete: whether it reached its budget.
+        complete: whether it reached its budget, or was stopped by its own safeguards.
         evaluations: one mapping each: iteration, costs, rewards (n values), metrics.
         costs: as last logged: reward queries, forward-equivalents, images, seconds.
         provenance: versions and hardware.
         image_shape: (3, H, W).
         prompts: of each evaluation image; empty in folders of version 0.1.0.
         folder: where it lies.
+        stopped_early: why it was stopped before its budget was spent; None where it was not.
+        best: metric, value and iteration of ``best.zip``, where it is kept.
     """
 
     spec: RunSpec
@@ -68,6 +71,8 @@ class RunRecord:
     image_shape: tuple[int, int, int]
     prompts: list[str]
     folder: Path
+    stopped_early: str | None = None
+    best: dict[str, Any] | None = None
 
 
 def run(
@@ -128,12 +133,13 @@ def run(
 
 
 def _learn(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder) -> None:
-    """Train, save, and at the end of the budget export."""
+    """Train, save, and at the end of the budget, or where a safeguard stops the run, export."""
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
     if steps > 0:
         record_reward_files(folder, file_digests(spec.task.reward), algorithm.iteration)
+    safeguards = safeguard_callbacks(spec.safeguards, folder, log_lines(folder, EVALUATIONS), lambda: recorder.line)
     try:
-        algorithm.learn(max(0, steps), recorder, reset_num_timesteps=False)
+        algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
     except RewardError as error:
         recorder.save()  # nothing is lost: the iteration that failed never happened
         raise RewardError(
@@ -141,9 +147,12 @@ def _learn(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], reco
             "is mended, the same command resumes there."
         ) from error
     recorder.save()
-    if algorithm.costs["reward_queries"] >= spec.total_queries:
+    spent = algorithm.costs["reward_queries"] >= spec.total_queries
+    reason = None if spent else next((each.reason for each in safeguards if each.reason is not None), None)
+    if spent or reason is not None:
         _export(spec, folder, algorithm)
-        write_json(folder / RUN, {**read_json(folder / RUN), "complete": True})
+        ended = {"complete": True} if reason is None else {"complete": True, "stopped_early": reason}
+        write_json(folder / RUN, {**read_json(folder / RUN), **ended})
 
 
 def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> None:
@@ -172,7 +181,8 @@ def read_run(folder: Path) -> RunRecord:
     evaluations = [_with_nan(line) for line in log_lines(folder, EVALUATIONS)]
     log = read_log(folder)
     costs = {name.removeprefix("cost/"): value for name, value in (log[-1] if log else {}).items() if "cost/" in name}
-    return RunRecord(spec, complete, evaluations, costs, made_by, shape, data.get("prompts", []), folder)
+    prompts, stopped, best = data.get("prompts", []), data.get("stopped_early"), data.get("best")
+    return RunRecord(spec, complete, evaluations, costs, made_by, shape, prompts, folder, stopped, best)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """``sample``: pictures of a model, before and after tuning, from the same noise."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -13,6 +14,7 @@ from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import collect
 from algorithms.within_memory import within_memory
+from benchmarks.folder import BEST, CHECKPOINT
 from benchmarks.pictures import check_picture_file, grid
 from benchmarks.runs import read_run
 from benchmarks.settings import TaskConfig
@@ -33,6 +35,8 @@ class Sample:
     """Texts; or a prompt set's name or a file of prompts, or one side of its split (animals@held-out)."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the base model)")] = None
     """A folder written by train or compare."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which of the run's weights: its last, or those kept by --keep-best."""
     model: str = "emoji-animals"
     """The model, where no run is given."""
     images: int = 4
@@ -70,10 +74,18 @@ class Sample:
         given = [name for name in _BASE_ONLY if getattr(self, name) != getattr(type(self), name)]
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
+        if self.checkpoint == "best" and self.run is None:
+            raise ValueError("--checkpoint best needs a run that was trained with --keep-best; name it with --run.")
 
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
+    file = None if options.run is None else options.run / (BEST if options.checkpoint == "best" else CHECKPOINT)
+    if options.checkpoint == "best" and file is not None and not file.is_file():
+        raise ValueError(
+            f"{str(options.run)!r} holds no {BEST}; expected a run that was trained with --keep-best. Leave out "
+            "--checkpoint best to draw with its last weights."
+        )
     options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
     prompts = _prompts(options.prompts)
     if options.run is None:
@@ -95,12 +107,15 @@ def sample(options: Sample) -> int:
     )
     env = DenoiseVectorEnv.sharing(mdp, options.images)
     policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
-    if options.run is not None:
+    averaged: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if file is not None:
         # Prompts that were held out of training may be drawn here, so that they are no longer told apart.
-        algorithm = ALGORITHMS[spec.algorithm].cls.load(options.run / "checkpoint.zip", env, held_out_prompts=None)
+        algorithm = ALGORITHMS[spec.algorithm].cls.load(file, env, held_out_prompts=None)
         policies.append(algorithm.policy)
+        averaged = algorithm.averaged()
     texts = [prompt for prompt in prompts for _ in range(options.images)]
-    drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
+    with averaged:
+        drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
     grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale).save(options.output)

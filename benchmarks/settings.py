@@ -11,6 +11,7 @@ from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import from_dict, to_dict
 from algorithms.evaluation import check_held_out
 from benchmarks.metrics import check_metric
+from benchmarks.safeguards import Safeguards
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward
 
@@ -56,7 +57,7 @@ class TaskConfig:
     vae_tiling: bool = False
     """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Measured at each evaluation beside the reward: diversity, recognised (embedded model), or a reward's mean."""
+    """Measured at evaluations beside reward and diversity: clip_diversity, recognised (embedded model), or a reward."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""
@@ -81,15 +82,25 @@ class RunSpec:
     """The task."""
     reward_queries: int = 2048
     """Reward queries to train for, rounded up to whole iterations."""
+    safeguards: Safeguards = field(default_factory=Safeguards)
+    """When it stops before, and which checkpoint is kept."""
 
     def __post_init__(self) -> None:
-        """Refuse an impossible budget, an unknown algorithm, or held-out prompts that are trained on."""
+        """Refuse an impossible budget, an unknown algorithm, prompts on both sides of a split, or idle safeguards."""
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(ALGORITHMS)}.")
         if self.reward_queries < 1:
             raise ValueError(f"reward_queries must be at least 1, got {self.reward_queries}.")
         if self.task.prompts is not None:  # the model's own are known once it is loaded
             check_held_out(resolve_prompts(self.task.prompts), self.config.evaluation)
+        evaluation = self.config.evaluation
+        measures_kl = self.config.kl_to_start or getattr(self.config, "kl_penalty", 0) > 0
+        self.safeguards.check(evaluation.images, evaluation.held_out_prompts is not None, measures_kl)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured at each evaluation beside the reward: the task's metrics, and what the safeguards watch."""
+        return tuple(dict.fromkeys((*self.task.metrics, *self.safeguards.measured)))
 
     @property
     def total_queries(self) -> int:
@@ -104,6 +115,7 @@ class RunSpec:
             "config": to_dict(self.config),
             "task": dataclasses.asdict(self.task),
             "reward_queries": self.reward_queries,
+            "safeguards": dataclasses.asdict(self.safeguards),
         }
 
     @classmethod
@@ -121,4 +133,5 @@ class RunSpec:
             from_dict(type(ALGORITHMS[name].config), data["config"]),
             from_dict(TaskConfig, data["task"]),
             data["reward_queries"],
+            from_dict(Safeguards, data.get("safeguards", {})),  # older runs have none
         )

@@ -11,11 +11,13 @@ import torch
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
+from benchmarks.folder import BEST
 from benchmarks.memory import estimate_memory
 from benchmarks.progress import ProgressBar
 from benchmarks.provenance import available_cores
 from benchmarks.recorder import Progress
 from benchmarks.runs import run
+from benchmarks.safeguards import Safeguards
 from benchmarks.settings import RunSpec, TaskConfig
 from benchmarks.weights_and_biases import WandbMode
 
@@ -76,12 +78,14 @@ class Train(Generic[Config]):
     """What is tuned toward what."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
     """Where the run writes, and how much of the machine it takes."""
+    safeguards: tyro.conf.OmitArgPrefixes[Safeguards] = field(default_factory=Safeguards)
+    """When the run stops early, and which checkpoint it keeps as its best."""
     algorithm: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; returns the exit status (130 after Ctrl-C)."""
-    spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries)
+    spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
     folder = options.output.folder or Path("runs") / f"{_file_name(spec.task.reward)}-{name}-{spec.config.seed}"
     return train_spec(spec, folder, options.output, options.output.threads or available_cores())
 
@@ -111,6 +115,14 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
     if not record.complete:
         print(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")
         return 130
+    if record.stopped_early is not None:
+        print(f"stopped early: {record.stopped_early}.")
+    if record.best is not None:
+        print(
+            f"best {record.best['metric']}, {record.best['value']:.6g}, at iteration {record.best['iteration']}: ",
+            end="",
+        )
+        print(folder / BEST)
     pipeline = folder / "pipeline"
     print(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
     print(f"look at it: diffusion-gym report {folder}")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.metrics import diversity
+from algorithms.diversity import diversity, embedding_diversity
+from benchmarks.metrics import METRICS
 from benchmarks.pictures import grid, read_grid
 
 
@@ -18,6 +19,23 @@ def test_diversity_of_single_images_is_not_a_number() -> None:
     assert diversity(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), ["a", "b"]) != diversity(
         torch.zeros(2, 3, 2, 2, dtype=torch.uint8), ["a", "a"]
     )
+
+
+def test_diversity_of_embeddings_by_hand() -> None:
+    """The angles of "a" are 60, 60 and 120 degrees: cosines 0.5, 0.5 and -0.5. "b" has one image alone."""
+    half, root = 0.5, 3**0.5 / 2
+    embeddings = torch.tensor([[1.0, 0.0], [half, root], [-half, root], [0.0, 1.0]])
+    assert embedding_diversity(embeddings, ["a", "a", "a", "b"]) == pytest.approx(1 - 0.5 / 3, abs=1e-6)
+    assert embedding_diversity(embeddings[[0, 0]], ["a", "a"]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_clip_diversity_is_0_for_copies_and_more_for_other_pictures() -> None:
+    """The embedded CLIP's own embeddings, two by two."""
+    pictures = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures[1] = 255
+    clip = METRICS["clip_diversity"]
+    assert clip(pictures[[0, 0]], ["cat", "cat"]) == pytest.approx(0.0, abs=1e-5)
+    assert clip(pictures[:2], ["cat", "cat"]) > 0.05
 
 
 def test_a_grid_can_be_read_back(tmp_path) -> None:  # noqa: ANN001

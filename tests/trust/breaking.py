@@ -36,6 +36,7 @@ from algorithms.checkpoint import read_checkpoint
 from algorithms.config import override
 from benchmarks.folder import DiskFullError, log_lines
 from benchmarks.runs import run
+from benchmarks.safeguards import Safeguards
 from benchmarks.settings import RunSpec, TaskConfig
 
 ITERATIONS, IMAGES = 6, 16
@@ -45,15 +46,16 @@ WALL_CLOCK = {"clock", "cost/seconds", "seconds"}
 
 
 def spec_of(algorithm: str) -> RunSpec:
-    """A run with all that has a state: a normalised reward, statistics, evaluations, metrics."""
+    """A run with all that has a state: a normalised reward, statistics, averages, evaluations, metrics, a best."""
     changes: dict[str, Any] = {"images_per_iteration": IMAGES, "num_envs": 8, "images_per_prompt": 8, "chunk_size": 8}
     if algorithm.endswith("rwr"):
         changes |= {"updates_per_iteration": 2, "batch_size": 16}
     evaluation = EvaluationConfig(images=8, every=2)
-    config = override(ALGORITHMS[algorithm].config, evaluation=evaluation, trainable="full", **changes)
+    changes |= {"evaluation": evaluation, "trainable": "full", "ema_decay": 0.9}
+    config = override(ALGORITHMS[algorithm].config, **changes)
     reward = "exact-linear:normalise,exact-quadratic:0.5"
     task = TaskConfig("exact-mixture", reward, num_inference_steps=4, metrics=("diversity",))
-    return RunSpec(algorithm, config, task, ITERATIONS * IMAGES)
+    return RunSpec(algorithm, config, task, ITERATIONS * IMAGES, Safeguards(keep_best="reward"))
 
 
 def warm_up() -> None:
@@ -102,13 +104,19 @@ def in_peace(spec: RunSpec, folder: Path) -> None:
 
 def contents(folder: Path) -> dict[str, Any]:
     """All that a finished run's folder holds, but for the wall clock and what names the machine."""
-    checkpoint = read_checkpoint(folder / "checkpoint.zip")
+    checkpoints = {name: read_checkpoint(folder / name) for name in ("checkpoint.zip", "best.zip")}
+    said = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = {
-        "state": _timeless(checkpoint.state),
-        "tensors": {name: value.numpy().tobytes() for name, value in checkpoint.tensors.items()},
+        "states": {name: _timeless(checkpoint.state) for name, checkpoint in checkpoints.items()},
+        "tensors": {
+            (file, name): value.numpy().tobytes()
+            for file, checkpoint in checkpoints.items()
+            for name, value in checkpoint.tensors.items()
+        },
         "metrics": _timeless(log_lines(folder, "metrics.jsonl")),
         "evaluations": _timeless(log_lines(folder, "evaluations.jsonl")),
-        "complete": json.loads((folder / "run.json").read_text(encoding="utf-8"))["complete"],
+        "complete": said["complete"],
+        "best": said["best"],
         "kept": [file.name for file in sorted((folder / "checkpoints").iterdir())],
     }
     for file in [*folder.glob("images/*"), *folder.glob("pipeline/*")]:

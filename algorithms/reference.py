@@ -1,0 +1,83 @@
+"""The model that training started from, beside the policy: what the KL penalty and the logged KL are measured to."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from algorithms.averaging import weights_replaced
+from algorithms.policy import DenoisingPolicy, Rows
+from diffusion_gym.transitions import Gaussian
+
+
+class Reference:
+    """The pretrained model in the policy's own sampler, guidance and precision.
+
+    With LoRA it is the policy with its adapters switched off, which takes no memory. Where all weights are trained it
+    is the policy with the starting weights put in for a moment, of which it keeps a copy: as much memory as the trained
+    weights. Text encoders in training are treated alike.
+    """
+
+    def __init__(self, policy: DenoisingPolicy) -> None:
+        """Args: policy: still at its starting weights.
+
+        Raises:
+            ValueError: adapters that are not peft's, which cannot be switched off.
+        """
+        self._policy, self._trained = policy, policy.trainable_parameters()
+        self._start: dict[str, Tensor] | None = None
+        if policy.lora is None:
+            self._start = {name: value.detach().clone() for name, value in self._trained.items()}
+        else:
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            self._adapted = [layer for layer in policy.denoiser.modules() if isinstance(layer, BaseTunerLayer)]
+            if not self._adapted:
+                raise ValueError(
+                    f"the starting model is the policy with its adapters off, but the LoRA of {policy.model.name!r} "
+                    "has no layer of peft's; train all weights (trainable='full'), or leave out the KL."
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copy that is kept."""
+        return 0 if self._start is None else sum(value.nbytes for value in self._start.values())
+
+    @torch.no_grad()
+    def distribution(self, rows: Rows) -> Gaussian:
+        """Return p(x_{t-1} | x_t, c) of the starting model for one chunk of rows, without gradients.
+
+        Before the first update it equals the policy's to the bit, for rows in chunks of the same size.
+        """
+        with self._in_place():
+            return self._policy.distribution(rows)
+
+    def kl(self, rows: Rows, gaussian: Gaussian) -> Tensor:
+        """Exact KL(policy || start) of each step of a chunk, (m,), joint nats: ``|mu - mu_start|^2 / (2 s^2)``.
+
+        A step without density counts 0.
+
+        Args:
+            rows: the chunk, m rows.
+            gaussian: the policy's, for the same rows; gradients pass through it.
+        """
+        dense = gaussian.std > 0
+        # A step without density is given the std 1, so that the kernel's own formula serves; its KL is left out.
+        scale = torch.where(dense, gaussian.std, torch.ones_like(gaussian.std))
+        start = self.distribution(rows)
+        return Gaussian(gaussian.mean, scale).kl(Gaussian(start.mean, scale)) * dense
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        if self._start is not None:
+            with weights_replaced(self._trained, self._start):
+                yield
+            return
+        for layer in self._adapted:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._adapted:
+                layer.enable_adapters(True)
