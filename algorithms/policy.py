@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from algorithms.fields import check_fields
 from algorithms.observations import observation_tensors
@@ -115,6 +116,11 @@ class DenoisingPolicy(nn.Module):
             enable_gradient_checkpointing(self.denoiser)
 
     @property
+    def unwrapped(self) -> nn.Module:
+        """The denoiser without the wrapper."""
+        return self.denoiser.module if isinstance(self.denoiser, DistributedDataParallel) else self.denoiser
+
+    @property
     def lora(self) -> LoRAConfig | None:
         """The adapters' configuration, or None where all weights are trained."""
         return self.config.lora if self.config.trainable == "lora" else None
@@ -156,7 +162,7 @@ class DenoisingPolicy(nn.Module):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
-        return {name: value for name, value in self.denoiser.named_parameters() if value.requires_grad}
+        return {name: value for name, value in self.unwrapped.named_parameters() if value.requires_grad}
 
     def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.

@@ -1,7 +1,11 @@
-"""Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept."""
+"""Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept.
+
+Of several ranks each denoises its own images and keeps what is large; prompts and rewards are those of all.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,21 +13,23 @@ from torch import Tensor
 from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.scoring import RolloutScorer
 from algorithms.seeding import Stream, derive_seed, generator
+from algorithms.split import Split
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """n finished images. Time-major, on the model's device.
+    """n finished images, m of which lie here (all in one process). Time-major, on the model's device.
 
     Attributes:
-        latents: (T + 1, n, c, h, w), float32, from noise to x_0; of an endpoint rollout (1, n, c, h, w), x_0 alone.
-        log_probs: (T, n), float32, joint log-density of each step; NaN where it has none; empty for endpoints.
-        conditioning: name -> (n, ...), once an image: what the policy's denoiser is given.
+        latents: (T + 1, m, c, h, w), float32, from noise to x_0; of an endpoint rollout (1, m, c, h, w), x_0 alone.
+        log_probs: (T, m), float32, joint log-density of each step; NaN where it has none; empty for endpoints.
+        conditioning: name -> (m, ...), once an image: what the policy's denoiser is given.
         prompts: n texts.
         rewards: (n,), float32.
-        images: (n, 3, H, W), uint8.
+        images: (m, 3, H, W), uint8.
+        split: which of the n images lie here.
         parts: of a combined reward, name -> (n,), float32: each reward's own scores.
     """
 
@@ -33,6 +39,7 @@ class Rollout:
     prompts: list[str]
     rewards: Tensor
     images: Tensor
+    split: Split
     parts: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -41,7 +48,7 @@ class Rollout:
 
     @property
     def final_latents(self) -> Tensor:
-        """x_0, (n, c, h, w)."""
+        """x_0, (m, c, h, w)."""
         return self.latents[-1]
 
     @property
@@ -61,16 +68,15 @@ class Rollout:
         """Fold time into the batch: the transitions (images[i], steps[i]).
 
         Args:
-            images: (m,), int64, indices of images.
-            steps: (m,), int64, indices of steps.
+            images: (k,), int64, indices among all n of images that lie here.
+            steps: (k,), int64, indices of steps.
 
         Returns:
-            The rows, their next latents (m, c, h, w) and their stored log-densities (m,).
+            The rows, their next latents (k, c, h, w) and their stored log-densities (k,).
         """
-        rows = Rows(
-            self.latents[steps, images], steps, {name: value[images] for name, value in self.conditioning.items()}
-        )
-        return rows, self.latents[steps + 1, images], self.log_probs[steps, images]
+        here = self.split.local(images)
+        rows = Rows(self.latents[steps, here], steps, {name: value[here] for name, value in self.conditioning.items()})
+        return rows, self.latents[steps + 1, here], self.log_probs[steps, here]
 
     @classmethod
     def empty(
@@ -79,9 +85,11 @@ class Rollout:
         prompts: Sequence[str],
         whole_trajectory: bool,
         device: torch.device | str | None = None,
+        split: Split | None = None,
     ) -> "Rollout":
         """Allocate the storage for one image a prompt; on the policy's device, if no other (as "meta") is named."""
-        model, n, steps = policy.model, len(prompts), policy.num_inference_steps
+        split = Split.alone(len(prompts)) if split is None else split
+        model, n, steps = policy.model, len(split.kept), policy.num_inference_steps
 
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=model.device if device is None else device)
@@ -91,8 +99,9 @@ class Rollout:
             log_probs=new(steps if whole_trajectory else 0, n),
             conditioning={name: new(n, *shape, dtype=dtype) for name, (shape, dtype) in policy.conditioning.items()},
             prompts=list(prompts),
-            rewards=new(n),
+            rewards=new(len(prompts)),
             images=new(n, *model.image_shape, dtype=torch.uint8),
+            split=split,
         )
 
 
@@ -102,7 +111,7 @@ def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
 
     Steps without a density, and rollouts of endpoints, stay as they are.
     """
-    images = torch.arange(len(rollout), device=rollout.latents.device)
+    images = rollout.split.kept.to(rollout.latents.device)
     for step in policy.trainable_steps.tolist() if len(rollout.log_probs) else ():
         rows, next_latents, _ = rollout.rows(images, torch.full_like(images, step))
         for part, chunk in policy.chunks(rows):
@@ -127,10 +136,11 @@ def collect(
     streams: tuple[Stream, Stream] = (Stream.INITIAL_LATENTS, Stream.STEP_NOISE),
     on_step: OnStep | None = None,
     score_beside: bool = False,
+    split: Split | None = None,
 ) -> Rollout:
     """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``.
 
-    Noise is keyed by (seed, global image index), so any split over environments draws the same images.
+    Noise is keyed by (seed, global image index), so any split over environments and ranks draws the same images.
 
     Args:
         env: torch output, autoreset disabled.
@@ -142,29 +152,33 @@ def collect(
         streams: of the initial latents and of the steps' noise.
         on_step: called after every step of the environments with ``dones`` (n,); False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
+        split: which images are denoised here; None is all of them. Every rank must collect at the same time.
 
     Raises:
-        InterruptedRollout: ``on_step`` returned False.
-        RewardError: the reward failed.
-        ValueError: the number of prompts is no multiple of the number of environments.
+        InterruptedRollout: ``on_step`` returned False, here or on another rank.
+        RewardError: the reward failed, here or on another rank.
+        RankError: another rank is lost.
+        ValueError: the number of images here is no multiple of the number of environments.
     """
-    if len(prompts) % env.num_envs:
+    split = Split.alone(len(prompts)) if split is None else split
+    if len(split.kept) % env.num_envs:
         raise ValueError(
-            f"the number of images ({len(prompts)}) must be a multiple of num_envs ({env.num_envs}), so that no "
+            f"the number of images ({len(split.kept)}) must be a multiple of num_envs ({env.num_envs}), so that no "
             "reward query is wasted."
         )
-    rollout = Rollout.empty(policy, prompts, whole_trajectory)
+    env.mdp.encode(prompts)  # all at once on every rank: a text encoder's rounding depends on the batch
+    rollout = Rollout.empty(policy, prompts, whole_trajectory, split=split)
     scorer, ordinary = RolloutScorer(score_beside), env.mdp.scorer
     env.mdp.scorer = scorer
     try:
-        for start in range(0, len(prompts), env.num_envs):
-            _round(env, policy, rollout, start, seed, first_image + start, streams, on_step, scorer)
-        scores = scorer.result()
+        for start in range(0, len(split.kept), env.num_envs):
+            _round(env, policy, rollout, start, seed, first_image, streams, on_step, scorer)
+        scores = split.ranks.call(scorer.result)
     finally:
         env.mdp.scorer = ordinary
         scorer.close()
-    rollout.rewards.copy_(scores.rewards)
-    rollout.parts.update(scores.parts)
+    rollout.rewards.copy_(split.gather(scores.rewards))
+    rollout.parts.update({name: split.gather(part) for name, part in scores.parts.items()})
     return rollout
 
 
@@ -174,31 +188,37 @@ def _round(
     rollout: Rollout,
     start: int,
     seed: int,
-    first: int,
+    first_image: int,
     streams: tuple[Stream, Stream],
     on_step: OnStep | None,
     scorer: RolloutScorer,
 ) -> None:
-    """One episode in every environment, written to the rollout's images from ``start`` on."""
+    """One episode in every environment, written to the rollout's images here from ``start`` on."""
     n, mine, whole = env.num_envs, slice(start, start + env.num_envs), len(rollout.log_probs) > 0
-    seeds = [derive_seed(seed, streams[0], first + i) for i in range(n)]
-    observation, _ = env.reset(seed=seeds, options={"prompts": rollout.prompts[mine]})
-    sources = [generator(seed, streams[1], first + i) for i in range(n)]
-    x = observation["latent"]
+    images = rollout.split.kept[mine].tolist()
+    seeds = [derive_seed(seed, streams[0], first_image + i) for i in images]
+    observation, _ = env.reset(seed=seeds, options={"prompts": [rollout.prompts[i] for i in images]})
+    sources = [generator(seed, streams[1], first_image + i) for i in images]
     conditioning = {name: observation[name] for name in rollout.conditioning}
     for name, value in conditioning.items():
         rollout.conditioning[name][mine] = value
+    x = observation["latent"]
     if whole:
         rollout.latents[0, mine] = x
     for t in range(env.num_inference_steps):
         noise = torch.stack([torch.randn(x.shape[1:], generator=source) for source in sources]).to(x.device)
-        index = torch.full((n,), t, dtype=torch.long, device=x.device)
-        x, log_prob = policy.sample(Rows(x, index, conditioning), noise)
+        rows = Rows(x, torch.full((n,), t, dtype=torch.long, device=x.device), conditioning)
+
+        def step(rows: Rows = rows, noise: Tensor = noise) -> tuple[Tensor, Tensor, dict[str, Any], bool]:
+            x, log_prob = policy.sample(rows, noise)
+            _, _, dones, _, info = env.step(x)
+            scorer.check()
+            return x, log_prob, info, on_step is None or on_step(dones)
+
+        x, log_prob, info, going = rollout.split.ranks.call(step)
         if whole:
             rollout.latents[t + 1, mine], rollout.log_probs[t, mine] = x, log_prob
-        _, _, dones, _, info = env.step(x)
-        scorer.check()
-        if on_step is not None and not on_step(dones):
+        if not rollout.split.ranks.all(going):
             raise InterruptedRollout
     rollout.latents[-1, mine] = x
     rollout.images[mine] = info["image"]
