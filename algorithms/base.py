@@ -184,7 +184,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         if envs % size:
             raise ValueError(
                 f"num_envs ({envs}) must be a multiple of the number of ranks ({size}), which share the environments; "
-                f"start {divisor(envs, size)} ranks, or choose another num_envs."
+                f"start {divisor(envs, size)} instead, or choose another num_envs."
             )
 
     def _check_requirements(self) -> None:

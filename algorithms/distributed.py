@@ -8,6 +8,7 @@ that every rank holds the same weights.
 import contextlib
 import functools
 import os
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -25,7 +26,7 @@ T = TypeVar("T")
 #: Environment variable: seconds that ranks wait for one another, the slowest reward included, before the run ends.
 TIMEOUT = "DIFFUSION_GYM_RANK_TIMEOUT"
 _DEFAULT_TIMEOUT = 1800.0
-_GRACE = timedelta(seconds=10)  # for a rank that lives to say so, once another was lost
+_GRACE = timedelta(seconds=5)  # for a rank that lives to say so, once another was lost
 
 
 class RankError(Exception):
@@ -161,7 +162,7 @@ class Ranks:
 
     def _lost(self, error: RuntimeError) -> str:
         """Say who is missing. Those who live tell each other through the launcher's store, which needs no peers."""
-        store = dist.PrefixStore("lives", dist.distributed_c10d._get_default_store())
+        store = dist.PrefixStore("lives", dist.distributed_c10d._get_default_store())  # type: ignore[attr-defined]
         missing = []
         try:
             store.set(str(self.rank), "1")
@@ -231,4 +232,4 @@ def _kind(error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return textwrap.shorten(str(error).partition("\n")[0], 120, placeholder=" ...")

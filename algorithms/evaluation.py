@@ -96,7 +96,7 @@ def _denoise(
     reward: RewardSpec | None = None,
 ) -> Rollout:
     """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them."""
-    shared = [*prompts, *prompts[:1] * (-len(prompts) % ranks.size)]
+    shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
     env = DenoiseVectorEnv.sharing(mdp, math.gcd(len(shared), config.num_envs) // ranks.size)
     if reward is not None:
         env.set_reward(reward)

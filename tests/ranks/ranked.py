@@ -7,6 +7,7 @@ Each scenario forks its ranks from this process, which has imported everything a
 about a second. What the ranks report goes to FOLDER/reports.pt.
 """
 
+import importlib
 import os
 import signal
 import socket
@@ -76,6 +77,7 @@ def _fork(rank: int, size: int, port: int, work: Work, report: Path) -> int:
         return pid
     try:
         torch.set_num_threads(1)
+        current_ranks.cache_clear()
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
         os.environ[TIMEOUT] = "60"
@@ -87,6 +89,13 @@ def _fork(rank: int, size: int, port: int, work: Work, report: Path) -> int:
         torch.save(said, report)
     finally:
         os._exit(0)
+
+
+def warm_up(model: str) -> None:
+    """Load here what ranks import late, so that a forked one does not; it would take each of them seconds."""
+    for module in ("accelerate", "torch._dynamo", "torch.profiler"):
+        importlib.import_module(module)
+    build("ddpo-is", model)
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -219,7 +228,7 @@ def _die() -> bool:
 def stopped(name: str, model: str) -> Report:
     """One rank's callback asks to stop in the second iteration."""
     algorithm = build(name, model)
-    algorithm.learn(5 * IMAGES * STEPS, At(2 * STEPS, 1, lambda: False))
+    algorithm.learn(5 * IMAGES * STEPS, At(8, 1, lambda: False))
     return {"counters": [algorithm.iteration, algorithm.num_timesteps]}
 
 
@@ -289,6 +298,7 @@ def exact(folder: Path) -> dict[str, list[Report]]:
         reports[scenario] = on_ranks(size, work, folder)
 
     model = "exact-mixture"
+    warm_up(model)
     for name in ("ddpo-is", "rwr"):
         for size in (1, 2, 3):
             note(f"{name} {size}", size, lambda name=name: learn(build(name, model), ITERATIONS))
@@ -318,6 +328,7 @@ def exact(folder: Path) -> dict[str, list[Report]]:
 def stable_diffusion(folder: Path) -> dict[str, list[Report]]:
     """LoRA with guidance on a tiny pipeline."""
     model, reports = (folder / "tiny_sd").read_text(encoding="utf-8"), {}
+    warm_up(model)
     for size in (1, 2):
         reports[f"sampled {size}"] = on_ranks(size, lambda: sampled("ddpo-is", model), folder)
         for name in ("ddpo-is", "rwr"):
