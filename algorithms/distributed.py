@@ -72,7 +72,7 @@ class Ranks:
         if found != expected:
             raise ValueError(
                 f"the ranks were launched for {expected!r}, but the model is on {found!r}. Give the environment "
-                f"device={expected!r}, or launch with: accelerate launch {'--cpu' if found == 'cpu' else ''} ..."
+                f"device={expected!r}, or, to train on CPUs beside GPUs, hide those with CUDA_VISIBLE_DEVICES=''."
             )
         with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which older ones lack
             warnings.simplefilter("ignore", FutureWarning)
@@ -200,7 +200,7 @@ def current_ranks() -> Ranks:
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes"):
             raise ValueError(
                 f"{name} was asked for of accelerate launch; expected plain data-parallel training, in which every "
-                "rank holds all weights. Launch with --multi_gpu, or with --cpu; docs/several-gpus.md says why."
+                "rank holds all weights. Launch with --multi_gpu; docs/several-gpus.md says why."
             )
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs

@@ -240,7 +240,7 @@ def test_images_of_stable_diffusion_are_equal_to_the_bit(sd_reports: Reports) ->
 
 
 LAUNCHERS = {
-    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
 }
 
