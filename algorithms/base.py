@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from algorithms.averaging import WeightAverage
 from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
-from algorithms.config import AlgorithmConfig, from_dict, override, to_dict
+from algorithms.config import AlgorithmConfig, divisor, from_dict, override, to_dict
+from algorithms.distributed import current_ranks, synchronising
 from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
 from algorithms.optimizers import check_optimizer, make_optimizer
 from algorithms.parameters import Groups, check_averages, flatten, get_tensors, set_tensors, unflatten
@@ -30,6 +31,7 @@ from algorithms.reference import Reference
 from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
 from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.skips import SkippedUpdates
+from algorithms.split import Part, Split
 from algorithms.stable_baselines import check_learn_arguments
 from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
 from algorithms.within_memory import within_memory
@@ -67,11 +69,16 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
     state is consistent between iterations; a checkpoint taken in the middle of a rollout is that of the iteration's
     start, so a resumed run equals one that never stopped.
 
+    Started on several ranks (``accelerate launch``), each denoises its share of the images and trains on it; the
+    configuration's numbers are those of all ranks together, so the run is that of one process up to float32 rounding.
+
     A subclass gives ``config_class``, ``requires`` and :meth:`update`.
     """
 
     config_class: type[Config]
     requires: ClassVar[Requirements]
+    #: Whether :meth:`update` goes through its rows with :meth:`parts`, so that several ranks can share them.
+    splits_over_ranks: ClassVar[bool] = False
     policy: DenoisingPolicy  # type: ignore[assignment]
 
     def __init__(
@@ -96,8 +103,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
 
         Raises:
             TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
-            ValueError: a value that is refused, a sampler that the algorithm cannot train, or an environment without
-                the prompt tokens that training the text encoder needs.
+            ValueError: a value that is refused, a sampler that the algorithm cannot train, an environment without
+                the prompt tokens that training the text encoder needs, or more ranks than can share the work.
         """
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
@@ -105,13 +112,15 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self.config: Config = override(config, **overrides)
         self._check_requirements()
         check_optimizer(self.config)
+        self.ranks = current_ranks()
+        self._check_ranks()
         mdp = find_mdp(env, self.config.policy.trains_text)
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),
             self.config.learning_rate,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
+            tensorboard_log=tensorboard_log if self.ranks.is_first else None,
+            verbose=verbose if self.ranks.is_first else 0,
             device=mdp.model.device,
             support_multi_env=True,
             seed=self.config.seed,
@@ -149,7 +158,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"environment has {mdp.num_inference_steps} steps of {mdp.model.name!r}."
             )
         super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
-        self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs)
+        self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size)
 
     @property
     def mdp(self) -> DenoisingMDP:
@@ -165,13 +174,28 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
+        self.policy.denoiser = self.ranks.wrap(self.policy.denoiser)
         self._check_requirements()
         self.reference = Reference(self.policy) if self.needs.reference else None
         trained, decay = self.policy.trainable_parameters(), self.config.ema_decay
         self.average = WeightAverage(trained, decay) if decay else None
         self.loss_scaler = self._make_loss_scaler()
         check_held_out(self.mdp.prompts, self.config.evaluation)
-        self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs)
+        self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs // self.ranks.size)
+
+    def _check_ranks(self) -> None:
+        """Refuse more ranks than can share the environments equally, and an algorithm that does not share its rows."""
+        size, envs = self.ranks.size, self.config.num_envs
+        if size > 1 and not self.splits_over_ranks:
+            raise ValueError(
+                f"{type(self).__name__} was started on {size} ranks, but its update does not share its rows among "
+                "them; start one process, or let it use parts() and set splits_over_ranks (docs/several-gpus.md)."
+            )
+        if envs % size:
+            raise ValueError(
+                f"num_envs ({envs}) must be a multiple of the number of ranks ({size}), which share the environments; "
+                f"start {divisor(envs, size)} instead, or choose another num_envs."
+            )
 
     @property
     def needs(self) -> Requirements:
@@ -221,6 +245,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             TypeError, ValueError: arguments of another kind, before anything is sampled.
             RewardError: the reward failed; the iteration it failed in never happened.
             DivergedError: too many gradients in a row were not finite.
+            RankError: another rank failed or is lost.
         """
         check_learn_arguments(total_timesteps, callback, log_interval)
         total_timesteps, callback = self._setup_learn(
@@ -229,7 +254,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         self._committed_timesteps = self.num_timesteps
         callback.on_training_start(locals(), globals())
         if self.num_timesteps < total_timesteps:
-            within_memory(self.policy, lambda: calibrate_reward(self.mdp, self.policy, self.config))
+            within_memory(self.policy, lambda: calibrate_reward(self.mdp, self.policy, self.config, self.ranks))
         while self.num_timesteps < total_timesteps:
             self._evaluate_if_due()
             started = time.perf_counter()
@@ -254,6 +279,24 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Change the policy's weights; return what to log."""
 
+    def sampling_order(self) -> Tensor:
+        """The iteration's images (n,), int64, in the order in which ranks are dealt them.
+
+        An order in which the images of one update are neighbours gives all ranks equally many of each update.
+        """
+        return torch.arange(self.config.images_per_iteration)
+
+    def parts(self, rollout: Rollout, images: Tensor) -> Iterator[Part]:
+        """Yield this rank's rows of one update, a chunk at a time; the last one's backward pass synchronises gradients.
+
+        Args:
+            rollout: of all ranks.
+            images: (k,), int64, the image of each row of the update.
+        """
+        for part in rollout.split.parts(images, self.policy.chunk_size):
+            with synchronising(self.policy.denoiser, part.last):
+                yield part
+
     def _collect(self, callback: BaseCallback) -> Rollout | None:
         """Sample this iteration's images; None if a callback asked to stop (the iteration then never happened)."""
         n = self.config.images_per_iteration
@@ -263,7 +306,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         callback.on_rollout_start()
 
         def on_step(dones: Tensor) -> bool:
-            self.num_timesteps += len(dones)
+            self.num_timesteps += len(dones) * self.ranks.size
             callback.update_locals(locals())  # callbacks look for the name "dones"
             return callback.on_step()
 
@@ -279,6 +322,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
                     whole_trajectory=self.requires.whole_trajectory,
                     on_step=on_step,
                     score_beside=self.config.rewards_beside_sampling,
+                    split=Split.evenly(self.ranks, self.sampling_order()),
                 ),
                 self._forget_rollout,
             )
@@ -302,8 +346,11 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
         """Update; where memory runs out, take everything back and update in smaller chunks.
 
         The stored log-probabilities are then computed again in those chunks, by the weights that sampled, so that the
-        first ratios are exactly 1 again.
+        first ratios are exactly 1 again. Ranks would have to fail together for that, so several end instead.
         """
+        if self.ranks.size > 1:
+            with self.ranks.ending_together():
+                return self.update(rollout)
         sampled_in, timesteps = self.policy.chunk_size, self.num_timesteps
         before = Checkpoint(copy.deepcopy(self._state()), flatten(self._get_parameters("cpu")))
 
@@ -397,7 +444,8 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             return
         with self.averaged():
             self.last_evaluation = within_memory(
-                self.policy, lambda: evaluate(self.mdp, self.policy, self.config, self.iteration, self.reference)
+                self.policy,
+                lambda: evaluate(self.mdp, self.policy, self.config, self.iteration, self.reference, self.ranks),
             )
         self._log(self.last_evaluation.metrics())
 
@@ -470,11 +518,14 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
     ) -> None:
         """Write a checkpoint to ``path`` (with ``.zip``), atomically: safetensors and JSON, no pickle.
 
+        Of several ranks all must call this; the first writes, and the others wait until it has.
+
         ``exclude`` and ``include`` are Stable-Baselines3's; a checkpoint has fixed content, so they are refused.
         """
         if exclude or include:
             raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
-        write_checkpoint(checkpoint_path(path), self._state(), flatten(self._get_parameters("cpu")))
+        tensors = flatten(self._get_parameters("cpu"))
+        self.ranks.first(lambda: write_checkpoint(checkpoint_path(path), self._state(), tensors))
 
     @classmethod
     def load(  # type: ignore[override]
@@ -533,9 +584,13 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder.
 
-        With ``ema_decay`` they are the averaged ones.
+        With ``ema_decay`` they are the averaged ones. Of several ranks all must call this; the first writes.
         """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        with self.averaged():
-            self.policy.model.export(self.policy.denoiser, target, self.policy.lora)  # type: ignore[arg-type]
+
+        def write() -> None:
+            target.mkdir(parents=True, exist_ok=True)
+            with self.averaged():
+                self.policy.model.export(self.policy.unwrapped, target, self.policy.lora)  # type: ignore[arg-type]
+
+        self.ranks.first(write)

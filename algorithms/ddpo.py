@@ -74,6 +74,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
 
     config_class = DDPOConfig
     requires: ClassVar[Requirements] = Requirements(whole_trajectory=True, stochastic=True)
+    splits_over_ranks = True
 
     @property
     def needs(self) -> Requirements:
@@ -91,7 +92,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         advantages = self.statistics.update(rollout.prompts, rollout.rewards).clamp(-bound, bound)
         source = generator(self.config.seed, Stream.UPDATES, self.iteration)
         order = torch.randperm(len(rollout), generator=source).to(advantages.device)
-        meter = Meter()
+        meter = Meter(self.ranks)
         for share in order.chunk(self.config.updates_per_iteration):
             images, steps = self._transitions(share, source)
             norm = self.gradient_step(self.optimizer, self._losses(rollout, images, steps, advantages, meter))
@@ -100,6 +101,11 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             if self.reference is not None:
                 self.count_reference_rows(len(images))
         return meter.means() | {"train/advantage_abs_mean": float(advantages.abs().mean())}
+
+    def sampling_order(self) -> Tensor:
+        """The order of :meth:`update`, so that ranks have equally many images of each share."""
+        source = generator(self.config.seed, Stream.UPDATES, self.iteration)
+        return torch.randperm(self.config.images_per_iteration, generator=source)
 
     def _transitions(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
         """Fold time into the batch: image and step of every transition to train on, each (m,)."""
@@ -116,14 +122,16 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         self, rollout: Rollout, images: Tensor, steps: Tensor, advantages: Tensor, meter: Meter
     ) -> Iterator[Tensor]:
         """Yield each chunk's share of the mean loss over all m transitions."""
-        size, m, dimensions = self.policy.chunk_size, len(images), rollout.latents[0, 0].numel()
+        m, dimensions = len(images), rollout.latents[0, 0].numel()
         reduction = self.config.log_prob_reduction
-        for start in range(0, m, size):
-            part = slice(start, start + size)
-            rows, next_latents, old_log_prob = rollout.rows(images[part], steps[part])
-            chunk = rows.padded(size)
+        for part in self.parts(rollout, images):
+            rows, next_latents, old_log_prob = rollout.rows(part.images, steps[part.rows])
+            chunk = rows.padded(self.policy.chunk_size)
             log_prob, gaussian = self.policy.log_prob(chunk, next_latents)
-            weight = advantages[images[part]]
+            if not part.weight:
+                yield 0 * log_prob.sum()
+                continue
+            weight = advantages[part.images]
             if self.config.importance_sampling:
                 loss, ratios = importance_sampling_loss(
                     log_prob, old_log_prob, weight, dimensions, reduction, self.config.clip_range
@@ -143,7 +151,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             meter.add_rows("train/log_ratio_abs", ratios.log_ratio.abs())
             meter.maximum("train/log_ratio_abs_max", ratios.log_ratio.abs())
             meter.add_rows("train/loss", loss.detach())
-            yield loss.sum() / m
+            yield part.weight * loss.sum() / m
 
     def extra_state(self) -> dict[str, Any]:
         """The per-prompt statistics."""

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from algorithms.config import AlgorithmConfig, EvaluationConfig
+from algorithms.distributed import ALONE, Ranks
 from algorithms.diversity import diversity
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
 from algorithms.rollouts import Rollout, collect
 from algorithms.seeding import Stream
+from algorithms.split import Split
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.prompts import resolve_prompts
-from diffusion_gym.rewards import RewardFunction, WeightedSum
+from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum
 
 _STREAMS = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
 _CALIBRATION_IMAGES = 64
@@ -80,17 +82,19 @@ def evaluate(
     config: AlgorithmConfig,
     iteration: int,
     reference: Reference | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Denoise ``config.evaluation.images`` images with the stochastic sampler and score them.
 
     Held-out prompts are evaluated in the same way, on the same noise. With a reference the KL to it is measured on the
-    evaluation's own trajectories.
+    evaluation's own trajectories. Ranks share the images, and all return the whole.
     """
-    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration, reference)
+    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration, reference, ranks)
     if config.evaluation.held_out_prompts is None:
         return evaluation
     texts = resolve_prompts(config.evaluation.held_out_prompts)
-    return dataclasses.replace(evaluation, held_out=_evaluate_on(texts, mdp, policy, config, iteration, reference))
+    held_out = _evaluate_on(texts, mdp, policy, config, iteration, reference, ranks)
+    return dataclasses.replace(evaluation, held_out=held_out)
 
 
 def _evaluate_on(
@@ -100,23 +104,41 @@ def _evaluate_on(
     config: AlgorithmConfig,
     iteration: int,
     reference: Reference | None,
+    ranks: Ranks,
 ) -> Evaluation:
-    n, seed = config.evaluation.images, config.evaluation.seed
-    env = DenoiseVectorEnv.sharing(mdp, math.gcd(n, config.num_envs))
-    prompts, beside = evaluation_prompts(texts, n), config.rewards_beside_sampling
-    rollout = collect(
+    n, prompts = config.evaluation.images, evaluation_prompts(texts, config.evaluation.images)
+    rollout = _denoise(prompts, mdp, policy, config, ranks, reference=reference)
+    images = rollout.split.gather(rollout.images)[:n]
+    parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
+    kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()
+    return Evaluation(iteration, prompts, rollout.rewards[:n].cpu(), images.cpu(), parts, kl)
+
+
+def _denoise(
+    prompts: Sequence[str],
+    mdp: DenoisingMDP,
+    policy: DenoisingPolicy,
+    config: AlgorithmConfig,
+    ranks: Ranks,
+    reward: RewardSpec | None = None,
+    reference: Reference | None = None,
+) -> Rollout:
+    """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them."""
+    shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
+    env = DenoiseVectorEnv.sharing(mdp, math.gcd(len(shared), config.num_envs) // ranks.size)
+    if reward is not None:
+        env.set_reward(reward)
+    return collect(
         env,
         policy,
-        prompts,
-        seed,
+        shared,
+        config.evaluation.seed,
         whole_trajectory=False,
         streams=_STREAMS,
-        score_beside=beside,
+        score_beside=config.rewards_beside_sampling,
         reference=reference,
+        split=Split.evenly(ranks, torch.arange(len(shared))),
     )
-    parts = {name: scores.cpu() for name, scores in rollout.parts.items()}
-    kl = None if rollout.kl_to_start is None else rollout.kl_to_start.cpu()
-    return Evaluation(iteration, prompts, rollout.rewards.cpu(), rollout.images.cpu(), parts, kl)
 
 
 def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
@@ -133,7 +155,7 @@ def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
 
 
 @torch.no_grad()
-def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig) -> None:
+def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig, ranks: Ranks = ALONE) -> None:
     """Measure mean and std of the parts of a combined reward that are to be normalised, if they are still unknown.
 
     They come from 64 images of the policy as it is (the base model's, where training begins) on the evaluation's
@@ -143,12 +165,12 @@ def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: Algorit
     reward = mdp.reward
     if not isinstance(reward, WeightedSum) or not reward.needs_calibration:
         return
-    env = DenoiseVectorEnv.sharing(mdp, math.gcd(_CALIBRATION_IMAGES, config.num_envs))
-    env.set_reward(_nothing)
     prompts = evaluation_prompts(mdp.prompts, _CALIBRATION_IMAGES)
-    seed = config.evaluation.seed
-    images = collect(env, policy, prompts, seed, whole_trajectory=False, streams=_STREAMS).images
-    reward.calibrate(images, prompts)
+    rollout = _denoise(prompts, mdp, policy, config, ranks, _nothing)
+    images = rollout.split.gather(rollout.images)[:_CALIBRATION_IMAGES]
+    ranks.call(lambda: reward.calibrate(images, prompts))
+    if ranks.size > 1:  # a reward that never says the same twice must still mean the same to all ranks
+        reward.load_state_dict(ranks.gather_objects(reward.state_dict())[0])
 
 
 def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -> dict[str, float]:

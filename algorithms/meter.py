@@ -1,16 +1,19 @@
-"""Averages of what an update measures, kept on the device until they are read."""
+"""Averages of what an update measures, over all ranks, kept on the device until they are read."""
 
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
+from algorithms.distributed import ALONE, Ranks
+
 
 class Meter:
-    """Sums of rows and maxima by name; nothing is copied to the CPU before :meth:`means`."""
+    """Sums of rows and maxima by name; nothing is copied to the CPU, or exchanged, before :meth:`means`."""
 
-    def __init__(self) -> None:
-        """Begin empty."""
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        """Begin empty; all ranks must read at one point."""
+        self._ranks = ranks
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
         self._maxima: dict[str, Tensor] = {}
@@ -32,7 +35,13 @@ class Meter:
 
     def means(self) -> dict[str, float]:
         """Return averages and maxima as numbers."""
-        averages = {
-            name: float(sum(float(v) for v in values) / self._counts[name]) for name, values in self._sums.items()
-        }
-        return averages | {name: float(value) for name, value in self._maxima.items()}
+        sums = {name: (sum(float(v) for v in values), self._counts[name]) for name, values in self._sums.items()}
+        maxima = {name: float(value) for name, value in self._maxima.items()}
+        told = self._ranks.gather_objects((sums, maxima))
+        means = {}
+        for name in dict.fromkeys(name for theirs, _ in told for name in theirs):
+            parts = [theirs[name] for theirs, _ in told if name in theirs]
+            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        for name in dict.fromkeys(name for _, theirs in told for name in theirs):
+            means[name] = max(theirs[name] for _, theirs in told if name in theirs)
+        return means

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from algorithms.fields import check_fields
 from algorithms.observations import observation_tensors
@@ -119,6 +120,11 @@ class DenoisingPolicy(nn.Module):
             enable_gradient_checkpointing(self.denoiser)
 
     @property
+    def unwrapped(self) -> nn.Module:
+        """The denoiser without the wrapper."""
+        return self.denoiser.module if isinstance(self.denoiser, DistributedDataParallel) else self.denoiser
+
+    @property
     def lora(self) -> LoRAConfig | None:
         """The adapters' configuration, or None where all weights are trained."""
         return self.config.lora if self.config.trainable == "lora" else None
@@ -160,7 +166,7 @@ class DenoisingPolicy(nn.Module):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
-        return {name: value for name, value in self.denoiser.named_parameters() if value.requires_grad}
+        return {name: value for name, value in self.unwrapped.named_parameters() if value.requires_grad}
 
     def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
@@ -201,9 +207,7 @@ class DenoisingPolicy(nn.Module):
         return gaussian.log_prob(next_latents)[: len(chunk) - padding], gaussian
 
     @torch.no_grad()
-    def sample(
-        self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk = lambda part, chunk, gaussian: None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk | None = None) -> tuple[Tensor, Tensor]:
         """Draw the next latents.
 
         Args:
@@ -218,7 +222,8 @@ class DenoisingPolicy(nn.Module):
         latents, log_probs = [], []
         for part, chunk in self.chunks(rows):
             gaussian = self.distribution(chunk)
-            on_chunk(part, chunk, gaussian)
+            if on_chunk is not None:
+                on_chunk(part, chunk, gaussian)
             if noise is None:
                 latents.append(gaussian.mean[: part.stop - part.start])
                 continue

@@ -58,6 +58,7 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
 
     config_class = RWRConfig
     requires: ClassVar[Requirements] = Requirements(whole_trajectory=False, stochastic=False)
+    splits_over_ranks = True
 
     def weights(self, rollout: Rollout) -> Tensor:
         """Each image's weight in the loss, (n,), averaging 1."""
@@ -76,7 +77,7 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         weights = weights * (len(kept) / len(weights))
         source = generator(self.config.seed, Stream.UPDATES, self.iteration)
         optimizer = self.make_optimizer()
-        meter = Meter()
+        meter = Meter(self.ranks)
         for batch in self._batches(kept, source):
             norm = self.gradient_step(optimizer, self._losses(rollout, x_0, weights, batch, source, meter))
             meter.add("train/grad_norm", norm)
@@ -102,11 +103,14 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         schedule = self.policy.transition.schedule
         times = schedule.draw_times(len(batch), source)
         noise = torch.randn(len(batch), *x_0.shape[1:], generator=source).to(x_0.device)
-        for part in torch.arange(len(batch)).split(self.policy.chunk_size):
-            images = batch[part.to(batch.device)]
-            x_t, target = schedule.noised(x_0[images], noise[part.to(noise.device)], times[part])
-            conditioning = {name: value[images] for name, value in rollout.conditioning.items()}
-            output = self.policy.model_output(x_t, times[part].to(x_0.device), conditioning)
-            loss = weighted_denoising_loss(output, target, weights[images])
+        for part in self.parts(rollout, batch):
+            here, t = rollout.split.local(part.images), times[part.rows.to(times.device)]
+            x_t, target = schedule.noised(x_0[here], noise[part.rows], t)
+            conditioning = {name: value[here] for name, value in rollout.conditioning.items()}
+            output = self.policy.model_output(x_t, t.to(x_0.device), conditioning)
+            if not part.weight:
+                yield 0 * output.sum()
+                continue
+            loss = weighted_denoising_loss(output, target, weights[part.images])
             meter.add_rows("train/loss", loss.detach())
-            yield loss.sum() / len(batch)
+            yield part.weight * loss.sum() / len(batch)

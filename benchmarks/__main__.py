@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from algorithms import ALGORITHMS
+from algorithms.distributed import RankError
 from algorithms.skips import DivergedError
 from benchmarks.compare import Compare, compare
 from benchmarks.folder import DiskFullError
@@ -49,7 +50,8 @@ Command: Any = Union[
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the command, and return its exit status.
 
-    That is 2 for a user's mistake, a reward that failed, a training that diverged or a full disk, 130 for Ctrl-C.
+    That is 2 for a user's mistake, a reward that failed, a training that diverged, a full disk or a lost rank, 130 for
+    Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         print("stopped; the same command resumes.")
         return 130
-    except (ValueError, MemoryError, RewardError, DivergedError, DiskFullError) as error:
+    except (ValueError, MemoryError, RewardError, DivergedError, DiskFullError, RankError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:

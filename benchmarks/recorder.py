@@ -15,6 +15,7 @@ from torch import Tensor
 from algorithms import DiffusionAlgorithm
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoint import write_atomically
+from algorithms.distributed import current_ranks
 from algorithms.evaluation import Evaluation
 from benchmarks.folder import CHECKPOINT, EVALUATIONS, IMAGES, keep_checkpoint
 from benchmarks.jsonlines import append_line
@@ -68,7 +69,7 @@ class JSONLines(KVWriter):
 
 
 class Recorder(BaseCallback):
-    """Writes evaluations, grids and checkpoints, and tells progress."""
+    """Writes evaluations, grids and checkpoints, and tells progress; of several ranks the first does."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class Recorder(BaseCallback):
         self.metrics = {name: resolve_metric(name, spec.task.device) for name in names if not is_distance(name)}
         self.distances = {name: resolve_distance(name) for name in names if is_distance(name)}
         self.keep_checkpoints, self.events = keep_checkpoints, events
+        self._ranks = current_ranks()
         self._recorded = -1
         #: The latest evaluation's line in ``evaluations.jsonl``.
         self.line: dict[str, Any] = {}
@@ -109,9 +111,9 @@ class Recorder(BaseCallback):
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, and keep it beside earlier ones where that is wanted."""
+        """Write the checkpoint, and keep it beside earlier ones where that is wanted. All ranks take part."""
         self.algorithm.save(self.folder / CHECKPOINT)
-        keep_checkpoint(self.folder, self.algorithm.iteration, self.keep_checkpoints)
+        self._ranks.first(lambda: keep_checkpoint(self.folder, self.algorithm.iteration, self.keep_checkpoints))
 
     def _on_step(self) -> bool:
         self._work.sampled += self.spec.config.num_envs
@@ -123,6 +125,8 @@ class Recorder(BaseCallback):
         self._tell()
 
     def _tell(self) -> None:
+        if not self._ranks.is_first:
+            return
         evaluation = self.algorithm.last_evaluation
         before = self.algorithm.iteration * self.spec.config.images_per_iteration
         self.on_progress(
@@ -144,6 +148,9 @@ class Recorder(BaseCallback):
         if evaluation is None or evaluation.iteration == self._recorded:
             return
         self._recorded = evaluation.iteration
+        self._ranks.first(lambda: self._write_evaluation(evaluation))
+
+    def _write_evaluation(self, evaluation: Evaluation) -> None:
         picture, said = self._record_images(evaluation, f"{evaluation.iteration:06d}")
         said["metrics"] |= {name: measure(self.algorithm) for name, measure in self.distances.items()}
         line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **said}

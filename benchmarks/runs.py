@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
+from algorithms.distributed import current_ranks
 from algorithms.evaluation import evaluation_prompts
 from benchmarks.folder import (
     CHECKPOINT,
@@ -100,31 +101,39 @@ def run(
         wandb: also log the same to Weights & Biases; ``"offline"`` sends nothing.
         on_built: called with the algorithm before anything is written or trained.
 
+    Of several ranks all must call this, with one folder that all can read; the first writes.
+
     Raises:
         ValueError: the folder holds another run or a damaged one, another process trains in it, or a log is asked for
             whose package is not installed.
         RewardError: the reward failed; the checkpoint is that of the iteration's start.
         DivergedError: too many gradients in a row were not finite; the last checkpoint stays.
         DiskFullError: nothing more could be written; the last checkpoint stays.
+        RankError: another rank failed or is lost; the last checkpoint stays.
     """
-    check_same(spec, folder)
+    ranks = current_ranks()
+    ranks.call(lambda: check_same(spec, folder))
     with contextlib.ExitStack() as stack:
-        if folder.is_dir():
-            stack.enter_context(locked(folder))
-        algorithm = _build(spec, folder)
+        ranks.first(lambda: stack.enter_context(locked(folder)) if folder.is_dir() else None)
+        algorithm = ranks.call(lambda: _build(spec, folder))
         on_built(algorithm)
         stack.enter_context(told_when_full(folder))
-        if not folder.is_dir():  # only now: a run that cannot be built leaves no folder behind
-            folder.mkdir(parents=True)
-            stack.enter_context(locked(folder))
-        begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
-        rewind(folder, algorithm.iteration)
         logs: list[TensorBoard | WeightsAndBiases] = []
-        if tensorboard:
-            logs.append(TensorBoard(folder / "tensorboard", algorithm.num_timesteps))
-        if wandb != "off":
-            logs.append(WeightsAndBiases(folder, spec.to_json(), wandb))
-        writers: list[KVWriter] = [JSONLines(folder / METRICS), *logs]
+        writers: list[KVWriter] = []
+
+        def open_folder() -> None:
+            if not folder.is_dir():  # only now: a run that cannot be built leaves no folder behind
+                folder.mkdir(parents=True)
+                stack.enter_context(locked(folder))
+            begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
+            rewind(folder, algorithm.iteration)
+            if tensorboard:
+                logs.append(TensorBoard(folder / "tensorboard", algorithm.num_timesteps))
+            if wandb != "off":
+                logs.append(WeightsAndBiases(folder, spec.to_json(), wandb))
+            writers.extend([JSONLines(folder / METRICS), *logs])
+
+        ranks.first(open_folder)
         algorithm.set_logger(Logger(str(folder), writers))
         stack.callback(algorithm.logger.close)
         recorder = Recorder(spec, folder, on_progress, should_stop, checkpoint_every, keep_checkpoints, logs)
@@ -135,8 +144,10 @@ def run(
 def _learn(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder) -> None:
     """Train, save, and at the end of the budget, or where a safeguard stops the run, export."""
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
+    ranks = algorithm.ranks
     if steps > 0:
-        record_reward_files(folder, file_digests(spec.task.reward), algorithm.iteration)
+        digests = file_digests(spec.task.reward)
+        ranks.first(lambda: record_reward_files(folder, digests, algorithm.iteration))
     safeguards = safeguard_callbacks(spec.safeguards, folder, log_lines(folder, EVALUATIONS), lambda: recorder.line)
     try:
         algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
@@ -152,7 +163,7 @@ def _learn(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], reco
     if spent or reason is not None:
         _export(spec, folder, algorithm)
         ended = {"complete": True} if reason is None else {"complete": True, "stopped_early": reason}
-        write_json(folder / RUN, {**read_json(folder / RUN), **ended})
+        ranks.first(lambda: write_json(folder / RUN, {**read_json(folder / RUN), **ended}))
 
 
 def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> None:
@@ -160,7 +171,7 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
     model = algorithm.policy.model
     exported = folder if model.exports_lora_file(algorithm.policy.lora) else folder / "pipeline"
     algorithm.export(exported)
-    if model.networks:  # the exact family's parameters are nothing that diffusers loads
+    if model.networks and algorithm.ranks.is_first:  # the exact family's parameters are nothing that diffusers loads
         packages = read_json(folder / RUN)["provenance"]["packages"]
         write_model_card(exported, spec, algorithm, read_log(folder), log_lines(folder, EVALUATIONS), packages)
 

@@ -1,8 +1,10 @@
 """``train``: one run with a progress bar; Ctrl-C leaves a checkpoint, and the same command resumes."""
 
 import importlib.util
+import os
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
@@ -11,6 +13,7 @@ import torch
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
+from algorithms.distributed import current_ranks
 from benchmarks.folder import BEST
 from benchmarks.memory import estimate_memory
 from benchmarks.progress import ProgressBar
@@ -87,15 +90,24 @@ def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; returns the exit status (130 after Ctrl-C)."""
     spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
     folder = options.output.folder or Path("runs") / f"{_file_name(spec.task.reward)}-{name}-{spec.config.seed}"
-    return train_spec(spec, folder, options.output, options.output.threads or available_cores())
+    cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # ranks share a machine's
+    return train_spec(spec, folder, options.output, options.output.threads or cores)
 
 
 def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> int:
-    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C)."""
+    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C).
+
+    Of several ranks all run it; the first writes and prints.
+    """
     torch.set_num_threads(threads)
+    ranks = current_ranks()
+    say: Callable[[str], None] = print if ranks.is_first else _nothing
     name = spec.algorithm
-    print(f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, ", end="")
-    print(f"{torch.get_num_threads()} threads, folder {folder}")
+    of_ranks = f" a rank, {ranks.size} ranks" if ranks.size > 1 else ""
+    say(
+        f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, "
+        f"{torch.get_num_threads()} threads{of_ranks}, folder {folder}"
+    )
     with ProgressBar(spec.total_queries) as bar:
 
         def show(progress: Progress) -> None:
@@ -110,23 +122,24 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
             keep_checkpoints=writing.keep_checkpoints,
             tensorboard=writing.tensorboard,
             wandb=writing.wandb,
-            on_built=lambda algorithm: print(estimate_memory(algorithm).describe()),
+            on_built=lambda algorithm: say(estimate_memory(algorithm).describe()),
         )
     if not record.complete:
-        print(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")
+        say(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")
         return 130
     if record.stopped_early is not None:
-        print(f"stopped early: {record.stopped_early}.")
+        say(f"stopped early: {record.stopped_early}.")
     if record.best is not None:
-        print(
-            f"best {record.best['metric']}, {record.best['value']:.6g}, at iteration {record.best['iteration']}: ",
-            end="",
-        )
-        print(folder / BEST)
+        best = record.best
+        say(f"best {best['metric']}, {best['value']:.6g}, at iteration {best['iteration']}: {folder / BEST}")
     pipeline = folder / "pipeline"
-    print(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
-    print(f"look at it: diffusion-gym report {folder}")
+    say(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
+    say(f"look at it: diffusion-gym report {folder}")
     return 0
+
+
+def _nothing(text: str) -> None:
+    """Another rank says it."""
 
 
 def _file_name(reward: str) -> str:

@@ -1,0 +1,235 @@
+"""Several processes (ranks) that train one policy: who is who, what they exchange, and what ends them together.
+
+Started by ``accelerate launch`` or ``torchrun``, each rank samples its share of an iteration's images and trains on
+them; rewards are gathered, so that every rank computes the same advantages, and gradients are summed once an update, so
+that every rank holds the same weights.
+"""
+
+import contextlib
+import functools
+import os
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from algorithms.within_memory import is_out_of_memory
+from diffusion_gym.rewards import RewardError
+
+T = TypeVar("T")
+#: Environment variable: seconds that ranks wait for one another, the slowest reward included, before the run ends.
+TIMEOUT = "DIFFUSION_GYM_RANK_TIMEOUT"
+_DEFAULT_TIMEOUT = 1800.0
+_GRACE = timedelta(seconds=5)  # for a rank that lives to say so, once another was lost
+
+
+class RankError(Exception):
+    """Another rank failed, died or did not answer; the message names it."""
+
+
+class Ranks:
+    """This process among those that train together; alone, every exchange returns what it was given.
+
+    Attributes:
+        rank: from 0.
+        size: number of ranks.
+    """
+
+    def __init__(self, accelerator: Any = None, timeout: float = _DEFAULT_TIMEOUT) -> None:
+        """Join the other ranks; every one must do so.
+
+        Args:
+            accelerator: an ``accelerate.Accelerator`` whose process group has been set up; None is one process alone.
+            timeout: seconds.
+        """
+        self._accelerator, self._timeout = accelerator, timeout
+        self.rank = 0 if accelerator is None else accelerator.process_index
+        self.size = 1 if accelerator is None else accelerator.num_processes
+        if self.size > 1:
+            # A group of its own, so that what is exchanged here never meets a gradient; gloo, for it is all on the CPU.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes and prints."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return the module as one whose backward pass synchronises gradients over the ranks (DDP).
+
+        Raises:
+            ValueError: its weights lie on a device that the ranks do not exchange gradients on.
+        """
+        if self.size == 1:
+            return module
+        found, expected = next(module.parameters()).device.type, self._accelerator.device.type
+        if found != expected:
+            raise ValueError(
+                f"the ranks were launched for {expected!r}, but the model is on {found!r}. Give the environment "
+                f"device={expected!r}, or, to train on CPUs beside GPUs, hide those with CUDA_VISIBLE_DEVICES=''."
+            )
+        with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which older ones lack
+            warnings.simplefilter("ignore", FutureWarning)
+            return self._accelerator.prepare_model(module)
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Return what this rank's work returns, once every rank has done its own. All must call this at one point.
+
+        Raises:
+            Exception: the work's own, where it failed here.
+            RewardError, RuntimeError: a reward failed, or memory ran out, on the rank that is named.
+            RankError: another failure of the rank that is named, or it died, or did not answer in time.
+        """
+        if self.size == 1:
+            return work()
+        error = None
+        try:
+            result = work()
+        except RankError:
+            raise
+        except Exception as raised:
+            error = raised
+        if not self.all(error is None):
+            raise self._failure(error)
+        return result
+
+    def all(self, value: bool) -> bool:
+        """Whether it is so on every rank."""
+        return value if self.size == 1 else bool(self.gather(torch.tensor([value])).all())
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Let rank 0 work while the others wait; its failure ends them all."""
+        self.call(lambda: work() if self.is_first else None)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the tensors (m, ...) of all ranks, (size * m, ...), in the order of ranks; all of one shape."""
+        if self.size == 1:
+            return values
+        mine = values.detach().cpu().contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        with self.ending_together():
+            dist.all_gather(parts, mine, group=self._group)
+        return torch.cat(parts).to(values.device)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Return each rank's value; it must be what pickle takes."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self.ending_together():
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextlib.contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """Turn a connection that broke, or memory that ran out, into an error that names the rank.
+
+        Raises:
+            RankError: as said; the others end too, because this one answers no more.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            raised_by_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
+            if self.size > 1 and is_out_of_memory(error):
+                raise RankError(
+                    f"rank {self.rank} of {self.size} ran out of memory in an update ({_line(error)}). With several "
+                    "ranks updates are not made again in smaller chunks: set a smaller --policy.chunk-size."
+                ) from error
+            if self.size == 1 or not raised_by_torch:
+                raise
+            raise RankError(self._lost(error)) from error
+
+    def _failure(self, error: Exception | None) -> Exception:
+        """Exchange what failed, and return the one error that all ranks raise: the first that is not of memory."""
+        told = self.gather_objects(("", "") if error is None else (_kind(error), f"{type(error).__name__}: {error}"))
+        _, rank, kind, text = min(
+            (kind == "memory", rank, kind, text) for rank, (kind, text) in enumerate(told) if kind
+        )
+        if rank == self.rank:
+            assert error is not None
+            return error
+        if kind == "memory":  # every rank goes on in smaller chunks
+            return RuntimeError(f"out of memory on rank {rank} of {self.size} ({text})")
+        cls = RewardError if kind == "reward" else RankError
+        return cls(f"rank {rank} of {self.size} failed: {text}")
+
+    def _lost(self, error: RuntimeError) -> str:
+        """Say who is missing. Those who live tell each other through the launcher's store, which needs no peers."""
+        store = dist.PrefixStore("lives", dist.distributed_c10d._get_default_store())  # type: ignore[attr-defined]
+        missing = []
+        try:
+            store.set(str(self.rank), "1")
+            for rank in range(self.size):
+                try:
+                    store.wait([str(rank)], _GRACE)
+                except dist.DistStoreError:
+                    missing.append(rank)
+        except dist.DistNetworkError:
+            missing = [0]  # it holds the store where ranks were started by hand
+        who = " and ".join(f"rank {rank}" for rank in missing) or "a rank"
+        return (
+            f"{who} of {self.size} died or did not answer within {self._timeout:g} s ({_line(error)}). The last "
+            f"checkpoint stays; the same command resumes there. Slow rewards need a larger {TIMEOUT}."
+        )
+
+
+#: One process by itself.
+ALONE = Ranks()
+
+
+@functools.cache
+def current_ranks() -> Ranks:
+    """Return this process's ranks, set up through Accelerate where a launcher started several; the same ones each time.
+
+    Raises:
+        ValueError: a kind of training that is not supported, or a timeout that is no number.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    timeout = os.environ.get(TIMEOUT, str(_DEFAULT_TIMEOUT))
+    if not timeout.replace(".", "", 1).isdigit() or float(timeout) <= 0:
+        raise ValueError(f"{TIMEOUT} must be a positive number of seconds, got {timeout!r}.")
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes"):
+            raise ValueError(
+                f"{name} was asked for of accelerate launch; expected plain data-parallel training, in which every "
+                "rank holds all weights. Launch with --multi_gpu; docs/several-gpus.md says why."
+            )
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    handlers = [
+        # No buffer changes in training. Parameters without a gradient: an encoder's pooled head that nothing reads.
+        DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+        InitProcessGroupKwargs(timeout=timedelta(seconds=float(timeout))),
+    ]
+    # Autocast is the policy's own business: sampling and scoring must share it.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=handlers)
+    return Ranks(accelerator, float(timeout))
+
+
+@contextlib.contextmanager
+def synchronising(module: nn.Module, when: bool) -> Iterator[None]:
+    """Forward and backward passes inside sum gradients over the ranks, or only add them up here."""
+    if when or not isinstance(module, DistributedDataParallel):
+        yield
+    else:
+        with module.no_sync():
+            yield
+
+
+def _kind(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "memory"
+    return "reward" if isinstance(error, RewardError) else "other"
+
+
+def _line(error: Exception) -> str:
+    return textwrap.shorten(str(error).partition("\n")[0], 120, placeholder=" ...")

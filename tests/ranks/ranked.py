@@ -1,0 +1,345 @@
+"""Runs on one, two and three ranks, gloo on loopback, and what becomes of each; the tests beside this file judge it.
+
+    python tests/ranks/ranked.py exact FOLDER             # the exact model
+    python tests/ranks/ranked.py stable-diffusion FOLDER  # LoRA on the pipeline that FOLDER/tiny_sd names
+
+Each scenario forks its ranks from this process, which has imported everything and trained nothing, so that one costs
+about a second. What the ranks report goes to FOLDER/reports.pt.
+"""
+
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import gymnasium
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+import algorithms.base
+import diffusion_gym
+from algorithms import ALGORITHMS, DiffusionAlgorithm, EvaluationConfig
+from algorithms.config import override
+from algorithms.distributed import TIMEOUT, current_ranks, synchronising
+from algorithms.rollouts import collect
+from algorithms.split import Split
+from benchmarks.runs import run
+from benchmarks.settings import RunSpec, TaskConfig
+
+Report = dict[str, Any]
+Work = Callable[[], Report]
+IMAGES, STEPS, ITERATIONS = 24, 3, 3
+CONFIG = {"images_per_iteration": IMAGES, "images_per_prompt": 4, "num_envs": 12, "chunk_size": 4, "seed": 3}
+CONFIG |= {"learning_rate": 0.01}
+
+
+def on_ranks(size: int, work: Work, folder: Path, limit: float = 120.0) -> list[Report]:
+    """Do the work on every rank; each one's report, with its ``status``: 0, or minus the signal that ended it.
+
+    A rank that raises reports ``error`` (its class and message); one that hangs is killed after ``limit`` seconds.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    children = {rank: _fork(rank, size, port, work, folder / f"report-{rank}.pt") for rank in range(size)}
+    statuses: dict[int, int] = {}
+    while len(statuses) < size:
+        for rank in children.keys() - statuses.keys():
+            pid, status = os.waitpid(children[rank], os.WNOHANG)
+            if pid:
+                statuses[rank] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() - started > limit:
+                os.kill(children[rank], signal.SIGKILL)
+        time.sleep(0.02)
+    reports = []
+    for rank in range(size):
+        file = folder / f"report-{rank}.pt"
+        reports.append((torch.load(file) if file.is_file() else {}) | {"status": statuses[rank]})
+        reports[-1]["seconds"] = time.monotonic() - started
+        file.unlink(missing_ok=True)
+    return reports
+
+
+def _fork(rank: int, size: int, port: int, work: Work, report: Path) -> int:
+    """Start a rank as a launcher would, by its environment variables."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        torch.set_num_threads(1)
+        current_ranks.cache_clear()
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
+        os.environ[TIMEOUT] = "60"
+        try:
+            said = work()
+        except Exception as error:
+            traceback.print_exc()
+            said = {"error": (type(error).__name__, str(error))}
+        torch.save(said, report)
+    finally:
+        os._exit(0)
+
+
+def warm_up(model: str) -> None:
+    """Load here what ranks import late, so that a forked one does not; it would take each of them seconds."""
+    for module in ("accelerate", "torch._dynamo", "torch.profiler"):
+        importlib.import_module(module)
+    build("ddpo-is", model)
+
+
+def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A reward without jumps, so that a last bit in the latents does not become a byte."""
+    return images.float().mean((1, 2, 3)) / 255
+
+
+def build(name: str, model: str, reward: Any = None, **config: Any) -> DiffusionAlgorithm[Any]:
+    """A new algorithm on the exact model, or LoRA with guidance on a pipeline."""
+    exact = model == "exact-mixture"
+    env = gymnasium.make(
+        diffusion_gym.ENV_ID,
+        model=model,
+        reward=reward or ("exact-quadratic" if exact else brightness),
+        prompts=["north", "south", "east"] if exact else ["cat", "a dog", "an ant", "canal", "dodo"],
+        num_inference_steps=STEPS,
+    )
+    config = CONFIG | {"evaluation": EvaluationConfig(images=5)} | config
+    if name == "rwr":
+        config = {"batch_size": 13, "updates_per_iteration": 3} | config
+    if exact:
+        config["trainable"] = "full"
+    else:
+        config |= {"guidance_scale": 3.0, "lora": diffusion_gym.LoRAConfig(rank=2, alpha=8.0)}
+    return ALGORITHMS[name].cls(env, ALGORITHMS[name].config, **config)
+
+
+def learn(algorithm: DiffusionAlgorithm[Any], iterations: int, callback: BaseCallback | None = None) -> Report:
+    """Train until so many iterations are done in all; weights, moments and counters, to be compared to the bit."""
+    steps = (iterations - algorithm.iteration) * IMAGES * STEPS
+    algorithm.learn(steps, callback, reset_num_timesteps=algorithm.iteration == 0)
+    tensors = {
+        f"{part}/{name}": value for part, group in algorithm.get_parameters().items() for name, value in group.items()
+    }
+    costs = {name: value for name, value in algorithm.costs.items() if name != "seconds"}
+    counters = [algorithm.iteration, algorithm.num_timesteps, algorithm._n_updates, costs, algorithm.extra_state()]
+    assert algorithm.last_evaluation is not None
+    return {
+        "tensors": tensors,
+        "counters": counters,
+        "chunk_size": algorithm.policy.chunk_size,
+        "evaluation": (algorithm.last_evaluation.rewards, algorithm.last_evaluation.images),
+    }
+
+
+def sampled(name: str, model: str) -> Report:
+    """The first iteration's latents, images and rewards, of all ranks in the images' order."""
+    algorithm = build(name, model)
+    prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(IMAGES)]
+    split = Split.evenly(algorithm.ranks, algorithm.sampling_order())
+    rollout = collect(algorithm.rollout_env, algorithm.policy, prompts, 3, split=split)
+    latents = split.gather(rollout.latents.transpose(0, 1).contiguous())
+    return {"latents": latents, "images": split.gather(rollout.images), "rewards": rollout.rewards}
+
+
+def gradients(name: str, model: str) -> Report:
+    """The first update's gradient, as it is just before the optimizer's step."""
+    algorithm = build(name, model, updates_per_iteration=1)
+    seen: Report = {}
+
+    def keep(norm: float) -> None:
+        seen.update({key: value.grad.clone() for key, value in algorithm.policy.trainable_parameters().items()})
+
+    clip = torch.nn.utils.clip_grad_norm_
+    torch.nn.utils.clip_grad_norm_ = lambda *args, **kwargs: (keep(0.0), clip(*args, **kwargs))[1]
+    learn(algorithm, 1)
+    return {"gradients": seen}
+
+
+def unsynchronised(name: str, model: str) -> Report:
+    """Training as it is where no backward pass synchronises."""
+    algorithms.base.synchronising = lambda module, when: synchronising(module, False)
+    return learn(build(name, model), 2)
+
+
+def saved(name: str, model: str, file: Path) -> Report:
+    """Two of three iterations, and a checkpoint."""
+    algorithm = build(name, model)
+    report = learn(algorithm, 2)
+    algorithm.save(file)
+    return report
+
+
+def resumed(name: str, model: str, file: Path) -> Report:
+    """From the checkpoint to the third iteration."""
+    fresh = build(name, model)
+    algorithm = type(fresh).load(file, fresh.env)
+    return learn(algorithm, ITERATIONS)
+
+
+class At(BaseCallback):
+    """Does something at one step of one rank."""
+
+    def __init__(self, step: int, rank: int, action: Callable[[], bool]) -> None:
+        super().__init__()
+        self.step, self.rank, self.action = step, rank, action
+
+    def _on_step(self) -> bool:
+        mine = self.n_calls == self.step and current_ranks().rank == self.rank
+        return self.action() if mine else True
+
+
+def killed(name: str, model: str, rank: int, file: Path) -> Report:
+    """One rank is killed in the second iteration's sampling; the first iteration's checkpoint lies there."""
+    algorithm = build(name, model)
+    learn(algorithm, 1)
+    algorithm.save(file)
+    return learn(algorithm, 2, At(2, rank, _die))
+
+
+def killed_in_update(name: str, model: str, rank: int) -> Report:
+    """One rank is killed in the second backward pass of an update."""
+    algorithm = build(name, model)
+    calls = []
+
+    def count() -> None:
+        calls.append(1)
+        if len(calls) == 2 and algorithm.ranks.rank == rank:
+            _die()
+
+    algorithm.after_backward = count
+    return learn(algorithm, 1)
+
+
+def _die() -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def stopped(name: str, model: str) -> Report:
+    """One rank's callback asks to stop in the second iteration."""
+    algorithm = build(name, model)
+    algorithm.learn(5 * IMAGES * STEPS, At(8, 1, lambda: False))
+    return {"counters": [algorithm.iteration, algorithm.num_timesteps]}
+
+
+def failing(name: str, model: str) -> Report:
+    """The reward fails on rank 1 in the second iteration; what the algorithm is after it."""
+    calls = []
+
+    def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        calls.append(1)
+        if len(calls) == 5 and current_ranks().rank == 1:
+            raise OSError("the server has gone")
+        return images.float().mean((1, 2, 3))
+
+    algorithm = build(name, model, reward)
+    try:
+        learn(algorithm, 3)
+    except Exception as error:
+        return {"error": (type(error).__name__, str(error)), "counters": [algorithm.iteration, algorithm.num_timesteps]}
+    return {}
+
+
+def little_memory(name: str, model: str) -> Report:
+    """Memory runs out on rank 1 while it samples with 4 rows."""
+    algorithm = build(name, model)
+    sample = algorithm.policy.sample
+
+    def short(rows: Any, noise: Any) -> Any:
+        if algorithm.ranks.rank == 1 and algorithm.policy.chunk_size == 4:
+            raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+        return sample(rows, noise)
+
+    algorithm.policy.sample = short  # type: ignore[method-assign]
+    return learn(algorithm, 1)
+
+
+def fsdp(name: str, model: str) -> Report:
+    """FSDP is asked for."""
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    return learn(build(name, model), 1)
+
+
+def too_many_environments(name: str, model: str) -> Report:
+    """Ranks that do not divide num_envs."""
+    return learn(build(name, model, num_envs=3), 1)
+
+
+def in_folder(folder: Path, iterations: int) -> Report:
+    """``train`` in a folder, with a checkpoint an iteration; a longer budget is a later part of the same run."""
+    config = override(ALGORITHMS["ddpo-is"].config, **CONFIG, trainable="full", evaluation=EvaluationConfig(images=5))
+    task = TaskConfig("exact-mixture", "exact-linear:normalise,exact-quadratic:0.5", num_inference_steps=STEPS)
+    spec = RunSpec("ddpo-is", config, task, ITERATIONS * IMAGES)
+    steps: list[int] = []
+
+    def enough() -> bool:
+        steps.append(1)
+        return len(steps) > iterations * (IMAGES // CONFIG["num_envs"]) * STEPS
+
+    record = run(spec, folder, checkpoint_every=1, should_stop=enough)
+    return {"complete": record.complete}
+
+
+def exact(folder: Path) -> dict[str, list[Report]]:
+    """All scenarios of the exact model."""
+    reports: dict[str, list[Report]] = {}
+
+    def note(scenario: str, size: int, work: Work) -> None:
+        reports[scenario] = on_ranks(size, work, folder)
+
+    model = "exact-mixture"
+    warm_up(model)
+    for name in ("ddpo-is", "rwr"):
+        for size in (1, 2, 3):
+            note(f"{name} {size}", size, lambda name=name: learn(build(name, model), ITERATIONS))
+        for size in (1, 2):
+            note(f"{name} gradients {size}", size, lambda name=name: gradients(name, model))
+        note(f"{name} unsynchronised", 2, lambda name=name: unsynchronised(name, model))
+        file = folder / f"{name}.zip"
+        note(f"{name} saved", 2, lambda name=name, file=file: saved(name, model, file))
+        for size in (1, 2):
+            note(f"{name} resumed {size}", size, lambda name=name, file=file: resumed(name, model, file))
+    for size in (1, 2, 3):
+        note(f"sampled {size}", size, lambda: sampled("ddpo-is", model))
+    for rank in (0, 1):
+        note(f"killed {rank}", 2, lambda rank=rank: killed("ddpo-is", model, rank, folder / f"killed-{rank}.zip"))
+    note("killed in update", 2, lambda: killed_in_update("ddpo-is", model, 1))
+    note("stopped", 2, lambda: stopped("ddpo-is", model))
+    note("failing", 2, lambda: failing("ddpo-is", model))
+    note("little memory", 2, lambda: little_memory("ddpo-is", model))
+    note("fsdp", 2, lambda: fsdp("ddpo-is", model))
+    note("too many", 2, lambda: too_many_environments("ddpo-is", model))
+    for scenario, size in (("whole", 2), ("in parts", 2), ("in parts", 2), ("mixed", 2), ("mixed", 1)):
+        done = ITERATIONS if scenario == "whole" or (folder / scenario).is_dir() else 1
+        note(f"folder {scenario} {size}", size, lambda s=scenario, n=done: in_folder(folder / s, n))
+    return reports
+
+
+def stable_diffusion(folder: Path) -> dict[str, list[Report]]:
+    """LoRA with guidance on a tiny pipeline."""
+    model, reports = (folder / "tiny_sd").read_text(encoding="utf-8"), {}
+    warm_up(model)
+    for size in (1, 2):
+        reports[f"sampled {size}"] = on_ranks(size, lambda: sampled("ddpo-is", model), folder)
+        for name in ("ddpo-is", "rwr"):
+            reports[f"{name} {size}"] = on_ranks(size, lambda name=name: learn(build(name, model), 2), folder)
+            key = f"{name} gradients {size}"
+            reports[key] = on_ranks(size, lambda name=name: gradients(name, model), folder)
+    return reports
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    scenarios = {"exact": exact, "stable-diffusion": stable_diffusion}[sys.argv[1]]
+    target = Path(sys.argv[2])
+    torch.save(scenarios(target), target / "reports.pt")
