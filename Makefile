@@ -15,8 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 compare: install
 	$(BIN)/python -m benchmarks compare
 
+# A file's tests run in one process, so that what they share is made once.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # What takes minutes: runs killed at 30 moments and more, the disk full at every write.
 test-slow: install

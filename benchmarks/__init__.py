@@ -1,1 +1,1 @@
-"""The command line: train, compare, sample, pretrain, search; and the suite, statistics and report behind it."""
+"""The command line: train, compare, sample, pretrain, search, tables; and suites, statistics and report behind it."""

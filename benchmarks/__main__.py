@@ -11,12 +11,13 @@ from algorithms import ALGORITHMS
 from algorithms.skips import DivergedError
 from benchmarks.compare import Compare, compare
 from benchmarks.folder import DiskFullError
-from benchmarks.pool import Stopped
+from benchmarks.pages import Tables, tables
 from benchmarks.pretrain import PretrainConfig, pretrain
 from benchmarks.repeat import Repeat, repeat
 from benchmarks.report import Report, report
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
+from benchmarks.sweep import Stopped
 from benchmarks.throughput import Throughput, throughput
 from benchmarks.train import SUBCOMMANDS, Train, train
 from diffusion_gym.rewards import RewardError
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "report": (Report, report),
     "pretrain": (PretrainConfig, pretrain),
     "search": (Search, search),
+    "tables": (Tables, tables),
     "throughput": (Throughput, throughput),
 }
 

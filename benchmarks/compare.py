@@ -1,95 +1,156 @@
-"""``compare``: the algorithms on the suite's tasks, from one start, with equal reward queries; table and report."""
+"""``compare``: a suite's runs with equal reward queries from one start; table and report."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from algorithms import ALGORITHMS
 from algorithms.checkpoint import write_atomically
+from benchmarks.aggregate import aggregate, improvements
+from benchmarks.curves import Curves, curves
+from benchmarks.dry_run import dry_run
 from benchmarks.folder import check_same
-from benchmarks.pool import run_all
+from benchmarks.ledger import Ledger
+from benchmarks.pool import LocalPool
 from benchmarks.provenance import available_cores
+from benchmarks.ray_pool import RayPool
 from benchmarks.report import Source, write_report
-from benchmarks.results import collect_results, curves, interval_note, table, write_results
-from benchmarks.runs import read_run
-from benchmarks.settings import check_names
-from benchmarks.suite import COMPARED, SETTINGS, TASKS, quick_spec, run_spec
+from benchmarks.settings import RunSpec, check_names
+from benchmarks.suite import SUITES
+from benchmarks.sweep import Pool, run_all
+from benchmarks.tables import held_out_table, improvement_table, interval_note, score_table, table
+
+
+def _option(metavar: str, default: str) -> Any:
+    """How the help names a value that may be left out, and what stands in for it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+_DEFAULT_FOLDERS = {"jpeg": Path("runs/compare"), "quick": Path("runs/compare-quick")}
 
 
 @dataclass(frozen=True)
 class Compare:
-    """RWR against DDPO on the embedded model: equal reward queries, one start, fixed evaluation noise."""
+    """RWR against DDPO: a suite of tasks, equal reward queries, one start, fixed evaluation noise."""
 
-    reward_queries: int = 2048
+    suite: Annotated[
+        Literal["jpeg", "quick", "exact", "learned-rewards", "paper", "paper-claims", "paper-sd"],
+        tyro.conf.arg(help="What is run: " + "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())),
+    ] = "jpeg"
+    """What is run."""
+    reward_queries: Annotated[int | None, _option("INT", "the task's own")] = None
     """Reward queries of each run."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...] | None, _option("INT ...", "the suite's")] = None
     """One run a seed; with several, intervals are over seeds."""
-    tasks: tuple[str, ...] = COMPARED
-    """Rewards to tune for; aesthetic, clip_score and vlm_alignment are there too."""
-    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
-    """Algorithms to compare."""
+    tasks: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
+    """Some of the suite's tasks."""
+    algorithms: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
+    """Some of what the suite compares."""
     folder: Annotated[
         Path | None,
-        tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/compare, with --quick runs/compare-quick)"),
+        _option("PATH", "runs/SUITE; runs/compare for jpeg"),
     ] = None
     """Where runs and report go. The same command goes on where it was stopped, and skips what is complete."""
+    results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
+    """Results files of other days or machines: their complete runs are taken over where their settings are the same.
+    The first is also written, after every run."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as there are cores."""
+    """Runs at the same time; 0 takes as many as there are cores, and one where the task's device is a GPU."""
     threads: int = 1
     """Torch threads of each run. Results are bit-equal for the same number."""
+    ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
+    """Run on a Ray cluster, one task a run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
+    dry_run: bool = False
+    """Build and check every configuration, and say what would run, without weights or runs."""
     quick: bool = False
-    """See that everything works: every part runs, on 64 reward queries a run, which is too few to learn much."""
+    """The same as --suite quick."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before anything is loaded."""
-        check_names("task", self.tasks, TASKS)
-        check_names("algorithm", self.algorithms, SETTINGS)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different integers of at least 0, got {self.seeds}.")
-        if self.reward_queries < 1 or self.processes < 0 or self.threads < 1:
+        if self.quick and self.suite not in ("jpeg", "quick"):
+            raise ValueError(f"--quick is --suite quick; leave out --quick or --suite {self.suite}.")
+        suite = SUITES[self.suite_name]
+        check_names("task", self.tasks if self.tasks is not None else suite.comparisons, suite.comparisons)
+        check_names("algorithm", self.algorithms if self.algorithms is not None else suite.variants, suite.variants)
+        seeds = suite.seeds if self.seeds is None else self.seeds
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds must be different integers of at least 0, got {seeds}.")
+        if (self.reward_queries is not None and self.reward_queries < 1) or self.processes < 0 or self.threads < 1:
             raise ValueError(
                 f"expected reward_queries >= 1, processes >= 0 and threads >= 1, got {self.reward_queries}, "
                 f"{self.processes}, {self.threads}."
             )
-        if self.quick and self.reward_queries != type(self).reward_queries:
+        if self.suite_name == "quick" and self.reward_queries is not None:
             raise ValueError("--quick has its own number of reward queries; leave out --quick or --reward-queries.")
+        if not self.plan():
+            raise ValueError(f"none of {self.algorithms} is compared on any of {self.tasks}.")
+
+    @property
+    def suite_name(self) -> str:
+        """The suite, also where --quick says it."""
+        return "quick" if self.quick else self.suite
+
+    def plan(self) -> dict[str, RunSpec]:
+        """Return TASK/VARIANT/seed-N -> run."""
+        suite = SUITES[self.suite_name]
+        return suite.plan(
+            list(suite.comparisons) if self.tasks is None else self.tasks,
+            suite.variants if self.algorithms is None else self.algorithms,
+            suite.seeds if self.seeds is None else self.seeds,
+            self.reward_queries,
+        )
 
 
 def compare(options: Compare) -> int:
-    """Run what is missing, then print the table and write the report; returns the exit status."""
-    folder = options.folder or Path("runs/compare-quick" if options.quick else "runs/compare")
-    specs = {
-        f"{task}/{algorithm}/seed-{seed}": (
-            quick_spec(task, algorithm, seed)
-            if options.quick
-            else run_spec(task, algorithm, seed, options.reward_queries)
-        )
-        for seed in options.seeds
-        for task in options.tasks
-        for algorithm in options.algorithms
-    }
+    """Run what is missing, then print the tables and write the report; returns the exit status."""
+    folder = options.folder or _DEFAULT_FOLDERS.get(options.suite_name, Path("runs") / options.suite_name)
+    plan = options.plan()
+    if options.dry_run:
+        print(dry_run(plan))
+        return 0
     folder.mkdir(parents=True, exist_ok=True)
-    for name, spec in specs.items():
+    for name, spec in plan.items():
         check_same(spec, folder / name)  # now, rather than as many failures at the end
-    queries = next(iter(specs.values())).reward_queries
-    processes = options.processes or max(1, available_cores() // options.threads)
-    print(f"{len(specs)} runs of {queries} reward queries, {processes} at a time, {options.threads} thread(s) each")
+    sweep = Ledger(plan, folder, options.results[:1], options.results[1:])
+    pool, where = _pool(options, plan)
+    print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
+    if sweep.taken_over:
+        print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
     started = time.perf_counter()
-    failures = run_all(specs, folder, processes, options.threads)
+    failures = run_all(sweep.own, folder, pool, lambda name: sweep.write())
     for name, error in failures.items():
         print(f"\nrun {name} failed:\n{error}")
-    records = [read_run(folder / name) for name in specs if name not in failures]
-    if not records:
+    results = sweep.write(failures)
+    if not results["runs"]:
         return 1
-    results = collect_results(records, folder)
-    write_results(results, folder / "results.json")
     report = write_report(Source(folder, results, []))
-    summary = curves(results)
-    text = f"{table(summary)}\n\n{interval_note(summary)}\n"
+    text = summary_text(curves(results))
     write_atomically(folder / "table.md", text.encode())
     print(f"\n{text}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes; report: {report}")
     return 1 if failures else 0
+
+
+def summary_text(summary: Curves) -> str:
+    """Return the tables that are printed at the end, as Markdown."""
+    found = aggregate(summary)
+    parts = [
+        table(summary),
+        interval_note(summary),
+        held_out_table(summary),
+        improvement_table(improvements(summary)),
+        score_table(found) if found and len(found.tasks) > 1 else None,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _pool(options: Compare, plan: Mapping[str, RunSpec]) -> tuple[Pool, str]:
+    threads = options.threads
+    if options.ray_address is not None:
+        return RayPool(options.ray_address, threads), f"on Ray at {options.ray_address}, {threads} CPU(s) each"
+    on_cpu = all(spec.task.device == "cpu" for spec in plan.values())
+    processes = options.processes or (max(1, available_cores() // threads) if on_cpu else 1)
+    return LocalPool(processes, threads), f"{processes} at a time, {threads} thread(s) each"

@@ -5,10 +5,14 @@ from functools import lru_cache
 
 from torch import Tensor
 
+from algorithms import DiffusionAlgorithm
 from algorithms.diversity import diversity, embedding_diversity
+from benchmarks.exact_targets import DISTANCES, parse_distance, read_tuned
 from diffusion_gym.rewards import check_reward, evaluate_reward, resolve_reward
 
 Metric = Callable[[Tensor, Sequence[str]], float]
+#: A measure of the policy itself instead of its images.
+PolicyMetric = Callable[[DiffusionAlgorithm], float]
 
 
 def recognised(images: Tensor, prompts: Sequence[str]) -> float:
@@ -65,6 +69,21 @@ def resolve_metric(name: str, device: str) -> Metric:
     return lambda images, prompts: float(evaluate_reward(reward, images.to(device), prompts).mean())
 
 
+def is_distance(name: str) -> bool:
+    """Return whether a metric measures the policy's distance from a distribution: less is nearer."""
+    return name.partition("?")[0] in DISTANCES
+
+
+def resolve_distance(name: str) -> PolicyMetric:
+    """Return the measure that a distance's name stands for.
+
+    Raises:
+        ValueError: an option that is refused.
+    """
+    distance, beta = parse_distance(name)
+    return lambda algorithm: distance(read_tuned(algorithm), beta)
+
+
 def check_metric(name: str) -> None:
     """Check a metric's name without loading anything.
 
@@ -73,9 +92,12 @@ def check_metric(name: str) -> None:
     """
     if name in METRICS:
         return
+    if is_distance(name):
+        parse_distance(name)
+        return
     try:
         check_reward(name)
     except ValueError as error:
         raise ValueError(
-            f"unknown metric {name!r}; expected some of {sorted(METRICS)}, or a reward ({error})"
+            f"unknown metric {name!r}; expected some of {sorted([*METRICS, *DISTANCES])}, or a reward ({error})"
         ) from error

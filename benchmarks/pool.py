@@ -1,80 +1,87 @@
-"""Runs many training runs in local processes, one thread each, with one progress bar; stops and resumes cleanly."""
+"""Runs in local processes, one after the other in each; a process that dies takes down no run but its own."""
 
 import multiprocessing
 import os
 import queue
 import signal
 import threading
-import traceback
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from benchmarks.progress import ProgressBar
 from benchmarks.recorder import Progress
-from benchmarks.runs import read_run, run
+from benchmarks.runs import run
 from benchmarks.settings import RunSpec
+from benchmarks.sweep import Message
 
 
-class Stopped(Exception):  # noqa: N818 - the user's wish, not an error
-    """The user pressed Ctrl-C; every run has left its checkpoint."""
+class LocalPool:
+    """A fixed number of processes, each with its own channel, and a thread that waits for each of them.
 
-
-def run_all(specs: Mapping[str, RunSpec], root: Path, processes: int, threads: int) -> dict[str, str]:
-    """Run every specification in ``root / name``, skipping what is complete and resuming what is not.
-
-    Args:
-        specs: name -> run.
-        root: parent of the runs' folders.
-        processes: at the same time.
-        threads: of torch, in each process.
-
-    Returns:
-        name -> error text of the runs that failed; the others are complete.
-
-    Raises:
-        Stopped: after Ctrl-C.
+    Only this process hears Ctrl-C; it asks the others to checkpoint and end. They also end, with a checkpoint, when
+    this process is gone.
     """
-    todo = {name: spec for name, spec in specs.items() if not _is_complete(spec, root / name)}
-    total = sum(spec.total_queries for spec in specs.values())
-    already = total - sum(spec.total_queries for spec in todo.values())
-    failures: dict[str, str] = {}
-    context = multiprocessing.get_context("spawn")
-    messages, stop = context.Queue(), context.Event()
-    # Only this process hears Ctrl-C; it asks the others to checkpoint and end.
-    with ProcessPoolExecutor(processes, context, _start_worker, (messages, stop)) as executor:
-        futures: dict[Future[None], str] = {
-            executor.submit(_worker, name, spec, root / name, threads): name for name, spec in todo.items()
-        }
-        pending = set(futures)
-        with ProgressBar(total, already) as bar:
-            while pending:
-                try:
-                    finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        error = None if future.cancelled() else future.exception()
-                        if error is not None:
-                            failures[futures[future]] = "".join(traceback.format_exception(error)).strip()
-                    _show(bar, messages)
-                except KeyboardInterrupt:
-                    if stop.is_set():
-                        raise
-                    bar.write("stopping: every run writes its checkpoint (Ctrl-C again: at once) ...")
-                    stop.set()
-                    for future in pending:
-                        future.cancel()
-            _show(bar, messages)
-        if stop.is_set():
-            raise Stopped
-    return failures
+
+    def __init__(self, processes: int, threads: int) -> None:
+        """Args: processes: at the same time. threads: of torch, in each."""
+        self._threads = threads
+        self._waiting = ThreadPoolExecutor(processes)
+        self._slots: dict[int, _Slot] = {}
+        self._stopping = False
+
+    def __enter__(self) -> "LocalPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.shutdown(cancel_futures=True)
+        for slot in self._slots.values():
+            slot.executor.shutdown()
+
+    def submit(self, name: str, spec: RunSpec, folder: Path) -> "Future[None]":
+        """Run in the first process that is free."""
+        return self._waiting.submit(self._run, name, spec, folder)
+
+    def messages(self) -> list[Message]:
+        """Return what the runs told since the last call."""
+        return [message for slot in list(self._slots.values()) for message in slot.received()]
+
+    def stop(self) -> None:
+        """Ask every run to write its checkpoint and end."""
+        self._stopping = True
+        for slot in list(self._slots.values()):
+            slot.stop.set()
+
+    def _run(self, name: str, spec: RunSpec, folder: Path) -> None:
+        """Wait, in one of the threads, for a run in that thread's process."""
+        if self._stopping:
+            return
+        me = threading.get_ident()
+        if me not in self._slots:
+            self._slots[me] = _Slot()
+        try:
+            self._slots[me].executor.submit(_work, name, spec, folder, self._threads).result()
+        except BrokenProcessPool as error:
+            del self._slots[me]  # its channel may be broken too: the thread's next run gets a new process
+            raise RuntimeError(f"the process of run {name} ended without a word; was it killed for memory?") from error
 
 
-def _is_complete(spec: RunSpec, folder: Path) -> bool:
-    if not (folder / "run.json").is_file():
-        return False
-    record = read_run(folder)
-    return record.complete and record.spec == spec
+class _Slot:
+    """One process, its messages, and the event that asks it to stop."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.queue, self.stop = context.Queue(), context.Event()
+        self.executor = ProcessPoolExecutor(1, context, _start_worker, (self.queue, self.stop))
+
+    def received(self) -> list[Message]:
+        """Return the messages that have come."""
+        found = []
+        while True:
+            try:
+                found.append(self.queue.get_nowait())
+            except queue.Empty:
+                return found
 
 
 _channel: tuple[Any, Any]
@@ -104,31 +111,15 @@ def _parent() -> Any:
     return parent
 
 
-def _worker(name: str, spec: RunSpec, folder: Path, threads: int) -> None:
+def _work(name: str, spec: RunSpec, folder: Path, threads: int) -> None:
     import torch
 
     messages, stop = _channel
-    if stop.is_set():  # the executor hands out one run more than there are processes
-        return
     torch.set_num_threads(threads)
     parent = _parent()
 
     def tell(progress: Progress) -> None:
-        messages.put((name, progress.images, progress.reward))
+        messages.put(Message(name, progress.images, progress.reward))
 
     with _running:
         run(spec, folder, on_progress=tell, should_stop=lambda: stop.is_set() or not parent.is_alive())
-
-
-def _show(bar: ProgressBar, messages: Any) -> None:
-    images: dict[str, float] = {}
-    latest: tuple[str, float | None] | None = None
-    while True:
-        try:
-            name, done, reward = messages.get_nowait()
-        except queue.Empty:
-            break
-        images[name] = done
-        latest = (name, reward)
-    if latest is not None:
-        bar.show(images, {"reward": latest[1]}, f"{latest[0]}: ")

@@ -18,7 +18,7 @@ from algorithms.checkpoint import write_atomically
 from algorithms.evaluation import Evaluation
 from benchmarks.folder import CHECKPOINT, EVALUATIONS, IMAGES, keep_checkpoint
 from benchmarks.jsonlines import append_line
-from benchmarks.metrics import resolve_metric
+from benchmarks.metrics import is_distance, resolve_distance, resolve_metric
 from benchmarks.pictures import grid
 from benchmarks.settings import RunSpec
 
@@ -84,7 +84,9 @@ class Recorder(BaseCallback):
         super().__init__()
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
-        self.metrics = {name: resolve_metric(name, spec.task.device) for name in spec.metrics}
+        names = spec.metrics
+        self.metrics = {name: resolve_metric(name, spec.task.device) for name in names if not is_distance(name)}
+        self.distances = {name: resolve_distance(name) for name in names if is_distance(name)}
         self.keep_checkpoints, self.events = keep_checkpoints, events
         self._recorded = -1
         #: The latest evaluation's line in ``evaluations.jsonl``.
@@ -143,6 +145,8 @@ class Recorder(BaseCallback):
             return
         self._recorded = evaluation.iteration
         picture, said = self._record_images(evaluation, f"{evaluation.iteration:06d}")
+        with self.algorithm.averaged():  # as the evaluation's images were drawn
+            said["metrics"] |= {name: measure(self.algorithm) for name, measure in self.distances.items()}
         line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **said}
         if evaluation.held_out is not None:
             _, line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")

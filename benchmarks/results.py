@@ -1,40 +1,17 @@
-"""A comparison's raw results as one JSON file, and the table made of it."""
+"""A comparison's raw results as one JSON file, put together run by run, also from other days and machines."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from algorithms.checkpoint import write_atomically
 from benchmarks.provenance import provenance
 from benchmarks.runs import RunRecord
-from benchmarks.statistics import Interval, summarise
+from benchmarks.settings import RunSpec
 
-
-@dataclass(frozen=True)
-class Curve:
-    """One algorithm on one task over its evaluations.
-
-    Where some of its runs are finished, the others are left out; where none is, the curve ends with the shortest.
-
-    Attributes:
-        runs: indices into the results' runs, one a seed.
-        queries, forwards, times: reward queries, UNet forward-equivalents and mean training seconds at each evaluation.
-        reward: the interval at each evaluation.
-        metrics: name -> mean over seeds at each evaluation.
-        seconds: training seconds to the end, mean over seeds.
-        finals: each seed's mean reward at the end.
-    """
-
-    runs: list[int]
-    queries: list[float]
-    forwards: list[float]
-    times: list[float]
-    reward: list[Interval]
-    metrics: dict[str, list[float]]
-    seconds: float
-    finals: list[float]
+#: One run as the file holds it: folder, task, variant, complete, spec, costs, evaluations, provenance and more.
+Run = Mapping[str, Any]
 
 
 def collect_results(
@@ -49,20 +26,64 @@ def collect_results(
     """
     return {
         "provenance": provenance() if made_by is None else made_by,
-        "runs": [
-            {
-                "folder": record.folder.relative_to(root).as_posix(),
-                "complete": record.complete,
-                "spec": record.spec.to_json(),
-                "image_shape": record.image_shape,
-                "prompts": record.prompts,
-                "costs": record.costs,
-                "evaluations": record.evaluations,
-                "provenance": record.provenance,
-            }
-            for record in records
-        ],
+        "runs": [as_json(record, root) for record in records],
     }
+
+
+def as_json(record: RunRecord, root: Path) -> dict[str, Any]:
+    """Return one run, JSON-serialisable; its folder is named from ``root``."""
+    folder = record.folder.relative_to(root)
+    spec = record.spec.to_json()
+    # compare's folders are TASK/VARIANT/seed-N; a run of train stands for itself.
+    named = folder.parts[:2] if len(folder.parts) == 3 else (spec["task"]["reward"], spec["algorithm"])
+    return {
+        "folder": folder.as_posix(),
+        "task": named[0],
+        "variant": named[1],
+        "complete": record.complete,
+        "spec": spec,
+        "image_shape": record.image_shape,
+        "prompts": record.prompts,
+        "costs": record.costs,
+        "evaluations": record.evaluations,
+        "provenance": record.provenance,
+    }
+
+
+def task_of(run: Run) -> str:
+    """Return the name of a run's task; in files of version 0.1.0 its reward."""
+    return run.get("task") or run["spec"]["task"]["reward"]
+
+
+def variant_of(run: Run) -> str:
+    """Return what is compared on the task: an algorithm, or one of its settings with a name of its own."""
+    return run.get("variant") or run["spec"]["algorithm"]
+
+
+def seed_of(run: Run) -> int:
+    """Return a run's seed."""
+    return run["spec"]["config"]["seed"]
+
+
+def name_of(run: Run) -> str:
+    """Return TASK/VARIANT/seed-N: what a run is compared as, wherever it was made."""
+    return f"{task_of(run)}/{variant_of(run)}/seed-{seed_of(run)}"
+
+
+def full_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a specification as JSON in which fields that its version did not have yet have their defaults.
+
+    One that this version cannot read is returned as it is.
+    """
+    try:
+        return RunSpec.from_json(spec).to_json()
+    except (KeyError, TypeError, ValueError):
+        return dict(spec)
+
+
+def spec_key(spec: Mapping[str, Any]) -> str:
+    """Return a specification as text that is equal for equal runs."""
+    return json.dumps(full_spec(spec), sort_keys=True)
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
@@ -84,100 +105,3 @@ def read_results(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is not a results file as written by compare: {error!r}.") from error
     return results
-
-
-def curves(results: Mapping[str, Any]) -> dict[str, dict[str, Curve]]:
-    """Return task (its reward) -> algorithm -> curve, in the order of the runs; seeds are put together.
-
-    Raises:
-        ValueError: runs of one algorithm on one task differ in more than their seed.
-    """
-    groups: dict[str, dict[str, list[int]]] = {}
-    for index, run in enumerate(results["runs"]):
-        if run["evaluations"]:
-            spec = run["spec"]
-            groups.setdefault(spec["task"]["reward"], {}).setdefault(spec["algorithm"], []).append(index)
-    return {
-        task: {algorithm: _curve(results["runs"], indices) for algorithm, indices in by_algorithm.items()}
-        for task, by_algorithm in groups.items()
-    }
-
-
-def _curve(all_runs: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Curve:
-    _check_one_setting([all_runs[index] for index in indices])
-    finished = [index for index in indices if all_runs[index].get("complete", True)]
-    chosen = finished or list(indices)
-    runs = [all_runs[index] for index in chosen]
-    steps = list(zip(*(run["evaluations"] for run in runs), strict=False))
-    # Those that all have: an older version measured fewer.
-    names = [name for name in steps[0][0]["metrics"] if all(name in line["metrics"] for step in steps for line in step)]
-    return Curve(
-        runs=chosen,
-        queries=[step[0]["costs"]["reward_queries"] for step in steps],
-        forwards=[step[0]["costs"]["forward_equivalents"] for step in steps],
-        times=[_mean([evaluation["costs"]["seconds"] for evaluation in step]) for step in steps],
-        reward=[summarise([evaluation["rewards"] for evaluation in step]) for step in steps],
-        metrics={
-            name: [_mean([evaluation["metrics"][name] for evaluation in step]) for step in steps] for name in names
-        },
-        seconds=_mean([evaluation["costs"]["seconds"] for evaluation in steps[-1]]),
-        finals=[_mean(evaluation["rewards"]) for evaluation in steps[-1]],
-    )
-
-
-def _check_one_setting(runs: Sequence[Mapping[str, Any]]) -> None:
-    def setting(run: Mapping[str, Any]) -> dict[str, Any]:
-        spec = run["spec"]
-        config = {key: value for key, value in spec["config"].items() if key != "seed"}
-        return {**config, **spec["task"], **spec.get("safeguards", {}), "reward_queries": spec["reward_queries"]}
-
-    first = setting(runs[0])
-    different = sorted({key for run in runs[1:] for key, value in setting(run).items() if first.get(key) != value})
-    if different:
-        raise ValueError(
-            f"runs of {runs[0]['spec']['algorithm']} toward {runs[0]['spec']['task']['reward']} differ in "
-            f"{', '.join(different)}, not in their seed alone: they cannot be put together in one curve. Report each "
-            "run's own folder."
-        )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(sum(values) / len(values))
-
-
-def table(all_curves: Mapping[str, Mapping[str, Curve]]) -> str:
-    """Return a Markdown table: reward before and after with its interval, costs, and the other metrics."""
-    some = next(iter(next(iter(all_curves.values())).values()))
-    names = list(some.metrics)
-    header = ["task", "algorithm", "before", "after", "95 % interval", "queries", "forwards", "seconds", *names]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for task, by_algorithm in all_curves.items():
-        for algorithm, curve in by_algorithm.items():
-            last = curve.reward[-1]
-            row = [
-                task,
-                algorithm,
-                f"{curve.reward[0].estimate:.3f}",
-                f"{last.estimate:.3f}",
-                f"{last.low:.3f} to {last.high:.3f}",
-                f"{curve.queries[-1]:,.0f}",
-                f"{curve.forwards[-1]:,.0f}",
-                f"{curve.seconds:.0f}",
-                *(f"{curve.metrics[name][0]:.2f} to {curve.metrics[name][-1]:.2f}" for name in names),
-            ]
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
-
-
-def interval_note(all_curves: Mapping[str, Mapping[str, Curve]]) -> str:
-    """Say what the intervals are over."""
-    ends = [curve for by_algorithm in all_curves.values() for curve in by_algorithm.values()]
-    one = (
-        "the intervals are over evaluation images (bootstrap of the mean). They say nothing about other training runs."
-    )
-    seeds = max(len(curve.finals) for curve in ends)
-    if seeds == 1:
-        return f"One seed: {one}"
-    several = f"{seeds} seeds: interquartile mean of the seeds' means, 95 % bootstrap intervals over seeds."
-    alone = any(len(curve.finals) == 1 for curve in ends)
-    return f"{several} Where one seed alone is finished, {one}" if alone else several

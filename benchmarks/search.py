@@ -1,108 +1,153 @@
-"""``search``: the hyperparameter search behind the suite's settings; equal effort for every algorithm, own seeds."""
+"""``search``: the hyperparameter search behind the suites' settings; equal effort for every algorithm, own seeds."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
 
 from algorithms import ALGORITHMS
 from algorithms.config import override
-from benchmarks.pool import run_all
+from benchmarks.ledger import Ledger
+from benchmarks.pool import LocalPool
 from benchmarks.provenance import available_cores
-from benchmarks.results import collect_results, write_results
-from benchmarks.runs import RunRecord, read_run
+from benchmarks.results import Run
 from benchmarks.settings import RunSpec, check_names
-from benchmarks.suite import COMPARED, TASKS, run_spec
+from benchmarks.suite import EMBEDDED, PAPER_TASKS, TASKS
+from benchmarks.sweep import run_all
+from benchmarks.tables import markdown
 
-#: Three configurations an algorithm; what they do not name is as in suite.SETTINGS. RWR's number of updates goes with
-#: the iteration's size, so that all algorithms spend about 40 UNet forward-equivalents an image.
+#: Tasks to search on; those of plain ``compare`` need no reward model.
+SEARCH_TASKS = {**PAPER_TASKS, **TASKS}
+
+
+def _grid(*settings: dict[str, object]) -> tuple[dict[str, object], ...]:
+    """Each of two ways to split the work, with each of three strengths of an update."""
+    splits, strengths = settings[:2], settings[2:]
+    return tuple({**split, **strength} for split in splits for strength in strengths)
+
+
+#: Six configurations an algorithm: two ways to split the work between sampling and updates, times three strengths. What
+#: they do not name is as in ``EMBEDDED``. RWR's updates go with the iteration's size, so that all algorithms spend
+#: about 40 UNet forward-equivalents an image.
+_RATES: tuple[dict[str, object], ...] = ({"learning_rate": 1e-3}, {"learning_rate": 2e-3}, {"learning_rate": 3e-3})
+_DATA_SETS: tuple[dict[str, object], ...] = (
+    {"images_per_iteration": 64, "updates_per_iteration": 5},
+    {"images_per_iteration": 128, "updates_per_iteration": 10},
+)
 CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
-    "ddpo-is": (
-        {"updates_per_iteration": 2, "learning_rate": 2e-3},
-        {"updates_per_iteration": 2, "learning_rate": 3e-3},
-        {"updates_per_iteration": 4, "learning_rate": 2e-3},
+    "ddpo-is": _grid({"updates_per_iteration": 2}, {"updates_per_iteration": 4}, *_RATES),
+    "ddpo-sf": _grid({"images_per_iteration": 32}, {"images_per_iteration": 64}, *_RATES),
+    "rwr": _grid(
+        *_DATA_SETS,
+        {"beta": 0.2, "learning_rate": 1e-3},
+        {"beta": 0.2, "learning_rate": 2e-3},
+        {"beta": 0.1, "learning_rate": 1e-3},
     ),
-    "ddpo-sf": (
-        {"images_per_iteration": 64, "learning_rate": 2e-3},
-        {"images_per_iteration": 64, "learning_rate": 3e-3},
-        {"images_per_iteration": 32, "learning_rate": 2e-3},
-    ),
-    "rwr": (
-        {"images_per_iteration": 256, "updates_per_iteration": 20, "beta": 0.2, "learning_rate": 1e-3},
-        {"images_per_iteration": 256, "updates_per_iteration": 20, "beta": 0.1, "learning_rate": 2e-3},
-        {"images_per_iteration": 128, "updates_per_iteration": 10, "beta": 0.2, "learning_rate": 1e-3},
-    ),
-    "sparse-rwr": (
-        {"images_per_iteration": 256, "updates_per_iteration": 20, "top_fraction": 0.2, "learning_rate": 1e-3},
-        {"images_per_iteration": 256, "updates_per_iteration": 20, "top_fraction": 0.1, "learning_rate": 2e-3},
-        {"images_per_iteration": 128, "updates_per_iteration": 10, "top_fraction": 0.1, "learning_rate": 1e-3},
+    "sparse-rwr": _grid(
+        *_DATA_SETS,
+        {"top_fraction": 0.1, "learning_rate": 1e-3},
+        {"top_fraction": 0.1, "learning_rate": 2e-3},
+        {"top_fraction": 0.2, "learning_rate": 1e-3},
     ),
 }
 
 
 @dataclass(frozen=True)
 class Search:
-    """Try every candidate of every algorithm on both tasks, and rank them by their mean gain in reward."""
+    """Try six configurations of every algorithm on two tasks, and rank them by their share of the best gain."""
 
-    reward_queries: int = 1024
-    """Reward queries of each run."""
-    seed: int = 1000
-    """A seed that no reported run uses."""
-    tasks: tuple[str, ...] = COMPARED
-    """Rewards to search on."""
+    reward_queries: int = 2048
+    """Reward queries of each run: the comparison's own, for a shorter budget favours steps that are too large."""
+    seeds: tuple[int, ...] = (1000,)
+    """Seeds that no reported run uses."""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Tasks to search on."""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     """Algorithms to search for."""
     folder: Path = Path("runs/search")
     """Where runs and results go; the same command goes on where it was stopped."""
+    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
+    """Results files of other days or machines, whose complete runs are taken over; the first is also written."""
     processes: int = 0
     """Runs at the same time; 0 takes as many as there are cores."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible numbers before anything is loaded."""
-        check_names("task", self.tasks, TASKS)
+        check_names("task", self.tasks, SEARCH_TASKS)
         check_names("algorithm", self.algorithms, CANDIDATES)
-        if self.reward_queries < 1 or self.processes < 0 or self.seed < 0:
+        if self.reward_queries < 1 or self.processes < 0 or not self.seeds or min(self.seeds) < 0:
             raise ValueError(
-                f"expected reward_queries >= 1, processes >= 0 and seed >= 0, got {self.reward_queries}, "
-                f"{self.processes}, {self.seed}."
+                f"expected reward_queries >= 1, processes >= 0 and seeds >= 0, got {self.reward_queries}, "
+                f"{self.processes}, {self.seeds}."
             )
+
+    def plan(self) -> dict[str, RunSpec]:
+        """Return TASK/ALGORITHM-INDEX/seed-N -> run, evaluated before and after alone."""
+        plan = {}
+        for seed in self.seeds:
+            for name in self.tasks:
+                task = dataclasses.replace(
+                    SEARCH_TASKS[name], held_out_prompts=None, reward_queries=self.reward_queries
+                )
+                for algorithm in self.algorithms:
+                    for index, changes in enumerate(CANDIDATES[algorithm]):
+                        spec = EMBEDDED.spec(task, algorithm, seed, **changes)
+                        spec = dataclasses.replace(spec, config=override(spec.config, images=96, every=10**6))
+                        plan[f"{name}/{algorithm}-{index}/seed-{seed}"] = spec
+        return plan
 
 
 def search(options: Search) -> int:
     """Run all candidates, write ``results.json`` and print each algorithm's candidates, best first."""
-    specs = {
-        f"{task}/{algorithm}/{index}": _spec(options, task, algorithm, changes)
-        for task in options.tasks
-        for algorithm in options.algorithms
-        for index, changes in enumerate(CANDIDATES[algorithm])
-    }
-    failures = run_all(specs, options.folder, options.processes or available_cores(), 1)
-    records = {name: read_run(options.folder / name) for name in specs if name not in failures}
-    write_results(collect_results(list(records.values()), options.folder), options.folder / "results.json")
+    ledger = Ledger(options.plan(), options.folder, options.results[:1], options.results[1:])
+    options.folder.mkdir(parents=True, exist_ok=True)
+    pool = LocalPool(options.processes or available_cores(), 1)
+    failures = run_all(ledger.own, options.folder, pool, lambda name: ledger.write())
     for name, error in failures.items():
         print(f"run {name} failed: {error.splitlines()[-1]}")
-    for algorithm in options.algorithms:
-        print(f"\n{algorithm} (gain in kB, mean and by task; animals recognised; tasks {', '.join(options.tasks)}):")
-        rows = []
-        for index, changes in enumerate(CANDIDATES[algorithm]):
-            ends = [_ends(records.get(f"{task}/{algorithm}/{index}")) for task in options.tasks]
-            gains, seen = [gain for gain, _ in ends], [share for _, share in ends]
-            text = f"{' '.join(f'{g:+.3f}' for g in gains)}  {' '.join(f'{s:.2f}' for s in seen)}  {changes}"
-            rows.append((sum(gains) / len(gains), text))
-        for mean, text in sorted(rows, reverse=True):
-            print(f"  {mean:+.3f}  {text}")
+    print(f"\n{ranking(ledger.write(failures))}")
     return 1 if failures else 0
 
 
-def _spec(options: Search, task: str, algorithm: str, changes: dict[str, object]) -> RunSpec:
-    """Return one candidate's run, evaluated before and after alone."""
-    spec = run_spec(task, algorithm, options.seed, options.reward_queries, **changes)
-    return dataclasses.replace(spec, config=override(spec.config, images=96, every=10**6))
+def ranking(results: Mapping[str, Any]) -> str:
+    """Return every candidate as a Markdown table, each algorithm's best first.
+
+    They are ranked by their gain as a share of the largest gain of any candidate of any algorithm on the same task,
+    averaged over the tasks: gains on different tasks have different units.
+    """
+    tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
+    ends: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for run in results["runs"]:
+        algorithm, _, index = run["variant"].rpartition("-")
+        ends.setdefault((algorithm, index), {}).setdefault(run["task"], []).append(_ends(run))
+    gains = {
+        candidate: [_mean([gain for gain, _ in by_task[task]]) if task in by_task else None for task in tasks]
+        for candidate, by_task in ends.items()
+    }
+    best = [max(found[i] or 0.0 for found in gains.values()) or 1.0 for i in range(len(tasks))]
+    rows: dict[str, list[tuple[float, list[str]]]] = {}
+    for (algorithm, index), found in gains.items():
+        if None in found:  # a candidate that failed somewhere, or has not been tried there yet, is not ranked
+            continue
+        share = _mean([gain / scale for gain, scale in zip(found, best, strict=True) if gain is not None])
+        seen = [_mean([share for _, share in ends[algorithm, index][task]]) for task in tasks]
+        changes = ", ".join(f"{name} {value}" for name, value in CANDIDATES[algorithm][int(index)].items())
+        numbers = [*(f"{gain:+.3f}" for gain in found), f"{share:.2f}", *(f"{share:.2f}" for share in seen)]
+        rows.setdefault(algorithm, []).append((share, [algorithm, changes, *numbers]))
+    header = ["algorithm", "setting", *(f"gain, {task}" for task in tasks), "share of the best gain"]
+    header += [f"recognised, {task}" for task in tasks]
+    lines = [row for found in rows.values() for _, row in sorted(found, key=lambda pair: -pair[0])]
+    return markdown(header, lines)
 
 
-def _ends(record: RunRecord | None) -> tuple[float, float]:
-    """Gain in evaluation reward and the recognised share at the end; a failed run loses everywhere."""
-    if record is None:
-        return float("-inf"), 0.0
-    first, last = record.evaluations[0], record.evaluations[-1]
-    gain = sum(last["rewards"]) / len(last["rewards"]) - sum(first["rewards"]) / len(first["rewards"])
-    return gain, last["metrics"]["recognised"]
+def _ends(run: Run) -> tuple[float, float]:
+    """Return a run's gain in evaluation reward, and the share of animals recognised at its end."""
+    first, last = run["evaluations"][0], run["evaluations"][-1]
+    return _mean(last["rewards"]) - _mean(first["rewards"]), last["metrics"]["recognised"]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

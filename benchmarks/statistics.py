@@ -1,4 +1,8 @@
-"""Intervals: over evaluation images for one seed, over seeds for several (Agarwal et al. 2021, arXiv 2108.13264)."""
+"""Statistics over seeds and tasks, after Agarwal et al. 2021 (arXiv 2108.13264), whose own package is rliable.
+
+Scores come as strata: for each task one array whose first axis are the runs. A resample draws runs with replacement
+within each task, so that every task keeps its number of runs; 95 % intervals are the resamples' percentiles.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,6 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 _RESAMPLES = 2000
+_PERCENTILES = (2.5, 97.5)
+
+#: One array (runs,) or (runs, k) a task.
+Strata = Sequence[np.ndarray]
+#: The same with the resamples in front, (resamples, runs) or (resamples, runs, k) a task.
+Resamples = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ def bootstrap(values: Sequence[float], statistic: Callable[..., np.ndarray], ove
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     draws = statistic(data[rng.integers(len(data), size=(_RESAMPLES, len(data)))], axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = np.percentile(draws, _PERCENTILES)
     return Interval(float(statistic(data, axis=0)), float(low), float(high), over)
 
 
@@ -44,3 +54,57 @@ def summarise(rewards_by_seed: Sequence[Sequence[float]]) -> Interval:
     if len(rewards_by_seed) == 1:
         return bootstrap(rewards_by_seed[0], np.mean, "images")
     return bootstrap([float(np.mean(rewards)) for rewards in rewards_by_seed], interquartile_mean, "seeds")
+
+
+def stratified_bootstrap(
+    groups: Sequence[Strata], statistic: Callable[..., np.ndarray], seed: int = 0
+) -> list[Interval]:
+    """Stratified percentile bootstrap of a statistic of one or more algorithms' scores.
+
+    Args:
+        groups: each algorithm's strata; runs of different algorithms are resampled independently.
+        statistic: takes each group's resamples; returns (resamples,), or (resamples, k) for k numbers at once.
+        seed: of the resampling.
+
+    Returns:
+        one interval for each of the k numbers.
+    """
+    rng = np.random.default_rng(seed)
+    draws = _as_columns(statistic(*([_resample(values, rng) for values in strata] for strata in groups)))
+    estimates = _as_columns(statistic(*([np.asarray(values)[None] for values in strata] for strata in groups)))[0]
+    lows, highs = np.percentile(draws, _PERCENTILES, axis=0)
+    return [
+        Interval(float(estimate), float(low), float(high), "seeds")
+        for estimate, low, high in zip(estimates, lows, highs, strict=True)
+    ]
+
+
+def _resample(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)[rng.integers(len(values), size=(_RESAMPLES, len(values)))]
+
+
+def _as_columns(numbers: np.ndarray) -> np.ndarray:
+    return numbers[:, None] if numbers.ndim == 1 else numbers
+
+
+def pooled_interquartile_mean(scores: Resamples) -> np.ndarray:
+    """Interquartile mean over the runs of all tasks together: (resamples,) or (resamples, k)."""
+    return interquartile_mean(np.concatenate(scores, axis=1), axis=1)
+
+
+def performance_profile(scores: Resamples, thresholds: np.ndarray) -> np.ndarray:
+    """Share of the runs of all tasks whose score is above each of k thresholds: (resamples, k)."""
+    runs = np.concatenate(scores, axis=1)
+    return (runs[:, :, None] > thresholds).mean(1)
+
+
+def probability_of_improvement(scores: Resamples, others: Resamples) -> np.ndarray:
+    """Probability that a run of one algorithm scores higher than a run of another, averaged over tasks: (resamples,).
+
+    On one task it is the Mann-Whitney statistic, the share of pairs (x, y) with x > y, a tie counting one half.
+    """
+    by_task = []
+    for x, y in zip(scores, others, strict=True):
+        gap = x[:, :, None] - y[:, None, :]
+        by_task.append(((gap > 0) + 0.5 * (gap == 0)).mean((1, 2)))
+    return np.mean(by_task, axis=0)

@@ -23,7 +23,7 @@ from benchmarks.floors import Floor
 from benchmarks.meters import PeakMemory, Seconds, Stopwatch, seconds_by_operation, timed_parts
 from benchmarks.provenance import available_cores, provenance
 from benchmarks.settings import TaskConfig
-from benchmarks.suite import POLICY, PROMPTS, SETTINGS, settings
+from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
 from benchmarks.throughput_tables import PHASES, markdown
 from diffusion_gym.envs.config import DEFAULT_MODEL
 from diffusion_gym.models import DiffusionModel, load_model
@@ -89,7 +89,7 @@ class Throughput:
 
     def config(self) -> AlgorithmConfig:
         """Return the algorithm's configuration; evaluation is off, as its cost is no part of an iteration."""
-        chosen = settings(self.algorithm, 0, images_per_iteration=self.images, num_envs=self.num_envs)
+        chosen = EMBEDDED.config(self.algorithm, 0, images_per_iteration=self.images, num_envs=self.num_envs)
         return dataclasses.replace(chosen, policy=self.policy, evaluation=EvaluationConfig())
 
 

@@ -57,6 +57,7 @@ PROMPT_SETS: dict[str, Callable[[], tuple[str, ...]]] = {
     "animals": lambda: ANIMALS,
     "animals-activities": animal_activities,  # the older name of "activities"
     "imagenet-animals": imagenet_animals,
+    "other-animals": lambda: ANIMALS[10:],  # to be held out where ten-animals are trained on
     "ten-animals": lambda: ANIMALS[:10],
 }
 _PAIRS = ("activities", "animals-activities")  # sets of pairs, whose split keeps both halves of each in training

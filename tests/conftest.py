@@ -428,9 +428,12 @@ def comparison(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from benchmarks.settings import RunSpec, TaskConfig
 
     folder = tmp_path_factory.mktemp("comparison")
+    unseen = tmp_path_factory.mktemp("prompts") / "unseen.txt"
+    unseen.write_text("fox\nwolf\n", encoding="utf-8")
     task = TaskConfig(tiny_sd, "compressibility", "ten-animals", num_inference_steps=2, metrics=("diversity",))
     changes = {"images_per_iteration": 8, "num_envs": 8, "images_per_prompt": 8, "chunk_size": 8}
-    changes |= {"updates_per_iteration": 1, "evaluation": EvaluationConfig(images=20), "learning_rate": 0.03}
+    changes |= {"updates_per_iteration": 1, "learning_rate": 0.03}
+    changes |= {"evaluation": EvaluationConfig(images=20, held_out_prompts=str(unseen))}
     records = []
     for seed in (0, 1):
         for name in ("ddpo-is", "rwr"):

@@ -1,67 +1,157 @@
-"""The same curves as files, PNG and SVG: for papers and pages that run no script."""
+"""The same charts as files, PNG and SVG: for papers and pages that run no script."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.charts import Style
-from benchmarks.results import Curve
+from benchmarks.aggregate import aggregate, improvements
+from benchmarks.curves import Curve, Curves
+from benchmarks.report.charts import Style, label_of, slug
+from benchmarks.report.frontiers import frontier_metrics
+from benchmarks.statistics import Interval
+from benchmarks.tables import metric_names
 
-Summary = Mapping[str, Mapping[str, Curve]]
+Styles = Mapping[str, Style]
+#: Draws one variant's curve into a panel.
+_Draw = Callable[[Any, Curve, Style, str], None]
 
 
-def write_figures(summary: Summary, styles: Mapping[str, Style], folder: Path) -> None:
-    """Write reward-queries, reward-forwards and each metric as PNG and SVG, one panel a task."""
+def write_figures(summary: Curves, styles: Styles, folder: Path) -> None:
+    """Write every chart as PNG and SVG into the folder, one panel a task.
 
-    def reward(x: Callable[[Curve], list[float]]) -> Callable[..., None]:
-        def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
-            _line(axis, x(curve), [value.estimate for value in curve.reward], style, label)
-            low, high = [value.low for value in curve.reward], [value.high for value in curve.reward]
-            axis.fill_between(x(curve), low, high, alpha=0.2, color=style.light, linewidth=0)
-
-        return draw
-
+    They are reward-queries, reward-forwards, held-out-queries, each metric, frontier-METRIC, and, where several
+    variants have several seeds, efficiency, profile and improvement.
+    """
+    reward = "evaluation reward"
+    _panels(summary, styles, folder / "reward-queries", "reward queries", reward, _banded(lambda c: c.queries))
     _panels(
-        summary, styles, folder / "reward-queries", "reward queries", "evaluation reward", reward(lambda c: c.queries)
+        summary, styles, folder / "reward-forwards", "UNet forward-equivalents", reward, _banded(lambda c: c.forwards)
     )
-    _panels(
-        summary,
-        styles,
-        folder / "reward-forwards",
-        "UNet forward-equivalents",
-        "evaluation reward",
-        reward(lambda c: c.forwards),
-    )
-    for metric in next(iter(next(iter(summary.values())).values())).metrics:
+    unseen = {
+        task: found
+        for task, by_variant in summary.items()
+        if (found := {name: curve for name, curve in by_variant.items() if curve.held_out})
+    }
+    if unseen:
+        draw = _banded(lambda c: c.queries, lambda c: c.held_out)
+        _panels(unseen, styles, folder / "held-out-queries", "reward queries", f"{reward}, held-out prompts", draw)
+    for metric in metric_names(summary):
+        _panels(
+            _having(summary, metric), styles, folder / slug(metric), "reward queries", label_of(metric), _plain(metric)
+        )
+    for metric in frontier_metrics(summary):
+        path = folder / f"frontier-{slug(metric)}"
+        _panels(_having(summary, metric), styles, path, label_of(metric), reward, _way(metric))
+    _overall(summary, styles, folder)
 
-        def draw(axis: Any, curve: Curve, style: Style, label: str, metric: str = metric) -> None:
-            _line(axis, curve.queries, curve.metrics[metric], style, label)
-            axis.set_ylim(bottom=0)
 
-        _panels(summary, styles, folder / metric, "reward queries", metric, draw)
+def _banded(
+    x: Callable[[Curve], list[float]], y: Callable[[Curve], list[Interval]] = lambda curve: curve.reward
+) -> _Draw:
+    def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
+        _band(axis, x(curve), y(curve), style, label)
+
+    return draw
 
 
-def _line(axis: Any, x: list[float], y: list[float], style: Style, label: str) -> None:
+def _way(metric: str) -> _Draw:
+    """A frontier: without a band, for around a line that turns back it hides more than it tells."""
+
+    def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
+        x, y = curve.metrics[metric], [value.estimate for value in curve.reward]
+        _line(axis, x, y, style, label)
+        axis.plot(x[-1:], y[-1:], color=style.light, marker="o")
+
+    return draw
+
+
+def _plain(metric: str) -> _Draw:
+    def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
+        _line(axis, curve.queries, curve.metrics[metric], style, label)
+        axis.set_ylim(bottom=0)
+
+    return draw
+
+
+def _having(summary: Curves, metric: str) -> Curves:
+    found = {
+        task: {name: curve for name, curve in by_variant.items() if metric in curve.metrics}
+        for task, by_variant in summary.items()
+    }
+    return {task: by_variant for task, by_variant in found.items() if by_variant}
+
+
+def _band(axis: Any, x: Sequence[float], values: Sequence[Interval], style: Style, label: str) -> None:
+    _line(axis, x, [value.estimate for value in values], style, label)
+    lows, highs = [value.low for value in values], [value.high for value in values]
+    axis.fill_between(x, lows, highs, alpha=0.2, color=style.light, linewidth=0)
+
+
+def _line(axis: Any, x: Sequence[float], y: Sequence[float], style: Style, label: str) -> None:
     line = "--" if style.dash else "-"
     axis.plot(x, y, label=label, color=style.light, linestyle=line, marker="." if len(x) == 1 else None)
 
 
-def _panels(
-    summary: Summary, styles: Mapping[str, Style], path: Path, x_label: str, y_label: str, draw: Callable[..., None]
-) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+def _panels(summary: Curves, styles: Styles, path: Path, x_label: str, y_label: str, draw: _Draw) -> None:
+    with _Figure(path, len(summary)) as axes:
+        for axis, (task, by_variant) in zip(axes, summary.items(), strict=True):
+            for variant, curve in by_variant.items():
+                draw(axis, curve, styles[variant], variant)
+            _finish(axis, task, x_label, y_label)
+            axis.legend(frameon=False, fontsize=8)
 
-    with mpl.rc_context({"svg.hashsalt": "diffusion-gym", "font.size": 10}):
-        figure = Figure(figsize=(5.2 * len(summary), 3.6), layout="constrained")
-        axes = figure.subplots(1, len(summary), squeeze=False)[0]
-        for axis, (task, by_algorithm) in zip(axes, summary.items(), strict=True):
-            for algorithm, curve in by_algorithm.items():
-                draw(axis, curve, styles[algorithm], algorithm)
-            axis.set_title(task)
-            axis.set_xlabel(x_label)
-            axis.set_ylabel(y_label)
-            axis.grid(alpha=0.25)
-        axes[0].legend(frameon=False)
-        figure.savefig(path.with_suffix(".png"), dpi=150)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+def _overall(summary: Curves, styles: Styles, folder: Path) -> None:
+    together, pairs = aggregate(summary), improvements(summary)
+    if together is not None:
+        with _Figure(folder / "efficiency", 1) as (axis,):
+            for name, (queries, scores) in together.efficiency.items():
+                _band(axis, queries, scores, styles[name], name)
+            _finish(axis, ", ".join(together.tasks), "reward queries", "normalised score")
+            axis.legend(frameon=False)
+        with _Figure(folder / "profile", 1) as (axis,):
+            for name, shares in together.profiles.items():
+                _band(axis, together.thresholds, shares, styles[name], name)
+            _finish(axis, ", ".join(together.tasks), "final score", "share of runs above")
+            axis.legend(frameon=False)
+    if pairs:
+        with _Figure(folder / "improvement", 1) as (axis,):
+            for row, pair in enumerate(reversed(pairs)):
+                value = pair.together or next(iter(pair.by_task.values()))
+                style = styles[pair.better]
+                axis.plot([value.low, value.high], [row, row], color=style.light, linewidth=6, alpha=0.35)
+                axis.plot([value.estimate], [row], marker="o", color=style.light)
+            axis.set_yticks(range(len(pairs)), [f"{pair.better} > {pair.worse}" for pair in reversed(pairs)])
+            axis.axvline(0.5, color="0.5", linewidth=1, linestyle=":")
+            axis.set_xlim(-0.03, 1.03)
+            _finish(axis, "probability of improvement", "a run of the first ends above one of the second", "")
+
+
+def _finish(axis: Any, title: str, x_label: str, y_label: str) -> None:
+    axis.set_title(title)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.25)
+
+
+class _Figure:
+    """A row of panels, written as PNG and SVG when the ``with`` block is left."""
+
+    def __init__(self, path: Path, panels: int) -> None:
+        import matplotlib as mpl
+
+        self._path, self._panels = path, panels
+        self._style = mpl.rc_context({"svg.hashsalt": "diffusion-gym", "font.size": 10})
+
+    def __enter__(self) -> Any:
+        from matplotlib.figure import Figure
+
+        self._style.__enter__()
+        self._figure = Figure(figsize=(5.2 * self._panels, 3.6), layout="constrained")
+        return self._figure.subplots(1, self._panels, squeeze=False)[0]
+
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None:
+            self._figure.savefig(self._path.with_name(f"{self._path.name}.png"), dpi=150)
+            self._figure.savefig(self._path.with_name(f"{self._path.name}.svg"), metadata={"Date": None})
+        self._style.__exit__(*raised)

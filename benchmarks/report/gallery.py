@@ -13,6 +13,7 @@ from torch import Tensor
 from algorithms.evaluation import evaluation_prompts
 from benchmarks.pictures import grid, read_grid
 from benchmarks.recorder import GRID_COLUMNS
+from benchmarks.results import seed_of, task_of, variant_of
 from diffusion_gym.prompts import resolve_prompts
 
 _COLUMNS = 5  # on a phone a picture of five columns is still a picture
@@ -24,7 +25,7 @@ _COUNTS = (20, 15, 10, 5)
 
 
 def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Return one gallery a task: a row for each algorithm's first seed, with its frames from before to the last.
+    """Return one gallery a task: a row for each variant's first seed, with its frames from before to the last.
 
     Lossless, for a JPEG's artefacts would mislead where a JPEG's size is the reward.
     """
@@ -37,7 +38,7 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     count = fits[0] if fits else _COUNTS[-1]
     tasks: dict[str, list[dict[str, Any]]] = {}
     for run, chosen in rows:
-        tasks.setdefault(run["spec"]["task"]["reward"], []).append(_row(results, run, chosen, folder, count))
+        tasks.setdefault(task_of(run), []).append(_row(results, run, chosen, folder, count))
     return [
         {
             "task": task,
@@ -57,7 +58,7 @@ def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
         half = lines[-1]["costs"]["reward_queries"] / 2
         middle = min(lines, key=lambda line: abs(line["costs"]["reward_queries"] - half))
         for line in (lines[0], middle, lines[-1]):
-            strips.setdefault(run["spec"]["task"]["reward"], []).append(_images(folder, run, line, GRID_COLUMNS))
+            strips.setdefault(task_of(run), []).append(_images(folder, run, line, GRID_COLUMNS))
     for task, images in strips.items():
         grid(torch.cat(images), 3 * GRID_COLUMNS).save(folder / f"pictures-{task}.png")
 
@@ -72,7 +73,7 @@ def _rows(results: Mapping[str, Any], folder: Path) -> list[tuple[Mapping[str, A
     rows: list[tuple[Mapping[str, Any], list[int]]] = []
     seen = set()
     for run in results["runs"]:
-        key = run["spec"]["task"]["reward"], run["spec"]["algorithm"]
+        key = task_of(run), variant_of(run)
         found = [i for i, line in enumerate(run["evaluations"]) if _file(folder, run, line).is_file()]
         if key not in seen and found and run["image_shape"][0] == 3:
             seen.add(key)
@@ -93,7 +94,7 @@ def _file(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any]) -> Path
 def _row(
     results: Mapping[str, Any], run: Mapping[str, Any], chosen: Sequence[int], folder: Path, count: int
 ) -> dict[str, Any]:
-    spec, size = run["spec"], run["image_shape"][1:]
+    size = run["image_shape"][1:]
     frames = []
     for index in chosen:
         line = run["evaluations"][index]
@@ -107,8 +108,8 @@ def _row(
             }
         )
     return {
-        "algorithm": spec["algorithm"],
-        "seed": spec["config"]["seed"],
+        "algorithm": variant_of(run),
+        "seed": seed_of(run),
         "run": results["runs"].index(run),
         "prompts": _prompts(run, count),
         "gap": _GAP,

@@ -1,12 +1,12 @@
 """What a report is made from: the results of a folder's runs, and one run's log."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from algorithms import ALGORITHMS
-from benchmarks.results import collect_results, read_results
+from benchmarks.results import Run, collect_results, name_of, read_results
 from benchmarks.runs import RunRecord, read_log, read_run
 
 _LOGGED = 500  # lines of a run's log on a page; longer logs are thinned evenly
@@ -38,22 +38,32 @@ def read_source(folder: Path) -> Source:
         return Source(folder, collect_results([record], folder, record.provenance), _thinned(read_log(folder)))
     records = [read_run(path.parent) for path in folder.glob("*/*/*/run.json")]
     file = folder / "results.json"
-    if not records and file.is_file():
-        return Source(folder, read_results(file), [])
-    if not records:
+    if not records and not file.is_file():
         raise ValueError(
             f"{str(folder)!r} holds neither a run nor a comparison; expected a folder written by train (with a "
             "run.json) or by compare (with TASK/ALGORITHM/seed-N/run.json or a results.json)."
         )
     records.sort(key=_place)
-    # The command that made them all: compare's own record at its end, and until then its first run's.
-    made_by = read_results(file)["provenance"] if file.is_file() else records[0].provenance
-    return Source(folder, collect_results(records, folder, made_by), [])
+    # The command that made them all: compare's own record, and until it is written its first run's.
+    kept: dict[str, Any] = read_results(file) if file.is_file() else {"provenance": records[0].provenance, "runs": []}
+    made = collect_results(records, folder, kept["provenance"])
+    return Source(folder, {**kept, "runs": _together(made["runs"], kept["runs"])}, [])
 
 
-def _place(record: RunRecord) -> tuple[int, str, int]:
+def _together(made: Sequence[Run], kept: Sequence[Run]) -> list[Run]:
+    """Return the runs whose folders are here, and those that results.json alone holds, in its order where it has one.
+
+    Those were made on another day or machine, or stand for another run with the same settings.
+    """
+    by_name = {name_of(run): run for run in made}
+    order = {name: index for index, name in enumerate([*map(name_of, kept), *by_name])}
+    return sorted({**{name_of(run): run for run in kept}, **by_name}.values(), key=lambda run: order[name_of(run)])
+
+
+def _place(record: RunRecord) -> tuple[int, str, int, str]:
     """Order runs as compare does: by seed, task and algorithm."""
-    return record.spec.config.seed, record.spec.task.reward, list(ALGORITHMS).index(record.spec.algorithm)
+    algorithm = list(ALGORITHMS).index(record.spec.algorithm)
+    return record.spec.config.seed, record.spec.task.reward, algorithm, record.folder.parent.name
 
 
 def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from email.message import Message
 from typing import Any
 
@@ -82,11 +82,24 @@ class ServedCaptioner:
         """
         pictures = to_pillow(images)
         stop = threading.Event()
-        with ThreadPoolExecutor(min(self._concurrency, len(pictures)), thread_name_prefix="captioner") as pool:
-            futures = [pool.submit(self._ask, picture, question, stop) for picture in pictures]
+        failures: list[BaseException] = []
+
+        def ask(picture: Image.Image) -> str:
+            if stop.is_set():  # a thread that is free again may be quicker than the cancelling below
+                raise CancelledError
             try:
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
+                return self._ask(picture, question, stop)
+            except BaseException as error:
+                failures.append(error)
+                stop.set()
+                raise
+
+        with ThreadPoolExecutor(min(self._concurrency, len(pictures)), thread_name_prefix="captioner") as pool:
+            futures = [pool.submit(ask, picture) for picture in pictures]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                if failures:
+                    raise failures[0]  # the others may have been stopped because of it
                 return [future.result() for future in futures]
             except BaseException:  # also Ctrl-C: the other requests end their pauses and give up
                 stop.set()

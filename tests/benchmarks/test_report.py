@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.results import curves, read_results
+from benchmarks.curves import curves
+from benchmarks.results import read_results
 
 
 @pytest.fixture
@@ -39,7 +41,16 @@ def test_every_number_of_a_comparison_names_its_place_in_the_results(folder: Pat
     results = data_of(page, "results-data")
     assert results == read_results(folder / "results.json")
     summary = curves(results)["compressibility"]
-    reward, diversity = data_of(page, "page-data")["charts"]
+    reward, held_out, diversity, *more = data_of(page, "page-data")["charts"]
+    assert [chart["name"] for chart in more] == [
+        "frontier-diversity-compressibility",
+        "frontier-held-out-prompts-compressibility",
+        "efficiency",
+        "profile",
+    ]
+    lines = [results["runs"][run]["evaluations"][2]["held_out"]["rewards"] for run in (0, 2)]
+    assert held_out["series"][0]["points"][2]["y"] == pytest.approx(np.mean(lines))
+    assert held_out["series"][0]["points"][2]["source"]["path"].endswith("runs[0,2].evaluations[2].held_out.rewards")
     for series in reward["series"]:
         curve = summary[series["name"]]
         assert [point["x"][0] for point in series["points"]] == [0, 8, 16]
@@ -49,7 +60,7 @@ def test_every_number_of_a_comparison_names_its_place_in_the_results(folder: Pat
     assert point["source"]["path"] == "results.json: runs[1,3].evaluations[2].metrics.diversity"
     ends = [results["runs"][run]["evaluations"][2]["metrics"]["diversity"] for run in (1, 3)]
     assert point["y"] == sum(ends) / 2
-    for name in ("reward-queries", "reward-forwards", "diversity"):
+    for name in ("reward-queries", "reward-forwards", "diversity", "frontier-diversity", "profile", "improvement"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
 
@@ -104,7 +115,7 @@ def test_a_run_without_an_evaluation_yet_is_shown(folder: Path) -> None:
 def test_results_without_the_runs_folders_are_shown(folder: Path) -> None:
     shutil.rmtree(folder / "compressibility")
     data = data_of(rendered(folder), "page-data")
-    assert len(data["charts"]) == 2
+    assert len(data["charts"]) == 7
     assert data["galleries"] == []
 
 

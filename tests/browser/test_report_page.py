@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def saved(page: "Page", click: Callable[[], None]) -> tuple[str, bytes]:
 
 
 def test_hovering_a_curve_reads_the_value_of_the_json(page: "Page") -> None:
-    chart = page.locator(".chart").first
+    chart = page.locator("#curves .chart").first
     lines = data(page)["charts"][0]["series"]
 
     def readout() -> list[list[str]]:
@@ -120,11 +121,55 @@ def test_every_number_shows_the_values_it_was_made_from(page: "Page") -> None:
     assert not dialog.is_visible()
     for number in page.locator(".number").all():
         source = json.loads(number.get_attribute("data-source"))
-        for run in source["runs"]:
-            found = results["runs"][run]["evaluations"][source["evaluation"]]
+        assert len(source["runs"]) == len(source["evaluations"]) > 0
+        for run, evaluation in zip(source["runs"], source["evaluations"], strict=True):
+            found = results["runs"][run]["evaluations"][evaluation]
             for key in source["field"].split("."):
                 found = found[key]
             assert found is not None
+
+
+def test_probability_of_improvement_shows_the_final_rewards_of_both(page: "Page") -> None:
+    row = page.locator("#overall table").last.locator("tbody tr").first
+    results = json.loads(page.locator("#results-data").text_content())
+    names = [row.locator("th").inner_text().strip(), row.locator("td").first.inner_text().strip()]
+    finals = {
+        name: [statistics.fmean(run["evaluations"][2]["rewards"]) for run in results["runs"] if run["variant"] == name]
+        for name in names
+    }
+    share = statistics.fmean((x > y) + (x == y) / 2 for x in finals[names[0]] for y in finals[names[1]])
+    number = row.locator(".number")
+    assert number.inner_text() == f"{share:.2f}"
+    assert share >= 0.5
+    number.click()
+    dialog = page.locator("#source")
+    assert len(dialog.locator("pre").all()) == 4
+    shown = [statistics.fmean(json.loads(text)) for text in dialog.locator("pre").all_inner_texts()]
+    assert sorted(shown) == sorted([*finals[names[0]], *finals[names[1]]])
+
+
+def test_a_frontier_is_read_along_its_way_and_saved(page: "Page") -> None:
+    chart = page.locator("#frontiers .chart").first
+    shown = next(found for found in data(page)["charts"] if found["section"] == "frontiers")
+    assert shown["x_label"] == "diversity (levels of 255)"
+    rows = chart.locator(".readout tr")
+    for row, line in zip(rows.all(), shown["series"], strict=True):
+        end = line["points"][-1]
+        cells = [cell.strip() for cell in row.locator("td").all_inner_texts()]
+        assert cells[:3] == [line["name"], f"{end['x'][0]:.3f}:", f"{end['y']:.3f}"]
+        assert row.get_attribute("title") == "after 16 queries"
+    page.locator("select[name=axis]").select_option("3")
+    assert rows.first.locator("td").nth(1).inner_text().strip() == f"{shown['series'][0]['points'][-1]['x'][0]:.3f}:"
+    name, svg = saved(page, chart.get_by_text("SVG").click)
+    assert name == "compare-frontier-diversity-compressibility.svg"
+    assert b"against diversity (levels of 255)</text>" in svg
+
+
+def test_the_overall_charts_do_not_follow_the_chosen_axis(page: "Page") -> None:
+    efficiency, profile = page.locator("#overall .chart").all()
+    page.locator("select[name=axis]").select_option("2")
+    assert "against reward queries" in efficiency.locator("svg").first.get_attribute("aria-label")
+    assert "against final score" in profile.locator("svg").first.get_attribute("aria-label")
 
 
 def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page") -> None:
@@ -158,7 +203,7 @@ def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page") ->
 
 
 def test_figures_pictures_and_data_can_be_saved(page: "Page", report: Path) -> None:
-    chart = page.locator(".chart").first
+    chart = page.locator("#curves .chart").first
     name, svg = saved(page, chart.get_by_text("SVG").click)
     assert name == "compare-reward-compressibility.svg"
     assert svg.startswith(b"<svg")

@@ -341,7 +341,7 @@ FAMILIES = {
 }
 
 
-#: Pipelines that differ from a family's in one thing; only their images are compared with diffusers'.
+#: Pipelines that differ from a family's in one thing; their images are compared with diffusers'. sd-v trains, too.
 VARIANTS = {
     # At zero terminal SNR and eta 1 diffusers takes the root of a rounding error below 0, and draws NaN.
     "sd-v": Family(_build_sd_v, _draw_from_text, eta=0.9),

@@ -43,7 +43,14 @@ class AdamW8bit(torch.optim.Optimizer):
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[AdamW8bit]:
-    """Put the stand-in where ``bitsandbytes.optim.AdamW8bit`` is looked for."""
+    """Put the stand-in where ``bitsandbytes.optim.AdamW8bit`` is looked for.
+
+    peft asks for the package once and remembers the answer, so it is asked before.
+    """
+    from peft import import_utils
+
+    import_utils.is_bnb_available()
+    import_utils.is_bnb_4bit_available()
     package, optim = ModuleType("bitsandbytes"), ModuleType("bitsandbytes.optim")
     package.__spec__ = importlib.machinery.ModuleSpec("bitsandbytes", None)
     optim.AdamW8bit = AdamW8bit  # type: ignore[attr-defined]
@@ -68,7 +75,7 @@ def test_the_configuration_chooses(small_run: Callable, stand_in: type[AdamW8bit
     assert {key: optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")} == {
         "lr": 0.5, "betas": (0.1, 0.2), "weight_decay": 0.3,
     }  # fmt: skip
-    assert type(small_run().optimizer) is torch.optim.AdamW
+    assert type(small_run(trainable="full").optimizer) is torch.optim.AdamW
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
   const page = read("page-data"), results = read("results-data"), log = read("log-data");
   const names = Object.keys(page.styles);
   const hidden = new Set();
-  let axis = 0; // index into page.axes and into every point's x
+  let axis = 0; // index into page.axes, and into the x of every point of a chart without an axis of its own
 
   const element = (tag, text, className) => {
     const made = document.createElement(tag);
@@ -38,33 +38,38 @@
 
   const shown = (chart) => chart.series.filter((series) => !hidden.has(series.name));
 
+  const place = (chart, point) => point.x[chart.x_label ? 0 : axis];
+  const axisLabel = (chart) => chart.x_label || page.axes[axis];
+
   function draw(chart, width, height, light, marginTop = 12) {
-    const lines = shown(chart), marks = [];
+    const lines = shown(chart), marks = [], frontier = chart.section === "frontiers";
     for (const { name, points } of lines) {
-      const x = (point) => point.x[axis], stroke = colour(name, light);
-      if (points.some((point) => point.low !== undefined)) {
+      const x = (point) => place(chart, point), stroke = colour(name, light);
+      // A band around a line that turns back hides more than it tells.
+      if (!frontier && points.some((point) => point.low !== undefined)) {
         marks.push(Plot.areaY(points, { x, y1: "low", y2: "high", fill: stroke, fillOpacity: 0.18 }));
       }
       marks.push(Plot.lineY(points, { x, y: "y", stroke, strokeWidth: 2, strokeDasharray: page.styles[name].dash || null }));
       if (points.length <= 40) marks.push(Plot.dot(points, { x, y: "y", fill: stroke, r: 2 }));
+      if (frontier) marks.push(Plot.dot(points.slice(-1), { x, y: "y", fill: stroke, r: 5 }));
     }
     const svg = Plot.plot({
       width, height, marginTop, marginLeft: 52, marginBottom: 40, marginRight: 16,
-      x: { label: page.axes[axis], ticks: Math.max(3, width / 110), tickFormat: tick, zero: true },
+      x: { label: axisLabel(chart), ticks: Math.max(3, width / 110), tickFormat: tick, zero: !frontier },
       y: { label: null, grid: true, ticks: 5, zero: chart.zero },
       style: { fontSize: "12px", background: "transparent" },
       marks,
     });
     svg.setAttribute("role", "img");
     const ends = lines.map(({ name, points }) => `${name} ends at ${number(points[points.length - 1].y)}`);
-    svg.setAttribute("aria-label", `${chart.task}: ${chart.label} against ${page.axes[axis]}. ${ends.join(", ")}.`);
+    svg.setAttribute("aria-label", `${chart.task}: ${chart.label} against ${axisLabel(chart)}. ${ends.join(", ")}.`);
     return svg;
   }
 
-  function nearest(points, x) {
+  function nearest(chart, points, x) {
     let best = 0;
     points.forEach((point, i) => {
-      if (Math.abs(point.x[axis] - x) < Math.abs(points[best].x[axis] - x)) best = i;
+      if (Math.abs(place(chart, point) - x) < Math.abs(place(chart, points[best]) - x)) best = i;
     });
     return points[best];
   }
@@ -102,7 +107,7 @@
     }
 
     key(event) {
-      const places = [...new Set(shown(this.data).flatMap(({ points }) => points.map((point) => point.x[axis])))].sort((a, b) => a - b);
+      const places = [...new Set(shown(this.data).flatMap(({ points }) => points.map((point) => place(this.data, point))))].sort((a, b) => a - b);
       const last = places.length - 1, here = this.at === Infinity ? last : places.findIndex((place) => place >= this.at);
       const next = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: last }[event.key];
       if (next === undefined) return;
@@ -115,7 +120,7 @@
       this.readout.replaceChildren();
       this.cursor.replaceChildren();
       for (const { name, points } of shown(this.data)) {
-        const point = x === Infinity ? points[points.length - 1] : nearest(points, x);
+        const point = x === Infinity ? points[points.length - 1] : nearest(this.data, points, x);
         this.mark(point, colour(name));
         this.describe(name, point);
       }
@@ -128,7 +133,7 @@
         for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
         this.cursor.append(made);
       };
-      const cx = scale("x", point.x[axis]), [low, high] = this.svg.scale("y").range;
+      const cx = scale("x", place(this.data, point)), [low, high] = this.svg.scale("y").range;
       if (this.at !== Infinity) add("line", { x1: cx, x2: cx, y1: low, y2: high, stroke: "currentColor", "stroke-opacity": 0.25 });
       if (point.y !== null) add("circle", { cx, cy: scale("y", point.y), r: 4.5, fill, stroke: "var(--card)", "stroke-width": 1.5 });
     }
@@ -137,7 +142,9 @@
       const row = element("tr"), first = element("td"), value = element("td");
       first.append(swatch(name), name);
       value.append(traceable(number(point.y), point.source));
-      row.append(first, element("td", `${Math.round(point.x[axis]).toLocaleString("en")}:`, "x"), value);
+      const x = place(this.data, point), at = this.data.x_label ? number(x) : Math.round(x).toLocaleString("en");
+      row.title = point.note || "";
+      row.append(first, element("td", `${at}:`, "x"), value);
       row.append(element("td", point.low === undefined ? "" : `${number(point.low)} to ${number(point.high)}`, "band"));
       this.readout.append(row);
     }
@@ -176,7 +183,7 @@
     svg.setAttribute("style", "color:#1c2024;font-family:system-ui,'DejaVu Sans',sans-serif;font-size:12px");
     const head = d3.select(svg);
     head.insert("rect", ":first-child").attr("width", width).attr("height", height).attr("fill", "#fff");
-    head.append("text").attr("x", 16).attr("y", 24).attr("font-size", 15).attr("fill", "currentColor").text(`${chart.task}: ${chart.label}`);
+    head.append("text").attr("x", 16).attr("y", 24).attr("font-size", 15).attr("fill", "currentColor").text(`${chart.task}: ${chart.label}${chart.x_label ? ` against ${chart.x_label}` : ""}`);
     let left = 16;
     for (const { name } of shown(chart)) {
       head.append("line").attr("x1", left).attr("x2", left + 24).attr("y1", 44).attr("y2", 44).attr("stroke", colour(name, true))
@@ -216,11 +223,19 @@
     return button;
   }
 
+  // A metric's own name may hold dots, so it is looked up whole.
+  function inside(evaluation, field) {
+    const [first, ...rest] = field.split(".");
+    if (rest.length === 0 || evaluation[field] !== undefined) return evaluation[field];
+    if (first === "held_out") return inside(evaluation.held_out, rest.join("."));
+    return evaluation[first][rest.join(".")];
+  }
+
   function places(source) {
     if (source.log !== undefined) return [["metrics.jsonl", log[source.log][source.field]]];
-    return source.runs.map((run) => {
-      const found = source.field.split(".").reduce((data, key) => data[key], results.runs[run].evaluations[source.evaluation]);
-      return [`runs[${run}].evaluations[${source.evaluation}].${source.field} (${results.runs[run].folder || "run"})`, found];
+    return source.runs.map((run, index) => {
+      const at = source.evaluations[index], found = inside(results.runs[run].evaluations[at], source.field);
+      return [`runs[${run}].evaluations[${at}].${source.field} (${results.runs[run].folder || "run"})`, found];
     });
   }
 

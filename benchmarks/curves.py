@@ -1,0 +1,156 @@
+"""What a comparison's raw results say over training: one curve for each variant on each task, seeds put together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.metrics import is_distance
+from benchmarks.results import Run, full_spec, task_of, variant_of
+from benchmarks.statistics import Interval, interquartile_mean, summarise
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A metric's best moment against its end: interquartile means over the runs of each run's own best and end.
+
+    Attributes:
+        start, best, final: of the metric.
+        queries: reward queries at each run's best, interquartile mean.
+        places: each run's best evaluation.
+    """
+
+    start: float
+    best: float
+    queries: float
+    final: float
+    places: list[int]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One variant on one task over its evaluations.
+
+    Where some of its runs are finished, the others are left out; where none is, the curve ends with the shortest.
+
+    Attributes:
+        runs: indices into the results' runs, one a seed.
+        queries, forwards, times, images: reward queries, UNet forward-equivalents, mean training seconds and sampled
+            images at each evaluation.
+        reward: the interval at each evaluation.
+        held_out: the same on prompts that are not trained on; empty where none were evaluated.
+        metrics: name -> mean over seeds at each evaluation.
+        held_out_metrics: the same on prompts that are not trained on.
+        peaks: metric, of those of which more is better -> its best moment against its end.
+        seconds: training seconds to the end, mean over seeds.
+        by_run: mean evaluation rewards, (runs, evaluations), float64.
+    """
+
+    runs: list[int]
+    queries: list[float]
+    forwards: list[float]
+    times: list[float]
+    images: list[float]
+    reward: list[Interval]
+    held_out: list[Interval]
+    metrics: dict[str, list[float]]
+    held_out_metrics: dict[str, list[float]]
+    peaks: dict[str, Peak]
+    seconds: float
+    by_run: np.ndarray
+
+    @property
+    def finals(self) -> np.ndarray:
+        """Each seed's mean reward at the end, (runs,)."""
+        return self.by_run[:, -1]
+
+
+#: Task -> variant -> curve.
+Curves = Mapping[str, Mapping[str, Curve]]
+
+
+def curves(results: Mapping[str, Any]) -> dict[str, dict[str, Curve]]:
+    """Return task -> variant -> curve, in the order of the runs; seeds are put together.
+
+    Raises:
+        ValueError: runs of one variant on one task differ in more than their seed.
+    """
+    groups: dict[str, dict[str, list[int]]] = {}
+    for index, run in enumerate(results["runs"]):
+        if run["evaluations"]:
+            groups.setdefault(task_of(run), {}).setdefault(variant_of(run), []).append(index)
+    return {
+        task: {variant: _curve(results["runs"], indices) for variant, indices in by_variant.items()}
+        for task, by_variant in groups.items()
+    }
+
+
+def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
+    check_one_setting([all_runs[index] for index in indices])
+    finished = [index for index in indices if all_runs[index].get("complete", True)]
+    chosen = finished or list(indices)
+    steps = list(zip(*(all_runs[index]["evaluations"] for index in chosen), strict=False))
+    held_out = [[line["held_out"] for line in step] for step in steps] if "held_out" in steps[0][0] else []
+
+    def cost(name: str) -> list[float]:
+        return [step[0]["costs"][name] for step in steps]  # the same for every seed
+
+    times = [_mean([line["costs"]["seconds"] for line in step]) for step in steps]
+    return Curve(
+        runs=chosen,
+        queries=cost("reward_queries"),
+        forwards=cost("forward_equivalents"),
+        times=times,
+        images=cost("images"),
+        reward=[summarise([line["rewards"] for line in step]) for step in steps],
+        held_out=[summarise([line["rewards"] for line in step]) for step in held_out],
+        metrics=_metrics(steps),
+        held_out_metrics=_metrics(held_out),
+        peaks={name: _peak(steps, name) for name in steps[0][0]["metrics"] if not is_distance(name)},
+        seconds=times[-1],
+        by_run=np.array([[_mean(line["rewards"]) for line in step] for step in steps]).T,
+    )
+
+
+def _metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    # Those that all have: an older version measured fewer.
+    first = steps[0][0]["metrics"] if steps else {}
+    names = [name for name in first if all(name in line["metrics"] for step in steps for line in step)]
+    return {name: [_mean([line["metrics"][name] for line in step]) for step in steps] for name in names}
+
+
+def _peak(steps: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Peak:
+    values = np.array([[line["metrics"][name] for line in step] for step in steps])  # (evaluations, runs)
+    best = np.nan_to_num(values, nan=-np.inf).argmax(0)
+    queries = np.array([line["costs"]["reward_queries"] for line in (step[0] for step in steps)])
+    start, peak, at, final = (
+        float(interquartile_mean(numbers)) for numbers in (values[0], values.max(0), queries[best], values[-1])
+    )
+    return Peak(start, peak, at, final, best.tolist())
+
+
+def check_one_setting(runs: Sequence[Run]) -> None:
+    """Check that runs can be put together in one curve.
+
+    Raises:
+        ValueError: they differ in more than their seed; the message names what.
+    """
+
+    def setting(run: Run) -> dict[str, Any]:
+        spec = full_spec(run["spec"])
+        config = {key: value for key, value in spec["config"].items() if key != "seed"}
+        return {**config, **spec["task"], **spec.get("safeguards", {}), "reward_queries": spec["reward_queries"]}
+
+    first = setting(runs[0])
+    different = sorted({key for run in runs[1:] for key, value in setting(run).items() if first.get(key) != value})
+    if different:
+        raise ValueError(
+            f"runs of {variant_of(runs[0])} toward {task_of(runs[0])} differ in {', '.join(different)}, not in their "
+            "seed alone: they cannot be put together in one curve. Report each run's own folder, and give runs of "
+            "other settings another --folder."
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(sum(values) / len(values))

@@ -1,0 +1,97 @@
+"""A comparison's results file, kept run by run: runs of other days and machines are taken over, none is lost."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.curves import check_one_setting
+from benchmarks.provenance import provenance
+from benchmarks.results import Run, as_json, name_of, read_results, seed_of, spec_key, write_results
+from benchmarks.runs import read_run
+from benchmarks.settings import RunSpec
+from benchmarks.sweep import is_complete
+
+
+class Ledger:
+    """The runs of a plan: those that are made here, and those that results files hold already.
+
+    The first file is ``folder/results.json``. A complete run of any of them is taken over where its settings are those
+    of the plan. What the files that are written hold beyond the plan stays, so that a suite can be made in parts.
+    """
+
+    def __init__(
+        self, plan: Mapping[str, RunSpec], folder: Path, also_written: Sequence[Path] = (), read: Sequence[Path] = ()
+    ) -> None:
+        """Read the files that exist.
+
+        Args:
+            plan: TASK/VARIANT/seed-N -> run.
+            folder: where the runs' folders lie.
+            also_written: further results files that :meth:`write` keeps.
+            read: results files that are only read.
+
+        Raises:
+            ValueError: a damaged file, or one whose runs of a task and variant have other settings than the plan's.
+        """
+        self._plan, self._folder = plan, folder
+        self._written = [folder / "results.json", *also_written]
+        held = [run for file in self._written for run in _runs_in(file)]
+        known = {spec_key(run["spec"]): run for run in [*held, *(run for file in read for run in _runs_in(file))]}
+        missing = {name: spec for name, spec in plan.items() if not is_complete(spec, folder / name)}
+        #: Name -> run, of those whose folders are not here.
+        self.taken_over: dict[str, Run] = {}
+        for name, spec in missing.items():
+            found = known.get(spec_key(spec.to_json()))
+            if found is not None:
+                self.taken_over[name] = _renamed(found, name)
+        first = {spec_key(spec.to_json()): name for name, spec in reversed(list(plan.items()))}
+        #: Name -> run, of those that are made here, complete or not; a run that is asked for twice is made once.
+        self.own = {
+            name: spec
+            for name, spec in plan.items()
+            if name not in self.taken_over and name == first[spec_key(spec.to_json())]
+        }
+        self._made_as = {
+            name: first[spec_key(spec.to_json())] for name, spec in plan.items() if name not in self.taken_over
+        }
+        self._beyond = {name_of(run): run for run in held if name_of(run) not in plan}
+        self._check_settings()
+
+    def write(self, failures: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Write what is complete so far, ordered by seed; returns it.
+
+        Args:
+            failures: name -> error text of runs that failed; their last lines are kept.
+        """
+        runs: dict[str, Run] = {**self._beyond, **self.taken_over}
+        for name, made_as in self._made_as.items():
+            if is_complete(self._plan[name], self._folder / made_as):
+                runs[name] = _renamed(as_json(read_run(self._folder / made_as), self._folder), name)
+        order = {name.rpartition("/")[0]: index for index, name in enumerate(self._plan)}
+        ordered = sorted(runs, key=lambda name: (seed_of(runs[name]), order.get(name.rpartition("/")[0], -1)))
+        results: dict[str, Any] = {"provenance": provenance(), "runs": [runs[name] for name in ordered]}
+        if failures:
+            results["failures"] = {name: error.splitlines()[-1] for name, error in failures.items()}
+        for file in self._written:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_results(results, file)
+        return results
+
+    def _check_settings(self) -> None:
+        """Refuse, before anything runs, what could not be put together in one curve at the end."""
+        groups: dict[tuple[str, ...], list[Run]] = {}
+        for name, spec in self._plan.items():
+            groups.setdefault(tuple(name.split("/")[:2]), []).append(_renamed({"spec": spec.to_json()}, name))
+        for name, run in self._beyond.items():
+            groups.setdefault(tuple(name.split("/")[:2]), []).append(run)
+        for runs in groups.values():
+            check_one_setting(runs)
+
+
+def _renamed(run: Run, name: str) -> Run:
+    task, variant, _ = name.split("/")
+    return {**run, "task": task, "variant": variant}
+
+
+def _runs_in(file: Path) -> list[Run]:
+    return [run for run in read_results(file)["runs"] if run.get("complete", True)] if file.is_file() else []

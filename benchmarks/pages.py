@@ -1,0 +1,88 @@
+"""``tables``: writes the tables and figures of the documentation anew from the committed results.
+
+A page holds blocks between ``<!-- results: NAME/KIND ... -->`` and ``<!-- end -->``; what stands between is made of
+``docs/results/NAME/results.json`` and is not written by hand.
+"""
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from algorithms.checkpoint import write_atomically
+from benchmarks.blocks import Block
+from benchmarks.curves import curves
+from benchmarks.report.charts import styles
+from benchmarks.report.figures import write_figures
+from benchmarks.results import read_results
+
+_BLOCK = re.compile(r"<!-- results: (?P<head>[^\n]+?) -->\n(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Write the documentation's tables and figures anew from docs/results/NAME/results.json."""
+
+    docs: Path = Path("docs")
+    """The documentation's folder."""
+    check: bool = False
+    """Write nothing; fail where a page does not say what its results say."""
+
+    def __post_init__(self) -> None:
+        """Refuse a folder that is none."""
+        if not self.docs.is_dir():
+            raise ValueError(f"{str(self.docs)!r} is no folder; expected the documentation's, in a clone docs.")
+
+
+def tables(options: Tables) -> int:
+    """Rewrite every page's blocks, and draw the figures that they show; returns the exit status."""
+    stale, wanted = [], set()
+    for page in sorted(options.docs.rglob("*.md")):
+        before = page.read_text(encoding="utf-8")
+        after = rendered(before, options.docs)
+        wanted |= {(b.name, word) for b in blocks(before) if b.kind == "figures" for word in b.words}
+        if after != before:
+            stale.append(page)
+            if not options.check:
+                write_atomically(page, after.encode())
+    if options.check:
+        for page in stale:
+            print(f"{page} is not what its results say; run: diffusion-gym tables")
+        return 1 if stale else 0
+    for name in sorted({name for name, _ in wanted}):
+        _draw(options.docs / "results" / name, sorted(word for of, word in wanted if of == name))
+    print(f"{len(stale)} pages changed")
+    return 0
+
+
+def blocks(page: str) -> list[Block]:
+    """Return a page's blocks."""
+    return [Block.parse(match["head"]) for match in _BLOCK.finditer(page)]
+
+
+def rendered(page: str, docs: Path) -> str:
+    """Return the page's text with every block made anew.
+
+    Raises:
+        ValueError: a block that does not exist, or damaged results.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        return f"<!-- results: {match['head']} -->\n\n{Block.parse(match['head']).render(docs)}\n\n<!-- end -->"
+
+    return _BLOCK.sub(replaced, page)
+
+
+def _draw(folder: Path, names: list[str]) -> None:
+    """Draw the results' figures and keep those that are shown, PNG and SVG."""
+    file = folder / "results.json"
+    if not file.is_file():
+        return
+    summary = curves(read_results(file))
+    variants = list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant))
+    with tempfile.TemporaryDirectory() as drawn:
+        write_figures(summary, styles(variants), Path(drawn))
+        for name in names:
+            for suffix in (".png", ".svg"):
+                shutil.copy(Path(drawn) / f"{name}{suffix}", folder / f"{name}{suffix}")

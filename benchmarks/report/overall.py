@@ -1,0 +1,98 @@
+"""What all tasks say together, for the page: score tables, profiles, sample efficiency, probability of improvement."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.aggregate import Aggregate, Improvement
+from benchmarks.curves import Curves
+from benchmarks.report.charts import chart, interval_point, reference
+from benchmarks.statistics import Interval
+
+_ALL = "all tasks"
+
+
+def overall_charts(found: Aggregate, summary: Curves) -> list[dict[str, Any]]:
+    """Return the score against reward queries, and the performance profile."""
+    efficiency, profiles = [], []
+    for name in found.variants:
+        curves = [summary[task][name] for task in found.tasks]
+        runs = [run for curve in curves for run in curve.runs]
+        queries, scores = found.efficiency[name]
+        points = []
+        for at, score in zip(queries, scores, strict=True):
+            latest = [sum(q <= at for q in curve.queries) - 1 for curve in curves for _ in curve.runs]
+            how = "interquartile mean of the normalised scores; stratified 95 % bootstrap interval"
+            points.append({**interval_point(score, reference(runs, latest, "rewards", how)), "x": [at]})
+        efficiency.append({"name": name, "points": points})
+        last = [len(curve.queries) - 1 for curve in curves for _ in curve.runs]
+        how = "share of runs whose normalised score is above; stratified 95 % bootstrap interval"
+        source = reference(runs, last, "rewards", how)
+        profiles.append(
+            {
+                "name": name,
+                "points": [
+                    {**interval_point(share, source), "x": [at]}
+                    for at, share in zip(found.thresholds, found.profiles[name], strict=True)
+                ],
+            }
+        )
+    return [
+        chart("efficiency", _ALL, "normalised score", efficiency, section="overall", x_label="reward queries"),
+        chart(
+            "profile", _ALL, "share of runs above the score", profiles, True, section="overall", x_label="final score"
+        ),
+    ]
+
+
+def score_rows(found: Aggregate, summary: Curves) -> list[dict[str, Any]]:
+    """Return each variant's score over all tasks, each number with where it comes from."""
+    rows = []
+    for name in found.variants:
+        source = _finals(summary, found.tasks, [name], "interquartile mean of the normalised scores of all runs")
+        score = found.scores[name]
+        rows.append(
+            {
+                "variant": name,
+                "score": (f"{score.estimate:.2f}", source),
+                "interval": (f"{score.low:.2f} to {score.high:.2f}", source),
+            }
+        )
+    return rows
+
+
+def improvement_rows(pairs: Sequence[Improvement], summary: Curves) -> list[dict[str, Any]]:
+    """Return a row for each pair: the probability of improvement on each task and on all together."""
+    tasks = list(dict.fromkeys(task for pair in pairs for task in pair.by_task))
+    rows = []
+    for pair in pairs:
+        names = [pair.better, pair.worse]
+        cells = [
+            _probability(pair.by_task[task], summary, [task], names) if task in pair.by_task else None for task in tasks
+        ]
+        if pair.together is not None:
+            cells.append(_probability(pair.together, summary, list(pair.by_task), names))
+        elif any(other.together for other in pairs):
+            cells.append(None)
+        rows.append({"better": pair.better, "worse": pair.worse, "cells": cells})
+    return rows
+
+
+def improvement_columns(pairs: Sequence[Improvement]) -> list[str]:
+    """Return the columns that the rows' cells stand in."""
+    tasks = list(dict.fromkeys(task for pair in pairs for task in pair.by_task))
+    return [*tasks, *([_ALL] if any(pair.together for pair in pairs) else [])]
+
+
+def _probability(
+    value: Interval, summary: Curves, tasks: Sequence[str], names: Sequence[str]
+) -> tuple[str, str, dict[str, Any]]:
+    how = f"share of pairs of runs in which {names[0]} ends above {names[1]}, a tie one half, averaged over tasks"
+    source = _finals(summary, tasks, names, how)
+    return f"{value.estimate:.2f}", f"{value.low:.2f} to {value.high:.2f}", source
+
+
+def _finals(summary: Curves, tasks: Sequence[str], names: Sequence[str], how: str) -> dict[str, Any]:
+    curves = [summary[task][name] for task in tasks for name in names]
+    runs = [run for curve in curves for run in curve.runs]
+    last = [len(curve.queries) - 1 for curve in curves for _ in curve.runs]
+    return reference(runs, last, "rewards", how)

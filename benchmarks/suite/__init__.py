@@ -1,0 +1,28 @@
+"""What ``compare`` runs: ``tasks``, ``recipes``, ``claims``, and ``suites``, which puts them together.
+
+Adding a task, an algorithm's settings or a whole suite is a few lines in the file of that name.
+"""
+
+from benchmarks.suite.claims import CLAIMS, Claim, Variant
+from benchmarks.suite.recipes import EMBEDDED, POLICY, SETTINGS, Recipe
+from benchmarks.suite.suites import SUITES, Comparison, Suite
+from benchmarks.suite.tasks import EXACT_TASKS, PAPER_TASKS, PROMPTS, STABLE_DIFFUSION_TASKS, TASKS, Task
+
+__all__ = [
+    "CLAIMS",
+    "EMBEDDED",
+    "EXACT_TASKS",
+    "PAPER_TASKS",
+    "POLICY",
+    "PROMPTS",
+    "SETTINGS",
+    "STABLE_DIFFUSION_TASKS",
+    "SUITES",
+    "TASKS",
+    "Claim",
+    "Comparison",
+    "Recipe",
+    "Suite",
+    "Task",
+    "Variant",
+]

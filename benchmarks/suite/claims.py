@@ -1,0 +1,100 @@
+"""The paper's claims one by one (Black et al. 2023), each as an ablation that can be run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from benchmarks.suite.tasks import PAPER_TASKS, Task
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An algorithm with some settings of its own."""
+
+    algorithm: str
+    changes: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and the runs that decide whether it holds here."""
+
+    statement: str
+    """The claim."""
+    where: str
+    """Its place in the paper."""
+    task: Task
+    """On what it is tried."""
+    variants: Mapping[str, Variant]
+    """What is compared."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Variants of which the first should end higher, if the claim holds."""
+    peaks: tuple[str, ...] = ()
+    """Metrics whose best moment is set against their end."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run a seed and variant."""
+
+
+def _longer(task: Task, reward_queries: int) -> Task:
+    return Task(task.config, task.held_out_prompts, reward_queries)
+
+
+def _rwr_every(images: int) -> Variant:
+    """RWR with so many images an iteration, and always ten trained rows an image: five updates of 128 for 64."""
+    return Variant("rwr", {"images_per_iteration": images, "updates_per_iteration": images * 5 // 64})
+
+
+def _guided(algorithm: str, scale: float) -> Variant:
+    return Variant(algorithm, {"guidance_scale": scale})
+
+
+CLAIMS: dict[str, Claim] = {
+    "ddpo-above-rwr": Claim(
+        statement="At equal reward queries DDPO ends above RWR.",
+        where="section 6.1, figure 4",
+        task=PAPER_TASKS["incompressibility"],
+        variants={name: Variant(name) for name in ("ddpo-is", "ddpo-sf", "rwr", "sparse-rwr")},
+        pairs=(("ddpo-is", "rwr"), ("ddpo-is", "sparse-rwr"), ("ddpo-sf", "rwr"), ("ddpo-sf", "sparse-rwr")),
+    ),
+    "is-against-sf": Claim(
+        statement="Several clipped updates a rollout (DDPO-IS) end slightly above one update a rollout (DDPO-SF).",
+        where="section 6.1, figure 4",
+        task=PAPER_TASKS["compressibility"],
+        variants={name: Variant(name) for name in ("ddpo-is", "ddpo-sf")},
+        pairs=(("ddpo-is", "ddpo-sf"),),
+    ),
+    "rwr-interleaving": Claim(
+        statement="RWR gains from sampling anew more often, but does not reach DDPO.",
+        where="appendix, figure 11",
+        task=PAPER_TASKS["compressibility"],
+        variants={
+            **{f"rwr-{images}": _rwr_every(images) for images in (64, 128, 256, 512)},
+            "ddpo-is": Variant("ddpo-is"),
+        },
+        pairs=(("rwr-64", "rwr-512"), *(("ddpo-is", f"rwr-{images}") for images in (64, 128, 256, 512))),
+    ),
+    "guidance-in-training": Claim(
+        statement="Training without guidance breaks RWR; with guidance it improves.",
+        where="appendix, figure 10",
+        task=PAPER_TASKS["compressibility"],
+        variants={
+            "sparse-rwr": _guided("sparse-rwr", 1.0),
+            "sparse-rwr-guided": _guided("sparse-rwr", 3.0),
+            "ddpo-is": _guided("ddpo-is", 1.0),
+            "ddpo-is-guided": _guided("ddpo-is", 3.0),
+        },
+        pairs=(("sparse-rwr-guided", "sparse-rwr"), ("ddpo-is-guided", "ddpo-is")),
+    ),
+    "unseen-prompts": Claim(
+        statement="What is learned on some prompts carries over to prompts that were never trained on.",
+        where="section 6.3, figure 12",
+        task=PAPER_TASKS["aesthetic"],
+        variants={name: Variant(name) for name in ("ddpo-is", "rwr")},
+    ),
+    "overoptimisation": Claim(
+        statement="Trained for long, every method exploits the reward and the pictures lose their content.",
+        where="section 6.4, appendix A",
+        task=_longer(PAPER_TASKS["incompressibility"], 4096),
+        variants={name: Variant(name) for name in ("ddpo-is", "rwr")},
+        peaks=("recognised", "clip_score", "diversity"),
+    ),
+}

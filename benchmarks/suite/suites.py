@@ -1,0 +1,112 @@
+"""The suites: tasks, what is compared on each, the recipe, and the seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.settings import RunSpec
+from benchmarks.suite.claims import CLAIMS, Variant
+from benchmarks.suite.recipes import EMBEDDED, EXACT, PAPER, QUICK, STABLE_DIFFUSION, Recipe
+from benchmarks.suite.tasks import EXACT_TASKS, LEARNED_TASKS, PAPER_TASKS, STABLE_DIFFUSION_TASKS, TASKS, Task
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task, and the variants that are compared on it: usually the four algorithms."""
+
+    task: Task
+    variants: Mapping[str, Variant]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Comparisons that are run together."""
+
+    summary: str
+    """For the help."""
+    comparisons: Mapping[str, Comparison]
+    """Name -> comparison; the name is the first folder of its runs."""
+    recipe: Recipe
+    """How every run is trained."""
+    seeds: tuple[int, ...]
+    """One run a seed and variant."""
+
+    @property
+    def variants(self) -> list[str]:
+        """Every variant's name."""
+        return list(dict.fromkeys(name for found in self.comparisons.values() for name in found.variants))
+
+    def plan(
+        self, tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int], reward_queries: int | None = None
+    ) -> dict[str, RunSpec]:
+        """Return name -> run, seeds varying slowest, so that a sweep that is stopped has whole comparisons.
+
+        Args:
+            tasks: some of the comparisons' names.
+            variants: some of what they compare; a task that does not compare one of them leaves it out.
+            seeds: one run each.
+            reward_queries: of each run; None is each task's own budget.
+        """
+        plan = {}
+        for seed in seeds:
+            for task_name in tasks:
+                found = self.comparisons[task_name]
+                task = found.task if reward_queries is None else replace(found.task, reward_queries=reward_queries)
+                for name in (name for name in found.variants if name in variants):
+                    variant = found.variants[name]
+                    spec = self.recipe.spec(task, variant.algorithm, seed, **variant.changes)
+                    plan[f"{task_name}/{name}/seed-{seed}"] = spec
+        return plan
+
+
+def _algorithms_on(tasks: Mapping[str, Task], recipe: Recipe) -> dict[str, Comparison]:
+    variants = {name: Variant(name) for name in recipe.settings}
+    return {name: Comparison(task, variants) for name, task in tasks.items()}
+
+
+#: Where few pictures tell what to change, more of them an update, four of a prompt to compare, and smaller steps.
+_RARE_FAILURES = {"images_per_iteration": 256, "images_per_prompt": 4, "learning_rate": 1e-3}
+_LEARNED = {"vlm_alignment": Variant("ddpo-is", _RARE_FAILURES)}
+
+#: Name -> suite. ``jpeg`` is what plain ``compare`` runs.
+SUITES: dict[str, Suite] = {
+    "jpeg": Suite("JPEG rewards on the embedded model, minutes", _algorithms_on(TASKS, EMBEDDED), EMBEDDED, (0,)),
+    "quick": Suite(
+        "the same with 64 reward queries a run: does everything work?",
+        _algorithms_on({name: replace(task, reward_queries=64) for name, task in TASKS.items()}, QUICK),
+        QUICK,
+        (0,),
+    ),
+    "exact": Suite(
+        "Gaussians and mixtures whose best distributions are known, seconds a run",
+        _algorithms_on(EXACT_TASKS, EXACT),
+        EXACT,
+        (0, 1, 2),
+    ),
+    "learned-rewards": Suite(
+        "DDPO-IS toward the rewards that are models, on the embedded model, an hour",
+        {
+            name: Comparison(task, {"ddpo-is": _LEARNED.get(name, Variant("ddpo-is"))})
+            for name, task in LEARNED_TASKS.items()
+        },
+        EMBEDDED,
+        (0, 1, 2),
+    ),
+    "paper": Suite(
+        "the paper's four tasks on the embedded model, five seeds, hours",
+        _algorithms_on(PAPER_TASKS, PAPER),
+        PAPER,
+        (0, 1, 2, 3, 4),
+    ),
+    "paper-claims": Suite(
+        "the paper's claims one by one on the embedded model, three seeds, hours",
+        {name: Comparison(claim.task, claim.variants) for name, claim in CLAIMS.items()},
+        PAPER,
+        (0, 1, 2),
+    ),
+    "paper-sd": Suite(
+        "the paper's own settings on Stable Diffusion 1.4, GPU days",
+        _algorithms_on(STABLE_DIFFUSION_TASKS, STABLE_DIFFUSION),
+        STABLE_DIFFUSION,
+        (0,),
+    ),
+}

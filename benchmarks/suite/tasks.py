@@ -1,0 +1,96 @@
+"""The tasks: model, reward, prompts, what is measured beside the reward, held-out prompts, and the budget."""
+
+from dataclasses import dataclass
+
+from benchmarks.settings import TaskConfig
+
+#: Ten prompts, so that RWR, which compares images of one prompt, has enough of each (FIELD.md's fair baseline).
+PROMPTS = "ten-animals"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is tuned toward what, judged by what, for how many reward queries."""
+
+    config: TaskConfig
+    """Model, reward, prompts, denoising steps, and the metrics measured beside the reward."""
+    held_out_prompts: str | None = None
+    """Prompts that training never sees, evaluated apart; None where there are none."""
+    reward_queries: int = 2048
+    """The budget of each run, the same for every algorithm."""
+
+
+def _embedded(reward: str, prompts: str, *metrics: str) -> TaskConfig:
+    return TaskConfig(reward=reward, prompts=prompts, metrics=metrics)
+
+
+#: ``compare`` and ``compare --suite quick``: rewards that need no model beside the one that is tuned.
+TASKS: dict[str, Task] = {
+    reward: Task(_embedded(reward, PROMPTS, "recognised", "diversity"))
+    for reward in ("compressibility", "incompressibility")
+}
+
+#: Diversity compares pictures of one prompt, so it is left out where an evaluation shows each prompt at most once.
+_MEASURED = ("clip_score", "recognised", "diversity")
+#: ``--suite paper``: the paper's four tasks (Black et al. 2023, section 5) on the embedded model, each with prompts
+#: that are not trained on. The paper's 45 animals and 135 activities are split; its 398 are too many for this budget.
+PAPER_TASKS: dict[str, Task] = {
+    "compressibility": Task(_embedded("compressibility", PROMPTS, *_MEASURED), "other-animals"),
+    "incompressibility": Task(_embedded("incompressibility", PROMPTS, *_MEASURED), "other-animals"),
+    "aesthetic": Task(_embedded("aesthetic", "animals@train", *_MEASURED), "animals@held-out"),
+    "vlm_alignment": Task(
+        _embedded("vlm_alignment", "animals-activities@train", *_MEASURED[:2]), "animals-activities@held-out"
+    ),
+}
+
+#: ``--suite learned-rewards``: the rewards that are models themselves. Alignment is tuned on two thirds of the activity
+#: prompts; nine of ten pictures earn all of it from the start, so it takes a budget twice as large.
+LEARNED_TASKS: dict[str, Task] = {
+    "aesthetic": Task(_embedded("aesthetic", PROMPTS, *_MEASURED)),
+    "clip_score": Task(_embedded("clip_score", PROMPTS, *_MEASURED[1:])),
+    "vlm_alignment": Task(
+        _embedded("vlm_alignment", "animals-activities@train", *_MEASURED[:2]), "animals-activities@held-out", 4096
+    ),
+}
+
+
+def _stable_diffusion(reward: str, prompts: str, *metrics: str) -> Task:
+    config = TaskConfig(
+        model="CompVis/stable-diffusion-v1-4",
+        reward=reward,
+        prompts=prompts,
+        num_inference_steps=50,
+        device="cuda",
+        metrics=("clip_score?clip=ViT-L-14/openai", *metrics),
+    )
+    return Task(config, reward_queries=50_000)
+
+
+#: ``--suite paper-sd``: the same four as the paper ran them.
+STABLE_DIFFUSION_TASKS: dict[str, Task] = {
+    "compressibility": _stable_diffusion("compressibility", "imagenet-animals"),
+    "incompressibility": _stable_diffusion("incompressibility", "imagenet-animals"),
+    "aesthetic": _stable_diffusion(
+        "aesthetic?clip=ViT-L-14/openai&head=sac+logos+ava1-l14-linearMSE.pth", "animals", "diversity"
+    ),
+    "vlm_alignment": _stable_diffusion(
+        "vlm_alignment?model=llava-hf/llava-1.5-7b-hf&bert=microsoft/deberta-xlarge-mnli&dtype=bfloat16",
+        "animals-activities",
+    ),
+}
+
+
+def _exact(model: str, reward: str, beta: float, *more: str) -> Task:
+    measured = ("exact-excess-kl", "exact-kl-from-start", *(f"{name}?beta={beta}" for name in more))
+    return Task(TaskConfig(model=model, reward=reward, metrics=measured))
+
+
+#: ``--suite exact``: Gaussians and their mixtures, whose best distributions are known. Each beta puts its target at a
+#: reward that is reached well within the budget.
+EXACT_TASKS: dict[str, Task] = {
+    "gaussian-linear": _exact("exact-gaussian", "exact-linear", 0.5, "exact-target-kl", "exact-mean-error"),
+    "gaussian-quadratic": _exact("exact-gaussian", "exact-quadratic", 1.0, "exact-target-kl", "exact-mean-error"),
+    "mixture-linear": _exact(
+        "exact-mixture", "exact-linear", 1.0, "exact-target-kl", "exact-mean-error", "exact-mode-weight-error"
+    ),
+}

@@ -1,0 +1,159 @@
+"""Markdown tables of a comparison: rewards and costs, which variant beats which, peak against end."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from benchmarks.aggregate import Aggregate, Improvement
+from benchmarks.curves import Curve, Curves
+from benchmarks.statistics import Interval
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def table(summary: Curves) -> str:
+    """Return rewards before and after with the interval, costs, and the other metrics."""
+    names = metric_names(summary)
+    header = ["task", "algorithm", "before", "after", "95 % interval", "queries", "forwards", "seconds", *names]
+    return markdown(
+        header,
+        [
+            [
+                task,
+                variant,
+                f"{curve.reward[0].estimate:.3f}",
+                f"{curve.reward[-1].estimate:.3f}",
+                f"{curve.reward[-1].low:.3f} to {curve.reward[-1].high:.3f}",
+                f"{curve.queries[-1]:,.0f}",
+                f"{curve.forwards[-1]:,.0f}",
+                f"{curve.seconds:.0f}",
+                *(_before_and_after(curve.metrics, name) for name in names),
+            ]
+            for task, variant, curve in flat(summary)
+        ],
+    )
+
+
+def held_out_table(summary: Curves) -> str | None:
+    """Return rewards on trained and on held-out prompts side by side, or None where no prompts were held out."""
+    found = [(task, variant, curve) for task, variant, curve in flat(summary) if curve.held_out]
+    if not found:
+        return None
+    header = ["task", "algorithm", "trained prompts", "95 % interval", "held-out prompts", "95 % interval", "share"]
+    return markdown(
+        header,
+        [
+            [
+                task,
+                variant,
+                _change(curve.reward),
+                _range(curve.reward[-1]),
+                _change(curve.held_out),
+                _range(curve.held_out[-1]),
+                _share_of_gain(curve),
+            ]
+            for task, variant, curve in found
+        ],
+    )
+
+
+def improvement_table(found: Sequence[Improvement]) -> str | None:
+    """Return the probability of improvement of each pair, by task and together, or None where there is no pair."""
+    if not found:
+        return None
+    tasks = list(dict.fromkeys(task for one in found for task in one.by_task))
+    several = any(one.together for one in found)
+    return markdown(
+        ["a run of", "ends above a run of", *tasks, *(["all tasks"] if several else [])],
+        [
+            [
+                one.better,
+                one.worse,
+                *(_probability(one.by_task.get(task)) for task in tasks),
+                *([_probability(one.together)] if several else []),
+            ]
+            for one in found
+        ],
+    )
+
+
+def score_table(found: Aggregate) -> str:
+    """Return the interquartile mean of the normalised scores over all tasks, and shares of runs above some scores."""
+    marks = (0.25, 0.5, 0.75)
+    rows = []
+    for name in found.variants:
+        nearest = [int(np.abs(np.array(found.thresholds) - mark).argmin()) for mark in marks]
+        shares = [found.profiles[name][index] for index in nearest]
+        score = found.scores[name]
+        rows.append([name, f"{score.estimate:.2f}", _range(score, 2), *(f"{share.estimate:.2f}" for share in shares)])
+    return markdown(["algorithm", "score", "95 % interval", *(f"runs above {mark}" for mark in marks)], rows)
+
+
+def peak_table(summary: Curves, names: Sequence[str]) -> str | None:
+    """Return each metric's start, best moment and end, or None where none of them was measured."""
+    rows = [
+        [
+            task,
+            variant,
+            name,
+            f"{peak.start:.2f}",
+            f"{peak.best:.2f}",
+            f"{peak.queries:,.0f}",
+            f"{peak.final:.2f}",
+        ]
+        for task, variant, curve in flat(summary)
+        for name, peak in curve.peaks.items()
+        if name in names
+    ]
+    return markdown(["task", "algorithm", "metric", "start", "best", "at queries", "end"], rows) if rows else None
+
+
+def interval_note(summary: Curves) -> str:
+    """Say what the intervals are over."""
+    ends = [curve for _, _, curve in flat(summary)]
+    one = (
+        "the intervals are over evaluation images (bootstrap of the mean). They say nothing about other training runs."
+    )
+    seeds = max(len(curve.runs) for curve in ends)
+    if seeds == 1:
+        return f"One seed: {one}"
+    several = f"{seeds} seeds: interquartile mean of the seeds' means, 95 % bootstrap intervals over seeds."
+    alone = any(len(curve.runs) == 1 for curve in ends)
+    return f"{several} Where one seed alone is finished, {one}" if alone else several
+
+
+def flat(summary: Curves) -> list[tuple[str, str, Curve]]:
+    """Return task, variant and curve, a line each."""
+    return [(task, name, curve) for task, by_variant in summary.items() for name, curve in by_variant.items()]
+
+
+def metric_names(summary: Curves) -> list[str]:
+    """Return every metric that some run has, in order."""
+    return list(dict.fromkeys(name for _, _, curve in flat(summary) for name in curve.metrics))
+
+
+def _before_and_after(metrics: dict[str, list[float]], name: str) -> str:
+    return f"{metrics[name][0]:.2f} to {metrics[name][-1]:.2f}" if name in metrics else ""
+
+
+def _change(curve: Sequence[Interval]) -> str:
+    return f"{curve[0].estimate:.3f} to {curve[-1].estimate:.3f}"
+
+
+def _range(interval: Interval, digits: int = 3) -> str:
+    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def _share_of_gain(curve: Curve) -> str:
+    """Return how much of the gain on trained prompts is had on held-out ones."""
+    gain = curve.reward[-1].estimate - curve.reward[0].estimate
+    other = curve.held_out[-1].estimate - curve.held_out[0].estimate
+    return f"{other / gain:.0%}" if gain > 0 else "no gain"
+
+
+def _probability(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.estimate:.2f} ({_range(interval, 2)})"

@@ -1,0 +1,155 @@
+"""The suites: every configuration builds, comparisons are fair, and what is promised of each is declared."""
+
+from collections.abc import Callable
+
+import pytest
+
+from algorithms import ALGORITHMS
+from benchmarks.__main__ import main
+from benchmarks.compare import Compare
+from benchmarks.dry_run import check, evaluations
+from benchmarks.search import CANDIDATES, Search
+from benchmarks.settings import RunSpec
+from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
+from diffusion_gym.prompts import resolve_prompts
+
+
+def plan_of(name: str) -> dict[str, RunSpec]:
+    return Compare(suite=name).plan()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_configuration_builds(name: str) -> None:
+    """Building checks fields, rewards, prompts and metrics; the dry run checks what algorithms require."""
+    plan = plan_of(name)
+    for spec in plan.values():
+        check(spec)
+        assert RunSpec.from_json(spec.to_json()) == spec
+        # Diversity compares pictures of one prompt: there must be two of some.
+        many = (
+            spec.task.prompts is not None and len(resolve_prompts(spec.task.prompts)) >= spec.config.evaluation.images
+        )
+        assert not ("diversity" in spec.task.metrics and many)
+    suite = SUITES[name]
+    assert len(plan) == sum(len(found.variants) for found in suite.comparisons.values()) * len(suite.seeds)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "quick", "exact", "paper", "paper-sd"])
+def test_algorithms_are_compared_fairly(name: str) -> None:
+    for task in SUITES[name].comparisons:
+        specs = {key.split("/")[1]: spec for key, spec in plan_of(name).items() if key.startswith(f"{task}/")}
+        assert set(specs) == set(ALGORITHMS)
+        # Whole iterations: Stable Diffusion's 256 images do not divide 50,000.
+        assert {spec.total_queries for spec in specs.values()} <= {specs["rwr"].reward_queries, 50_176}
+        assert len({spec.task for spec in specs.values()}) == 1
+        assert len({(e := spec.config.evaluation).images * 1000 + e.seed for spec in specs.values()}) == 1
+        assert len({spec.config.evaluation.held_out_prompts for spec in specs.values()}) == 1
+        assert len({spec.config.policy for spec in specs.values()}) == 1
+        for algorithm in ("rwr", "sparse-rwr"):
+            config = specs[algorithm].config
+            assert config.images_per_prompt >= 16, "a softmax over fewer images of a prompt means little"
+
+
+def test_the_papers_suite_is_what_it_promises() -> None:
+    plan = plan_of("paper")
+    assert {name.split("/")[0] for name in plan} == {
+        "compressibility",
+        "incompressibility",
+        "aesthetic",
+        "vlm_alignment",
+    }
+    assert {int(name.rpartition("-")[2]) for name in plan} == {0, 1, 2, 3, 4}
+    for spec in plan.values():
+        assert spec.total_queries == 2048
+        assert evaluations(spec) >= 20
+        assert {"clip_score", "recognised"} <= set(spec.task.metrics)
+        assert spec.task.reward != "clip_score"
+        assert not set(resolve_prompts(spec.task.prompts)) & set(
+            resolve_prompts(spec.config.evaluation.held_out_prompts)
+        )
+
+
+def test_stable_diffusion_has_the_papers_numbers() -> None:
+    """The table of the paper's appendix, as FIELD.md has it."""
+    specs = {name.split("/")[1]: spec for name, spec in plan_of("paper-sd").items()}
+    for spec in specs.values():
+        config = spec.config
+        assert (config.policy.trainable, config.policy.guidance_scale, config.policy.eta) == ("full", 5.0, 1.0)
+        assert (config.learning_rate, config.weight_decay, config.max_grad_norm) == (1e-5, 1e-4, 1.0)
+        assert (spec.task.num_inference_steps, spec.task.model) == (50, "CompVis/stable-diffusion-v1-4")
+    for name, updates in (("ddpo-is", 4), ("ddpo-sf", 1)):
+        assert specs[name].config.images_per_iteration == 256
+        assert specs[name].config.updates_per_iteration == updates
+    assert specs["ddpo-is"].config.clip_range == pytest.approx(1e-4 * 4 * 64 * 64, abs=2e-3)
+    for name in ("rwr", "sparse-rwr"):
+        config = specs[name].config
+        assert (config.images_per_iteration, config.updates_per_iteration, config.batch_size) == (10_000, 400, 128)
+        assert config.reencode_images
+    assert specs["rwr"].config.beta == 0.2
+    assert specs["sparse-rwr"].config.top_fraction == 0.1
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claims_pairs_are_among_its_variants(name: str) -> None:
+    claim = CLAIMS[name]
+    assert {side for pair in claim.pairs for side in pair} <= set(claim.variants)
+    assert set(claim.peaks) <= set(claim.task.config.metrics)
+    assert claim.seeds == SUITES["paper-claims"].seeds
+    specs = [spec for key, spec in plan_of("paper-claims").items() if key.startswith(f"{name}/")]
+    assert len({spec.total_queries for spec in specs}) == 1, "equal reward queries"
+
+
+def test_rwr_trains_as_much_on_an_image_however_often_it_samples() -> None:
+    for key, spec in plan_of("paper-claims").items():
+        if key.startswith("rwr-interleaving/rwr"):
+            config = spec.config
+            assert config.updates_per_iteration * config.batch_size == 10 * config.images_per_iteration
+
+
+def test_the_search_is_of_one_size_on_seeds_of_its_own() -> None:
+    assert {name: len(found) for name, found in CANDIDATES.items()} == dict.fromkeys(ALGORITHMS, 6)
+    options = Search()
+    assert len(options.tasks) == 2
+    used = {seed for suite in SUITES.values() for seed in suite.seeds}
+    assert not set(options.seeds) & used
+    for spec in options.plan().values():
+        check(spec)
+        # Ten trained rows an image for RWR, nine or ten for DDPO, whose every step is trained once.
+        if spec.algorithm.endswith("rwr"):
+            assert spec.config.updates_per_iteration * 128 == 10 * spec.config.images_per_iteration
+
+
+def test_settings_of_plain_compare_are_those_of_its_results() -> None:
+    """The committed five seeds would be taken over, not run again."""
+    from pathlib import Path
+
+    from benchmarks.results import read_results, spec_key
+
+    file = Path(__file__).parents[2] / "docs" / "results" / "compare" / "results.json"
+    made = {spec_key(run["spec"]) for run in read_results(file)["runs"]}
+    plan = Compare(seeds=(0, 1, 2, 3, 4)).plan()
+    assert {spec_key(spec.to_json()) for spec in plan.values()} == made
+    assert EMBEDDED.spec(TASKS["compressibility"], "rwr", 3) in plan.values()
+
+
+def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--suite", "paper-sd", "--dry-run", "--tasks", "aesthetic", "--seeds", "0", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "| aesthetic | rwr | CompVis/stable-diffusion-v1-4 | animals | none | 50 | 50,000 | 5 | 6 | 0 1 |" in output
+    assert "8 runs, 400,704 reward queries in all; every configuration is valid; nothing was run." in output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suite": "paper", "quick": True}, "leave out --quick or --suite paper"),
+        ({"suite": "paper", "tasks": ("beauty",)}, "unknown task 'beauty'"),
+        ({"suite": "paper-claims", "algorithms": ("rwr-3",)}, "unknown algorithm 'rwr-3'"),
+        ({"suite": "paper-claims", "tasks": ("is-against-sf",), "algorithms": ("rwr",)}, "is compared on any of"),
+        ({"seeds": ()}, "seeds must be different integers"),
+    ],
+)
+def test_what_a_suite_does_not_hold_is_refused(change: dict[str, object], message: str) -> None:
+    builder: Callable[..., Compare] = Compare
+    with pytest.raises(ValueError, match=message):
+        builder(**change)
