@@ -152,7 +152,8 @@ class Recorder(BaseCallback):
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         picture, said = self._record_images(evaluation, f"{evaluation.iteration:06d}")
-        said["metrics"] |= {name: measure(self.algorithm) for name, measure in self.distances.items()}
+        with self.algorithm.averaged():  # as the evaluation's images were drawn
+            said["metrics"] |= {name: measure(self.algorithm) for name, measure in self.distances.items()}
         line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **said}
         if evaluation.held_out is not None:
             _, line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")

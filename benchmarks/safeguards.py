@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from algorithms.callbacks import check_kl_limit, check_patience
-from benchmarks.metrics import check_metric
+from benchmarks.metrics import check_metric, is_distance
 
 #: Before a metric's name: on the prompts that are held out of training.
 HELD_OUT = "held_out/"
@@ -34,6 +34,8 @@ class Safeguards:
         check_patience(self.patience)
         for name in self.measured:
             check_metric(name)
+            if is_distance(name):
+                raise ValueError(f"expected a metric of which more is better, got the distance {name!r}.")
 
     @property
     def watched(self) -> tuple[str, ...]:
