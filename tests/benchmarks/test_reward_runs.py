@@ -45,7 +45,7 @@ def test_a_reward_can_be_measured_without_being_trained_on(tiny_rewards: Path, t
 
 def test_unknown_metrics_list_both_kinds() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown metric 'clip'; expected some of \['diversity', .*reward.*clip_score"
+        ValueError, match=r"unknown metric 'clip'; expected some of \['clip_diversity', .*reward.*clip_score"
     ):
         dataclasses.replace(TASK, reward="exact-linear", metrics=("clip",))
     with pytest.raises(ValueError, match="unknown option 'clop'"):

@@ -138,6 +138,7 @@ def learn(algorithm: DiffusionAlgorithm[Any], iterations: int, callback: BaseCal
         "counters": counters,
         "chunk_size": algorithm.policy.chunk_size,
         "evaluation": (algorithm.last_evaluation.rewards, algorithm.last_evaluation.images),
+        "kl": algorithm.last_evaluation.kl_to_start,
     }
 
 
@@ -255,10 +256,10 @@ def little_memory(name: str, model: str) -> Report:
     algorithm = build(name, model)
     sample = algorithm.policy.sample
 
-    def short(rows: Any, noise: Any) -> Any:
+    def short(*arguments: Any) -> Any:
         if algorithm.ranks.rank == 1 and algorithm.policy.chunk_size == 4:
             raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
-        return sample(rows, noise)
+        return sample(*arguments)
 
     algorithm.policy.sample = short  # type: ignore[method-assign]
     return learn(algorithm, 1)
@@ -309,6 +310,9 @@ def exact(folder: Path) -> dict[str, list[Report]]:
         note(f"{name} saved", 2, lambda name=name, file=file: saved(name, model, file))
         for size in (1, 2):
             note(f"{name} resumed {size}", size, lambda name=name, file=file: resumed(name, model, file))
+    leash = {"kl_penalty": 0.5, "ema_decay": 0.5}
+    for size in (1, 2):
+        note(f"leashed {size}", size, lambda: learn(build("ddpo-is", model, **leash), ITERATIONS))
     for size in (1, 2, 3):
         note(f"sampled {size}", size, lambda: sampled("ddpo-is", model))
     for rank in (0, 1):

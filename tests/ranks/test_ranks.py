@@ -80,6 +80,20 @@ def test_weights_and_moments_are_equal_to_the_bit_on_all_ranks(exact_reports: Re
             assert torch.equal(mine, theirs)
 
 
+def test_a_penalty_and_an_average_are_those_of_one_process(exact_reports: Reports) -> None:
+    """The KL to the start pulls and is measured, and the moving average follows, as with one process."""
+    (whole,), (first, second) = exact_reports["leashed 1"], exact_reports["leashed 2"]
+    assert same(first["tensors"], second["tensors"])
+    assert torch.equal(first["kl"], second["kl"])
+    assert any(key.startswith("average/") for key in whole["tensors"])
+    kept = [key for key in whole["tensors"] if key.startswith(("policy/", "average/"))]
+    assert distance(*({key: report["tensors"][key] for key in kept} for report in (first, whole))) < 1e-4
+    torch.testing.assert_close(first["kl"], whole["kl"], rtol=1e-2, atol=1e-4)
+    assert float(whole["kl"].mean()) > 0
+    unleashed = exact_reports["ddpo-is 1"][0]["tensors"]
+    assert distance({k: v for k, v in whole["tensors"].items() if k in unleashed}, unleashed) > 1e-3
+
+
 @BOTH
 def test_weights_differ_where_gradients_are_not_synchronised(exact_reports: Reports, name: str) -> None:
     """The defect of trl 0.23.1 (FIELD.md): without it this file's equalities would say nothing."""
