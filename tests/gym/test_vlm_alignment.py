@@ -103,12 +103,12 @@ def test_a_slow_server_is_asked_several_times_at_once_and_in_order(chat_server: 
     assert sent == {image.permute(1, 2, 0).contiguous().numpy().tobytes() for image in images}
 
 
-@pytest.mark.parametrize("failure", ["500", "429:0", "503", "cut", "garbage", "silence:1"])
+@pytest.mark.parametrize("failure", ["500", "429:0", "503", "cut", "garbage", "silence:4"])
 def test_passing_failures_are_overcome(chat_server: Callable[..., Any], failure: str) -> None:
     server, images = chat_server(), pictures(5)
     server.behave = lambda attempt, picture: failure if attempt < 1 else "answer"
     python, tensor = random.getstate(), torch.get_rng_state()
-    answers = served(server.url, timeout=0.3)(images, QUESTION)
+    answers = served(server.url, timeout=2.0)(images, QUESTION)  # a busy machine may take a while to answer, too
     assert answers == [server.describe(image.permute(1, 2, 0).numpy()) for image in images]
     assert len(server.requests) == 10
     assert random.getstate() == python
