@@ -72,7 +72,7 @@ class AlgorithmConfig:
     ema_decay: float = 0.0
     """Decay of the weights' moving average, used to evaluate, predict and export; 0 is none, 0.9 to 0.99 are usual."""
     kl_to_start: bool = False
-    """Log the exact KL to the starting model, at evaluations and in DDPO's updates; costs a forward a row in both."""
+    """Measure the exact KL to the starting model at evaluations, on the prompts trained on; costs a forward a step."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Sampler and trained weights."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -98,7 +98,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             norm = self.gradient_step(self.optimizer, self._losses(rollout, images, steps, advantages, meter))
             meter.add("train/grad_norm", norm)
             self.count_training_rows(len(images))
-            if self.reference is not None:
+            if self.config.kl_penalty > 0:
                 self.count_reference_rows(len(images))
         return meter.means() | {"train/advantage_abs_mean": float(advantages.abs().mean())}
 
@@ -141,11 +141,11 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
                 _, ratios = importance_sampling_loss(
                     log_prob.detach(), old_log_prob, weight, dimensions, reduction, 1.0
                 )
-            if self.reference is not None:
+            if self.config.kl_penalty > 0:
+                assert self.reference is not None
                 kl = self.reference.kl(chunk, gaussian)[: len(rows)]
                 meter.add_rows("train/kl_to_start", kl.detach() * len(self.policy.trainable_steps))  # nats an image
-                if self.config.kl_penalty > 0:
-                    loss = loss + kl_penalty_loss(kl, self.config.kl_penalty, dimensions, reduction)
+                loss = loss + kl_penalty_loss(kl, self.config.kl_penalty, dimensions, reduction)
             meter.add_rows("train/approx_kl", ratios.approx_kl)
             meter.add_rows("train/clip_fraction", ratios.clipped)
             meter.add_rows("train/log_ratio_abs", ratios.log_ratio.abs())

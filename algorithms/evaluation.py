@@ -87,13 +87,13 @@ def evaluate(
     """Denoise ``config.evaluation.images`` images with the stochastic sampler and score them.
 
     Held-out prompts are evaluated in the same way, on the same noise. With a reference the KL to it is measured on the
-    evaluation's own trajectories. Ranks share the images, and all return the whole.
+    trajectories of the prompts that are trained on. Ranks share the images, and all return the whole.
     """
     evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration, reference, ranks)
     if config.evaluation.held_out_prompts is None:
         return evaluation
     texts = resolve_prompts(config.evaluation.held_out_prompts)
-    held_out = _evaluate_on(texts, mdp, policy, config, iteration, reference, ranks)
+    held_out = _evaluate_on(texts, mdp, policy, config, iteration, None, ranks)
     return dataclasses.replace(evaluation, held_out=held_out)
 
 

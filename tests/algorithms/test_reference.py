@@ -151,7 +151,7 @@ def test_the_kl_in_training_is_the_evaluations_quantity(make_env: Callable, samp
     logged: dict[float, float] = {}
     for fraction in (1.0, 0.5):
         algorithm = DDPO(
-            make_env(steps=STEPS), trainable="full", kl_to_start=True, images_per_iteration=1024, num_envs=1024,
+            make_env(steps=STEPS), trainable="full", kl_penalty=0.01, images_per_iteration=1024, num_envs=1024,
             chunk_size=1024, importance_sampling=False, updates_per_iteration=1, timestep_fraction=fraction,
         )  # fmt: skip
         set_model(algorithm, START + 0.1)
@@ -162,16 +162,16 @@ def test_the_kl_in_training_is_the_evaluations_quantity(make_env: Callable, samp
     assert logged[0.5] == pytest.approx(exact, rel=0.15)  # half the steps, of which the last has most of the KL
 
 
-def test_measuring_changes_no_weight_and_costs_a_forward_a_row(make_env: Callable, digest: Callable) -> None:
+def test_measuring_changes_no_weight_and_a_penalty_costs_a_forward_a_row(make_env: Callable, digest: Callable) -> None:
     runs = [
-        DDPO(make_env(steps=4), trainable="full", images_per_iteration=16, num_envs=16, kl_to_start=measured)
-        for measured in (False, True)
+        DDPO(make_env(steps=4), trainable="full", images_per_iteration=16, num_envs=16, images=4, **options)
+        for options in ({}, {"kl_to_start": True}, {"kl_penalty": 0.1})
     ]
     for algorithm in runs:
         algorithm.learn(2 * 16 * 4)
     assert digest(runs[0]) == digest(runs[1])
     costs = [algorithm.costs["forward_equivalents"] for algorithm in runs]
-    assert costs == [2 * 16 * 4 * (1 + 3), 2 * 16 * 4 * (1 + 3 + 1)]
+    assert costs == [2 * 16 * 4 * (1 + 3), 2 * 16 * 4 * (1 + 3), 2 * 16 * 4 * (1 + 3 + 1)]
 
 
 @pytest.mark.parametrize("options", [{}, {"train": "both"}, {"guidance_scale": 2.0}])
