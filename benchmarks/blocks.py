@@ -30,6 +30,7 @@ COMMANDS = {
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
     "search-six": "diffusion-gym search",
+    "search-alignment": "diffusion-gym search --tasks vlm_alignment",
 }
 _WAY_POINTS = 6
 _EXACT_ERRORS = ("exact-mean-error", "exact-mode-weight-error")

@@ -8,7 +8,7 @@ from algorithms import ALGORITHMS
 from benchmarks.__main__ import main
 from benchmarks.compare import Compare
 from benchmarks.dry_run import check, evaluations
-from benchmarks.search import CANDIDATES, Search
+from benchmarks.search import ALIGNMENT_CANDIDATES, CANDIDATES, Search
 from benchmarks.settings import RunSpec
 from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
 from diffusion_gym.prompts import resolve_prompts
@@ -119,6 +119,16 @@ def test_the_search_is_of_one_size_on_seeds_of_its_own() -> None:
         # Ten trained rows an image for RWR, nine or ten for DDPO, whose every step is trained once.
         if spec.algorithm.endswith("rwr"):
             assert spec.config.updates_per_iteration * 128 == 10 * spec.config.images_per_iteration
+
+
+def test_the_search_on_alignment_is_of_one_size_too() -> None:
+    assert len({len(found) for found in ALIGNMENT_CANDIDATES.values()}) == 1
+    plan = Search(tasks=("vlm_alignment",)).plan()
+    assert {name.split("/")[1].rpartition("-")[0] for name in plan} == set(ALGORITHMS)
+    for spec in plan.values():
+        check(spec)
+    with pytest.raises(ValueError, match="search on it alone"):
+        Search(tasks=("vlm_alignment", "aesthetic"))
 
 
 def test_settings_of_plain_compare_are_those_of_its_results() -> None:
