@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.metrics import is_distance
+from benchmarks.metrics import more_is_better
 from benchmarks.results import Run, full_spec, task_of, variant_of
 from benchmarks.statistics import Interval, interquartile_mean, summarise
 
@@ -107,7 +107,7 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
         held_out=[summarise([line["rewards"] for line in step]) for step in held_out],
         metrics=_metrics(steps),
         held_out_metrics=_metrics(held_out),
-        peaks={name: _peak(steps, name) for name in _common_metrics(steps) if not is_distance(name)},
+        peaks={name: _peak(steps, name) for name in _common_metrics(steps) if more_is_better(name)},
         seconds=times[-1],
         by_run=np.array([[_mean(line["rewards"]) for line in step] for step in steps]).T,
     )

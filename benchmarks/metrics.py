@@ -48,6 +48,8 @@ def _clip():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is impo
     return load_clip(embedded("clip"), None)
 
 
+#: Logged beside the metrics where it is measured: the exact KL to the starting model, nats an image.
+KL_TO_START = "kl_to_start"
 #: Name -> metric over one evaluation's images.
 METRICS: dict[str, Metric] = {"diversity": diversity, "clip_diversity": clip_diversity, "recognised": recognised}
 
@@ -72,6 +74,11 @@ def resolve_metric(name: str, device: str) -> Metric:
 def is_distance(name: str) -> bool:
     """Return whether a metric measures the policy's distance from a distribution: less is nearer."""
     return name.partition("?")[0] in DISTANCES
+
+
+def more_is_better(name: str) -> bool:
+    """Return whether a metric falls as pictures get worse; a distance does not, nor the KL from the start."""
+    return name != KL_TO_START and not is_distance(name)
 
 
 def resolve_distance(name: str) -> PolicyMetric:

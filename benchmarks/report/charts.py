@@ -20,6 +20,7 @@ _UNITS = {"compressibility": "reward (-kB)", "incompressibility": "reward (kB)"}
 _METRICS = {
     "recognised": "recognised (share of images)",
     "diversity": "diversity (levels of 255)",
+    "kl_to_start": "KL from the start (nats an image)",
     "exact-kl-from-start": "KL from the start (nats)",
     "exact-excess-kl": "KL to the tilted distribution of equal reward (nats)",
     "exact-target-kl": "KL to the target (nats)",

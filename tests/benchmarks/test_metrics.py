@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from algorithms.diversity import diversity, embedding_diversity
-from benchmarks.metrics import METRICS
+from benchmarks.metrics import METRICS, more_is_better
 from benchmarks.pictures import grid, read_grid
 
 
@@ -42,3 +42,9 @@ def test_a_grid_can_be_read_back(tmp_path) -> None:  # noqa: ANN001
     images = torch.randint(256, (7, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     grid(images, columns=3).save(tmp_path / "grid.png")
     assert torch.equal(read_grid(tmp_path / "grid.png", 7, 3, (5, 6)), images)
+
+
+def test_what_falls_as_pictures_get_worse() -> None:
+    """A peak is sought in these alone: KL and distances only rise as the policy leaves its start."""
+    assert all(map(more_is_better, ("recognised", "diversity", "clip_score")))
+    assert not any(map(more_is_better, ("kl_to_start", "exact-kl-from-start", "exact-target-kl?beta=1")))
