@@ -79,7 +79,7 @@ def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[dict[str, object
 
 @dataclass(frozen=True)
 class Search:
-    """Try several configurations of every algorithm, six on two tasks, and rank them by share of the best gain."""
+    """Try several configurations of every algorithm, six on two tasks, and rank them by share of its best gain."""
 
     reward_queries: int = 2048
     """Reward queries of each run: the comparison's own, for a shorter budget favours steps that are too large."""
@@ -138,8 +138,8 @@ def search(options: Search) -> int:
 def ranking(results: Mapping[str, Any]) -> str:
     """Return every candidate as a Markdown table, each algorithm's best first.
 
-    They are ranked by their gain as a share of the largest gain of any candidate of any algorithm on the same task,
-    averaged over the tasks: gains on different tasks have different units.
+    They are ranked by their gain as a share of the largest gain of the algorithm's candidates on the same task, averaged
+    over the tasks: so every algorithm's tasks count alike, whatever their units, and whatever other algorithms gain.
     """
     tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
     candidates = candidates_on(tasks)
@@ -151,17 +151,18 @@ def ranking(results: Mapping[str, Any]) -> str:
         candidate: [_mean([gain for gain, _ in by_task[task]]) if task in by_task else None for task in tasks]
         for candidate, by_task in ends.items()
     }
-    best = [max(found[i] or 0.0 for found in gains.values()) or 1.0 for i in range(len(tasks))]
     rows: dict[str, list[tuple[float, list[str]]]] = {}
     for (algorithm, index), found in gains.items():
         if None in found:  # a candidate that failed somewhere, or has not been tried there yet, is not ranked
             continue
+        own = [values for (other, _), values in gains.items() if other == algorithm]
+        best = [max(0.0, *(values[i] or 0.0 for values in own)) or 1.0 for i in range(len(tasks))]
         share = _mean([gain / scale for gain, scale in zip(found, best, strict=True) if gain is not None])
         seen = [_mean([share for _, share in ends[algorithm, index][task]]) for task in tasks]
         changes = ", ".join(f"{name} {value}" for name, value in candidates[algorithm][int(index)].items())
         numbers = [*(f"{gain:+.3f}" for gain in found), f"{share:.2f}", *(f"{share:.2f}" for share in seen)]
         rows.setdefault(algorithm, []).append((share, [algorithm, changes, *numbers]))
-    header = ["algorithm", "setting", *(f"gain, {task}" for task in tasks), "share of the best gain"]
+    header = ["algorithm", "setting", *(f"gain, {task}" for task in tasks), "share of its best gain"]
     header += [f"recognised, {task}" for task in tasks]
     lines = [row for found in rows.values() for _, row in sorted(found, key=lambda pair: -pair[0])]
     return markdown(header, lines)
