@@ -368,16 +368,15 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return a fresh optimizer over the trained weights."""
-        return make_optimizer(self.policy.trainable_parameters().values(), self.config)
+        return make_optimizer(self.trained_parameters().values(), self.config)
 
     def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
         """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping.
 
-        A gradient that is not finite skips the update: weights and moments stay as they were. In float16 the losses are
-        scaled up, and a gradient that overflows halves the scale.
+        In float16 the losses are scaled up, and a gradient that overflows halves the scale.
 
         Raises:
-            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
+            DivergedError: as :meth:`step`.
         """
         for loss in losses:
             self.loss_scaler.scale(loss).backward()
@@ -385,6 +384,17 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         self.loss_scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        self.step(optimizer, norm)
+        return norm
+
+    def step(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """Step with the gradients that are there, clipped and no longer scaled; ``norm`` is theirs, before or after.
+
+        A gradient that is not finite skips the update: weights and moments stay as they were.
+
+        Raises:
+            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
+        """
         finite, scale = bool(norm.isfinite()), self.loss_scaler.get_scale()
         if finite:
             self.loss_scaler.step(optimizer)
@@ -398,7 +408,6 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             self.skipped.total += 1  # the scale was too large for float16, and is smaller now
         elif not finite:
             self.skipped.skip(float(norm), self.config.max_skipped_updates)
-        return norm
 
     # -- logging and evaluation -------------------------------------------------------------------------------------
 

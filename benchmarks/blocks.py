@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "diffusion-gym compare --seeds 0 1 2 3 4",
     "exact": "diffusion-gym compare --suite exact",
     "learned-rewards": "diffusion-gym compare --suite learned-rewards",
+    "leash": "diffusion-gym compare --suite leash",
     "paper": "diffusion-gym compare --suite paper",
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",

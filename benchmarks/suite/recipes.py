@@ -86,7 +86,15 @@ class Recipe:
 
 _POLICY_FIELDS = {field.name for field in dataclasses.fields(PolicyConfig)}
 
-EMBEDDED = Recipe(POLICY, SETTINGS)
+#: Stable-Baselines3's PPO, not searched for: as many updates and transitions an update as DDPO-IS, one pass over a
+#: rollout, and so the same forwards.
+_PPO = {"n_epochs": 1, "batch_size": 320}
+
+EMBEDDED = Recipe(
+    POLICY, {**SETTINGS, "sb3-ppo": {**_PPO, "images_per_iteration": 64, "num_envs": 32, "learning_rate": 2e-3}}
+)
+#: ``--suite leash``: enough evaluations to compare two runs at equal reward.
+LEASHED = Recipe(POLICY, SETTINGS, queries_per_evaluation=128)
 
 
 def _with(changes: Mapping[str, Mapping[str, object]], **common: object) -> dict[str, dict[str, object]]:
@@ -102,7 +110,10 @@ PAPER = Recipe(POLICY, _with({"rwr": _EVERY_64, "sparse-rwr": _EVERY_64}), queri
 _TWO_UPDATES = {"updates_per_iteration": 2, "batch_size": 32}
 QUICK = Recipe(
     POLICY,
-    _with({"rwr": _TWO_UPDATES, "sparse-rwr": _TWO_UPDATES}, images_per_iteration=32, num_envs=32),
+    {
+        **_with({"rwr": _TWO_UPDATES, "sparse-rwr": _TWO_UPDATES}, images_per_iteration=32, num_envs=32),
+        "sb3-ppo": {**_PPO, "images_per_iteration": 32, "num_envs": 32, "learning_rate": 2e-3},
+    },
     evaluation_images=16,
     queries_per_evaluation=32,
 )
@@ -140,6 +151,7 @@ EXACT = Recipe(
         "ddpo-sf": _DDPO_EXACT,
         "rwr": {**_RWR_EXACT, "learning_rate": 0.01},
         "sparse-rwr": {**_RWR_EXACT, "learning_rate": 0.01},
+        "sb3-ppo": {**_DDPO_EXACT, **_PPO},
     },
     queries_per_evaluation=128,
 )
