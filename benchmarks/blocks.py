@@ -11,6 +11,7 @@ from benchmarks.results import read_results
 from benchmarks.search import ranking
 from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
+    equal_reward_table,
     flat,
     held_out_table,
     improvement_table,
@@ -198,6 +199,10 @@ def _exact(block: Block, results: Mapping[str, Any]) -> str:
     return markdown([*header, "at queries", "forwards", "mean error there", "mode-weight error there"], rows)
 
 
+def _equal_reward(block: Block, results: Mapping[str, Any]) -> str | None:
+    return equal_reward_table(curves(results), block.words)
+
+
 def _search(block: Block, results: Mapping[str, Any]) -> str:
     return ranking(results)
 
@@ -232,6 +237,7 @@ KINDS: dict[str, Callable[[Block, Mapping[str, Any]], str | None]] = {
     "way": _way,
     "claim": _claim,
     "exact": _exact,
+    "equal-reward": _equal_reward,
     "search": _search,
     "made": _made,
     "figures": _figures,
