@@ -381,20 +381,19 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         for loss in losses:
             self.loss_scaler.scale(loss).backward()
             self.after_backward()
-        self.loss_scaler.unscale_(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        self.step(optimizer, norm)
-        return norm
+        return self.step(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-        """Step with the gradients that are there, clipped and no longer scaled; ``norm`` is theirs, before or after.
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip the gradients that are there, and step; return the norm before clipping.
 
         A gradient that is not finite skips the update: weights and moments stay as they were.
 
         Raises:
             DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
         """
+        self.loss_scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         finite, scale = bool(norm.isfinite()), self.loss_scaler.get_scale()
         if finite:
             self.loss_scaler.step(optimizer)
@@ -408,6 +407,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             self.skipped.total += 1  # the scale was too large for float16, and is smaller now
         elif not finite:
             self.skipped.skip(float(norm), self.config.max_skipped_updates)
+        return norm
 
     # -- logging and evaluation -------------------------------------------------------------------------------------
 

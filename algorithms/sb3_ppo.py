@@ -16,7 +16,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.logger import Logger
-from torch import Tensor, nn
+from torch import nn
 
 from algorithms.base import DiffusionAlgorithm, Requirements
 from algorithms.config import AlgorithmConfig
@@ -89,11 +89,12 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
     def _build_ppo(self) -> PPO:
         config, env = self.config, DenoiseVecEnv(self.mdp, self.config.images_per_iteration)
         arguments = actor_critic_arguments(env, config.policy)
+        # Gradients are clipped by the shell, which sees then whether their norm was finite.
         with warnings.catch_warnings():  # of a last minibatch that is smaller
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size", category=UserWarning)
             ppo = PPO(
                 DenoisingActorCritic, env, n_steps=self.mdp.num_inference_steps, gamma=1.0, device=self.device,
-                learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm, n_epochs=config.n_epochs,
+                learning_rate=config.learning_rate, max_grad_norm=math.inf, n_epochs=config.n_epochs,
                 batch_size=config.batch_size, clip_range=config.clip_range, gae_lambda=config.gae_lambda,
                 vf_coef=config.vf_coef, policy_kwargs={**arguments, "build_actor": lambda: self.policy},
             )  # fmt: skip
@@ -138,7 +139,7 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
 
 
 class _Stepping:
-    """What ``PPO.train`` takes for its optimizer: each step is the shell's, which skips and counts, and averages."""
+    """What ``PPO.train`` takes for its optimizer: each step is the shell's, which clips, skips, counts and averages."""
 
     def __init__(self, algorithm: SB3PPO) -> None:
         self._algorithm = algorithm
@@ -151,15 +152,8 @@ class _Stepping:
         self._algorithm.optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        algorithm = self._algorithm
-        algorithm.after_backward()
-        gradients = [value.grad for group in self.param_groups for value in group["params"] if value.grad is not None]
-        algorithm.step(algorithm.optimizer, _norm(gradients))
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    """Return the norm of all values together, as PPO has clipped it."""
-    return torch.stack([tensor.float().norm() for tensor in tensors]).norm()
+        self._algorithm.after_backward()
+        self._algorithm.step(self._algorithm.optimizer)
 
 
 @contextlib.contextmanager
