@@ -138,7 +138,7 @@ def test_settings_of_plain_compare_are_those_of_its_results() -> None:
 
 @pytest.mark.parametrize("name", ["jpeg", "quick"])
 def test_ppo_is_compared_where_it_is_asked_for(name: str) -> None:
-    """On the same task and evaluation, for the same reward queries, with the same forwards as DDPO-IS."""
+    """On the same task and evaluation, for the same reward queries, with about the forwards of DDPO-IS."""
     plan = Compare(suite=name, algorithms=("ddpo-is", "sb3-ppo"), seeds=(0,)).plan()  # type: ignore[arg-type]
     assert {key.split("/")[1] for key in plan} == {"ddpo-is", "sb3-ppo"}
     for task in SUITES[name].comparisons:
