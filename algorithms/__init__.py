@@ -8,11 +8,13 @@ from algorithms.config import AlgorithmConfig, EvaluationConfig
 from algorithms.ddpo import DDPO, DDPOConfig
 from algorithms.policy import DenoisingPolicy, PolicyConfig
 from algorithms.rwr import RWR, RWRConfig
+from algorithms.sb3_ppo import SB3PPO, SB3PPOConfig
 
 __all__ = [
     "ALGORITHMS",
     "DDPO",
     "RWR",
+    "SB3PPO",
     "AlgorithmConfig",
     "AlgorithmEntry",
     "DDPOConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "PolicyConfig",
     "RWRConfig",
     "Requirements",
+    "SB3PPOConfig",
 ]
 
 
@@ -45,5 +48,8 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "rwr": AlgorithmEntry(RWR, RWRConfig(images_per_prompt=16), "Reward-weighted regression with softmax weights."),
     "sparse-rwr": AlgorithmEntry(
         RWR, RWRConfig(sparse=True, images_per_prompt=16), "Reward-weighted regression on the best images alone."
+    ),
+    "sb3-ppo": AlgorithmEntry(
+        SB3PPO, SB3PPOConfig(), "Stable-Baselines3's PPO, with a value function: a baseline for the others."
     ),
 }

@@ -1,50 +1,41 @@
 """The shell of every algorithm: Stable-Baselines3's learn, callbacks, logger, save, load and predict."""
 
 import contextlib
-import copy
 import os
-import platform
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from algorithms.averaging import WeightAverage
-from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
-from algorithms.config import AlgorithmConfig, divisor, from_dict, override, to_dict
+from algorithms.config import divisor, override
 from algorithms.distributed import current_ranks, synchronising
 from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
 from algorithms.optimizers import check_optimizer, make_optimizer
-from algorithms.parameters import Groups, check_averages, flatten, get_tensors, set_tensors, unflatten
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
 from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
+from algorithms.saving import Config, SavedAlgorithm
 from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.skips import SkippedUpdates
 from algorithms.split import Part, Split
 from algorithms.stable_baselines import check_learn_arguments
-from algorithms.vec_env import DenoiseVecEnv, describe_env, find_mdp, rebuild_env
+from algorithms.vec_env import DenoiseVecEnv, find_mdp
 from algorithms.within_memory import within_memory
-from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.rewards import WeightedSum
 
-Config = TypeVar("Config", bound=AlgorithmConfig)
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
 FORWARDS_PER_TRAINED_ROW = 3
-#: What the state of every checkpoint holds, whatever version wrote it.
-_STATE = {"algorithm", "config", "env", "iteration", "num_timesteps", "n_updates", "costs", "extra"}
 _PROMPTS_LOGGED = 16  # above this many prompts, per-prompt means would drown the log
 
 
@@ -62,7 +53,7 @@ class Requirements:
     """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
 
 
-class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
+class DiffusionAlgorithm(SavedAlgorithm[Config]):
     """Tunes a pretrained diffusion model toward the reward of a DiffusionDenoise environment.
 
     ``learn(total_timesteps)`` counts denoising steps: an iteration of n images takes n * num_inference_steps. All
@@ -75,11 +66,9 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
     A subclass gives ``config_class``, ``requires`` and :meth:`update`.
     """
 
-    config_class: type[Config]
     requires: ClassVar[Requirements]
     #: Whether :meth:`update` goes through its rows with :meth:`parts`, so that several ranks can share them.
     splits_over_ranks: ClassVar[bool] = False
-    policy: DenoisingPolicy  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -159,12 +148,6 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             )
         super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
         self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size)
-
-    @property
-    def mdp(self) -> DenoisingMDP:
-        """The environment's model, reward, prompts and grid."""
-        assert isinstance(self.env, DenoiseVecEnv)
-        return self.env.mdp
 
     def _setup_model(self) -> None:
         """Build the policy; subclasses add optimizer and statistics."""
@@ -352,7 +335,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             with self.ranks.ending_together():
                 return self.update(rollout)
         sampled_in, timesteps = self.policy.chunk_size, self.num_timesteps
-        before = Checkpoint(copy.deepcopy(self._state()), flatten(self._get_parameters("cpu")))
+        before = self._snapshot()
 
         def update() -> dict[str, float]:
             if self.policy.chunk_size != sampled_in:
@@ -385,24 +368,29 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return a fresh optimizer over the trained weights."""
-        return make_optimizer(self.policy.trainable_parameters().values(), self.config)
-
-    def _make_loss_scaler(self) -> torch.amp.GradScaler:
-        """Scales losses up where gradients pass through float16 (Micikevicius et al. 2018); else it does nothing."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)
+        return make_optimizer(self.trained_parameters().values(), self.config)
 
     def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
         """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping.
 
-        A gradient that is not finite skips the update: weights and moments stay as they were. In float16 the losses are
-        scaled up, and a gradient that overflows halves the scale.
+        In float16 the losses are scaled up, and a gradient that overflows halves the scale.
 
         Raises:
-            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
+            DivergedError: as :meth:`step`.
         """
         for loss in losses:
             self.loss_scaler.scale(loss).backward()
             self.after_backward()
+        return self.step(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip the gradients that are there, and step; return the norm before clipping.
+
+        A gradient that is not finite skips the update: weights and moments stay as they were.
+
+        Raises:
+            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
+        """
         self.loss_scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
@@ -449,137 +437,7 @@ class DiffusionAlgorithm(BaseAlgorithm, Generic[Config]):
             )
         self._log(self.last_evaluation.metrics())
 
-    # -- saving and loading -----------------------------------------------------------------------------------------
-
-    def extra_state(self) -> dict[str, Any]:
-        """A subclass's own state beside weights and optimizer, JSON-serialisable."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`extra_state` returned."""
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "algorithm": type(self).__name__,
-            "config": to_dict(self.config),
-            "env": describe_env(self.mdp),
-            "iteration": self.iteration,
-            "num_timesteps": self._committed_timesteps,
-            "n_updates": self._n_updates,
-            "skipped": self.skipped.state_dict(),
-            "costs": self.costs,
-            "chunk_size": self.policy.chunk_size,
-            "loss_scaler": self.loss_scaler.state_dict(),
-            "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
-            "extra": self.extra_state(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-
-    def get_parameters(self) -> Groups:
-        """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average"."""
-        return self._get_parameters()
-
-    def _get_parameters(self, device: str | None = None) -> Groups:
-        averages = None if self.average is None else self.average.tensors
-        return get_tensors(self.policy.trainable_parameters(), getattr(self, "optimizer", None), device, averages)
-
-    def set_parameters(  # type: ignore[override]
-        self,
-        load_path_or_dict: str | os.PathLike[str] | Groups,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Set weights, optimizer moments and averages from a checkpoint or from :meth:`get_parameters`'s result.
-
-        Where no averages are given, the moving average begins again at the new weights.
-
-        Raises:
-            ValueError: names or shapes that are not this policy's.
-        """
-        if not isinstance(load_path_or_dict, str | os.PathLike | dict):
-            raise TypeError(
-                "expected a checkpoint's path, or what get_parameters() returned, got "
-                f"{type(load_path_or_dict).__name__}."
-            )
-        given = (
-            load_path_or_dict
-            if isinstance(load_path_or_dict, dict)
-            else unflatten(read_checkpoint(load_path_or_dict).tensors)
-        )
-        trained = self.policy.trainable_parameters()
-        if self.average is not None and "average" in given:
-            check_averages(given["average"], trained)
-        set_tensors(trained, getattr(self, "optimizer", None), given, exact_match)
-        if self.average is not None:
-            self.average.load(given.get("average", trained))
-
-    def save(  # type: ignore[override]
-        self, path: str | os.PathLike[str], exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
-    ) -> None:
-        """Write a checkpoint to ``path`` (with ``.zip``), atomically: safetensors and JSON, no pickle.
-
-        Of several ranks all must call this; the first writes, and the others wait until it has.
-
-        ``exclude`` and ``include`` are Stable-Baselines3's; a checkpoint has fixed content, so they are refused.
-        """
-        if exclude or include:
-            raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
-        tensors = flatten(self._get_parameters("cpu"))
-        self.ranks.first(lambda: write_checkpoint(checkpoint_path(path), self._state(), tensors))
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[Self],
-        path: str | os.PathLike[str],
-        env: str | gymnasium.Env | gymnasium.vector.VectorEnv | VecEnv | None = None,
-        device: torch.device | str = "auto",
-        **kwargs: Any,
-    ) -> Self:
-        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` goes on to the bit.
-
-        Args:
-            path: what :meth:`save` wrote.
-            env: the environment; None rebuilds the saved one (possible where its reward was given by name).
-            device: for a rebuilt environment; "auto" is the device it was saved on.
-            kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change.
-
-        Raises:
-            ValueError: a missing, damaged or foreign checkpoint.
-        """
-        checkpoint = read_checkpoint(path)
-        state = checkpoint.state
-        lacking = sorted(_STATE - set(state))
-        if lacking:
-            raise ValueError(f"{str(path)!r} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
-        if state["algorithm"] != cls.__name__:
-            raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
-        config = from_dict(cls.config_class, state["config"])
-        algorithm = cls(rebuild_env(state["env"], device) if env is None else env, config, **kwargs)
-        algorithm._restore(checkpoint)
-        return algorithm
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
-        if state["env"]["model"] != self.mdp.model.name:
-            raise ValueError(
-                f"the checkpoint was trained on the model {state['env']['model']!r}, the environment has "
-                f"{self.mdp.model.name!r}."
-            )
-        self.set_parameters(unflatten(checkpoint.tensors))
-        self.load_extra_state(state["extra"])
-        # What memory allowed in the saved run, unless another size is asked for; older checkpoints do not tell.
-        if self.config.policy.chunk_size == state["config"]["policy"]["chunk_size"]:
-            self.policy.chunk_size = state.get("chunk_size", self.config.policy.chunk_size)
-        self.loss_scaler = self._make_loss_scaler()
-        if state.get("loss_scaler"):
-            self.loss_scaler.load_state_dict(state["loss_scaler"])
-        if isinstance(self.mdp.reward, WeightedSum) and state.get("reward"):  # older checkpoints have none
-            self.mdp.reward.load_state_dict(state["reward"])
-        self.iteration = state["iteration"]
-        self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
-        self._n_updates, self.costs = state["n_updates"], state["costs"]
-        if "skipped" in state:  # older checkpoints have none
-            self.skipped.load_state_dict(state["skipped"])
+    # -- export -------------------------------------------------------------------------------------------------------
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder.

@@ -7,7 +7,7 @@ The actor is the same Gaussian policy that DDPO trains; what differs is PPO's: a
 prompt's running mean, generalised advantage estimation over the steps, and a clipped ratio of joint densities.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -89,9 +89,12 @@ class DenoisingActorCritic(ActorCriticPolicy):
         dtype: Any = "float32",
         model_device: str = "cpu",
         config: Mapping[str, Any] | None = None,
+        build_actor: Callable[[], DenoisingPolicy] | None = None,
         **kwargs: Any,
     ) -> None:
         """Build actor and critic; PPO calls this with the ``policy_kwargs`` of :func:`actor_critic_arguments`.
+
+        ``build_actor`` returns an actor that is there already, on the same model and of the same configuration.
 
         Raises:
             ValueError: no model was named, gSDE was asked for, or no step has a density.
@@ -107,15 +110,13 @@ class DenoisingActorCritic(ActorCriticPolicy):
             "model": model, "num_inference_steps": num_inference_steps, "dtype": dtype, "model_device": model_device,
             "config": dict(config),
         }  # fmt: skip
+        self._build_actor = build_actor or self._new_actor
         kwargs.setdefault("features_extractor_class", ObservationFeatures)
         super().__init__(observation_space, action_space, lr_schedule, use_sde=use_sde, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Build what :class:`ActorCriticPolicy` calls the networks."""
-        given = self._given
-        model = load_model(given["model"], given["model_device"], given["dtype"])
-        config = from_dict(PolicyConfig, given["config"])
-        self.denoising = DenoisingPolicy(model, given["num_inference_steps"], config)
+        self.denoising = self._build_actor()
         if len(self.denoising.trainable_steps) == 0:
             raise ValueError(
                 "PPO needs a stochastic sampler, but no step has a density; set eta > 0 and 2 or more steps."
@@ -124,6 +125,11 @@ class DenoisingActorCritic(ActorCriticPolicy):
         self.value_net = critic  # type: ignore[assignment]
         trained = [*self.denoising.trainable_parameters().values(), *critic.parameters()]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _new_actor(self) -> DenoisingPolicy:
+        given = self._given
+        model = load_model(given["model"], given["model_device"], given["dtype"])
+        return DenoisingPolicy(model, given["num_inference_steps"], from_dict(PolicyConfig, given["config"]))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._given}

@@ -96,10 +96,15 @@ def find_mdp(env: Any, prompt_tokens: bool = False) -> DenoisingMDP:
 
     Raises:
         TypeError: an environment of another kind.
-        ValueError: the observation lacks the tokens.
+        ValueError: an id that Gymnasium does not know, or an observation that lacks the tokens.
     """
     if isinstance(env, str):
-        env = gymnasium.make(env, **({"prompt_tokens": True} if prompt_tokens else {}))
+        try:
+            env = gymnasium.make(env, **({"prompt_tokens": True} if prompt_tokens else {}))
+        except gymnasium.error.Error as error:
+            raise ValueError(
+                f"expected an environment or its id, as {ENV_ID!r}, got {env!r}, of which Gymnasium makes none: {error}"
+            ) from error
     inner = env if isinstance(env, DenoiseVecEnv) else getattr(env, "unwrapped", env)
     mdp = getattr(inner, "mdp", None)
     if not isinstance(mdp, DenoisingMDP):

@@ -11,6 +11,7 @@ from benchmarks.results import read_results
 from benchmarks.search import ranking
 from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
+    equal_reward_table,
     flat,
     held_out_table,
     improvement_table,
@@ -26,6 +27,7 @@ COMMANDS = {
     "compare": "diffusion-gym compare --seeds 0 1 2 3 4",
     "exact": "diffusion-gym compare --suite exact",
     "learned-rewards": "diffusion-gym compare --suite learned-rewards",
+    "leash": "diffusion-gym compare --suite leash",
     "paper": "diffusion-gym compare --suite paper",
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
@@ -198,6 +200,10 @@ def _exact(block: Block, results: Mapping[str, Any]) -> str:
     return markdown([*header, "at queries", "forwards", "mean error there", "mode-weight error there"], rows)
 
 
+def _equal_reward(block: Block, results: Mapping[str, Any]) -> str | None:
+    return equal_reward_table(curves(results), block.words)
+
+
 def _search(block: Block, results: Mapping[str, Any]) -> str:
     return ranking(results)
 
@@ -232,6 +238,7 @@ KINDS: dict[str, Callable[[Block, Mapping[str, Any]], str | None]] = {
     "way": _way,
     "claim": _claim,
     "exact": _exact,
+    "equal-reward": _equal_reward,
     "search": _search,
     "made": _made,
     "figures": _figures,

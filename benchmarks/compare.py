@@ -37,7 +37,7 @@ class Compare:
     """RWR against DDPO: a suite of tasks, equal reward queries, one start, fixed evaluation noise."""
 
     suite: Annotated[
-        Literal["jpeg", "quick", "exact", "learned-rewards", "paper", "paper-claims", "paper-sd"],
+        Literal["jpeg", "quick", "exact", "learned-rewards", "paper", "paper-claims", "leash", "paper-sd"],
         tyro.conf.arg(help="What is run: " + "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())),
     ] = "jpeg"
     """What is run."""
@@ -48,7 +48,7 @@ class Compare:
     tasks: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
     """Some of the suite's tasks."""
     algorithms: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
-    """Some of what the suite compares."""
+    """Some of what the suite compares; jpeg and quick also know sb3-ppo."""
     folder: Annotated[
         Path | None,
         _option("PATH", "runs/SUITE; runs/compare for jpeg"),
@@ -74,7 +74,8 @@ class Compare:
             raise ValueError(f"--quick is --suite quick; leave out --quick or --suite {self.suite}.")
         suite = SUITES[self.suite_name]
         check_names("task", self.tasks if self.tasks is not None else suite.comparisons, suite.comparisons)
-        check_names("algorithm", self.algorithms if self.algorithms is not None else suite.variants, suite.variants)
+        known = [*suite.variants, *suite.on_request]
+        check_names("algorithm", self.algorithms if self.algorithms is not None else suite.variants, known)
         seeds = suite.seeds if self.seeds is None else self.seeds
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}.")

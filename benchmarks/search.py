@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from algorithms import ALGORITHMS
 from algorithms.config import override
 from benchmarks.ledger import Ledger
 from benchmarks.pool import LocalPool
@@ -87,7 +86,7 @@ class Search:
     """Seeds that no reported run uses."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to search on."""
-    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    algorithms: tuple[str, ...] = tuple(CANDIDATES)
     """Algorithms to search for."""
     folder: Path = Path("runs/search")
     """Where runs and results go; the same command goes on where it was stopped."""

@@ -112,6 +112,37 @@ def peak_table(summary: Curves, names: Sequence[str]) -> str | None:
     return markdown(["task", "algorithm", "metric", "start", "best", "at queries", "end"], rows) if rows else None
 
 
+def equal_reward_table(summary: Curves, names: Sequence[str], marks: int = 4) -> str | None:
+    """Return what each variant has spent and become when it first reaches the same rewards.
+
+    The rewards are evenly spaced from the start to the least of the variants' best. Between two evaluations values are
+    read off a straight line.
+
+    Args:
+        summary: curves whose variants begin at the same model.
+        names: metrics to tell; those that were not measured are left out.
+        marks: rewards to compare at.
+
+    Returns:
+        Markdown, or None where no task has two variants that rise.
+    """
+    named = [name for name in names if name in metric_names(summary)]
+    rows = []
+    for task, by_variant in summary.items():
+        start = min(curve.reward[0].estimate for curve in by_variant.values())
+        reached = min(max(value.estimate for value in curve.reward) for curve in by_variant.values())
+        if len(by_variant) < 2 or reached <= start:
+            continue
+        for wanted in (start + (reached - start) * (k + 1) / marks for k in range(marks)):
+            for variant, curve in by_variant.items():
+                place = _first_at([value.estimate for value in curve.reward], wanted)
+                cells = [
+                    f"{_between(curve.metrics[name], place):.2f}" if name in curve.metrics else "" for name in named
+                ]
+                rows.append([task, f"{wanted:.3f}", variant, f"{_between(curve.queries, place):,.0f}", *cells])
+    return markdown(["task", "reward", "algorithm", "queries", *named], rows) if rows else None
+
+
 def interval_note(summary: Curves) -> str:
     """Say what the intervals are over."""
     ends = [curve for _, _, curve in flat(summary)]
@@ -153,6 +184,19 @@ def _share_of_gain(curve: Curve) -> str:
     gain = curve.reward[-1].estimate - curve.reward[0].estimate
     other = curve.held_out[-1].estimate - curve.held_out[0].estimate
     return f"{other / gain:.0%}" if gain > 0 else "no gain"
+
+
+def _first_at(values: Sequence[float], wanted: float) -> float:
+    """Return where values first reach ``wanted``, as an index with a fraction; they must reach it."""
+    after = next(index for index, value in enumerate(values) if value >= wanted)
+    if after == 0:
+        return 0.0
+    before = values[after - 1]
+    return after - 1 + (wanted - before) / (values[after] - before)
+
+
+def _between(values: Sequence[float], place: float) -> float:
+    return float(np.interp(place, np.arange(len(values)), values))
 
 
 def _probability(interval: Interval | None) -> str:

@@ -219,10 +219,14 @@ class DenoisingMDP:
     def conditioning(self) -> Conditioning:
         """The rows' conditioning, name -> (n, ...), on the model's device. Not a copy: do not write to it."""
         if self._conditioning is None:
-            self.encode(self.row_prompts)
-            rows = [self._encoded[prompt] for prompt in self.row_prompts]
-            self._conditioning = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+            self._conditioning = self.conditioning_of(self.row_prompts)
         return self._conditioning
+
+    def conditioning_of(self, prompts: Sequence[str]) -> Conditioning:
+        """What the observation says of the prompts, name -> (n, ...), on the model's device."""
+        self.encode(prompts)
+        rows = [self._encoded[prompt] for prompt in prompts]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def encode(self, prompts: Sequence[str]) -> None:
         """Encode those prompts that were not encoded before."""

@@ -45,7 +45,7 @@ def test_each_prompt_is_encoded_once_a_run(
     assert sorted(texts) == sorted([*ANIMALS, *([""] if guidance_scale > 1 else [])])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sb3-ppo"])  # whose buffer is NumPy's
 def test_no_tensor_goes_to_numpy_and_none_comes_back(
     make_env: Callable, tiny_sd: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

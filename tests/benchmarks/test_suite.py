@@ -1,5 +1,6 @@
 """The suites: every configuration builds, comparisons are fair, and what is promised of each is declared."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,9 @@ from benchmarks.search import ALIGNMENT_CANDIDATES, CANDIDATES, Search
 from benchmarks.settings import RunSpec
 from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
 from diffusion_gym.prompts import resolve_prompts
+
+#: The paper's algorithms: what every suite compares where nothing else is said.
+PAPERS = [name for name in ALGORITHMS if name != "sb3-ppo"]
 
 
 def plan_of(name: str) -> dict[str, RunSpec]:
@@ -38,7 +42,7 @@ def test_every_configuration_builds(name: str) -> None:
 def test_algorithms_are_compared_fairly(name: str) -> None:
     for task in SUITES[name].comparisons:
         specs = {key.split("/")[1]: spec for key, spec in plan_of(name).items() if key.startswith(f"{task}/")}
-        assert set(specs) == set(ALGORITHMS)
+        assert set(specs) == set(ALGORITHMS if name == "exact" else PAPERS)
         # Whole iterations: Stable Diffusion's 256 images do not divide 50,000.
         assert {spec.total_queries for spec in specs.values()} <= {specs["rwr"].reward_queries, 50_176}
         assert len({spec.task for spec in specs.values()}) == 1
@@ -109,7 +113,7 @@ def test_rwr_trains_as_much_on_an_image_however_often_it_samples() -> None:
 
 
 def test_the_search_is_of_one_size_on_seeds_of_its_own() -> None:
-    assert {name: len(found) for name, found in CANDIDATES.items()} == dict.fromkeys(ALGORITHMS, 6)
+    assert {name: len(found) for name, found in CANDIDATES.items()} == dict.fromkeys(PAPERS, 6)
     options = Search()
     assert len(options.tasks) == 2
     used = {seed for suite in SUITES.values() for seed in suite.seeds}
@@ -142,6 +146,28 @@ def test_settings_of_plain_compare_are_those_of_its_results() -> None:
     plan = Compare(seeds=(0, 1, 2, 3, 4)).plan()
     assert {spec_key(spec.to_json()) for spec in plan.values()} == made
     assert EMBEDDED.spec(TASKS["compressibility"], "rwr", 3) in plan.values()
+
+
+@pytest.mark.parametrize("name", ["jpeg", "quick"])
+def test_ppo_is_compared_where_it_is_asked_for(name: str) -> None:
+    """On the same task and evaluation, for the same reward queries, with about the forwards of DDPO-IS."""
+    plan = Compare(suite=name, algorithms=("ddpo-is", "sb3-ppo"), seeds=(0,)).plan()  # type: ignore[arg-type]
+    assert {key.split("/")[1] for key in plan} == {"ddpo-is", "sb3-ppo"}
+    for task in SUITES[name].comparisons:
+        ddpo, ppo = (plan[f"{task}/{variant}/seed-0"] for variant in ("ddpo-is", "sb3-ppo"))
+        check(ppo)
+        assert (ppo.task, ppo.total_queries) == (ddpo.task, ddpo.total_queries)
+        assert ppo.config.evaluation == ddpo.config.evaluation
+        assert ppo.config.n_epochs == 1
+
+
+def test_the_leash_is_all_that_differs() -> None:
+    specs = {name.split("/")[1]: spec for name, spec in plan_of("leash").items() if name.endswith("seed-0")}
+    free, held = specs["ddpo-is"], specs["ddpo-is-kl"]
+    assert held.config.kl_penalty > 0
+    assert held.config == dataclasses.replace(free.config, kl_penalty=held.config.kl_penalty)
+    assert free.config.kl_to_start
+    assert evaluations(free) == 17
 
 
 def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from benchmarks.curves import curves
 from benchmarks.pages import blocks
 from benchmarks.results import write_results
 from benchmarks.suite import CLAIMS
-from benchmarks.tables import peak_table, score_table
+from benchmarks.tables import equal_reward_table, peak_table, score_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -74,6 +74,19 @@ def test_improvement_counts_pairs_on_each_task() -> None:
 
 def test_peaks_are_each_runs_own() -> None:
     assert "| line | a | recognised | 0.50 | 0.90 | 64 | 0.10 |" in str(peak_table(curves(RESULTS), ["recognised"]))
+
+
+def test_variants_are_compared_at_equal_rewards() -> None:
+    """a ends at 3.5, b at 2.5, which is 60 % of a's way: 77 of 128 queries, and 0.9 - 0.8 * 0.2 recognised."""
+    lines = str(equal_reward_table(curves(RESULTS), ["recognised", "unmeasured"], marks=2)).splitlines()
+    assert lines[0] == "| task | reward | algorithm | queries | recognised |"
+    assert lines[2:6] == [
+        "| line | 1.750 | a | 38 | 0.74 |",
+        "| line | 1.750 | b | 64 | 0.90 |",
+        "| line | 2.500 | a | 77 | 0.74 |",
+        "| line | 2.500 | b | 128 | 0.10 |",
+    ]
+    assert len(lines) == 6, "b does not rise on the second task, so nothing is equal there"
 
 
 def test_one_seed_has_no_statistics_over_seeds() -> None:

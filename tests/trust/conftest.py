@@ -34,6 +34,9 @@ def build() -> Callable[..., DiffusionAlgorithm[Any]]:
         config = {"images_per_iteration": 16, "images_per_prompt": 8, "num_envs": 16, "trainable": "full", **config}
         if name.endswith("rwr"):
             config = {"updates_per_iteration": 2, "batch_size": 16, **config}
+        if name == "sb3-ppo":  # three minibatches of the 48 transitions
+            config = {"n_epochs": 1, "batch_size": 16, **config}
+            config.pop("updates_per_iteration", None)
         return ALGORITHMS[name].cls(env, ALGORITHMS[name].config, **config)
 
     return make

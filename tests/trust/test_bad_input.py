@@ -19,13 +19,27 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CheckpointCallback
 
 import diffusion_gym
-from algorithms import ALGORITHMS, DDPO, RWR, DDPOConfig, EvaluationConfig, PolicyConfig, RWRConfig
+from algorithms import (
+    ALGORITHMS,
+    DDPO,
+    RWR,
+    SB3PPO,
+    DDPOConfig,
+    EvaluationConfig,
+    PolicyConfig,
+    RWRConfig,
+    SB3PPOConfig,
+)
+from algorithms.callbacks import KeepBest, StopAtKL, StopWhenMetricFalls
 from algorithms.checkpoint import read_checkpoint, write_checkpoint
 from algorithms.config import from_dict
 from algorithms.policy import DenoisingPolicy
+from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
+from algorithms.reference import Reference
 from benchmarks.__main__ import main
 from benchmarks.folder import locked
 from diffusion_gym import LoRAConfig
@@ -42,6 +56,17 @@ def env(**changes: Any) -> Any:
 
 def ddpo(**changes: Any) -> DDPO:
     return DDPO(env(), **{**SMALL, **changes})
+
+
+def sb3_ppo(**changes: Any) -> SB3PPO:
+    return SB3PPO(env(), **{**SMALL, **changes})
+
+
+def unadapted() -> DenoisingPolicy:
+    """A policy that says of itself to have adapters, of which its denoiser has none."""
+    policy = ddpo().policy
+    policy.config = PolicyConfig(trainable="lora")
+    return policy
 
 
 def observation(**changes: Any) -> dict[str, Any]:
@@ -188,6 +213,31 @@ PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "wrong latents to score": (lambda: env().unwrapped.score(torch.zeros(1, 5, 1, 1), ["centre"]), ValueError, r"of shape \(1, 2, 1, 1\) for 1 prompts, got shape \(1, 5, 1, 1\)"),
     "NaN to score": (lambda: env().unwrapped.score(torch.full((1, 2, 1, 1), NAN), ["centre"]), ValueError, "expected finite latents.*finite: False"),
     "fewer prompts than latents": (lambda: env().unwrapped.score(torch.zeros(2, 2, 1, 1), ["centre"]), ValueError, "for 1 prompts, got shape"),
+    "an unknown environment": (lambda: DDPO("nope"), ValueError, "expected an environment or its id, as 'DiffusionDenoise-v0', got 'nope', of which Gymnasium makes none: .*nope"),
+    "an environment of another kind, by id": (lambda: DDPO("CartPole-v1"), TypeError, "expected a DiffusionDenoise environment.*got CartPoleEnv"),
+    # safeguards
+    "a KL without noise": (lambda: RWR(env(), kl_to_start=True, eta=0.0, trainable="full"), ValueError, "The KL to the starting model needs a stochastic sampler.*eta=0.0 no step has a density"),
+    "adapters that cannot be switched off": (lambda: Reference(unadapted()), ValueError, "the LoRA of 'exact-gaussian' has no layer of peft's; train all weights"),
+    "a negative KL penalty": (lambda: DDPOConfig(kl_penalty=-0.1), ValueError, "kl_penalty must be at least 0, got -0.1"),
+    "a decay of 1": (lambda: ddpo(ema_decay=1.0), ValueError, r"ema_decay must lie in \[0, 1\), got 1\.0"),
+    "averages of another model": (lambda: ddpo(ema_decay=0.9).set_parameters(parameters(average={"x": torch.zeros(1)})), ValueError, "do not fit this policy: the checkpoint lacks 'log_stds'"),
+    "NaN averages": (lambda: ddpo(ema_decay=0.9).set_parameters(parameters(average={k: NAN * v for k, v in parameters()["policy"].items()})), ValueError, "holds NaN or infinity"),
+    "a limit of 0 nats": (lambda: StopAtKL(0.0), ValueError, "the limit of the KL must be a positive, finite number of nats an image, got 0.0"),
+    "a NaN limit": (lambda: StopAtKL(NAN), ValueError, "the limit of the KL must be a positive, finite number.*got nan"),
+    "a limit of a KL that is not measured": (lambda: ddpo(images=4).learn(12, StopAtKL(20.0)), ValueError, "StopAtKL needs the KL to the starting model, which is not measured; set kl_to_start"),
+    "a callback without evaluations": (lambda: ddpo().learn(12, KeepBest("best")), ValueError, "KeepBest decides at evaluations, of which there are none; set evaluation.images"),
+    "no patience": (lambda: StopWhenMetricFalls(patience=0), ValueError, "patience must be an integer of at least 1, got 0"),
+    "fractional patience": (lambda: StopWhenMetricFalls(patience=2.5), ValueError, "patience must be an integer of at least 1, got 2.5"),
+    # Stable-Baselines3's PPO
+    "PPO without steps that have a density": (lambda: sb3_ppo(eta=0.0), ValueError, "SB3PPO needs a stochastic sampler.*set eta > 0"),
+    "PPO with minibatches of 1": (lambda: SB3PPOConfig(batch_size=1), ValueError, "n_epochs must be at least 1 and batch_size at least 2, got 10 and 1"),
+    "PPO without a pass": (lambda: SB3PPOConfig(n_epochs=0), ValueError, "n_epochs must be at least 1"),
+    "PPO with an empty clip range": (lambda: SB3PPOConfig(clip_range=0.0), ValueError, "clip_range must be positive and vf_coef at least 0, got 0.0 and 0.5"),
+    "PPO with a lambda over 1": (lambda: SB3PPOConfig(gae_lambda=1.5), ValueError, r"gae_lambda must lie in \[0, 1\], got 1\.5"),
+    "PPO in float16": (lambda: sb3_ppo(autocast="float16"), ValueError, "PPO does not scale its loss.*use bfloat16"),
+    "a policy of PPO without a model": (lambda: PPO(DenoisingActorCritic, env(), device="cpu"), ValueError, r"policy_kwargs=actor_critic_arguments\(env\)"),
+    "PPO with noise of its own": (lambda: PPO(DenoisingActorCritic, env(), device="cpu", use_sde=True, policy_kwargs=actor_critic_arguments(env(), trainable="full")), ValueError, "use_sde=True is not possible"),
+    "a policy of PPO on no environment": (lambda: actor_critic_arguments(None), TypeError, "expected a DiffusionDenoise environment.*got NoneType"),
     # predict
     "an array as the observation": (lambda: ddpo().predict(np.zeros(3)), TypeError, r"must map \['latent', 'prompt_embedding', 'timestep'\] to arrays, got ndarray"),
     "no observation": (lambda: ddpo().predict(None), TypeError, "must map .* to arrays, got NoneType"),
@@ -312,7 +362,23 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "a missing reward file": ([*DDPO_IS, "--reward", "missing.py:f"], "there is no reward file 'missing.py'"),
     "an option no reward has": ([*DDPO_IS, "--reward", "clip_score?x=1"], "unknown option 'x' of reward 'clip_score'; expected some of"),
     "an option no metric has": ([*DDPO_IS, "--metrics", "aesthetic?x=1"], "unknown metric 'aesthetic?x=1'; expected some of"),
+    # safeguards
+    "a stop at a KL that is not measured": ([*DDPO_IS, "--evaluation.images", "4", "--stop-at-kl", "20"], "stop_at_kl needs the KL to the starting model, which is not measured; set --kl-to-start"),
+    "a stop at a negative KL": ([*DDPO_IS, "--stop-at-kl", "-1"], "the limit of the KL must be a positive, finite number of nats an image, got -1.0"),
+    "a stop without evaluations": ([*DDPO_IS, "--stop-when-metric-falls", "reward"], "decide at evaluations, of which there are none; set --evaluation.images"),
+    "no patience": ([*DDPO_IS, "--patience", "0"], "patience must be an integer of at least 1, got 0"),
+    "the best of an unknown metric": ([*DDPO_IS, "--evaluation.images", "4", "--keep-best", "beauty"], "unknown metric 'beauty'; expected some of"),
+    "the best of a KL": ([*DDPO_IS, "--evaluation.images", "4", "--kl-to-start", "--keep-best", "kl_to_start"], "unknown metric 'kl_to_start'; expected some of"),
+    "the best of a distance": ([*DDPO_IS, "--evaluation.images", "4", "--keep-best", "exact-excess-kl"], "expected a metric of which more is better, got the distance 'exact-excess-kl'"),
+    "a stop when a distance falls": ([*DDPO_IS, "--evaluation.images", "4", "--stop-when-metric-falls", "exact-target-kl?beta=1"], "expected a metric of which more is better, got the distance 'exact-target-kl?beta=1'"),
+    "a distance with a bad option": ([*DDPO_IS, "--metrics", "exact-target-kl?beta=-1"], "takes one option, beta=NUMBER with a positive number; got 'beta=-1'"),
+    "the best on held-out prompts that are not there": ([*DDPO_IS, "--evaluation.images", "4", "--keep-best", "held_out/reward"], "a metric with held_out/ before it needs held-out prompts; set --evaluation.held-out-prompts"),
+    "a KL penalty of RWR": (["train", "rwr", "--kl-penalty", "0.1"], "Unrecognized options: --kl-penalty"),
+    "a NaN KL penalty": ([*DDPO_IS, "--kl-penalty", "nan"], "kl_penalty must be a finite number, got nan"),
+    "minibatches of 1 for PPO": (["train", "sb3-ppo", "--batch-size", "1"], "n_epochs must be at least 1 and batch_size at least 2, got 10 and 1"),
     # the other commands
+    "PPO in a suite that does not know it": (["compare", "--suite", "paper", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
+    "a search for PPO": (["search", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
     "a report of nothing": (["report"], "Missing from diffusion-gym report: PATH"),
     "a report of a missing folder": (["report", "nowhere"], "'nowhere' holds neither a run nor a comparison"),
     "a report of a file": (["report", "four.txt"], "'four.txt' holds neither a run nor a comparison"),

@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 import diffusion_gym
+from algorithms import SB3PPO
 from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
 from algorithms.vec_env import DenoiseVecEnv, find_mdp
 from diffusion_gym import LoRAConfig
@@ -122,6 +123,77 @@ def test_adapters_of_a_pipeline_on_a_single_environment(tiny_sd: str) -> None:
     assert any("lora" in name for name in moved)
     assert any(name.startswith("value_net") for name in moved)
     assert all("lora" in name or name.startswith("value_net") for name in moved)
+
+
+# -- as an algorithm of the registry -----------------------------------------------------------------------------------
+
+
+def sb3_ppo(**config: Any) -> SB3PPO:
+    """On the exact Gaussian, 16 images of three steps an iteration."""
+    env = gymnasium.make(diffusion_gym.ENV_ID, model="exact-gaussian", reward="exact-linear", num_inference_steps=3)
+    common = {"trainable": "full", "images_per_iteration": 16, "num_envs": 8, "chunk_size": 4, "learning_rate": 0.01}
+    return SB3PPO(env, **{**common, "n_epochs": 1, "batch_size": 48, **config})
+
+
+def test_the_registrys_ppo_is_stable_baselines3s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own ``train`` makes every update; sampled and trained rows are counted by hand: 16 x 3 x (1 + 2 x 3)."""
+    calls, train = [], PPO.train
+    monkeypatch.setattr(PPO, "train", lambda ppo: calls.append(type(ppo)) or train(ppo))
+    algorithm = sb3_ppo(n_epochs=2, batch_size=24).learn(2 * 48)
+    assert calls == [PPO, PPO]
+    assert algorithm.costs["forward_equivalents"] == 2 * 16 * 3 * (1 + 2 * 3)
+    assert algorithm._n_updates == 2 * 2 * 2
+    assert algorithm.costs["reward_queries"] == 32
+
+
+def test_the_first_update_starts_at_the_ratio_1() -> None:
+    """One minibatch of all transitions: what rollouts of eight and chunks of four stored comes out to the bit."""
+    algorithm, said = sb3_ppo(), []
+    update = algorithm.update
+    algorithm.update = lambda rollout: said.append(update(rollout)) or said[-1]  # type: ignore[method-assign]
+    algorithm.learn(48)
+    assert (said[0]["train/approx_kl"], said[0]["train/clip_fraction"]) == (0.0, 0.0)
+
+
+def test_the_buffer_holds_whole_episodes_with_the_reward_at_their_end() -> None:
+    """With lambda 1 the return of every step is the image's reward, and the advantage is that less the value."""
+    algorithm = sb3_ppo(gae_lambda=1.0)
+    rollout = algorithm._collect(algorithm._setup_learn(48, None)[1])
+    assert rollout is not None
+    buffer = algorithm.ppo.rollout_buffer
+    algorithm._fill(buffer, rollout)
+    rewards = rollout.rewards.numpy()
+    assert buffer.full
+    np.testing.assert_allclose(buffer.returns, np.broadcast_to(rewards, (3, 16)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(buffer.advantages, rewards - buffer.values, rtol=1e-5, atol=1e-6)
+    assert buffer.rewards[:2].any() == np.False_
+    assert np.array_equal(buffer.actions[:-1].reshape(2, 16, 2, 1, 1), buffer.observations["latent"][1:])
+    assert buffer.episode_starts[0].all()
+    assert not buffer.episode_starts[1:].any()
+
+
+def test_the_critic_is_trained_and_saved(tmp_path: Path) -> None:
+    """And what the run draws from NumPy's generator leaves the user's where it was."""
+    algorithm = sb3_ppo()
+    before = algorithm.get_parameters()["policy"]
+    np.random.seed(7)
+    algorithm.learn(48)
+    assert np.random.rand() == np.random.RandomState(7).rand()
+    after = algorithm.get_parameters()["policy"]
+    assert {"critic/0.weight", "critic/2.bias"} <= set(after)
+    assert not torch.equal(after["critic/0.weight"], before["critic/0.weight"])
+    algorithm.save(tmp_path / "run")
+    loaded = SB3PPO.load(tmp_path / "run").get_parameters()
+    assert loaded["policy"].keys() == after.keys()
+    assert all(torch.equal(loaded["policy"][name], after[name]) for name in after)
+    assert "critic/0.weight/exp_avg" in loaded["optimizer"]
+
+
+def test_the_average_and_the_export_are_of_the_policy_alone(tmp_path: Path) -> None:
+    algorithm = sb3_ppo(ema_decay=0.5).learn(48)
+    assert set(algorithm.get_parameters()["average"]) == set(algorithm.policy.trainable_parameters())
+    algorithm.save(tmp_path / "run")
+    assert SB3PPO.load(tmp_path / "run").average is not None
 
 
 def test_what_cannot_work_is_refused(make: Callable[..., PPO]) -> None:

@@ -1,0 +1,199 @@
+"""What an algorithm is between two iterations, and how it is saved and restored: the same to the bit."""
+
+import copy
+import os
+import platform
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+import gymnasium
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from algorithms.averaging import WeightAverage
+from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
+from algorithms.config import AlgorithmConfig, from_dict, to_dict
+from algorithms.distributed import Ranks
+from algorithms.parameters import Groups, check_averages, flatten, get_tensors, set_tensors, unflatten
+from algorithms.policy import DenoisingPolicy
+from algorithms.skips import SkippedUpdates
+from algorithms.vec_env import DenoiseVecEnv, describe_env, rebuild_env
+from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.rewards import WeightedSum
+
+Config = TypeVar("Config", bound=AlgorithmConfig)
+Self = TypeVar("Self", bound="SavedAlgorithm[Any]")
+#: What the state of every checkpoint holds, whatever version wrote it.
+_STATE = {"algorithm", "config", "env", "iteration", "num_timesteps", "n_updates", "costs", "extra"}
+
+
+class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
+    """The state of an algorithm, and Stable-Baselines3's get_parameters, set_parameters, save and load.
+
+    A checkpoint is the state at an iteration's start: weights, moments, averages, counters, costs, statistics. Random
+    numbers need no state, for they are keyed by what they are for (``seeding``).
+    """
+
+    config_class: type[Config]
+    config: Config
+    ranks: Ranks
+    policy: DenoisingPolicy  # type: ignore[assignment]
+    average: WeightAverage | None
+    loss_scaler: torch.amp.GradScaler
+    skipped: SkippedUpdates
+    iteration: int
+    costs: dict[str, Any]
+    _committed_timesteps: int
+
+    @property
+    def mdp(self) -> DenoisingMDP:
+        """The environment's model, reward, prompts and grid."""
+        assert isinstance(self.env, DenoiseVecEnv)
+        return self.env.mdp
+
+    def extra_state(self) -> dict[str, Any]:
+        """A subclass's own state beside weights and optimizer, JSON-serialisable."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`extra_state` returned."""
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "algorithm": type(self).__name__,
+            "config": to_dict(self.config),
+            "env": describe_env(self.mdp),
+            "iteration": self.iteration,
+            "num_timesteps": self._committed_timesteps,
+            "n_updates": self._n_updates,
+            "skipped": self.skipped.state_dict(),
+            "costs": self.costs,
+            "chunk_size": self.policy.chunk_size,
+            "loss_scaler": self.loss_scaler.state_dict(),
+            "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
+            "extra": self.extra_state(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def _snapshot(self) -> Checkpoint:
+        return Checkpoint(copy.deepcopy(self._state()), flatten(self._get_parameters("cpu")))
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """All that training changes, by name: the policy's weights; a subclass adds networks of its own, as a critic's.
+
+        The moving average and exports are of the policy's alone.
+        """
+        return self.policy.trainable_parameters()
+
+    def get_parameters(self) -> Groups:
+        """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average"."""
+        return self._get_parameters()
+
+    def _get_parameters(self, device: str | None = None) -> Groups:
+        averages = None if self.average is None else self.average.tensors
+        return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), device, averages)
+
+    def set_parameters(  # type: ignore[override]
+        self,
+        load_path_or_dict: str | os.PathLike[str] | Groups,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Set weights, optimizer moments and averages from a checkpoint or from :meth:`get_parameters`'s result.
+
+        Where no averages are given, the moving average begins again at the new weights.
+
+        Raises:
+            ValueError: names or shapes that are not this policy's.
+        """
+        if not isinstance(load_path_or_dict, str | os.PathLike | dict):
+            raise TypeError(
+                "expected a checkpoint's path, or what get_parameters() returned, got "
+                f"{type(load_path_or_dict).__name__}."
+            )
+        given = (
+            load_path_or_dict
+            if isinstance(load_path_or_dict, dict)
+            else unflatten(read_checkpoint(load_path_or_dict).tensors)
+        )
+        averaged = self.policy.trainable_parameters()
+        if self.average is not None and "average" in given:
+            check_averages(given["average"], averaged)
+        set_tensors(self.trained_parameters(), getattr(self, "optimizer", None), given, exact_match)
+        if self.average is not None:
+            self.average.load(given.get("average", averaged))
+
+    def save(  # type: ignore[override]
+        self, path: str | os.PathLike[str], exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Write a checkpoint to ``path`` (with ``.zip``), atomically: safetensors and JSON, no pickle.
+
+        Of several ranks all must call this; the first writes, and the others wait until it has.
+
+        ``exclude`` and ``include`` are Stable-Baselines3's; a checkpoint has fixed content, so they are refused.
+        """
+        if exclude or include:
+            raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
+        saved = self._snapshot()
+        self.ranks.first(lambda: write_checkpoint(checkpoint_path(path), saved.state, saved.tensors))
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        env: str | gymnasium.Env | gymnasium.vector.VectorEnv | VecEnv | None = None,
+        device: torch.device | str = "auto",
+        **kwargs: Any,
+    ) -> Self:
+        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` goes on to the bit.
+
+        Args:
+            path: what :meth:`save` wrote.
+            env: the environment; None rebuilds the saved one (possible where its reward was given by name).
+            device: for a rebuilt environment; "auto" is the device it was saved on.
+            kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change.
+
+        Raises:
+            ValueError: a missing, damaged or foreign checkpoint.
+        """
+        checkpoint = read_checkpoint(path)
+        state = checkpoint.state
+        lacking = sorted(_STATE - set(state))
+        if lacking:
+            raise ValueError(f"{str(path)!r} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
+        if state["algorithm"] != cls.__name__:
+            raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
+        config = from_dict(cls.config_class, state["config"])
+        env = rebuild_env(state["env"], device) if env is None else env
+        algorithm = cls(env, config, **kwargs)  # type: ignore[arg-type]  # subclasses take env and config
+        algorithm._restore(checkpoint)
+        return algorithm
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        if state["env"]["model"] != self.mdp.model.name:
+            raise ValueError(
+                f"the checkpoint was trained on the model {state['env']['model']!r}, the environment has "
+                f"{self.mdp.model.name!r}."
+            )
+        self.set_parameters(unflatten(checkpoint.tensors))
+        self.load_extra_state(state["extra"])
+        # What memory allowed in the saved run, unless another size is asked for; older checkpoints do not tell.
+        if self.config.policy.chunk_size == state["config"]["policy"]["chunk_size"]:
+            self.policy.chunk_size = state.get("chunk_size", self.config.policy.chunk_size)
+        self.loss_scaler = self._make_loss_scaler()
+        if state.get("loss_scaler"):
+            self.loss_scaler.load_state_dict(state["loss_scaler"])
+        if isinstance(self.mdp.reward, WeightedSum) and state.get("reward"):  # older checkpoints have none
+            self.mdp.reward.load_state_dict(state["reward"])
+        self.iteration = state["iteration"]
+        self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
+        self._n_updates, self.costs = state["n_updates"], state["costs"]
+        if "skipped" in state:  # older checkpoints have none
+            self.skipped.load_state_dict(state["skipped"])
+
+    def _make_loss_scaler(self) -> torch.amp.GradScaler:
+        """Scales losses up where gradients pass through float16 (Micikevicius et al. 2018); else it does nothing."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)

@@ -1,0 +1,167 @@
+"""Stable-Baselines3's own PPO as an algorithm of the registry, so that suites can hold it beside the others.
+
+Images are sampled, evaluated, counted, logged and saved as every algorithm's are. Advantages, losses and minibatches
+are Stable-Baselines3's: each iteration's transitions go into its rollout buffer, and its ``PPO.train`` does the rest.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.logger import Logger
+from torch import nn
+
+from algorithms.base import DiffusionAlgorithm, Requirements
+from algorithms.config import AlgorithmConfig
+from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
+from algorithms.rollouts import Rollout
+from algorithms.seeding import Stream, derive_seed
+from algorithms.vec_env import DenoiseVecEnv
+
+_CRITIC = 1  # key of the critic's initial weights, beside those of the adapters
+
+
+@dataclass(frozen=True)
+class SB3PPOConfig(AlgorithmConfig):
+    """Stable-Baselines3's PPO; the fields of its own have its names and defaults. Rewards are discounted by 1."""
+
+    n_epochs: int = 10
+    """Passes over an iteration's transitions."""
+    batch_size: int = 64
+    """Transitions an update, all of whose activations are held at once; a pass's last minibatch may be smaller."""
+    clip_range: float = 0.2
+    """Bound on the joint ratio of a step: it is kept between 1 minus and 1 plus this."""
+    gae_lambda: float = 0.95
+    """Of generalised advantage estimation: 1 takes an image's reward less the value, 0 trusts the next step's value."""
+    vf_coef: float = 0.5
+    """Weight of the value function's squared error in the loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        super().__post_init__()
+        if self.n_epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"n_epochs must be at least 1 and batch_size at least 2, got {self.n_epochs} and {self.batch_size}."
+            )
+        if self.clip_range <= 0 or self.vf_coef < 0:
+            raise ValueError(
+                f"clip_range must be positive and vf_coef at least 0, got {self.clip_range} and {self.vf_coef}."
+            )
+        if not 0 <= self.gae_lambda <= 1:
+            raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}.")
+
+
+class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
+    """``SB3PPO("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""
+
+    config_class = SB3PPOConfig
+    requires: ClassVar[Requirements] = Requirements(whole_trajectory=True, stochastic=True)
+
+    def _setup_model(self) -> None:
+        """Build the critic around the policy.
+
+        Raises:
+            ValueError: a precision, or training of the text encoder, that PPO cannot do.
+        """
+        super()._setup_model()
+        if self.policy.computes_in_float16:
+            raise ValueError(
+                "Stable-Baselines3's PPO does not scale its loss, so gradients in float16 would vanish; use bfloat16."
+            )
+        if self.config.policy.trains_text:
+            raise ValueError(
+                "Stable-Baselines3's PPO cannot train a text encoder: its critic sees the prompt's embedding. Set "
+                "policy.train to 'denoiser'."
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS, _CRITIC))
+            self.ppo = self._build_ppo()
+        self.optimizer = self.make_optimizer()
+        self.ppo.policy.optimizer = _Stepping(self)  # type: ignore[assignment]
+
+    def _build_ppo(self) -> PPO:
+        config, env = self.config, DenoiseVecEnv(self.mdp, self.config.images_per_iteration)
+        arguments = actor_critic_arguments(env, config.policy)
+        # Gradients are clipped by the shell, which sees then whether their norm was finite.
+        with warnings.catch_warnings():  # of a last minibatch that is smaller
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size", category=UserWarning)
+            ppo = PPO(
+                DenoisingActorCritic, env, n_steps=self.mdp.num_inference_steps, gamma=1.0, device=self.device,
+                learning_rate=config.learning_rate, max_grad_norm=math.inf, n_epochs=config.n_epochs,
+                batch_size=config.batch_size, clip_range=config.clip_range, gae_lambda=config.gae_lambda,
+                vf_coef=config.vf_coef, policy_kwargs={**arguments, "build_actor": lambda: self.policy},
+            )  # fmt: skip
+        ppo.set_logger(Logger(None, []))
+        return ppo
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of the policy, and of the critic."""
+        critic = self.ppo.policy.value_net.named_parameters()
+        return {**super().trained_parameters(), **{f"critic/{name}": value for name, value in critic}}
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Let Stable-Baselines3 estimate advantages and train, in an order of minibatches that the run's seed fixes."""
+        self._fill(self.ppo.rollout_buffer, rollout)
+        with _numpy_seeded(derive_seed(self.config.seed, Stream.UPDATES, self.iteration)):
+            self.ppo.train()
+        self.count_training_rows(self.config.n_epochs * self.mdp.num_inference_steps * len(rollout))
+        said = {name: float(value) for name, value in self.ppo.logger.name_to_value.items()}
+        self.ppo.logger.name_to_value.clear()
+        # The explained variance is NaN where returns do not vary.
+        return {name: value for name, value in said.items() if math.isfinite(value)}
+
+    @torch.no_grad()
+    def _fill(self, buffer: Any, rollout: Rollout) -> None:
+        """Put an iteration's images, an episode each, into PPO's buffer; the reward comes with the last step."""
+        assert isinstance(buffer, DictRolloutBuffer)
+        buffer.reset()
+        steps, n = len(rollout.log_probs), len(rollout)
+        dense, times = self.policy.transition.has_density.tolist(), self.policy.transition.timesteps
+        prompts = self.mdp.conditioning_of(rollout.prompts)
+        for t in range(steps):
+            observation = {**prompts, "latent": rollout.latents[t], "timestep": times[t].float().expand(n, 1)}
+            buffer.add(
+                {name: value.cpu().numpy() for name, value in observation.items()},
+                rollout.latents[t + 1].cpu().numpy(),
+                rollout.rewards.cpu().numpy() if t == steps - 1 else np.zeros(n, np.float32),
+                np.full(n, t == 0),
+                self.ppo.policy.predict_values(observation),
+                rollout.log_probs[t] if dense[t] else torch.zeros_like(rollout.log_probs[t]),
+            )
+        buffer.compute_returns_and_advantage(torch.zeros(n), dones=np.ones(n, bool))
+
+
+class _Stepping:
+    """What ``PPO.train`` takes for its optimizer: each step is the shell's, which clips, skips, counts and averages."""
+
+    def __init__(self, algorithm: SB3PPO) -> None:
+        self._algorithm = algorithm
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._algorithm.optimizer.param_groups
+
+    def zero_grad(self) -> None:
+        self._algorithm.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        self._algorithm.after_backward()
+        self._algorithm.step(self._algorithm.optimizer)
+
+
+@contextlib.contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, from which Stable-Baselines3 draws minibatches, and leave it as it was."""
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
