@@ -137,8 +137,8 @@ def search(options: Search) -> int:
 def ranking(results: Mapping[str, Any]) -> str:
     """Return every candidate as a Markdown table, each algorithm's best first.
 
-    They are ranked by their gain as a share of the largest gain of the algorithm's candidates on the same task, averaged
-    over the tasks: so every algorithm's tasks count alike, whatever their units, and whatever other algorithms gain.
+    They are ranked by their gain as a share of the largest gain of their algorithm's candidates on the same task,
+    averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain.
     """
     tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
     candidates = candidates_on(tasks)
