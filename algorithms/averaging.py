@@ -7,26 +7,37 @@ import torch
 from torch import Tensor
 
 from algorithms.parameters import Named
+from algorithms.sharding import is_sharded, laid_out_as
 
 
 @contextlib.contextmanager
 def weights_replaced(named: Named, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the parameters have other values inside the ``with`` block; nothing is copied.
+    """Let the parameters have other values inside the ``with`` block; only sharded ones are copied.
 
     A graph that was recorded outside must not go backward inside.
 
     Args:
         named: parameters by name.
-        tensors: a value for each, of its shape, dtype and device.
+        tensors: a value for each, of its shape, dtype and device, and in its parts.
     """
-    before = {name: parameter.data for name, parameter in named.items()}
+    before = {
+        name: parameter.detach().clone() if is_sharded(parameter) else parameter.data
+        for name, parameter in named.items()
+    }
     try:
-        for name, parameter in named.items():
-            parameter.data = tensors[name]
+        _put(named, tensors)
         yield
     finally:
-        for name, parameter in named.items():
-            parameter.data = before[name]
+        _put(named, before)
+
+
+@torch.no_grad()
+def _put(named: Named, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in named.items():
+        if is_sharded(parameter):  # FSDP gathers weights from a buffer of its own, which must be written to
+            parameter.copy_(tensors[name])
+        else:
+            parameter.data = tensors[name]
 
 
 class WeightAverage:
@@ -35,7 +46,8 @@ class WeightAverage:
     About the last ``1 / (1 - decay)`` updates count, and of the start ``decay^k`` is left after k updates.
 
     Attributes:
-        tensors: the averages by the weights' names, each of its weight's shape, float32, beside it on its device.
+        tensors: the averages by the weights' names, each of its weight's shape, float32, beside it on its device, and
+            in parts where it is.
     """
 
     def __init__(self, named: Named, decay: float) -> None:
@@ -57,7 +69,7 @@ class WeightAverage:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from copies of other tensors: averages of an earlier run, or weights."""
-        self.tensors = {name: tensors[name].detach().to(w.device, copy=True) for name, w in self._named.items()}
+        self.tensors = {name: laid_out_as(tensors[name], weight) for name, weight in self._named.items()}
 
     def applied(self) -> contextlib.AbstractContextManager[None]:
         """Let the policy have the averages for weights inside a ``with`` block."""

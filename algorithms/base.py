@@ -18,7 +18,7 @@ from torch import Tensor
 
 from algorithms.averaging import WeightAverage
 from algorithms.config import divisor, override
-from algorithms.distributed import current_ranks, synchronising
+from algorithms.distributed import RanksOutOfMemory, current_ranks, synchronising
 from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
 from algorithms.optimizers import check_optimizer, make_optimizer
 from algorithms.policy import DenoisingPolicy
@@ -26,11 +26,12 @@ from algorithms.reference import Reference
 from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
 from algorithms.saving import Config, SavedAlgorithm
 from algorithms.seeding import Stream, derive_seed, prompt_order
+from algorithms.sharding import whole
 from algorithms.skips import SkippedUpdates
 from algorithms.split import Part, Split
 from algorithms.stable_baselines import check_learn_arguments
 from algorithms.vec_env import DenoiseVecEnv, find_mdp
-from algorithms.within_memory import within_memory
+from algorithms.within_memory import is_out_of_memory, within_memory
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
@@ -122,6 +123,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
         self.after_backward: Callable[[], None] = lambda: None
         self._committed_timesteps = 0
+        self._exchanging = False  # gradients, with ranks that could not be told of memory running out
         if _init_setup_model:
             self._setup_model()
 
@@ -173,6 +175,10 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             raise ValueError(
                 f"{type(self).__name__} was started on {size} ranks, but its update does not share its rows among "
                 "them; start one process, or let it use parts() and set splits_over_ranks (docs/several-gpus.md)."
+            )
+        if self.ranks.sharded and self.config.optimizer == "adamw8bit":
+            raise ValueError(
+                "optimizer 'adamw8bit' does not know sharded weights (FSDP); take 'adamw', or launch with --multi_gpu."
             )
         if envs % size:
             raise ValueError(
@@ -275,10 +281,26 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         Args:
             rollout: of all ranks.
             images: (k,), int64, the image of each row of the update.
+
+        Raises:
+            RanksOutOfMemory: memory ran out on another rank; no gradient was exchanged yet.
         """
+        self._exchanging = False
         for part in rollout.split.parts(images, self.policy.chunk_size):
-            with synchronising(self.policy.denoiser, part.last):
+            if part.synchronises and self.ranks.votes:
+                self._vote()
+                self._exchanging = True
+            with synchronising(self.policy.denoiser, part.synchronises):
                 yield part
+
+    def _vote(self, error: RuntimeError | None = None) -> None:
+        """Tell the other ranks whether memory sufficed here; RanksOutOfMemory is raised on all if any one's did not."""
+
+        def tell() -> None:
+            if error is not None:
+                raise error
+
+        self.ranks.call(tell)
 
     def _collect(self, callback: BaseCallback) -> Rollout | None:
         """Sample this iteration's images; None if a callback asked to stop (the iteration then never happened)."""
@@ -329,18 +351,18 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         """Update; where memory runs out, take everything back and update in smaller chunks.
 
         The stored log-probabilities are then computed again in those chunks, by the weights that sampled, so that the
-        first ratios are exactly 1 again. Ranks would have to fail together for that, so several end instead.
+        first ratios are exactly 1 again. With DDP every rank does so if one must; with sharded weights the run ends,
+        for the others wait in the middle of a pass.
         """
-        if self.ranks.size > 1:
+        if self.ranks.sharded:
             with self.ranks.ending_together():
                 return self.update(rollout)
         sampled_in, timesteps = self.policy.chunk_size, self.num_timesteps
         before = self._snapshot()
 
         def update() -> dict[str, float]:
-            if self.policy.chunk_size != sampled_in:
-                rescore(rollout, self.policy)
-            return self.update(rollout)
+            with self.ranks.ending_together():
+                return self._voting(lambda: self._rescored_update(rollout, sampled_in))
 
         def undo() -> None:
             self._restore(before)
@@ -348,6 +370,23 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             self.policy.zero_grad(set_to_none=True)
 
         return within_memory(self.policy, update, undo)
+
+    def _rescored_update(self, rollout: Rollout, sampled_in: int) -> dict[str, float]:
+        if self.policy.chunk_size != sampled_in:
+            rescore(rollout, self.policy)
+        return self.update(rollout)
+
+    def _voting(self, update: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Update; where memory runs out while the other ranks can be told, raise RanksOutOfMemory on all."""
+        self._exchanging = False
+        try:
+            return update()
+        except RanksOutOfMemory:
+            raise
+        except RuntimeError as error:
+            if self.ranks.votes and not self._exchanging and is_out_of_memory(error):
+                self._vote(error)
+            raise
 
     def count_training_rows(self, rows: int) -> None:
         """Add ``rows`` trained forwards and backwards to the cost."""
@@ -393,7 +432,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         """
         self.loss_scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         finite, scale = bool(norm.isfinite()), self.loss_scaler.get_scale()
         if finite:
             self.loss_scaler.step(optimizer)
@@ -445,10 +484,12 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         With ``ema_decay`` they are the averaged ones. Of several ranks all must call this; the first writes.
         """
         target = Path(folder)
+        with self.averaged():
+            with self.ranks.ending_together():
+                denoiser: Any = self.policy.whole_denoiser()
 
-        def write() -> None:
-            target.mkdir(parents=True, exist_ok=True)
-            with self.averaged():
-                self.policy.model.export(self.policy.unwrapped, target, self.policy.lora)  # type: ignore[arg-type]
+            def write() -> None:
+                target.mkdir(parents=True, exist_ok=True)
+                self.policy.model.export(denoiser, target, self.policy.lora)
 
-        self.ranks.first(write)
+            self.ranks.first(write)

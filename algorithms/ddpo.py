@@ -126,7 +126,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         reduction = self.config.log_prob_reduction
         for part in self.parts(rollout, images):
             rows, next_latents, old_log_prob = rollout.rows(part.images, steps[part.rows])
-            chunk = rows.padded(self.policy.chunk_size)
+            chunk = rows.padded(self.policy.chunk_size) if part.weight else rows
             log_prob, gaussian = self.policy.log_prob(chunk, next_latents)
             if not part.weight:
                 yield 0 * log_prob.sum()

@@ -1,8 +1,8 @@
 """Several processes (ranks) that train one policy: who is who, what they exchange, and what ends them together.
 
 Started by ``accelerate launch`` or ``torchrun``, each rank samples its share of an iteration's images and trains on
-them; rewards are gathered, so that every rank computes the same advantages, and gradients are summed once an update, so
-that every rank holds the same weights.
+them; rewards are gathered, so that every rank computes the same advantages, and gradients are summed, so that every
+rank steps to the same weights: all of them (DDP), or its part (FSDP).
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from algorithms.sharding import shard
 from algorithms.within_memory import is_out_of_memory
 from diffusion_gym.rewards import RewardError
 
@@ -26,11 +27,22 @@ T = TypeVar("T")
 #: Environment variable: seconds that ranks wait for one another, the slowest reward included, before the run ends.
 TIMEOUT = "DIFFUSION_GYM_RANK_TIMEOUT"
 _DEFAULT_TIMEOUT = 1800.0
+#: What ``accelerate launch --use_fsdp`` sets, by its variables, and the values that mean what is done here.
+_FSDP_OPTIONS = {
+    "FSDP_SHARDING_STRATEGY": ("full_shard", "1"),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"),
+    "FSDP_OFFLOAD_PARAMS": ("false",),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false",),
+}
 _GRACE = timedelta(seconds=5)  # for a rank that lives to say so, once another was lost
 
 
 class RankError(Exception):
     """Another rank failed, died or did not answer; the message names it."""
+
+
+class RanksOutOfMemory(RuntimeError):  # noqa: N818 - named after torch's own
+    """Memory ran out on a rank, and every rank was told so before anything else was exchanged."""
 
 
 class Ranks:
@@ -39,16 +51,19 @@ class Ranks:
     Attributes:
         rank: from 0.
         size: number of ranks.
+        sharded: whether each holds a part of the weights (FSDP); then every forward pass is one of all ranks.
     """
 
-    def __init__(self, accelerator: Any = None, timeout: float = _DEFAULT_TIMEOUT) -> None:
+    def __init__(self, accelerator: Any = None, timeout: float = _DEFAULT_TIMEOUT, sharded: bool = False) -> None:
         """Join the other ranks; every one must do so.
 
         Args:
-            accelerator: an ``accelerate.Accelerator`` whose process group has been set up; None is one process alone.
+            accelerator: an ``accelerate.Accelerator`` whose process group has been set up, or a ``PartialState``, which
+                is enough to shard weights; None is one process alone.
             timeout: seconds.
+            sharded: shard weights over the ranks.
         """
-        self._accelerator, self._timeout = accelerator, timeout
+        self._accelerator, self._timeout, self.sharded = accelerator, timeout, sharded
         self.rank = 0 if accelerator is None else accelerator.process_index
         self.size = 1 if accelerator is None else accelerator.num_processes
         if self.size > 1:
@@ -60,11 +75,16 @@ class Ranks:
         """Whether this rank writes and prints."""
         return self.rank == 0
 
+    @property
+    def votes(self) -> bool:
+        """Whether ranks can agree, before an update's gradients are exchanged, that all of them got so far (DDP)."""
+        return self.size > 1 and not self.sharded
+
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Return the module as one whose backward pass synchronises gradients over the ranks (DDP).
+        """Return the module as one whose backward pass averages gradients over the ranks (DDP, or FSDP in place).
 
         Raises:
-            ValueError: its weights lie on a device that the ranks do not exchange gradients on.
+            ValueError: its weights lie on a device that the ranks do not exchange gradients on, or cannot be sharded.
         """
         if self.size == 1:
             return module
@@ -74,6 +94,9 @@ class Ranks:
                 f"the ranks were launched for {expected!r}, but the model is on {found!r}. Give the environment "
                 f"device={expected!r}, or, to train on CPUs beside GPUs, hide those with CUDA_VISIBLE_DEVICES=''."
             )
+        if self.sharded:
+            shard(module, found, self.size)
+            return module
         with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which older ones lack
             warnings.simplefilter("ignore", FutureWarning)
             return self._accelerator.prepare_model(module)
@@ -83,8 +106,9 @@ class Ranks:
 
         Raises:
             Exception: the work's own, where it failed here.
-            RewardError, RuntimeError: a reward failed, or memory ran out, on the rank that is named.
-            RankError: another failure of the rank that is named, or it died, or did not answer in time.
+            RewardError, RanksOutOfMemory: a reward failed, or memory ran out, on the rank that is named.
+            RankError: another failure of the rank that is named, or it died, or did not answer in time; or memory ran
+                out here, while the others wait for this rank's part of the weights.
         """
         if self.size == 1:
             return work()
@@ -94,6 +118,8 @@ class Ranks:
         except RankError:
             raise
         except Exception as raised:
+            if self.sharded and is_out_of_memory(raised):
+                raise self._out_of_memory(raised) from raised
             error = raised
         if not self.all(error is None):
             raise self._failure(error)
@@ -128,23 +154,29 @@ class Ranks:
 
     @contextlib.contextmanager
     def ending_together(self) -> Iterator[None]:
-        """Turn a connection that broke, or memory that ran out, into an error that names the rank.
+        """Turn a connection that broke, or memory that ran out here alone, into an error that names the rank.
 
         Raises:
             RankError: as said; the others end too, because this one answers no more.
         """
         try:
             yield
+        except RanksOutOfMemory:
+            raise
         except RuntimeError as error:
             raised_by_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
             if self.size > 1 and is_out_of_memory(error):
-                raise RankError(
-                    f"rank {self.rank} of {self.size} ran out of memory in an update ({_line(error)}). With several "
-                    "ranks updates are not made again in smaller chunks: set a smaller --policy.chunk-size."
-                ) from error
+                raise self._out_of_memory(error) from error
             if self.size == 1 or not raised_by_torch:
                 raise
             raise RankError(self._lost(error)) from error
+
+    def _out_of_memory(self, error: Exception) -> RankError:
+        """Return the error for memory that ran out in the middle of what all ranks do together."""
+        return RankError(
+            f"rank {self.rank} of {self.size} ran out of memory while the others waited for it ({_line(error)}), so "
+            "this could not be made again in smaller chunks: set a smaller --policy.chunk-size."
+        )
 
     def _failure(self, error: Exception | None) -> Exception:
         """Exchange what failed, and return the one error that all ranks raise: the first that is not of memory."""
@@ -152,11 +184,11 @@ class Ranks:
         _, rank, kind, text = min(
             (kind == "memory", rank, kind, text) for rank, (kind, text) in enumerate(told) if kind
         )
+        if kind == "memory":  # every rank goes on in smaller chunks
+            return RanksOutOfMemory(f"out of memory on rank {rank} of {self.size} ({text})")
         if rank == self.rank:
             assert error is not None
             return error
-        if kind == "memory":  # every rank goes on in smaller chunks
-            return RuntimeError(f"out of memory on rank {rank} of {self.size} ({text})")
         cls = RewardError if kind == "reward" else RankError
         return cls(f"rank {rank} of {self.size} failed: {text}")
 
@@ -184,6 +216,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def launched_size() -> int:
+    """Return how many processes a launcher has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @functools.cache
 def current_ranks() -> Ranks:
     """Return this process's ranks, set up through Accelerate where a launcher started several; the same ones each time.
@@ -191,33 +228,57 @@ def current_ranks() -> Ranks:
     Raises:
         ValueError: a kind of training that is not supported, or a timeout that is no number.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_size() == 1:
         return ALONE
     timeout = os.environ.get(TIMEOUT, str(_DEFAULT_TIMEOUT))
     if not timeout.replace(".", "", 1).isdigit() or float(timeout) <= 0:
         raise ValueError(f"{TIMEOUT} must be a positive number of seconds, got {timeout!r}.")
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes"):
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if _launched_with(name):
             raise ValueError(
-                f"{name} was asked for of accelerate launch; expected plain data-parallel training, in which every "
-                "rank holds all weights. Launch with --multi_gpu; docs/several-gpus.md says why."
+                f"{name} was asked for of accelerate launch; expected data-parallel training: launch with --multi_gpu, "
+                "in which every rank holds all weights, or with --use_fsdp (docs/several-gpus.md)."
             )
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    cpu, wait = not torch.cuda.is_available(), timedelta(seconds=float(timeout))
+    if _launched_with("FSDP"):
+        _check_fsdp_options()
+        # Accelerate would make DDP of it on gloo, without a word.
+        return Ranks(PartialState(cpu=cpu, timeout=wait), float(timeout), sharded=True)
     handlers = [
         # No buffer changes in training. Parameters without a gradient: an encoder's pooled head that nothing reads.
         DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
-        InitProcessGroupKwargs(timeout=timedelta(seconds=float(timeout))),
+        InitProcessGroupKwargs(timeout=wait),
     ]
     # Autocast is the policy's own business: sampling and scoring must share it.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=handlers)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
     return Ranks(accelerator, float(timeout))
+
+
+def _launched_with(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")
+
+
+def _check_fsdp_options() -> None:
+    """Raise ValueError where FSDP was asked for with an option that would not be followed."""
+    for name, kept in _FSDP_OPTIONS.items():
+        value = os.environ.get(name, kept[0])
+        if value.lower() not in kept:
+            raise ValueError(
+                f"accelerate launch asks for --{name.lower()} {value}; expected {kept[0]}. Here FSDP shards weights, "
+                "gradients and moments, gathers weights anew for the backward pass, and offloads nothing; activations "
+                "are computed again with --policy.gradient-checkpointing."
+            )
 
 
 @contextlib.contextmanager
 def synchronising(module: nn.Module, when: bool) -> Iterator[None]:
-    """Forward and backward passes inside sum gradients over the ranks, or only add them up here."""
+    """Forward and backward passes inside sum gradients over the ranks, or, with DDP, only add them up here.
+
+    Sharded weights' gradients are always summed, so that no rank ever holds them whole.
+    """
     if when or not isinstance(module, DistributedDataParallel):
         yield
     else:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from algorithms.sharding import laid_out_as, whole
+
 Named = Mapping[str, nn.Parameter]
 Groups = dict[str, dict[str, Tensor]]
 
@@ -22,6 +24,8 @@ def get_tensors(
         optimizer: its moments; bitsandbytes' step counter, an integer, becomes a tensor of shape (), int64.
         device: of the copies; None leaves each beside its original.
         averages: the weights' moving averages, where there are any.
+
+    Of sharded ones the copies are whole, and every rank must call this.
     """
     groups: Groups = {"policy": {name: _copy(value, device) for name, value in named.items()}}
     if optimizer is not None:
@@ -36,6 +40,7 @@ def get_tensors(
 
 
 def _copy(value: Tensor, device: torch.device | str | None) -> Tensor:
+    value = whole(value)
     return value.detach().to(value.device if device is None else device, copy=True)
 
 
@@ -60,7 +65,7 @@ def set_tensors(
     _check_finite(moments)
     with torch.no_grad():
         for name, value in weights.items():
-            named[name].copy_(value)
+            named[name].copy_(laid_out_as(value, named[name]))
     if optimizer is None:
         return
     optimizer.state.clear()
@@ -70,7 +75,7 @@ def set_tensors(
         if value.ndim == 0:  # a step counter: torch's is a tensor that stays on the CPU, bitsandbytes' an integer
             optimizer.state[parameter][moment] = value.clone() if value.is_floating_point() else int(value)
         else:
-            optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)
+            optimizer.state[parameter][moment] = laid_out_as(value, parameter)
 
 
 def flatten(groups: Groups) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from algorithms.fields import check_fields
 from algorithms.observations import observation_tensors
+from algorithms.sharding import is_sharded, whole
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING, Trained
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
@@ -105,12 +106,8 @@ class DenoisingPolicy(nn.Module):
         """Copy the model's denoiser; raises ValueError where model and config do not fit."""
         super().__init__()
         self.config, self.model = config, model
-        #: The one module the forward pass goes through; a wrapper (DDP) may replace it.
-        self.denoiser: nn.Module = (
-            model.build_text_denoiser(self.lora, config.train)
-            if config.trains_text
-            else model.build_denoiser(self.lora)
-        )
+        #: The one module the forward pass goes through; a wrapper (DDP) may replace it, and FSDP shard it in place.
+        self.denoiser: nn.Module = self._build_denoiser()
         self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
         self._uncond = self._unconditional() if self.guided else None
         #: Rows a forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
@@ -167,6 +164,21 @@ class DenoisingPolicy(nn.Module):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: value for name, value in self.unwrapped.named_parameters() if value.requires_grad}
+
+    def whole_denoiser(self) -> nn.Module:
+        """Return the unwrapped denoiser with all its weights: itself, or a copy of one that is sharded.
+
+        Of several ranks all must call this.
+        """
+        trained = self.trainable_parameters()
+        if not any(map(is_sharded, trained.values())):
+            return self.unwrapped
+        with torch.random.fork_rng(), torch.no_grad():  # peft draws adapters, for nothing
+            denoiser = self._build_denoiser().to(self.model.device).eval()
+            for name, value in denoiser.named_parameters():
+                if name in trained:
+                    value.copy_(whole(trained[name]))
+        return denoiser
 
     def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
@@ -266,6 +278,11 @@ class DenoisingPolicy(nn.Module):
 
     def set_training_mode(self, mode: bool) -> None:
         """Do nothing: sampling and scoring must run in the same mode, so the denoiser stays in evaluation mode."""
+
+    def _build_denoiser(self) -> nn.Module:
+        if self.config.trains_text:
+            return self.model.build_text_denoiser(self.lora, self.config.train)
+        return self.model.build_denoiser(self.lora)
 
     def _unconditional(self) -> Conditioning:
         """Return what guidance leads away from, one row, of which the text encoder in training makes its own."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from algorithms.averaging import weights_replaced
 from algorithms.policy import DenoisingPolicy, Rows
+from algorithms.sharding import local
 from diffusion_gym.transitions import Gaussian
 
 
@@ -41,8 +42,8 @@ class Reference:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the copy that is kept."""
-        return 0 if self._start is None else sum(value.nbytes for value in self._start.values())
+        """Bytes of the copy that is kept here."""
+        return 0 if self._start is None else sum(local(value).nbytes for value in self._start.values())
 
     @torch.no_grad()
     def distribution(self, rows: Rows) -> Gaussian:

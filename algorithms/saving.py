@@ -88,12 +88,16 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
         return self.policy.trainable_parameters()
 
     def get_parameters(self) -> Groups:
-        """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average"."""
+        """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average".
+
+        Of several ranks all must call this.
+        """
         return self._get_parameters()
 
     def _get_parameters(self, device: str | None = None) -> Groups:
         averages = None if self.average is None else self.average.tensors
-        return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), device, averages)
+        with self.ranks.ending_together():
+            return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), device, averages)
 
     def set_parameters(  # type: ignore[override]
         self,

@@ -18,13 +18,13 @@ class Part:
         images: (k,), int64, the image of each, which lies here.
         weight: factor of its loss. Synchronised gradients are the ranks' mean where the loss's is their sum, so it is
             the number of ranks; 0 for a row that is there only to keep the others company.
-        last: of this rank's parts of the update.
+        synchronises: whether its backward pass exchanges gradients: the last of the update's.
     """
 
     rows: Tensor
     images: Tensor
     weight: int
-    last: bool
+    synchronises: bool
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Split:
         """Yield this rank's share of an update's rows, in parts of at most ``size``.
 
         Every rank yields equally many, so that passes through a module that synchronises meet; a rank without rows left
-        works on a row of weight 0.
+        works on a row of weight 0. With DDP such a row is also the one whose backward pass synchronises: before it
+        every rank can tell whether its own rows' passes succeeded.
 
         Args:
             images: (k,), int64, the image of each row.
@@ -101,9 +102,13 @@ class Split:
         owners = self.owner[images.cpu()]
         count = max(1, -(-int(owners.bincount(minlength=self.ranks.size).max()) // size))
         mine = (owners == self.ranks.rank).nonzero().flatten().to(images.device)
+        company = mine.new_zeros(1), self.kept[:1].to(images.device), 0
         for number in range(count):
-            rows, last = mine[number * size : (number + 1) * size], number == count - 1
+            rows = mine[number * size : (number + 1) * size]
+            synchronises = number == count - 1 and not self.ranks.votes
             if len(rows):
-                yield Part(rows, images[rows], self.ranks.size, last)
+                yield Part(rows, images[rows], self.ranks.size, synchronises)
             else:
-                yield Part(mine.new_zeros(1), self.kept[:1].to(images.device), 0, last)
+                yield Part(*company, synchronises)
+        if self.ranks.votes:
+            yield Part(*company, True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from algorithms import ALGORITHMS
-from algorithms.distributed import RankError
+from algorithms.distributed import RankError, launched_size
 from algorithms.skips import DivergedError
 from benchmarks.compare import Compare, compare
 from benchmarks.folder import DiskFullError
@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     """Parse with the named command's own options alone, so that an error speaks of no other command's."""
     if given and given[0] in COMMANDS:
+        _check_one_process(given[0])
         options, command = COMMANDS[given[0]]
         return command(tyro.cli(options, args=given[1:], prog=f"{_PROGRAM} {given[0]}"))
     if given[:1] == ["train"] and given[1:2] and given[1] in ALGORITHMS:
@@ -100,6 +101,16 @@ def _run(given: list[str]) -> int:
         description="Tune diffusion models with reinforcement learning: DDPO, RWR.",
     )
     raise AssertionError(f"no command among {given}")
+
+
+def _check_one_process(command: str) -> None:
+    """Raise ValueError where a launcher has started several processes, which would all do the same."""
+    if launched_size() > 1:
+        raise ValueError(
+            f"{command} was started on {launched_size()} ranks (WORLD_SIZE), but only train shares its work among "
+            f"them, and every rank would do all of it. Start it without accelerate launch or torchrun: diffusion-gym "
+            f"{command} ..."
+        )
 
 
 if __name__ == "__main__":

@@ -44,13 +44,13 @@ class Tuned:
 
 
 def read_tuned(algorithm: DiffusionAlgorithm) -> Tuned:
-    """Read an algorithm's present mixture.
+    """Read an algorithm's present mixture; of several ranks all must.
 
     Raises:
         ValueError: another model than an exact one, another reward, or prompts other than ``"anywhere"``.
     """
     model, reward = algorithm.mdp.model, algorithm.mdp.reward
-    denoiser, start = algorithm.policy.denoiser, getattr(model, "target", None)
+    denoiser, start = algorithm.policy.whole_denoiser(), getattr(model, "target", None)
     if not isinstance(start, GaussianMixture) or not isinstance(reward, Linear | Quadratic):
         raise ValueError(
             f"distances to exact targets need an exact model with exact-linear or exact-quadratic, got {model.name!r} "

@@ -1,4 +1,4 @@
-"""What a run will take of the device's memory, estimated before it starts.
+"""What a run will take of the device's memory, estimated before it starts; of several ranks, what each will.
 
 Weights, gradients, moments and the rollout are counted. What forward and backward passes hold on top is measured on a
 quarter and on half of a chunk of rows, counting every tensor while it lives, and extended in a straight line.
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from algorithms import DenoisingPolicy, DiffusionAlgorithm
 from algorithms.policy import Rows
 from algorithms.rollouts import Rollout
+from algorithms.sharding import local
 from algorithms.within_memory import is_out_of_memory, too_little_memory
 
 #: Below this size bitsandbytes keeps a tensor's moments in 32 bits.
@@ -44,7 +45,7 @@ class MemoryEstimate:
         working: the most that a forward and backward pass of a chunk, decoding an image, or the optimizer's step
             holds for a moment.
         main_memory: trained weights, moments and averages, copied before each update to fall back on when memory runs
-            out.
+            out; sharded ones are not.
         chunk_size: rows of a forward pass.
         images: of the rollout.
     """
@@ -104,7 +105,8 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     weights = _bytes(trained)
     moments = _moment_bytes(trained, config.optimizer)
     averages = 0 if algorithm.average is None else weights
-    meta = Rollout.empty(policy, [""] * config.images_per_iteration, algorithm.requires.whole_trajectory, "meta")
+    images = config.images_per_iteration // algorithm.ranks.size
+    meta = Rollout.empty(policy, [""] * images, algorithm.requires.whole_trajectory, "meta")
     device = policy.model.device
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
     stepping = weights if device.type == "cuda" else 0
@@ -123,9 +125,9 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         kept=averages + (0 if algorithm.reference is None else algorithm.reference.nbytes),
         rollout=meta.nbytes,
         working=working,
-        main_memory=weights + moments + averages,
+        main_memory=0 if algorithm.ranks.sharded else weights + moments + averages,
         chunk_size=policy.chunk_size,
-        images=config.images_per_iteration,
+        images=images,
     )
 
 
@@ -229,9 +231,10 @@ def _frozen_bytes(networks: list[nn.Module]) -> dict[str, int]:
     seen: set[int] = set()
     sizes: dict[str, int] = defaultdict(int)
     for network in networks:
-        for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.requires_grad or not tensor.is_floating_point():
+        for whole in (*network.parameters(), *network.buffers()):
+            if whole.requires_grad or not whole.is_floating_point():
                 continue
+            tensor = local(whole)
             if tensor.untyped_storage().data_ptr() in seen:
                 continue
             seen.add(tensor.untyped_storage().data_ptr())
@@ -241,14 +244,15 @@ def _frozen_bytes(networks: list[nn.Module]) -> dict[str, int]:
 
 def _moment_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
     def each(parameter: nn.Parameter) -> float:
-        in_8_bits = optimizer == "adamw8bit" and parameter.numel() >= _SMALLEST_8_BIT
-        return parameter.numel() * (_ADAM_8_BIT if in_8_bits else _ADAM)
+        values = local(parameter).numel()
+        in_8_bits = optimizer == "adamw8bit" and values >= _SMALLEST_8_BIT
+        return values * (_ADAM_8_BIT if in_8_bits else _ADAM)
 
     return round(sum(each(parameter) for parameter in trained))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(local(tensor).nbytes for tensor in tensors)
 
 
 def _free_bytes(device: torch.device) -> int:

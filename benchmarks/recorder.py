@@ -148,12 +148,13 @@ class Recorder(BaseCallback):
         if evaluation is None or evaluation.iteration == self._recorded:
             return
         self._recorded = evaluation.iteration
-        self._ranks.first(lambda: self._write_evaluation(evaluation))
-
-    def _write_evaluation(self, evaluation: Evaluation) -> None:
-        picture, said = self._record_images(evaluation, f"{evaluation.iteration:06d}")
         with self.algorithm.averaged():  # as the evaluation's images were drawn
-            said["metrics"] |= {name: measure(self.algorithm) for name, measure in self.distances.items()}
+            distances = {name: measure(self.algorithm) for name, measure in self.distances.items()}
+        self._ranks.first(lambda: self._write_evaluation(evaluation, distances))
+
+    def _write_evaluation(self, evaluation: Evaluation, distances: dict[str, float]) -> None:
+        picture, said = self._record_images(evaluation, f"{evaluation.iteration:06d}")
+        said["metrics"] |= distances
         line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **said}
         if evaluation.held_out is not None:
             _, line["held_out"] = self._record_images(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")

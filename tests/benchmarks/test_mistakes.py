@@ -116,6 +116,20 @@ def test_no_snapshot_is_stale() -> None:
     assert kept == {*TYPED, *FOUND}
 
 
+@pytest.mark.parametrize("command", ["compare", "search", "sample"])
+def test_only_train_is_shared_by_several_ranks(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a launcher starts them, by the variables that it sets."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([command]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {command} was started on 2 ranks (WORLD_SIZE), but only train shares its work")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sample_needs_the_checkpoint_of_its_run(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def test_the_search_is_of_one_size_on_seeds_of_its_own() -> None:
 def test_the_search_on_alignment_is_of_one_size_too() -> None:
     assert len({len(found) for found in ALIGNMENT_CANDIDATES.values()}) == 1
     plan = Search(tasks=("vlm_alignment",)).plan()
-    assert {name.split("/")[1].rpartition("-")[0] for name in plan} == set(ALGORITHMS)
+    assert {name.split("/")[1].rpartition("-")[0] for name in plan} == set(CANDIDATES)
     for spec in plan.values():
         check(spec)
     with pytest.raises(ValueError, match="search on it alone"):

@@ -3,6 +3,8 @@
     python tests/ranks/ranked.py exact FOLDER             # the exact model
     python tests/ranks/ranked.py stable-diffusion FOLDER  # LoRA on the pipeline that FOLDER/tiny_sd names
 
+``sharded.py`` beside it is the same for weights that are sharded.
+
 Each scenario forks its ranks from this process, which has imported everything and trained nothing, so that one costs
 about a second. What the ranks report goes to FOLDER/reports.pt.
 """
@@ -31,6 +33,7 @@ from algorithms import ALGORITHMS, DiffusionAlgorithm, EvaluationConfig
 from algorithms.config import override
 from algorithms.distributed import TIMEOUT, current_ranks, synchronising
 from algorithms.rollouts import collect
+from algorithms.sharding import whole
 from algorithms.split import Split
 from benchmarks.runs import run
 from benchmarks.settings import RunSpec, TaskConfig
@@ -42,23 +45,26 @@ CONFIG = {"images_per_iteration": IMAGES, "images_per_prompt": 4, "num_envs": 12
 CONFIG |= {"learning_rate": 0.01}
 
 
-def on_ranks(size: int, work: Work, folder: Path, limit: float = 120.0) -> list[Report]:
+def on_ranks(
+    size: int, work: Work, folder: Path, limit: float = 120.0, timeout: float = 60.0, hung: int | None = None
+) -> list[Report]:
     """Do the work on every rank; each one's report, with its ``status``: 0, or minus the signal that ended it.
 
-    A rank that raises reports ``error`` (its class and message); one that hangs is killed after ``limit`` seconds.
+    A rank that raises reports ``error`` (its class and message); one that hangs is killed after ``limit`` seconds, or
+    where it is ``hung`` that should, once all others have ended. They wait ``timeout`` seconds for one another.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = time.monotonic()
-    children = {rank: _fork(rank, size, port, work, folder / f"report-{rank}.pt") for rank in range(size)}
+    children = {rank: _fork(rank, size, port, work, folder / f"report-{rank}.pt", timeout) for rank in range(size)}
     statuses: dict[int, int] = {}
     while len(statuses) < size:
         for rank in children.keys() - statuses.keys():
             pid, status = os.waitpid(children[rank], os.WNOHANG)
             if pid:
                 statuses[rank] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() - started > limit:
+            elif time.monotonic() - started > limit or children.keys() - statuses.keys() == {hung}:
                 os.kill(children[rank], signal.SIGKILL)
         time.sleep(0.02)
     reports = []
@@ -70,7 +76,7 @@ def on_ranks(size: int, work: Work, folder: Path, limit: float = 120.0) -> list[
     return reports
 
 
-def _fork(rank: int, size: int, port: int, work: Work, report: Path) -> int:
+def _fork(rank: int, size: int, port: int, work: Work, report: Path, timeout: float) -> int:
     """Start a rank as a launcher would, by its environment variables."""
     pid = os.fork()
     if pid:
@@ -80,7 +86,7 @@ def _fork(rank: int, size: int, port: int, work: Work, report: Path) -> int:
         current_ranks.cache_clear()
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
-        os.environ[TIMEOUT] = "60"
+        os.environ[TIMEOUT] = str(timeout)
         try:
             said = work()
         except Exception as error:
@@ -93,7 +99,13 @@ def _fork(rank: int, size: int, port: int, work: Work, report: Path) -> int:
 
 def warm_up(model: str) -> None:
     """Load here what ranks import late, so that a forked one does not; it would take each of them seconds."""
-    for module in ("accelerate", "torch._dynamo", "torch.profiler"):
+    for module in (
+        "accelerate",
+        "torch._dynamo",
+        "torch.profiler",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor",
+    ):
         importlib.import_module(module)
     build("ddpo-is", model)
 
@@ -112,6 +124,7 @@ def build(name: str, model: str, reward: Any = None, **config: Any) -> Diffusion
         reward=reward or ("exact-quadratic" if exact else brightness),
         prompts=["north", "south", "east"] if exact else ["cat", "a dog", "an ant", "canal", "dodo"],
         num_inference_steps=STEPS,
+        prompt_tokens="train" in config,
     )
     config = CONFIG | {"evaluation": EvaluationConfig(images=5)} | config
     if name == "rwr":
@@ -155,15 +168,21 @@ def sampled(name: str, model: str) -> Report:
 def gradients(name: str, model: str) -> Report:
     """The first update's gradient, as it is just before the optimizer's step."""
     algorithm = build(name, model, updates_per_iteration=1)
-    seen: Report = {}
+    seen = kept_gradients(algorithm)
+    learn(algorithm, 1)
+    return {"gradients": seen}
+
+
+def kept_gradients(algorithm: DiffusionAlgorithm[Any]) -> dict[str, Tensor]:
+    """What will hold the latest update's whole gradient."""
+    seen: dict[str, Tensor] = {}
 
     def keep(norm: float) -> None:
-        seen.update({key: value.grad.clone() for key, value in algorithm.policy.trainable_parameters().items()})
+        seen.update({key: whole(value.grad).clone() for key, value in algorithm.policy.trainable_parameters().items()})
 
     clip = torch.nn.utils.clip_grad_norm_
     torch.nn.utils.clip_grad_norm_ = lambda *args, **kwargs: (keep(0.0), clip(*args, **kwargs))[1]
-    learn(algorithm, 1)
-    return {"gradients": seen}
+    return seen
 
 
 def unsynchronised(name: str, model: str) -> Report:
@@ -221,6 +240,16 @@ def killed_in_update(name: str, model: str, rank: int) -> Report:
     return learn(algorithm, 1)
 
 
+def hung(name: str, model: str, rank: int) -> Report:
+    """One rank stops answering in the second iteration's sampling."""
+    return learn(build(name, model), 2, At(8, rank, _stop))
+
+
+def _stop() -> bool:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return True
+
+
 def _die() -> bool:
     os.kill(os.getpid(), signal.SIGKILL)
     return True
@@ -265,10 +294,20 @@ def little_memory(name: str, model: str) -> Report:
     return learn(algorithm, 1)
 
 
-def fsdp(name: str, model: str) -> Report:
-    """FSDP is asked for."""
-    os.environ["ACCELERATE_USE_FSDP"] = "true"
-    return learn(build(name, model), 1)
+def little_memory_in_update(name: str, model: str, synchronising: bool) -> Report:
+    """Memory runs out on rank 1, in chunks of 4 rows of the second update, or where that exchanges gradients."""
+    algorithm = build(name, model)
+    distribution, calls = algorithm.policy.distribution, []
+
+    def short(rows: Any) -> Any:
+        calls.append(torch.is_grad_enabled())
+        scarce = len(rows) == 1 if synchronising else len(rows) == 4 and sum(calls) > 5
+        if torch.is_grad_enabled() and algorithm.ranks.rank == 1 and scarce:
+            raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+        return distribution(rows)
+
+    algorithm.policy.distribution = short  # type: ignore[method-assign]
+    return learn(algorithm, 1)
 
 
 def too_many_environments(name: str, model: str) -> Report:
@@ -321,7 +360,11 @@ def exact(folder: Path) -> dict[str, list[Report]]:
     note("stopped", 2, lambda: stopped("ddpo-is", model))
     note("failing", 2, lambda: failing("ddpo-is", model))
     note("little memory", 2, lambda: little_memory("ddpo-is", model))
-    note("fsdp", 2, lambda: fsdp("ddpo-is", model))
+    reports["hung"] = on_ranks(2, lambda: hung("ddpo-is", model, 1), folder, timeout=10, hung=1)
+    for exchanging in (False, True):
+        scenario = f"little memory in update, exchanging {exchanging}"
+        note(scenario, 2, lambda e=exchanging: little_memory_in_update("ddpo-is", model, e))
+    note("one iteration", 1, lambda: learn(build("ddpo-is", model), 1))
     note("too many", 2, lambda: too_many_environments("ddpo-is", model))
     for scenario, size in (("whole", 2), ("in parts", 2), ("in parts", 2), ("mixed", 2), ("mixed", 1)):
         done = ITERATIONS if scenario == "whole" or (folder / scenario).is_dir() else 1

@@ -187,11 +187,33 @@ def test_memory_that_runs_out_on_one_rank_makes_all_chunks_smaller(exact_reports
     assert same(first["tensors"], second["tensors"])
 
 
-def test_fsdp_is_refused(exact_reports: Reports) -> None:
-    """Accelerate makes DDP of it on gloo without a word."""
-    for report in exact_reports["fsdp"]:
-        assert report["error"][0] == "ValueError"
-        assert "FSDP was asked for of accelerate launch; expected plain data-parallel" in report["error"][1]
+def test_memory_that_runs_out_in_an_update_makes_it_again_on_all_ranks(exact_reports: Reports) -> None:
+    """From before its first step, in half the rows: to rounding the weights of one process that had enough."""
+    first, second = exact_reports["little memory in update, exchanging False"]
+    (whole,) = exact_reports["one iteration"]
+    assert first["chunk_size"] == second["chunk_size"] == 2
+    assert same(first["tensors"], second["tensors"])
+    policy = {key: value for key, value in first["tensors"].items() if key.startswith("policy/")}
+    assert distance(policy, {key: whole["tensors"][key] for key in policy}) < 1e-4
+    assert first["counters"] == second["counters"]
+    assert first["counters"][:4] == whole["counters"][:4]
+
+
+def test_memory_that_runs_out_while_gradients_are_exchanged_ends_all(exact_reports: Reports) -> None:
+    """The other rank waits in the middle of its backward pass, and cannot be told."""
+    first, second = exact_reports["little memory in update, exchanging True"]
+    assert first["error"][0] == second["error"][0] == "RankError"
+    assert second["error"][1].startswith("rank 1 of 2 ran out of memory while the others waited for it (can't alloc")
+    assert first["error"][1].startswith("rank 1 of 2 died")
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_timeout(exact_reports: Reports) -> None:
+    """SIGSTOP, which leaves its connections open; ten seconds to wait, and five for those who live to say so."""
+    survivor, stopped = exact_reports["hung"]
+    assert stopped["status"] == -9  # killed by the test, after the other had ended
+    assert survivor["error"][0] == "RankError"
+    assert survivor["error"][1].startswith("rank 1 of 2 died or did not answer within 10 s")
+    assert 10 < survivor["seconds"] < 60
 
 
 def test_ranks_that_cannot_share_the_environments_are_refused(exact_reports: Reports) -> None:
@@ -255,6 +277,7 @@ def test_images_of_stable_diffusion_are_equal_to_the_bit(sd_reports: Reports) ->
 
 LAUNCHERS = {
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+    "accelerate with FSDP": ["accelerate.commands.launch", "--use_fsdp", "--num_processes", "2", "--num_machines", "1"],
     "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
 }
 
@@ -294,5 +317,7 @@ def test_train_under_a_launcher(tmp_path: Path, launcher: str) -> None:
     done = subprocess.run(command, env=process_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("done:") == 1  # the first rank alone prints
+    of_a_rank = "32 B" if "FSDP" in launcher else "64 B"
+    assert re.search(rf"trained weights, float32 +{of_a_rank}\n", done.stdout)
     steps = [json.loads(line)["time/iterations"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 41))
