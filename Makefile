@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install compare test test-slow snapshots wheel-test browser-test docs lint format clean
+.PHONY: install compare test test-slow extras-test snapshots wheel-test browser-test docs lint format clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,11 @@ test: install
 # What takes minutes: runs killed at 30 moments and more, the disk full at every write.
 test-slow: install
 	$(BIN)/python -m pytest -m long
+
+# What only the optional packages can show: W&B offline, and a sweep on a local Ray instance.
+extras-test: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[wandb,ray]"
+	$(BIN)/python -m pytest tests/trust/test_logs.py tests/benchmarks/test_ray.py
 
 # Writes what the commands print now over the texts that the tests expect; read the diff.
 snapshots: install

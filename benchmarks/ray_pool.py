@@ -44,12 +44,13 @@ class RayPool:
                 "--ray-address needs the package ray: pip install 'diffusion-denoise-gym[ray]'; without it runs go to "
                 "local processes."
             ) from error
-        self._ray, self._threads = ray, threads
+        self._ray: Any = ray  # whose types depend on its version
+        self._threads = threads
         try:
             ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": _environment(threads)})
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise _no_cluster(address, error) from error
-        self._channel = ray.remote(num_cpus=0)(_Channel).remote()
+        self._channel: Any = ray.remote(num_cpus=0)(_Channel).remote()
         self._futures: dict[str, Future[None]] = {}
 
     def __enter__(self) -> "RayPool":

@@ -16,7 +16,7 @@ PROJECT = "diffusion-gym"
 class WeightsAndBiases(KVWriter):
     """Stable-Baselines3 log output to a run of Weights & Biases, which a resumed run goes on with."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], mode: WandbMode) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], mode: Literal["offline", "online"]) -> None:
         """Open a run named after the folder; its files go to the folder's ``wandb/``.
 
         Args:
