@@ -1,6 +1,6 @@
 """The parts of documentation pages that are made of committed results: which there are, and what they say."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,15 @@ def _made(block: Block, results: Mapping[str, Any]) -> str:
 
 
 def _figures(block: Block, results: Mapping[str, Any]) -> str:
-    return "\n\n".join(f"![{word}](results/{block.name}/{word}.png)" for word in block.words)
+    drawn = drawn_figures(block.words, curves(results))
+    return "\n\n".join(f"![{word}](results/{block.name}/{word}.png)" for word in drawn)
+
+
+def drawn_figures(names: Iterable[str], summary: Curves) -> list[str]:
+    """Return the figures that the results can give: those over all tasks want several seeds of several variants."""
+    whole = {"efficiency", "profile"} if aggregate(summary) is None else set()
+    pairs = set() if improvements(summary) else {"improvement"}
+    return [name for name in names if name not in whole | pairs]
 
 
 #: Kind of block -> what it says; None where the results hold nothing of it yet.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from algorithms.checkpoint import write_atomically
-from benchmarks.blocks import Block
+from benchmarks.blocks import Block, drawn_figures
 from benchmarks.curves import curves
 from benchmarks.report.charts import styles
 from benchmarks.report.figures import write_figures
@@ -83,6 +83,6 @@ def _draw(folder: Path, names: list[str]) -> None:
     variants = list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant))
     with tempfile.TemporaryDirectory() as drawn:
         write_figures(summary, styles(variants), Path(drawn))
-        for name in names:
+        for name in drawn_figures(names, summary):
             for suffix in (".png", ".svg"):
                 shutil.copy(Path(drawn) / f"{name}{suffix}", folder / f"{name}{suffix}")

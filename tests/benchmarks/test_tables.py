@@ -158,3 +158,14 @@ def test_a_claims_block_has_its_pairs_in_the_claims_order(tmp_path: Path) -> Non
     assert "| ddpo-is | ddpo-sf | 0.50 (" in text
     assert "--tasks is-against-sf --results docs/results/paper-claims/results.json" in text
     assert Block.parse("paper-claims/claim overoptimisation").render(tmp_path).startswith("Not yet run.")
+
+
+def test_figures_that_one_seed_cannot_give_are_left_out(docs: Path) -> None:
+    """A suite's first seed is a page already, though nothing can be said over seeds."""
+    one = made({"line": {"a": [3.0], "b": [2.0]}, "square": {"a": [11.0], "b": [1.0]}})
+    write_results(one, docs / "results" / "compare" / "results.json")
+    page = docs / "page.md"
+    page.write_text("<!-- results: compare/figures reward-queries efficiency profile improvement -->\n<!-- end -->\n")
+    assert main(["tables", "--docs", str(docs)]) == 0
+    assert re.findall(r"results/compare/([\w-]+)\.png", page.read_text()) == ["reward-queries"]
+    assert (docs / "results" / "compare" / "reward-queries.svg").is_file()
