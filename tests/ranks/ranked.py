@@ -385,8 +385,12 @@ def stable_diffusion(folder: Path) -> dict[str, list[Report]]:
     return reports
 
 
-if __name__ == "__main__":
+def main(**scenarios: Callable[[Path], dict[str, list[Report]]]) -> None:
+    """Make the reports that the command line asks for."""
     torch.set_num_threads(1)
-    scenarios = {"exact": exact, "stable-diffusion": stable_diffusion}[sys.argv[1]]
     target = Path(sys.argv[2])
-    torch.save(scenarios(target), target / "reports.pt")
+    torch.save(scenarios[sys.argv[1].replace("-", "_")](target), target / "reports.pt")
+
+
+if __name__ == "__main__":
+    main(exact=exact, stable_diffusion=stable_diffusion)

@@ -5,7 +5,6 @@ python tests/ranks/sharded.py stable-diffusion FOLDER  # the pipeline that FOLDE
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ranked import (
     killed,
     learn,
     little_memory,
+    main,
     on_ranks,
     resumed,
     saved,
@@ -148,7 +148,4 @@ def stable_diffusion(folder: Path) -> dict[str, list[Report]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    scenarios = {"exact": exact, "stable-diffusion": stable_diffusion}[sys.argv[1]]
-    target = Path(sys.argv[2])
-    torch.save(scenarios(target), target / "reports.pt")
+    main(exact=exact, stable_diffusion=stable_diffusion)

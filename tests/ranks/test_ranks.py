@@ -1,7 +1,6 @@
 """Several ranks train one policy as one process would: weights, images, checkpoints, and what ends them together."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,43 +15,9 @@ from torch import Tensor
 
 from algorithms.checkpoint import read_checkpoint
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+PROGRAM = "ranked.py"
 Reports = dict[str, list[dict[str, Any]]]
 BOTH = pytest.mark.parametrize("name", ["ddpo-is", "rwr"])
-
-
-def process_environment() -> dict[str, str]:
-    """Of programs that import this checkout."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def run_program(kind: str, folder: Path, limit: float) -> Reports:
-    """Run ``ranked.py`` and read what its ranks report."""
-    command = [sys.executable, str(HERE / "ranked.py"), kind, str(folder)]
-    done = subprocess.run(command, env=process_environment(), capture_output=True, text=True, timeout=limit)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / "reports.pt")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the exact model's scenarios leave their files."""
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def exact_reports(folder: Path) -> Reports:
-    """What each rank of every scenario on the exact model reports."""
-    return run_program("exact", folder, 500)
-
-
-@pytest.fixture(scope="module")
-def sd_reports(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """The same of LoRA on a tiny Stable Diffusion."""
-    folder = tmp_path_factory.mktemp("sd-ranks")
-    (folder / "tiny_sd").write_text(tiny_sd, encoding="utf-8")
-    return run_program("stable-diffusion", folder, 500)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -290,7 +255,7 @@ def worker(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 @pytest.mark.long
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_train_under_a_launcher(tmp_path: Path, launcher: str) -> None:
+def test_train_under_a_launcher(tmp_path: Path, program_environment: dict[str, str], launcher: str) -> None:
     """The documented command; rank 1 is killed after the first checkpoint, and the same command ends the run."""
     folder = tmp_path / "run"
     options = ["--model", "exact-mixture", "--reward", "exact-linear", "--policy.trainable", "full", "--threads", "1"]
@@ -302,7 +267,7 @@ def test_train_under_a_launcher(tmp_path: Path, launcher: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=process_environment(),
+        env=program_environment,
     )
     deadline = time.monotonic() + 300
     while not (folder / "checkpoint.zip").is_file():
@@ -314,7 +279,7 @@ def test_train_under_a_launcher(tmp_path: Path, launcher: str) -> None:
     assert process.returncode != 0
     assert re.search(r"rank *: 1 ", output)  # the launcher's summary of what failed first
     assert read_checkpoint(folder / "checkpoint.zip").state["iteration"] < 40
-    done = subprocess.run(command, env=process_environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=program_environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("done:") == 1  # the first rank alone prints
     of_a_rank = "32 B" if "FSDP" in launcher else "64 B"

@@ -1,7 +1,5 @@
 """Sharded weights (FSDP) are trained as DDP trains whole ones, and refused where they would not be sharded."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,38 +14,9 @@ from algorithms.checkpoint import read_checkpoint
 from algorithms.distributed import current_ranks
 from algorithms.sharding import check_sharded, shard
 
-HERE = Path(__file__).parent
+PROGRAM = "sharded.py"
 Reports = dict[str, list[dict[str, Any]]]
 RUNS = pytest.mark.parametrize(("name", "size"), [("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2)])
-
-
-def run_program(kind: str, folder: Path) -> Reports:
-    """Run ``sharded.py`` and read what its ranks report."""
-    command = [sys.executable, str(HERE / "sharded.py"), kind, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / "reports.pt")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the exact model's scenarios leave their files."""
-    return tmp_path_factory.mktemp("sharded")
-
-
-@pytest.fixture(scope="module")
-def exact_reports(folder: Path) -> Reports:
-    """What each rank of every scenario on the exact model reports."""
-    return run_program("exact", folder)
-
-
-@pytest.fixture(scope="module")
-def sd_reports(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """The same on a tiny Stable Diffusion."""
-    folder = tmp_path_factory.mktemp("sd-sharded")
-    (folder / "tiny_sd").write_text(tiny_sd, encoding="utf-8")
-    return run_program("stable-diffusion", folder)
 
 
 def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
