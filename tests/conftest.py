@@ -369,16 +369,14 @@ class ChatServer:
                     server._attempts[data] += 1
                     server._at_once += 1
                     server.most_at_once = max(server.most_at_once, server._at_once)
-                try:
-                    self._act(server.behave(attempt, data), picture)
-                finally:
-                    with server._lock:
-                        server._at_once -= 1
-
-            def _act(self, what: str, picture: np.ndarray) -> None:
-                word, _, number = what.partition(":")
+                word, _, number = server.behave(attempt, data).partition(":")
                 if word == "silence":
                     time.sleep(float(number))
+                with server._lock:  # before the answer: its reader may send the next request before this thread goes on
+                    server._at_once -= 1
+                self._answer(word, number, picture)
+
+            def _answer(self, word: str, number: str, picture: np.ndarray) -> None:
                 if word == "cut":
                     return
                 status = int(word) if word.isdigit() else 200
