@@ -1,0 +1,53 @@
+"""The search's ranking, on small results made here."""
+
+from typing import Any
+
+from benchmarks.search import CANDIDATES, ranking
+
+
+def run(task: str, variant: str, gain: float, recognised: float = 0.5) -> dict[str, Any]:
+    """Return a run that goes from 1 to 1 + gain."""
+    lines = [{"rewards": [mean - 0.5, mean + 0.5], "metrics": {"recognised": recognised}} for mean in (1, 1 + gain)]
+    return {"task": task, "variant": variant, "evaluations": lines}
+
+
+def rows(*runs: dict[str, Any]) -> list[list[str]]:
+    lines = ranking({"runs": runs}).splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_candidates_rank_by_the_share_of_their_own_algorithms_best() -> None:
+    """On tasks of other units, and whatever another algorithm gains: 1 and 0.1 of the best against 0.5 and 1."""
+    found = rows(
+        run("bytes", "rwr-0", 100.0),
+        run("bytes", "rwr-1", 50.0),
+        run("score", "rwr-0", 0.01),
+        run("score", "rwr-1", 0.1, recognised=0.25),
+        run("bytes", "ddpo-is-0", 1000.0),
+        run("score", "ddpo-is-0", 1.0),
+    )
+    assert [row[:1] + row[2:5] for row in found] == [
+        ["rwr", "+50.000", "+0.100", "0.75"],
+        ["rwr", "+100.000", "+0.010", "0.55"],
+        ["ddpo-is", "+1000.000", "+1.000", "1.00"],
+    ]
+    assert found[0][1] == ", ".join(f"{name} {value}" for name, value in CANDIDATES["rwr"][1].items())
+    assert found[0][-1] == "0.25"
+
+
+def test_seeds_of_a_candidate_are_averaged_before_they_are_compared() -> None:
+    found = rows(run("a", "rwr-0", 1.0), run("a", "rwr-0", 0.0), run("a", "rwr-1", 0.4))
+    assert [row[3] for row in found] == ["1.00", "0.80"]
+
+
+def test_a_task_on_which_none_gains_decides_nothing() -> None:
+    """There is no best gain to have a share of; losses in one task's unit must not outweigh another's gains."""
+    found = rows(
+        run("up", "rwr-0", 1.0), run("down", "rwr-0", -50.0), run("up", "rwr-1", 0.5), run("down", "rwr-1", -1.0)
+    )
+    assert [row[4] for row in found] == ["1.00", "0.50"]
+
+
+def test_a_candidate_without_a_run_on_a_task_is_not_ranked_yet() -> None:
+    found = rows(run("a", "rwr-0", 1.0), run("b", "rwr-0", 1.0), run("a", "rwr-1", 2.0))
+    assert [row[3:5] for row in found] == [["+1.000", "0.75"]]
