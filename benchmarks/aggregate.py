@@ -6,17 +6,22 @@ from itertools import combinations
 
 import numpy as np
 
-from benchmarks.curves import Curve, Curves
+from benchmarks.curves import Curve, Curves, Measure
 from benchmarks.statistics import (
     Interval,
     Strata,
+    interquartile_mean,
+    optimality_gap,
     performance_profile,
     pooled_interquartile_mean,
+    pooled_mean,
     probability_of_improvement,
     stratified_bootstrap,
 )
 
 _THRESHOLDS = 41
+#: Scores that tables read the profiles at.
+MARKS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -24,87 +29,138 @@ class Scale:
     """How a task's rewards become scores: ``(reward - start) / unit``.
 
     Attributes:
-        start: the untuned model's evaluation reward.
+        starts: variant -> the untuned model's evaluation reward; the same for all that begin at the same model.
         unit: the largest gain, of any variant's interquartile mean, at the end of the budget; where none gained, the
             largest loss.
     """
 
-    start: float
+    starts: dict[str, float]
     unit: float
+
+    def __str__(self) -> str:
+        first = next(iter(self.starts.values()))
+        if np.allclose(list(self.starts.values()), first):
+            return f"0 is a reward of {first:.3f}, 1 is {first + self.unit:.3f}"
+        return f"0 is each algorithm's own start, 1 a gain of {self.unit:.3f}"
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Statistics over the tasks on which all variants have at least two seeds.
+    """Statistics over tasks, of the seeds that every variant has on every one of them: all tasks count alike.
 
     Attributes:
-        tasks, variants: which.
+        tasks, variants, seeds: which.
+        left_out: TASK/VARIANT/seed-N of runs that are not counted, because the others lack that task or seed.
         scales: task -> how its rewards become scores.
         scores: variant -> interquartile mean of its final scores over all runs of all tasks.
-        efficiency: variant -> reward queries, and the same statistic at each of its evaluations.
-        thresholds: scores at which the profiles are read.
+        means, gaps: variant -> their mean, and their optimality gap.
+        efficiency: variant -> reward queries, and the interquartile mean at each of its evaluations.
+        thresholds: scores at which the profiles are read; :data:`MARKS` are among them.
         profiles: variant -> share of its runs that end above each threshold.
     """
 
     tasks: list[str]
     variants: list[str]
+    seeds: list[int]
+    left_out: list[str]
     scales: dict[str, Scale]
     scores: dict[str, Interval]
+    means: dict[str, Interval]
+    gaps: dict[str, Interval]
     efficiency: dict[str, tuple[list[float], list[Interval]]]
     thresholds: list[float]
     profiles: dict[str, list[Interval]]
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """Of seeds that both have, and that begin from the same noise, in how many each ends higher."""
+
+    better: int
+    worse: int
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Improvement:
-    """Probability that a run of ``better`` ends higher than a run of ``worse``.
+    """Probability that a run of ``better`` ends higher than a run of ``worse``, whatever their seeds.
 
     Attributes:
         by_task: task -> the probability on it.
         together: averaged over these tasks; None for one task.
+        ahead: task -> the same seed by seed.
     """
 
     better: str
     worse: str
     by_task: dict[str, Interval]
     together: Interval | None
+    ahead: dict[str, Ahead]
 
 
 def aggregate(summary: Curves) -> Aggregate | None:
-    """Return the statistics over tasks, or None where fewer than two variants have two seeds on a task."""
+    """Return the statistics over tasks, or None where fewer than two variants have two seeds in common.
+
+    A task is counted where at least two variants have two seeds and were trained and evaluated on equal terms; a
+    variant, where it has them on every such task.
+    """
     usable = {
-        task: {name: curve for name, curve in by_variant.items() if len(curve.runs) > 1}
+        task: found
         for task, by_variant in summary.items()
+        if len(found := {name: curve for name, curve in by_variant.items() if len(curve.runs) > 1}) > 1
+        and len({curve.terms for curve in found.values()}) == 1
     }
-    tasks = [task for task, by_variant in usable.items() if len(by_variant) > 1]
-    names = dict.fromkeys(name for task in tasks for name in usable[task])
-    variants = [name for name in names if all(name in usable[task] for task in tasks)]
-    if len(variants) < 2:
+    names = dict.fromkeys(name for found in usable.values() for name in found)
+    variants = [name for name in names if all(name in found for found in usable.values())]
+    counted = [found[name] for found in usable.values() for name in variants]
+    seeds = sorted(set.intersection(*(set(curve.seeds) for curve in counted))) if counted else []
+    if len(variants) < 2 or len(seeds) < 2:
         return None
-    scales = {task: _scale([usable[task][name] for name in variants]) for task in tasks}
-    curves_of = {name: [usable[task][name] for task in tasks] for name in variants}
-    finals = {
-        name: [_scores(curve.finals, scales[task]) for task, curve in zip(tasks, curves_of[name], strict=True)]
+    rewards = {  # variant -> task -> (runs, evaluations)
+        name: {task: found[name].by_run[found[name].places(seeds)] for task, found in usable.items()}
         for name in variants
     }
-    low = min(float(values.min()) for strata in finals.values() for values in strata)
-    high = max(float(values.max()) for strata in finals.values() for values in strata)
-    thresholds = np.linspace(min(0.0, low), high, _THRESHOLDS)
+    scales = {task: _scale({name: by_task[task] for name, by_task in rewards.items()}) for task in usable}
+    scores = {
+        name: {task: (values - scales[task].starts[name]) / scales[task].unit for task, values in by_task.items()}
+        for name, by_task in rewards.items()
+    }
+    finals = {name: [values[:, -1] for values in by_task.values()] for name, by_task in scores.items()}
+    ends = np.array(list(finals.values()))
+    thresholds = np.union1d(np.linspace(min(0.0, ends.min()), ends.max(), _THRESHOLDS), MARKS)
     return Aggregate(
-        tasks=tasks,
+        tasks=list(usable),
         variants=variants,
+        seeds=seeds,
+        left_out=[
+            f"{task}/{name}/seed-{seed}"
+            for task, by_variant in summary.items()
+            for name, curve in by_variant.items()
+            for seed in curve.seeds
+            if task not in usable or name not in variants or seed not in seeds
+        ],
         scales=scales,
-        scores={name: stratified_bootstrap([strata], pooled_interquartile_mean)[0] for name, strata in finals.items()},
-        efficiency={name: _efficiency(found, [scales[task] for task in tasks]) for name, found in curves_of.items()},
+        scores=_each(finals, pooled_interquartile_mean),
+        means=_each(finals, pooled_mean),
+        gaps=_each(finals, optimality_gap),
+        efficiency={
+            name: _efficiency([usable[task][name].queries for task in usable], list(by_task.values()))
+            for name, by_task in scores.items()
+        },
         thresholds=thresholds.tolist(),
         profiles={name: stratified_bootstrap([strata], _profile_at(thresholds)) for name, strata in finals.items()},
     )
 
 
-def improvements(summary: Curves) -> list[Improvement]:
+def improvements(summary: Curves, measure: Measure = "finals") -> list[Improvement]:
     """Return, for each pair of variants with at least two seeds each on a common task, which is better how surely.
 
-    Of a pair the one that is named first is the one with the higher probability.
+    Of a pair the one that is named first is the one with the higher probability. Where two variants were not trained
+    and evaluated on equal terms, nothing is said.
+
+    Args:
+        summary: of the runs.
+        measure: what is compared: rewards at the end (``"finals"``), or how far they are above the start (``"gains"``).
     """
     names = list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant))
     found = []
@@ -112,37 +168,49 @@ def improvements(summary: Curves) -> list[Improvement]:
         pairs = {
             task: (by_variant[first], by_variant[second])
             for task, by_variant in summary.items()
-            if min(len(by_variant[name].runs) if name in by_variant else 0 for name in (first, second)) > 1
+            if first in by_variant and second in by_variant and _comparable(by_variant[first], by_variant[second])
         }
         if pairs:
-            found.append(_improvement(first, second, pairs))
+            found.append(_improvement(first, second, pairs, measure))
     return found
 
 
-def improvement(summary: Curves, better: str, worse: str) -> Improvement | None:
+def improvement(summary: Curves, better: str, worse: str, measure: Measure = "finals") -> Improvement | None:
     """Return the probability for one pair in this order, or None where it has no task with two seeds of each."""
-    for found in improvements({task: _only(by_variant, (better, worse)) for task, by_variant in summary.items()}):
+    pair = {task: _only(by_variant, (better, worse)) for task, by_variant in summary.items()}
+    for found in improvements(pair, measure):
         return found if found.better == better else _turned(found)
     return None
 
 
-def _improvement(first: str, second: str, pairs: Mapping[str, tuple[Curve, Curve]]) -> Improvement:
+def _comparable(first: Curve, second: Curve) -> bool:
+    return min(len(first.runs), len(second.runs)) > 1 and first.terms == second.terms
+
+
+def _improvement(first: str, second: str, pairs: Mapping[str, tuple[Curve, Curve]], measure: Measure) -> Improvement:
     def probability(tasks: Sequence[str]) -> Interval:
-        groups = [[pairs[task][side].finals for task in tasks] for side in (0, 1)]
+        groups = [[getattr(pairs[task][side], measure) for task in tasks] for side in (0, 1)]
         return stratified_bootstrap(groups, probability_of_improvement)[0]
 
     by_task = {task: probability([task]) for task in pairs}
     together = probability(list(pairs)) if len(pairs) > 1 else None
     mean = together.estimate if together else next(iter(by_task.values())).estimate
-    found = Improvement(first, second, by_task, together)
+    found = Improvement(first, second, by_task, together, {task: _ahead(*pairs[task], measure) for task in pairs})
     return found if mean >= 0.5 else _turned(found)
+
+
+def _ahead(first: Curve, second: Curve, measure: Measure) -> Ahead:
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    ours, theirs = getattr(first, measure)[first.places(common)], getattr(second, measure)[second.places(common)]
+    return Ahead(int((ours > theirs).sum()), int((ours < theirs).sum()), len(common))
 
 
 def _turned(found: Improvement) -> Improvement:
     """Return the same with the pair in the other order."""
     together = None if found.together is None else _opposite(found.together)
     by_task = {task: _opposite(probability) for task, probability in found.by_task.items()}
-    return Improvement(found.worse, found.better, by_task, together)
+    ahead = {task: Ahead(one.worse, one.better, one.seeds) for task, one in found.ahead.items()}
+    return Improvement(found.worse, found.better, by_task, together, ahead)
 
 
 def _opposite(interval: Interval) -> Interval:
@@ -153,26 +221,24 @@ def _only(by_variant: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Cu
     return {name: by_variant[name] for name in names if name in by_variant}
 
 
-def _scale(found: Sequence[Curve]) -> Scale:
-    start = float(np.mean([curve.by_run[:, 0].mean() for curve in found]))
-    gains = [curve.reward[-1].estimate - start for curve in found]
-    return Scale(start, max(gains) if max(gains) > 0 else max(map(abs, gains)) or 1.0)
+def _scale(rewards: Mapping[str, np.ndarray]) -> Scale:
+    starts = {name: float(values[:, 0].mean()) for name, values in rewards.items()}
+    gains = [float(interquartile_mean(values[:, -1], axis=0)) - starts[name] for name, values in rewards.items()]
+    return Scale(starts, max(gains) if max(gains) > 0 else max(map(abs, gains)) or 1.0)
 
 
-def _scores(rewards: np.ndarray, scale: Scale) -> np.ndarray:
-    return (rewards - scale.start) / scale.unit
+def _each(finals: Mapping[str, Strata], statistic: Callable[..., np.ndarray]) -> dict[str, Interval]:
+    return {name: stratified_bootstrap([strata], statistic)[0] for name, strata in finals.items()}
 
 
 def _profile_at(thresholds: np.ndarray) -> Callable[[Strata], np.ndarray]:
     return lambda scores: performance_profile(scores, thresholds)
 
 
-def _efficiency(found: Sequence[Curve], scales: Sequence[Scale]) -> tuple[list[float], list[Interval]]:
+def _efficiency(queries: Sequence[Sequence[float]], scores: Sequence[np.ndarray]) -> tuple[list[float], list[Interval]]:
     """Return reward queries, and the pooled score at each; a task evaluated more seldom keeps its latest score."""
-    end = min(curve.queries[-1] for curve in found)
-    queries = [q for q in found[0].queries if q <= end]
-    strata = []
-    for curve, scale in zip(found, scales, strict=True):
-        latest = np.searchsorted(curve.queries, queries, side="right") - 1
-        strata.append(_scores(curve.by_run[:, latest], scale))
-    return queries, stratified_bootstrap([strata], pooled_interquartile_mean)
+    end = min(found[-1] for found in queries)
+    marks = [q for q in queries[0] if q <= end]
+    latest = [np.searchsorted(found, marks, side="right") - 1 for found in queries]
+    strata = [values[:, places] for values, places in zip(scores, latest, strict=True)]
+    return marks, stratified_bootstrap([strata], pooled_interquartile_mean)

@@ -12,12 +12,14 @@ from benchmarks.search import ranking
 from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
     equal_reward_table,
+    failure_note,
     flat,
     held_out_table,
     improvement_table,
     interval_note,
     markdown,
     peak_table,
+    score_note,
     score_table,
     table,
 )
@@ -34,6 +36,8 @@ COMMANDS = {
     "search-six": "diffusion-gym search",
     "search-alignment": "diffusion-gym search --tasks vlm_alignment",
 }
+#: Folder of docs/results -> others whose runs it takes over where they are the same.
+ALSO_READ = {"paper-claims": ("paper",)}
 _WAY_POINTS = 6
 _EXACT_ERRORS = ("exact-mean-error", "exact-mode-weight-error")
 
@@ -71,7 +75,8 @@ class Block:
     def command(self) -> str:
         """Return the command that makes these results, and keeps them where this block reads them."""
         part = f" --tasks {self.words[0]}" if self.kind == "claim" else ""
-        return f"{COMMANDS[self.name]}{part} --results docs/results/{self.name}/results.json"
+        files = [f"docs/results/{name}/results.json" for name in (self.name, *ALSO_READ.get(self.name, ()))]
+        return f"{COMMANDS[self.name]}{part} --results {' '.join(files)}"
 
     def render(self, docs: Path) -> str:
         """Return the block's Markdown; where there are no results yet, the command that makes them."""
@@ -107,11 +112,7 @@ def _scores(block: Block, results: Mapping[str, Any]) -> str | None:
     found = aggregate(curves(results))
     if found is None:
         return None
-    scales = "; ".join(
-        f"{task}: 0 is a reward of {scale.start:.3f}, 1 is {scale.start + scale.unit:.3f}"
-        for task, scale in found.scales.items()
-    )
-    return f"{score_table(found)}\n\n{scales}."
+    return f"{score_table(found)}\n\n{score_note(found)}"
 
 
 def _peaks(block: Block, results: Mapping[str, Any]) -> str | None:
@@ -163,11 +164,13 @@ def _claim(block: Block, results: Mapping[str, Any]) -> str | None:
     if not summary:
         return None
     claim = CLAIMS[name]
-    pairs = [improvement(summary, better, worse) for better, worse in claim.pairs]
+    pairs = [improvement(summary, better, worse, claim.measure) for better, worse in claim.pairs]
     parts = [
         table(summary),
         interval_note(summary),
-        improvement_table([pair for pair in pairs if pair is not None]),
+        improvement_table(
+            [pair for pair in pairs if pair is not None], "gains" if claim.measure == "gains" else "ends"
+        ),
         held_out_table(summary),
         peak_table(summary, claim.peaks),
         f"```bash\n{block.command()}\n```",
@@ -217,10 +220,13 @@ def _made(block: Block, results: Mapping[str, Any]) -> str:
     revisions = ", ".join(dict.fromkeys(f"`{found['revision']}`" for found in by if found.get("revision")))
     hours = sum(run["evaluations"][-1]["costs"]["seconds"] for run in runs) / 3600
     when = f", {dates[0]} to {dates[-1]}" if dates else ""
-    return (
+    parts = [
         f"{len(runs)} runs, {hours:.1f} hours of training in all, on {machines}{when}; revisions {revisions}. Every "
-        f"number comes from [results.json](results/{block.name}/results.json).\n\n```bash\n{block.command()}\n```"
-    )
+        f"number comes from [results.json](results/{block.name}/results.json).",
+        failure_note(results),
+        f"```bash\n{block.command()}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _figures(block: Block, results: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import tyro
 
 from algorithms.checkpoint import write_atomically
 from benchmarks.aggregate import aggregate, improvements
-from benchmarks.curves import Curves, curves
+from benchmarks.curves import curves
 from benchmarks.dry_run import dry_run
 from benchmarks.folder import check_same
 from benchmarks.ledger import Ledger
@@ -21,7 +21,15 @@ from benchmarks.report import Source, write_report
 from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import SUITES
 from benchmarks.sweep import Pool, run_all
-from benchmarks.tables import held_out_table, improvement_table, interval_note, score_table, table
+from benchmarks.tables import (
+    failure_note,
+    held_out_table,
+    improvement_table,
+    interval_note,
+    score_note,
+    score_table,
+    table,
+)
 
 
 def _option(metavar: str, default: str) -> Any:
@@ -100,7 +108,7 @@ class Compare:
         return suite.plan(
             list(suite.comparisons) if self.tasks is None else self.tasks,
             suite.variants if self.algorithms is None else self.algorithms,
-            suite.seeds if self.seeds is None else self.seeds,
+            self.seeds,
             self.reward_queries,
         )
 
@@ -128,22 +136,24 @@ def compare(options: Compare) -> int:
     if not results["runs"]:
         return 1
     report = write_report(Source(folder, results, []))
-    text = summary_text(curves(results))
+    text = summary_text(results)
     write_atomically(folder / "table.md", text.encode())
     print(f"\n{text}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes; report: {report}")
     return 1 if failures else 0
 
 
-def summary_text(summary: Curves) -> str:
+def summary_text(results: Mapping[str, Any]) -> str:
     """Return the tables that are printed at the end, as Markdown."""
+    summary = curves(results)
     found = aggregate(summary)
     parts = [
         table(summary),
         interval_note(summary),
         held_out_table(summary),
         improvement_table(improvements(summary)),
-        score_table(found) if found and len(found.tasks) > 1 else None,
+        *([score_table(found), score_note(found)] if found and len(found.tasks) > 1 else []),
+        failure_note(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

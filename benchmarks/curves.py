@@ -1,14 +1,18 @@
 """What a comparison's raw results say over training: one curve for each variant on each task, seeds put together."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from benchmarks.metrics import more_is_better
-from benchmarks.results import Run, full_spec, task_of, variant_of
+from benchmarks.results import Run, full_spec, seed_of, task_of, variant_of
 from benchmarks.statistics import Interval, interquartile_mean, summarise
+
+#: What of two runs is compared: their rewards at the end, or these less those at the start.
+Measure = Literal["finals", "gains"]
 
 
 @dataclass(frozen=True)
@@ -16,9 +20,10 @@ class Peak:
     """A metric's best moment against its end: interquartile means over the runs of each run's own best and end.
 
     Attributes:
-        start, best, final: of the metric.
+        start, best, final: of the metric. The best of many evaluations is above what others of that moment would show.
         queries: reward queries at each run's best, interquartile mean.
         places: each run's best evaluation.
+        fallen: how many runs end below their start.
     """
 
     start: float
@@ -26,6 +31,7 @@ class Peak:
     queries: float
     final: float
     places: list[int]
+    fallen: int
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,13 @@ class Curve:
 
     Attributes:
         runs: indices into the results' runs, one a seed.
+        seeds: of these runs.
+        terms: task, reward queries and evaluation as text: equal where two curves can be compared.
         queries, forwards, times, images: reward queries, UNet forward-equivalents, mean training seconds and sampled
             images at each evaluation.
         reward: the interval at each evaluation.
         held_out: the same on prompts that are not trained on; empty where none were evaluated.
-        metrics: name -> mean over seeds at each evaluation.
+        metrics: name -> interquartile mean over seeds at each evaluation.
         held_out_metrics: the same on prompts that are not trained on.
         peaks: metric, of those of which more is better -> its best moment against its end.
         seconds: training seconds to the end, mean over seeds.
@@ -48,6 +56,8 @@ class Curve:
     """
 
     runs: list[int]
+    seeds: list[int]
+    terms: str
     queries: list[float]
     forwards: list[float]
     times: list[float]
@@ -64,6 +74,15 @@ class Curve:
     def finals(self) -> np.ndarray:
         """Each seed's mean reward at the end, (runs,)."""
         return self.by_run[:, -1]
+
+    def places(self, seeds: Sequence[int]) -> list[int]:
+        """Return where these seeds' runs stand in ``runs`` and ``by_run``."""
+        return [self.seeds.index(seed) for seed in seeds]
+
+    @property
+    def gains(self) -> np.ndarray:
+        """The same less its start, (runs,)."""
+        return self.by_run[:, -1] - self.by_run[:, 0]
 
 
 #: Task -> variant -> curve.
@@ -99,6 +118,8 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
     times = [_mean([line["costs"]["seconds"] for line in step]) for step in steps]
     return Curve(
         runs=chosen,
+        seeds=[seed_of(all_runs[index]) for index in chosen],
+        terms=terms(all_runs[chosen[0]]),
         queries=cost("reward_queries"),
         forwards=cost("forward_equivalents"),
         times=times,
@@ -115,7 +136,10 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
 
 def _metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
     names = _common_metrics(steps) if steps else []
-    return {name: [_mean([line["metrics"][name] for line in step]) for step in steps] for name in names}
+    return {
+        name: [float(interquartile_mean(np.array([line["metrics"][name] for line in step]))) for step in steps]
+        for name in names
+    }
 
 
 def _common_metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -126,11 +150,12 @@ def _common_metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
 def _peak(steps: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Peak:
     values = np.array([[line["metrics"][name] for line in step] for step in steps])  # (evaluations, runs)
     best = np.nan_to_num(values, nan=-np.inf).argmax(0)
+    highest = values[best, np.arange(values.shape[1])]
     queries = np.array([line["costs"]["reward_queries"] for line in (step[0] for step in steps)])
     start, peak, at, final = (
-        float(interquartile_mean(numbers)) for numbers in (values[0], values.max(0), queries[best], values[-1])
+        float(interquartile_mean(numbers)) for numbers in (values[0], highest, queries[best], values[-1])
     )
-    return Peak(start, peak, at, final, best.tolist())
+    return Peak(start, peak, at, final, best.tolist(), int((values[-1] < values[0]).sum()))
 
 
 def check_one_setting(runs: Sequence[Run]) -> None:
@@ -153,6 +178,34 @@ def check_one_setting(runs: Sequence[Run]) -> None:
             "seed alone: they cannot be put together in one curve. Report each run's own folder, and give runs of "
             "other settings another --folder."
         )
+
+
+def terms(run: Run) -> str:
+    """Return what runs of a task must share to be compared, as text: task, reward queries, and how they are evaluated.
+
+    How often they are evaluated may differ.
+    """
+    spec = full_spec(run["spec"])
+    evaluation = {key: value for key, value in spec["config"].get("evaluation", {}).items() if key != "every"}
+    return json.dumps([spec["task"], spec["reward_queries"], evaluation], sort_keys=True)
+
+
+def check_one_comparison(runs: Sequence[Run]) -> None:
+    """Check that runs of one task, whatever their variants, can be compared.
+
+    Raises:
+        ValueError: they differ in their task, their reward queries or their evaluation.
+    """
+    first = terms(runs[0])
+    for run in runs[1:]:
+        if terms(run) != first:
+            names = " and ".join(dict.fromkeys(variant_of(found) for found in (runs[0], run)))
+            queries = [found["spec"]["reward_queries"] for found in (runs[0], run)]
+            raise ValueError(
+                f"runs of {names} on {task_of(run)} differ in their task, their reward queries ({queries[0]} and "
+                f"{queries[1]}) or their evaluation: they cannot be compared. Give runs of other terms another "
+                "--folder and --results."
+            )
 
 
 def _mean(values: Sequence[float]) -> float:

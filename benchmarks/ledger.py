@@ -4,9 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.curves import check_one_setting
+from benchmarks.curves import check_one_comparison, check_one_setting
 from benchmarks.provenance import provenance
-from benchmarks.results import Run, as_json, name_of, read_results, seed_of, spec_key, write_results
+from benchmarks.results import (
+    Run,
+    as_json,
+    name_of,
+    read_results,
+    seed_of,
+    spec_key,
+    task_of,
+    variant_of,
+    write_results,
+)
 from benchmarks.runs import read_run
 from benchmarks.settings import RunSpec
 from benchmarks.sweep import is_complete
@@ -78,14 +88,17 @@ class Ledger:
         return results
 
     def _check_settings(self) -> None:
-        """Refuse, before anything runs, what could not be put together in one curve at the end."""
-        groups: dict[tuple[str, ...], list[Run]] = {}
-        for name, spec in self._plan.items():
-            groups.setdefault(tuple(name.split("/")[:2]), []).append(_renamed({"spec": spec.to_json()}, name))
-        for name, run in self._beyond.items():
-            groups.setdefault(tuple(name.split("/")[:2]), []).append(run)
-        for runs in groups.values():
+        """Refuse, before anything runs, what could not be put together in one curve, or compared, at the end."""
+        planned = [_renamed({"spec": spec.to_json()}, name) for name, spec in self._plan.items()]
+        by_variant: dict[tuple[str, str], list[Run]] = {}
+        by_task: dict[str, list[Run]] = {}
+        for run in [*planned, *self._beyond.values()]:
+            by_variant.setdefault((task_of(run), variant_of(run)), []).append(run)
+            by_task.setdefault(task_of(run), []).append(run)
+        for runs in by_variant.values():
             check_one_setting(runs)
+        for runs in by_task.values():
+            check_one_comparison(runs)
 
 
 def _renamed(run: Run, name: str) -> Run:

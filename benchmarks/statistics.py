@@ -29,11 +29,15 @@ class Interval:
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean of the middle half: a quarter of the values, rounded down, is cut off at each end (scipy's trim_mean)."""
+    """Mean of the middle half: a quarter of the values, rounded down, is cut off at each end (scipy's trim_mean).
+
+    Fewer than four values have no quarter to cut: theirs is the mean. Where a value is NaN, so is the mean.
+    """
     ordered = np.sort(values, axis=axis)
     n = ordered.shape[axis]
     cut = n // 4
-    return np.take(ordered, range(cut, n - cut), axis=axis).mean(axis)
+    middle = np.take(ordered, range(cut, n - cut), axis=axis).mean(axis)
+    return np.where(np.isnan(values).any(axis), np.nan, middle)
 
 
 def bootstrap(values: Sequence[float], statistic: Callable[..., np.ndarray], over: str, seed: int = 0) -> Interval:
@@ -90,6 +94,16 @@ def _as_columns(numbers: np.ndarray) -> np.ndarray:
 def pooled_interquartile_mean(scores: Resamples) -> np.ndarray:
     """Interquartile mean over the runs of all tasks together: (resamples,) or (resamples, k)."""
     return interquartile_mean(np.concatenate(scores, axis=1), axis=1)
+
+
+def pooled_mean(scores: Resamples) -> np.ndarray:
+    """Mean over the runs of all tasks together: (resamples,) or (resamples, k)."""
+    return np.concatenate(scores, axis=1).mean(1)
+
+
+def optimality_gap(scores: Resamples) -> np.ndarray:
+    """How far the runs of all tasks stay below a score of 1, on average, what is above not counted: (resamples,)."""
+    return np.maximum(1 - np.concatenate(scores, axis=1), 0).mean(1)
 
 
 def performance_profile(scores: Resamples, thresholds: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Markdown tables of a comparison: rewards and costs, which variant beats which, peak against end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from benchmarks.aggregate import Aggregate, Improvement
+from benchmarks.aggregate import MARKS, Aggregate, Ahead, Improvement
 from benchmarks.curves import Curve, Curves
 from benchmarks.statistics import Interval
 
@@ -61,20 +62,25 @@ def held_out_table(summary: Curves) -> str | None:
     )
 
 
-def improvement_table(found: Sequence[Improvement]) -> str | None:
-    """Return the probability of improvement of each pair, by task and together, or None where there is no pair."""
+def improvement_table(found: Sequence[Improvement], verb: str = "ends") -> str | None:
+    """Return the probability of improvement of each pair, by task and together, or None where there is no pair.
+
+    Args:
+        found: the pairs.
+        verb: what runs do above one another: they end there, or gain.
+    """
     if not found:
         return None
     tasks = list(dict.fromkeys(task for one in found for task in one.by_task))
     several = any(one.together for one in found)
     return markdown(
-        ["a run of", "ends above a run of", *tasks, *(["all tasks"] if several else [])],
+        ["a run of", f"{verb} above a run of", *tasks, *(["all tasks"] if several else [])],
         [
             [
                 one.better,
                 one.worse,
-                *(_probability(one.by_task.get(task)) for task in tasks),
-                *([_probability(one.together)] if several else []),
+                *(_probability(one.by_task.get(task), one.ahead.get(task)) for task in tasks),
+                *([_probability(one.together, None)] if several else []),
             ]
             for one in found
         ],
@@ -82,15 +88,27 @@ def improvement_table(found: Sequence[Improvement]) -> str | None:
 
 
 def score_table(found: Aggregate) -> str:
-    """Return the interquartile mean of the normalised scores over all tasks, and shares of runs above some scores."""
-    marks = (0.25, 0.5, 0.75)
+    """Return statistics of the normalised scores over all tasks, and shares of runs above some scores."""
     rows = []
     for name in found.variants:
-        nearest = [int(np.abs(np.array(found.thresholds) - mark).argmin()) for mark in marks]
-        shares = [found.profiles[name][index] for index in nearest]
-        score = found.scores[name]
-        rows.append([name, f"{score.estimate:.2f}", _range(score, 2), *(f"{share.estimate:.2f}" for share in shares)])
-    return markdown(["algorithm", "score", "95 % interval", *(f"runs above {mark}" for mark in marks)], rows)
+        shares = [found.profiles[name][found.thresholds.index(mark)] for mark in MARKS]
+        statistics = [
+            cell
+            for value in (found.scores[name], found.means[name], found.gaps[name])
+            for cell in (f"{value.estimate:.2f}", _range(value, 2))
+        ]
+        rows.append([name, *statistics, *(f"{share.estimate:.2f}" for share in shares)])
+    header = ["algorithm", "interquartile mean", "95 % interval", "mean", "95 % interval"]
+    header += ["optimality gap", "95 % interval", *(f"runs above {mark}" for mark in MARKS)]
+    return markdown(header, rows)
+
+
+def score_note(found: Aggregate) -> str:
+    """Say what the scores are of: tasks with their scales, seeds, and what is left out."""
+    scales = "; ".join(f"{task}: {scale}" for task, scale in found.scales.items())
+    seeds = ", ".join(map(str, found.seeds))
+    left_out = f" Not counted, for not every algorithm has that task or seed: {', '.join(found.left_out)}."
+    return f"{scales}. Seeds {seeds}.{left_out if found.left_out else ''}"
 
 
 def peak_table(summary: Curves, names: Sequence[str]) -> str | None:
@@ -104,12 +122,14 @@ def peak_table(summary: Curves, names: Sequence[str]) -> str | None:
             f"{peak.best:.2f}",
             f"{peak.queries:,.0f}",
             f"{peak.final:.2f}",
+            f"{peak.fallen} of {len(curve.runs)}",
         ]
         for task, variant, curve in flat(summary)
         for name, peak in curve.peaks.items()
         if name in names
     ]
-    return markdown(["task", "algorithm", "metric", "start", "best", "at queries", "end"], rows) if rows else None
+    header = ["task", "algorithm", "metric", "start", "best", "at queries", "end", "runs that end below their start"]
+    return markdown(header, rows) if rows else None
 
 
 def equal_reward_table(summary: Curves, names: Sequence[str], marks: int = 4) -> str | None:
@@ -144,17 +164,30 @@ def equal_reward_table(summary: Curves, names: Sequence[str], marks: int = 4) ->
 
 
 def interval_note(summary: Curves) -> str:
-    """Say what the intervals are over."""
-    ends = [curve for _, _, curve in flat(summary)]
+    """Say how many seeds there are, and what the intervals are over."""
+    found = list(flat(summary))
+    seeds = max(len(curve.runs) for _, _, curve in found)
     one = (
         "the intervals are over evaluation images (bootstrap of the mean). They say nothing about other training runs."
     )
-    seeds = max(len(curve.runs) for curve in ends)
     if seeds == 1:
         return f"One seed: {one}"
-    several = f"{seeds} seeds: interquartile mean of the seeds' means, 95 % bootstrap intervals over seeds."
-    alone = any(len(curve.runs) == 1 for curve in ends)
-    return f"{several} Where one seed alone is finished, {one}" if alone else several
+    middle = "interquartile mean" if seeds > 3 else "mean"
+    parts = [f"{seeds} seeds: {middle} of the seeds' means, 95 % bootstrap intervals over seeds."]
+    fewer = [f"{name} on {task} {len(curve.runs)}" for task, name, curve in found if len(curve.runs) < seeds]
+    if fewer:
+        parts.append(f"Fewer seeds: {', '.join(fewer)}.")
+    if any(len(curve.runs) == 1 for _, _, curve in found):
+        parts.append(f"Where there is one seed, {one}")
+    return " ".join(parts)
+
+
+def failure_note(results: Mapping[str, Any]) -> str | None:
+    """Name the runs that failed, and so are in no number; None where none did."""
+    failures = results.get("failures")
+    if not failures:
+        return None
+    return f"Failed, and in no number: {'; '.join(f'{name} ({error})' for name, error in failures.items())}."
 
 
 def flat(summary: Curves) -> list[tuple[str, str, Curve]]:
@@ -199,5 +232,8 @@ def _between(values: Sequence[float], place: float) -> float:
     return float(np.interp(place, np.arange(len(values)), values))
 
 
-def _probability(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.estimate:.2f} ({_range(interval, 2)})"
+def _probability(interval: Interval | None, ahead: Ahead | None) -> str:
+    if interval is None:
+        return ""
+    text = f"{interval.estimate:.2f} ({_range(interval, 2)})"
+    return text if ahead is None else f"{text}, {ahead.better} of {ahead.seeds}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.aggregate import Aggregate, Improvement
+from benchmarks.aggregate import Aggregate, Ahead, Improvement
 from benchmarks.curves import Curves
 from benchmarks.report.charts import chart, interval_point, reference
 from benchmarks.statistics import Interval
@@ -16,15 +16,15 @@ def overall_charts(found: Aggregate, summary: Curves) -> list[dict[str, Any]]:
     efficiency, profiles = [], []
     for name in found.variants:
         curves = [summary[task][name] for task in found.tasks]
-        runs = [run for curve in curves for run in curve.runs]
+        runs = [curve.runs[place] for curve in curves for place in curve.places(found.seeds)]
         queries, scores = found.efficiency[name]
         points = []
         for at, score in zip(queries, scores, strict=True):
-            latest = [sum(q <= at for q in curve.queries) - 1 for curve in curves for _ in curve.runs]
+            latest = [sum(q <= at for q in curve.queries) - 1 for curve in curves for _ in found.seeds]
             how = "interquartile mean of the normalised scores; stratified 95 % bootstrap interval"
             points.append({**interval_point(score, reference(runs, latest, "rewards", how)), "x": [at]})
         efficiency.append({"name": name, "points": points})
-        last = [len(curve.queries) - 1 for curve in curves for _ in curve.runs]
+        last = [len(curve.queries) - 1 for curve in curves for _ in found.seeds]
         how = "share of runs whose normalised score is above; stratified 95 % bootstrap interval"
         source = reference(runs, last, "rewards", how)
         profiles.append(
@@ -45,18 +45,18 @@ def overall_charts(found: Aggregate, summary: Curves) -> list[dict[str, Any]]:
 
 
 def score_rows(found: Aggregate, summary: Curves) -> list[dict[str, Any]]:
-    """Return each variant's score over all tasks, each number with where it comes from."""
+    """Return each variant's scores over all tasks, each number with where it comes from."""
     rows = []
     for name in found.variants:
-        source = _finals(summary, found.tasks, [name], "interquartile mean of the normalised scores of all runs")
-        score = found.scores[name]
-        rows.append(
-            {
-                "variant": name,
-                "score": (f"{score.estimate:.2f}", source),
-                "interval": (f"{score.low:.2f} to {score.high:.2f}", source),
-            }
-        )
+        cells = []
+        for what, value in (
+            ("interquartile mean", found.scores[name]),
+            ("mean", found.means[name]),
+            ("mean distance below 1", found.gaps[name]),
+        ):
+            source = _finals(summary, found.tasks, [name], f"{what} of the normalised scores of all runs", found.seeds)
+            cells.append((f"{value.estimate:.2f}", f"{value.low:.2f} to {value.high:.2f}", source))
+        rows.append({"variant": name, "cells": cells})
     return rows
 
 
@@ -67,7 +67,8 @@ def improvement_rows(pairs: Sequence[Improvement], summary: Curves) -> list[dict
     for pair in pairs:
         names = [pair.better, pair.worse]
         cells = [
-            _probability(pair.by_task[task], summary, [task], names) if task in pair.by_task else None for task in tasks
+            _probability(pair.by_task[task], summary, [task], names, pair.ahead[task]) if task in pair.by_task else None
+            for task in tasks
         ]
         if pair.together is not None:
             cells.append(_probability(pair.together, summary, list(pair.by_task), names))
@@ -84,15 +85,19 @@ def improvement_columns(pairs: Sequence[Improvement]) -> list[str]:
 
 
 def _probability(
-    value: Interval, summary: Curves, tasks: Sequence[str], names: Sequence[str]
+    value: Interval, summary: Curves, tasks: Sequence[str], names: Sequence[str], ahead: Ahead | None = None
 ) -> tuple[str, str, dict[str, Any]]:
     how = f"share of pairs of runs in which {names[0]} ends above {names[1]}, a tie one half, averaged over tasks"
     source = _finals(summary, tasks, names, how)
-    return f"{value.estimate:.2f}", f"{value.low:.2f} to {value.high:.2f}", source
+    seed_by_seed = "" if ahead is None else f"; {ahead.better} of {ahead.seeds} seeds"
+    return f"{value.estimate:.2f}", f"{value.low:.2f} to {value.high:.2f}{seed_by_seed}", source
 
 
-def _finals(summary: Curves, tasks: Sequence[str], names: Sequence[str], how: str) -> dict[str, Any]:
+def _finals(
+    summary: Curves, tasks: Sequence[str], names: Sequence[str], how: str, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
     curves = [summary[task][name] for task in tasks for name in names]
-    runs = [run for curve in curves for run in curve.runs]
-    last = [len(curve.queries) - 1 for curve in curves for _ in curve.runs]
+    places = [curve.places(curve.seeds if seeds is None else seeds) for curve in curves]
+    runs = [curve.runs[place] for curve, found in zip(curves, places, strict=True) for place in found]
+    last = [len(curve.queries) - 1 for curve, found in zip(curves, places, strict=True) for _ in found]
     return reference(runs, last, "rewards", how)

@@ -21,7 +21,7 @@ from benchmarks.report.overall import improvement_columns, improvement_rows, ove
 from benchmarks.report.rows import held_out_rows, peak_rows, result_rows
 from benchmarks.report.source import Source
 from benchmarks.results import task_of, variant_of
-from benchmarks.tables import interval_note, metric_names
+from benchmarks.tables import interval_note, metric_names, score_note
 
 _HERE = Path(__file__).parent
 #: Drawn with Observable Plot, which draws with D3; both stand in the page, so that it opens offline.
@@ -93,7 +93,7 @@ def _results(summary: Curves) -> dict[str, Any]:
         "pairs": improvement_rows(pairs, summary),
         "pair_columns": improvement_columns(pairs),
         "scores": score_rows(together, summary) if together else [],
-        "scales": together.scales if together else {},
+        "score_note": score_note(together) if together else None,
         "charts": charts + (overall_charts(together, summary) if together else []),
     }
 

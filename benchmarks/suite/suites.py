@@ -17,6 +17,8 @@ class Comparison:
     variants: Mapping[str, Variant]
     on_request: Mapping[str, Variant] = field(default_factory=dict)
     """Compared only where they are named."""
+    seeds: tuple[int, ...] | None = None
+    """Of this comparison; None is the suite's."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,26 @@ class Suite:
         return list(dict.fromkeys(name for found in self.comparisons.values() for name in found.on_request))
 
     def plan(
-        self, tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int], reward_queries: int | None = None
+        self,
+        tasks: Sequence[str],
+        variants: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        reward_queries: int | None = None,
     ) -> dict[str, RunSpec]:
         """Return name -> run, seeds varying slowest, so that a sweep that is stopped has whole comparisons.
 
         Args:
             tasks: some of the comparisons' names.
             variants: some of what they compare; a task that does not compare one of them leaves it out.
-            seeds: one run each.
+            seeds: one run each; None is each comparison's own.
             reward_queries: of each run; None is each task's own budget.
         """
+        of_task = {name: self.comparisons[name].seeds or self.seeds if seeds is None else seeds for name in tasks}
         plan = {}
-        for seed in seeds:
+        for seed in dict.fromkeys(seed for found in of_task.values() for seed in found):
             for task_name in tasks:
+                if seed not in of_task[task_name]:
+                    continue
                 found = self.comparisons[task_name]
                 task = found.task if reward_queries is None else replace(found.task, reward_queries=reward_queries)
                 for name, variant in {**found.variants, **found.on_request}.items():
@@ -116,8 +125,8 @@ SUITES: dict[str, Suite] = {
         (0, 1, 2, 3, 4),
     ),
     "paper-claims": Suite(
-        "the paper's claims one by one on the embedded model, three seeds, hours",
-        {name: Comparison(claim.task, claim.variants) for name, claim in CLAIMS.items()},
+        "the paper's claims one by one on the embedded model, three to five seeds, hours",
+        {name: Comparison(claim.task, claim.variants, seeds=claim.seeds) for name, claim in CLAIMS.items()},
         PAPER,
         (0, 1, 2),
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from algorithms import ALGORITHMS
 from benchmarks.__main__ import main
 from benchmarks.compare import Compare
 from benchmarks.dry_run import check, evaluations
+from benchmarks.results import read_results, spec_key
 from benchmarks.search import ALIGNMENT_CANDIDATES, CANDIDATES, PAST_THE_EDGE, SIX, Search
 from benchmarks.settings import RunSpec
 from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
@@ -35,7 +37,7 @@ def test_every_configuration_builds(name: str) -> None:
         )
         assert not ("diversity" in spec.task.metrics and many)
     suite = SUITES[name]
-    assert len(plan) == sum(len(found.variants) for found in suite.comparisons.values()) * len(suite.seeds)
+    assert len(plan) == sum(len(c.variants) * len(c.seeds or suite.seeds) for c in suite.comparisons.values())
 
 
 @pytest.mark.parametrize("name", ["jpeg", "quick", "exact", "paper", "paper-sd"])
@@ -100,9 +102,17 @@ def test_a_claims_pairs_are_among_its_variants(name: str) -> None:
     claim = CLAIMS[name]
     assert {side for pair in claim.pairs for side in pair} <= set(claim.variants)
     assert set(claim.peaks) <= set(claim.task.config.metrics)
-    assert claim.seeds == SUITES["paper-claims"].seeds
+    assert SUITES["paper-claims"].comparisons[name].seeds == claim.seeds
     specs = [spec for key, spec in plan_of("paper-claims").items() if key.startswith(f"{name}/")]
     assert len({spec.total_queries for spec in specs}) == 1, "equal reward queries"
+
+
+def test_claims_with_five_seeds_have_no_runs_of_their_own() -> None:
+    """Their runs are those of the paper's suite, so that the two pages cannot say different things."""
+    papers = {spec_key(spec.to_json()) for spec in plan_of("paper").values()}
+    for key, spec in plan_of("paper-claims").items():
+        if len(CLAIMS[key.split("/")[0]].seeds) == 5:
+            assert spec_key(spec.to_json()) in papers, key
 
 
 def test_rwr_trains_as_much_on_an_image_however_often_it_samples() -> None:
@@ -142,10 +152,6 @@ def test_the_search_on_alignment_is_of_one_size_too() -> None:
 
 def test_settings_of_plain_compare_are_those_of_its_results() -> None:
     """The committed five seeds would be taken over, not run again."""
-    from pathlib import Path
-
-    from benchmarks.results import read_results, spec_key
-
     file = Path(__file__).parents[2] / "docs" / "results" / "compare" / "results.json"
     made = {spec_key(run["spec"]) for run in read_results(file)["runs"]}
     plan = Compare(seeds=(0, 1, 2, 3, 4)).plan()

@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.aggregate import aggregate, improvement, improvements
+from benchmarks.aggregate import Ahead, aggregate, improvement, improvements
 from benchmarks.blocks import Block
-from benchmarks.curves import curves
+from benchmarks.curves import check_one_comparison, curves
 from benchmarks.pages import blocks
 from benchmarks.results import write_results
 from benchmarks.suite import CLAIMS
-from benchmarks.tables import equal_reward_table, peak_table, score_table
+from benchmarks.tables import (
+    equal_reward_table,
+    failure_note,
+    improvement_table,
+    interval_note,
+    peak_table,
+    score_note,
+    score_table,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -44,18 +52,78 @@ def test_scores_put_tasks_on_one_scale() -> None:
     """0 is the start, 1 the best gain of an interquartile mean (of two seeds the mean): 2.5 and 10."""
     found = aggregate(curves(RESULTS))
     assert found is not None
-    assert {task: (scale.start, scale.unit) for task, scale in found.scales.items()} == {
-        "line": (1.0, 2.5),
-        "square": (1.0, 10.0),
+    assert {task: (scale.starts, scale.unit) for task, scale in found.scales.items()} == {
+        "line": ({"a": 1.0, "b": 1.0}, 2.5),
+        "square": ({"a": 1.0, "b": 1.0}, 10.0),
     }
+    assert score_note(found) == (
+        "line: 0 is a reward of 1.000, 1 is 3.500; square: 0 is a reward of 1.000, 1 is 11.000. Seeds 0, 1."
+    )
     # Scores of a: 0.8, 1.2, 1, 1; of b: 0.4, 0.8, 0, 0. Of four, one is cut at each end.
     assert found.scores["a"].estimate == pytest.approx(1.0)
     assert found.scores["b"].estimate == pytest.approx((0.0 + 0.4) / 2)
     assert found.efficiency["a"][0] == [0, 64, 128]
     assert [score.estimate for score in found.efficiency["a"][1]] == pytest.approx([0.0, 0.5, 1.0])
-    above_half = next(i for i, threshold in enumerate(found.thresholds) if threshold >= 0.5)
-    assert found.profiles["b"][above_half].estimate == 0.25
-    assert "| b | 0.20 |" in score_table(found)
+    assert (found.means["a"].estimate, found.means["b"].estimate) == pytest.approx((1.0, 0.3))
+    # What is above 1 does not make up for what is below.
+    assert (found.gaps["a"].estimate, found.gaps["b"].estimate) == pytest.approx((0.05, 0.7))
+    # Of b one run in four is above 0.25, 0.5 and 0.75 each, but for 0.4 > 0.25.
+    (row,) = [line for line in score_table(found).splitlines() if line.startswith("| b |")]
+    assert [row.split(" | ")[i] for i in (1, 3, 5)] == ["0.20", "0.30", "0.70"]
+    assert row.endswith("| 0.50 | 0.25 | 0.25 |")
+    assert found.left_out == []
+
+
+def test_only_seeds_that_all_have_on_every_task_are_counted() -> None:
+    """Else a task with fewer seeds would weigh less, and a variant that lost its hard runs would look better."""
+    finals = {"line": {"a": [3.0, 4.0, 5.0], "b": [2.0, 3.0, 9.0]}, "square": {"a": [11.0, 11.0], "b": [1.0, 1.0]}}
+    found = aggregate(curves(made(finals)))
+    whole = aggregate(curves(RESULTS))
+    assert found is not None
+    assert whole is not None
+    assert (found.seeds, found.scores) == ([0, 1], whole.scores)
+    assert found.left_out == ["line/a/seed-2", "line/b/seed-2"]
+    assert "Not counted, for not every algorithm has that task or seed: line/a/seed-2" in score_note(found)
+    fewer = aggregate(curves(made({**finals, "square": {**finals["square"], "c": [5.0, 5.0]}})))
+    assert fewer is not None
+    assert fewer.variants == ["a", "b"]
+    assert set(fewer.left_out) >= {"square/c/seed-0", "square/c/seed-1"}
+
+
+def test_variants_on_other_terms_are_not_compared() -> None:
+    results = made({"line": {"a": [3.0, 4.0], "b": [2.0, 3.0]}})
+    for run in results["runs"][2:]:
+        run["spec"]["reward_queries"] = 64
+    assert aggregate(curves(results)) is None
+    assert improvements(curves(results)) == []
+    with pytest.raises(ValueError, match=r"runs of a and b on line differ .* reward queries \(128 and 64\)"):
+        check_one_comparison(results["runs"])
+
+
+def test_scores_of_different_starts_are_gains() -> None:
+    """Two base models: 1 to 3 and 1 to 4, and 2 to 3 and 2 to 4, on which the same ends are smaller gains."""
+    results = made({"line": {"a": [3.0, 4.0], "b": [3.0, 4.0]}})
+    for run in results["runs"][2:]:
+        run["evaluations"][0]["rewards"] = [1.5, 2.5]
+    found = aggregate(curves(results))
+    assert found is not None
+    assert (found.means["a"].estimate, found.means["b"].estimate) == pytest.approx((1.0, 0.6))
+    assert "0 is each algorithm's own start, 1 a gain of 2.500" in score_note(found)
+    (by_end,) = improvements(curves(results))
+    (by_gain,) = improvements(curves(results), "gains")
+    assert by_end.by_task["line"].estimate == 0.5
+    assert by_gain.by_task["line"].estimate == pytest.approx(3.5 / 4)
+
+
+def test_what_fails_and_what_is_missing_is_named() -> None:
+    results = made({"line": {"a": [3.0, 4.0], "b": [2.0]}})
+    assert interval_note(curves(results)).startswith(
+        "2 seeds: mean of the seeds' means, 95 % bootstrap intervals over seeds. Fewer seeds: b on line 1. Where there"
+    )
+    assert failure_note(results) is None
+    assert failure_note({**results, "failures": {"line/b/seed-1": "NaN"}}) == (
+        "Failed, and in no number: line/b/seed-1 (NaN)."
+    )
 
 
 def test_improvement_counts_pairs_on_each_task() -> None:
@@ -66,14 +134,20 @@ def test_improvement_counts_pairs_on_each_task() -> None:
     assert found.by_task["square"].estimate == 1.0
     assert found.together is not None
     assert found.together.estimate == pytest.approx((3.5 / 4 + 1) / 2)
+    # Seed by seed 3 > 2 and 4 > 3: what pairs of any seeds leave open is plain where the noise is the same.
+    assert found.ahead == {"line": Ahead(2, 0, 2), "square": Ahead(2, 0, 2)}
+    assert "), 2 of 2 |" in str(improvement_table([found]))
     turned = improvement(curves(RESULTS), "b", "a")
     assert turned is not None
+    assert turned.ahead["line"] == Ahead(0, 2, 2)
     assert turned.by_task["line"].estimate == pytest.approx(0.5 / 4)
     assert turned.by_task["line"].low <= 0.5 / 4 <= turned.by_task["line"].high
 
 
 def test_peaks_are_each_runs_own() -> None:
-    assert "| line | a | recognised | 0.50 | 0.90 | 64 | 0.10 |" in str(peak_table(curves(RESULTS), ["recognised"]))
+    assert "| line | a | recognised | 0.50 | 0.90 | 64 | 0.10 | 2 of 2 |" in str(
+        peak_table(curves(RESULTS), ["recognised"])
+    )
 
 
 def test_variants_are_compared_at_equal_rewards() -> None:
@@ -156,7 +230,7 @@ def test_a_claims_block_has_its_pairs_in_the_claims_order(tmp_path: Path) -> Non
     write_results(made({"is-against-sf": finals}), folder / "results.json")
     text = Block.parse("paper-claims/claim is-against-sf").render(tmp_path)
     assert "| ddpo-is | ddpo-sf | 0.50 (" in text
-    assert "--tasks is-against-sf --results docs/results/paper-claims/results.json" in text
+    assert "--tasks is-against-sf --results docs/results/paper-claims/results.json docs/results/paper/" in text
     assert Block.parse("paper-claims/claim overoptimisation").render(tmp_path).startswith("Not yet run.")
 
 
