@@ -19,7 +19,7 @@ from diffusion_gym.prompts import PromptSet
 class DenoiseVecEnv(VecEnv):
     """n denoising environments on a shared model, reward and prompt set.
 
-    Rollouts do not pass through here: algorithms use :attr:`mdp` directly, in torch.
+    Rollouts do not pass through here: algorithms use :attr:`mdp` directly, in torch. A reward set here is theirs too.
     """
 
     def __init__(self, mdp: DenoisingMDP, num_envs: int) -> None:
@@ -67,8 +67,9 @@ class DenoiseVecEnv(VecEnv):
         setattr(self.venv, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the batched environment, once for each index."""
-        return [getattr(self.venv, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
+        """Call a method of the batched environment, once for all; return its result once for each index."""
+        result = getattr(self.venv, method_name)(*args, **kwargs)
+        return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """Return False for each index: the batched environment has no wrappers."""

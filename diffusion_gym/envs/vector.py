@@ -91,11 +91,15 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         num_envs: int,
         output: Literal["numpy", "torch"] = "torch",
         autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+        reward: RewardSpec | None = None,
     ) -> "DenoiseVectorEnv":
-        """Return ``num_envs`` environments on another one's model, reward, prompts and steps."""
+        """Return ``num_envs`` environments on another one's model, prompts, steps and reward.
+
+        A reward that is set later, on either side, is both sides'; ``reward`` gives the new ones their own.
+        """
         env = cls.__new__(cls)
         env.autoreset_mode = autoreset_mode
-        env._init_from(mdp.twin(num_envs), output, None)
+        env._init_from(mdp.twin(num_envs, reward), output, None)
         return env
 
     @property
