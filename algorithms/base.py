@@ -78,23 +78,28 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         *,
         verbose: int = 0,
         tensorboard_log: str | None = None,
+        device: torch.device | str | None = None,
         _init_setup_model: bool = True,
         **overrides: Any,
     ) -> None:
         """Build the policy on the environment's model.
 
         Args:
-            env: an environment's id, or a DiffusionDenoise environment, single or vectorised. Its model, reward,
-                prompts and number of steps are used; rollouts run ``config.num_envs`` side by side.
+            env: an environment's id, or a DiffusionDenoise environment, single or vectorised (also as DummyVecEnv or
+                SyncVectorEnv). Its model, reward (also one that is set later), prompts and number of steps are used;
+                rollouts run ``config.num_envs`` side by side.
             config: the algorithm's configuration; default values if None.
             verbose: 1 prints the log to the terminal.
             tensorboard_log: folder for TensorBoard events.
+            device: where the environment of an id is made, "auto" on CUDA where there is, None on the CPU. An
+                environment that is given has its device already, and another is refused.
             overrides: fields of the configuration, or of the dataclasses in it (``guidance_scale=5.0``).
 
         Raises:
             TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
-            ValueError: a value that is refused, a sampler that the algorithm cannot train, an environment without
-                the prompt tokens that training the text encoder needs, or more ranks than can share the work.
+            ValueError: a value that is refused, a sampler that the algorithm cannot train, an environment on another
+                device or without the prompt tokens that training the text encoder needs, or more ranks than can share
+                the work.
         """
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
@@ -104,7 +109,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         check_optimizer(self.config)
         self.ranks = current_ranks()
         self._check_ranks()
-        mdp = find_mdp(env, self.config.policy.trains_text)
+        mdp = find_mdp(env, self.config.policy.trains_text, device)
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),

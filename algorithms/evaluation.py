@@ -125,9 +125,7 @@ def _denoise(
 ) -> Rollout:
     """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them."""
     shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
-    env = DenoiseVectorEnv.sharing(mdp, math.gcd(len(shared), config.num_envs) // ranks.size)
-    if reward is not None:
-        env.set_reward(reward)
+    env = DenoiseVectorEnv.sharing(mdp, math.gcd(len(shared), config.num_envs) // ranks.size, reward=reward)
     return collect(
         env,
         policy,

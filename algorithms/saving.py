@@ -156,7 +156,7 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
         Args:
             path: what :meth:`save` wrote.
             env: the environment; None rebuilds the saved one (possible where its reward was given by name).
-            device: for a rebuilt environment; "auto" is the device it was saved on.
+            device: for a rebuilt environment, "auto" is the device it was saved on; else as the constructor's.
             kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change.
 
         Raises:
@@ -170,7 +170,10 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
         if state["algorithm"] != cls.__name__:
             raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
         config = from_dict(cls.config_class, state["config"])
-        env = rebuild_env(state["env"], device) if env is None else env
+        if env is None:
+            env = rebuild_env(state["env"], device)
+        elif str(device) != "auto":
+            kwargs["device"] = device
         algorithm = cls(env, config, **kwargs)  # type: ignore[arg-type]  # subclasses take env and config
         algorithm._restore(checkpoint)
         return algorithm

@@ -6,20 +6,21 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env import VecEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from diffusion_gym import ENV_ID
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.prompts import PromptSet
+from diffusion_gym.rewards import WeightedSum
 
 
 class DenoiseVecEnv(VecEnv):
     """n denoising environments on a shared model, reward and prompt set.
 
-    Rollouts do not pass through here: algorithms use :attr:`mdp` directly, in torch.
+    Rollouts do not pass through here: algorithms use :attr:`mdp` directly, in torch. A reward set here is theirs too.
     """
 
     def __init__(self, mdp: DenoisingMDP, num_envs: int) -> None:
@@ -67,8 +68,9 @@ class DenoiseVecEnv(VecEnv):
         setattr(self.venv, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the batched environment, once for each index."""
-        return [getattr(self.venv, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
+        """Call a method of the batched environment, once for all; return its result once for each index."""
+        result = getattr(self.venv, method_name)(*args, **kwargs)
+        return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """Return False for each index: the batched environment has no wrappers."""
@@ -87,25 +89,30 @@ class DenoiseVecEnv(VecEnv):
         return [{name: info[name][row] for name in names} for row in range(self.num_envs)]
 
 
-def find_mdp(env: Any, prompt_tokens: bool = False) -> DenoisingMDP:
+def find_mdp(env: Any, prompt_tokens: bool = False, device: torch.device | str | None = None) -> DenoisingMDP:
     """Return the denoising MDP inside an environment, or make the environment an id names.
 
     Args:
-        env: an environment or its id.
+        env: an environment or its id. A DummyVecEnv or SyncVectorEnv gives a twin of its first environment's MDP, of
+            as many episodes as it has environments.
         prompt_tokens: whether its observation must hold the prompt's tokens.
+        device: where an id's environment is made, "auto" on CUDA where there is; a given one must be there already.
 
     Raises:
-        TypeError: an environment of another kind.
-        ValueError: an id that Gymnasium does not know, or an observation that lacks the tokens.
+        TypeError: an environment of another kind, or environments in other processes.
+        ValueError: an id that Gymnasium does not know, an observation that lacks the tokens, another device, or
+            environments that differ.
     """
     if isinstance(env, str):
-        try:
-            env = gymnasium.make(env, **({"prompt_tokens": True} if prompt_tokens else {}))
-        except gymnasium.error.Error as error:
-            raise ValueError(
-                f"expected an environment or its id, as {ENV_ID!r}, got {env!r}, of which Gymnasium makes none: {error}"
-            ) from error
+        env, device = _make(env, prompt_tokens, device), None
     inner = env if isinstance(env, DenoiseVecEnv) else getattr(env, "unwrapped", env)
+    if isinstance(inner, SubprocVecEnv | AsyncVectorEnv):
+        raise TypeError(
+            f"{type(inner).__name__} keeps its environments in other processes, out of reach of training; write "
+            f"gymnasium.make_vec({ENV_ID!r}, num_envs={inner.num_envs}, ...), which denoises them in one batch."
+        )
+    if isinstance(inner, DummyVecEnv | SyncVectorEnv):
+        return _joined([find_mdp(one, prompt_tokens, device) for one in inner.envs])
     mdp = getattr(inner, "mdp", None)
     if not isinstance(mdp, DenoisingMDP):
         raise TypeError(
@@ -117,7 +124,45 @@ def find_mdp(env: Any, prompt_tokens: bool = False) -> DenoisingMDP:
             "to train the text encoder, the policy must see the prompt's tokens, which this environment's observation "
             "lacks; make it with prompt_tokens=True, as in gymnasium.make('DiffusionDenoise-v0', prompt_tokens=True)."
         )
+    here = mdp.model.device
+    if device is not None and str(device) not in ("auto", here.type, f"{here.type}:{here.index or 0}"):
+        raise ValueError(
+            f"the environment's model is on {str(here)!r}, not on {str(device)!r}; a device is chosen where the "
+            f"environment is made: gymnasium.make_vec({ENV_ID!r}, ..., device={str(device)!r})."
+        )
     return mdp
+
+
+def _make(env_id: str, prompt_tokens: bool, device: torch.device | str | None) -> gymnasium.Env:
+    given: dict[str, Any] = {"prompt_tokens": True} if prompt_tokens else {}
+    if device is not None:
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        given["device"] = automatic if device == "auto" else str(device)
+    try:
+        return gymnasium.make(env_id, **given)
+    except (gymnasium.error.Error, TypeError) as error:  # TypeError: another environment has no such argument
+        raise ValueError(
+            f"expected an environment or its id, as {ENV_ID!r}, got {env_id!r}, of which Gymnasium makes none: {error}"
+        ) from error
+
+
+def _joined(mdps: Sequence[DenoisingMDP]) -> DenoisingMDP:
+    """Return one MDP of as many episodes, which shares the first one's reward; ValueError where they differ."""
+    first, *others = [{**describe_env(mdp), "reward": _comparable_reward(mdp)} for mdp in mdps]
+    for other in others:
+        for name, value in first.items():
+            if other[name] != value:
+                raise ValueError(
+                    f"environments side by side must be alike, but they differ in {name}: {value!r} and "
+                    f"{other[name]!r}; make all of them with the same arguments."
+                )
+    return mdps[0].twin(len(mdps))
+
+
+def _comparable_reward(mdp: DenoisingMDP) -> Any:
+    if mdp.reward_spec is not None:
+        return mdp.reward_spec
+    return mdp.reward.terms if isinstance(mdp.reward, WeightedSum) else mdp.reward
 
 
 def describe_env(mdp: DenoisingMDP) -> dict[str, Any]:

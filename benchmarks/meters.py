@@ -125,7 +125,7 @@ def timed_parts(algorithm: DiffusionAlgorithm[Any], watch: Stopwatch) -> Iterato
 
     model, mdp = algorithm.mdp.model, algorithm.rollout_env.mdp
     # A plain function is replaced where it is held; an object stays itself, and its class's call is timed.
-    reward = (mdp, "reward") if inspect.isroutine(mdp.reward) else (type(mdp.reward), "__call__")
+    reward = (mdp.shared_reward, "function") if inspect.isroutine(mdp.reward) else (type(mdp.reward), "__call__")
     parts: list[tuple[Any, str, str | Callable[[], str]]] = [
         (algorithm.policy.denoiser, "forward", forward),
         (torch.Tensor, "backward", "denoiser: backward"),

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.envs.mdp import DenoisingMDP, SharedReward
 from diffusion_gym.models import DiffusionModel, ModelDtype, load_model
 from diffusion_gym.prompts import PromptSpec, load_prompts
-from diffusion_gym.rewards import RewardSpec, resolve_reward
+from diffusion_gym.rewards import RewardSpec
 
 DEFAULT_MODEL = "emoji-animals"
 DEFAULT_REWARD = "compressibility"
@@ -32,12 +32,11 @@ def build_mdp(
     for name, value in (("vae_tiling", vae_tiling), ("prompt_tokens", prompt_tokens)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}.")
-    resolved = resolve_reward(reward)
+    shared = SharedReward.of(reward)
     named = None if prompts is None else load_prompts(prompts)
     loaded = load_model(model, device, dtype, vae_tiling)
     drawn = load_prompts(loaded.default_prompts) if named is None else named
-    mdp = DenoisingMDP(loaded, resolved, drawn.texts, num_inference_steps, num_envs, drawn.weights, prompt_tokens)
-    mdp.reward_spec = reward if isinstance(reward, str) else None  # resolved once: a reward may load a model
+    mdp = DenoisingMDP(loaded, shared, drawn.texts, num_inference_steps, num_envs, drawn.weights, prompt_tokens)
     mdp.encode(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
 

@@ -58,13 +58,31 @@ class Transitions:
     images: Tensor | None
 
 
+@dataclass
+class SharedReward:
+    """The terminal reward of an environment and of its twins: a new one reaches all of them.
+
+    Attributes:
+        function: what scores.
+        spec: its text, where it was given as one.
+    """
+
+    function: RewardFunction
+    spec: str | None
+
+    @classmethod
+    def of(cls, reward: RewardSpec) -> "SharedReward":
+        """Resolve a specification, once: a reward may load a model."""
+        return cls(resolve_reward(reward), reward if isinstance(reward, str) else None)
+
+
 class DenoisingMDP:
     """n independent episodes; each row has its own prompt, noise stream and step index."""
 
     def __init__(
         self,
         model: DiffusionModel,
-        reward: RewardSpec,
+        reward: SharedReward,
         prompts: Sequence[str],
         num_inference_steps: int,
         num_envs: int,
@@ -74,8 +92,8 @@ class DenoisingMDP:
         """Build the grid and the spaces; prompts are encoded when first drawn, each once.
 
         Raises:
-            ValueError: num_inference_steps or num_envs out of range, an unknown reward, or prompt tokens of a family
-                that has none to train with.
+            ValueError: num_inference_steps or num_envs out of range, or prompt tokens of a family that has none to
+                train with.
         """
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
@@ -85,7 +103,7 @@ class DenoisingMDP:
         if prompt_tokens and not model.token_limits:
             model.tokenize(prompts[:1])  # says why there are none
         self.scorer: Scorer = score_images
-        self.set_reward(reward)
+        self.shared_reward = reward
         self.schedule = model.schedule(num_inference_steps)
         times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
         self._times = times.to(model.device)
@@ -98,19 +116,31 @@ class DenoisingMDP:
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
 
-    def twin(self, num_envs: int) -> "DenoisingMDP":
-        """Return ``num_envs`` new episodes on the same model, reward, prompts, steps and encoded prompts."""
+    def twin(self, num_envs: int, reward: RewardSpec | None = None) -> "DenoisingMDP":
+        """Return ``num_envs`` new episodes on the same model, prompts, steps and encoded prompts.
+
+        They share the reward, also one that is set later on either side, unless ``reward`` gives them their own.
+        """
+        shared = self.shared_reward if reward is None else SharedReward.of(reward)
         steps = self.num_inference_steps
-        twin = DenoisingMDP(
-            self.model, self.reward, self.prompts, steps, num_envs, self.prompt_weights, self.prompt_tokens
-        )
-        twin._encoded, twin.reward_spec = self._encoded, self.reward_spec
+        twin = DenoisingMDP(self.model, shared, self.prompts, steps, num_envs, self.prompt_weights, self.prompt_tokens)
+        twin._encoded = self._encoded
         return twin
 
+    @property
+    def reward(self) -> RewardFunction:
+        """The terminal reward."""
+        return self.shared_reward.function
+
+    @property
+    def reward_spec(self) -> str | None:
+        """The reward's text, where it was given as one."""
+        return self.shared_reward.spec
+
     def set_reward(self, reward: RewardSpec) -> None:
-        """Replace the terminal reward; ``reward_spec`` keeps its text where it was given as one."""
-        self.reward = resolve_reward(reward)
-        self.reward_spec = reward if isinstance(reward, str) else None
+        """Replace the terminal reward, here and in all twins."""
+        fresh = SharedReward.of(reward)
+        self.shared_reward.function, self.shared_reward.spec = fresh.function, fresh.spec
 
     @property
     def num_inference_steps(self) -> int:

@@ -38,9 +38,9 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         autoreset_mode: ``NEXT_STEP`` (default), ``SAME_STEP`` or ``DISABLED``, as enum or its value. With DISABLED,
             ``reset(options={"reset_mask": mask})`` restarts some environments.
 
-    ``info`` has an entry and a mask ``_entry`` a key, as Gymnasium's vector environments do. ``image`` is
-    (n, H, W, 3) in NumPy and (n, 3, H, W) in torch, zeros where ``_image`` is false. With SAME_STEP, ``final_obs``
-    and ``final_info`` hold what ended.
+    ``info`` has an entry and a mask ``_entry`` a key, as Gymnasium's vector environments do; with either output they
+    are NumPy arrays, but for ``image``: (n, H, W, 3) in NumPy and (n, 3, H, W) in torch, zeros where ``_image`` is
+    false. With SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
@@ -91,11 +91,15 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         num_envs: int,
         output: Literal["numpy", "torch"] = "torch",
         autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
+        reward: RewardSpec | None = None,
     ) -> "DenoiseVectorEnv":
-        """Return ``num_envs`` environments on another one's model, reward, prompts and steps."""
+        """Return ``num_envs`` environments on another one's model, prompts, steps and reward.
+
+        A reward that is set later, on either side, is both sides'; ``reward`` gives the new ones their own.
+        """
         env = cls.__new__(cls)
         env.autoreset_mode = autoreset_mode
-        env._init_from(mdp.twin(num_envs), output, None)
+        env._init_from(mdp.twin(num_envs, reward), output, None)
         return env
 
     @property
@@ -118,7 +122,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
         Args:
             seed: s gives environment i the seed s + i; or one seed (or None) for each environment.
-            options: ``prompts``: one text for each environment that is reset; ``reset_mask``: (n,), bool array.
+            options: ``prompts``: one text for each environment that is reset; ``reset_mask``: (n,), bool, array or
+                tensor.
         """
         given = check_options(options, self._OPTIONS)
         mask = self._reset_mask(given.get("reset_mask"))
@@ -222,10 +227,12 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
     def _reset_mask(self, mask: object) -> np.ndarray:
         if mask is None:
             return np.ones(self.num_envs, dtype=bool)
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+            mask = mask.cpu().numpy()
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
             raise ValueError(
-                f"options['reset_mask'] must be a bool array of shape ({self.num_envs},) with at least one True, "
-                f"got {mask!r}."
+                f"options['reset_mask'] must be a bool array or tensor of shape ({self.num_envs},) with at least one "
+                f"True, got {mask!r}."
             )
         if not self._begun and not mask.all():
             raise ValueError("the first reset must start all environments; give no reset_mask.")

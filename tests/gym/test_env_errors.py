@@ -232,12 +232,15 @@ def test_a_refused_reset_leaves_the_episode_as_it_was(each: Any, prompts: list[A
         np.array([True, False]),
         np.zeros(3, dtype=bool),
         np.ones((3, 1), dtype=bool),
+        torch.tensor([1, 0, 0]),
+        torch.tensor([True, False]),
+        torch.zeros(3, dtype=torch.bool),
     ],
 )
 def test_bad_reset_mask(vector: VectorEnv, mask: Any) -> None:
     vector.reset(seed=0)
     with pytest.raises(
-        ValueError, match=r"'reset_mask'\] must be a bool array of shape \(3,\) with at least one True, got"
+        ValueError, match=r"'reset_mask'\] must be a bool array or tensor of shape \(3,\) with at least one True, got"
     ):
         vector.reset(options={"reset_mask": mask})
 

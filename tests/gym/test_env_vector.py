@@ -243,6 +243,23 @@ def test_partial_reset_leaves_the_other_rows(exact: dict[str, Any]) -> None:
     assert not np.array_equal(before["latent"][2], after["latent"][2])
 
 
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+def test_a_mask_may_be_a_tensor(exact: dict[str, Any], output: str) -> None:
+    """``terminated | truncated`` is one with torch output; the masks in ``info`` stay NumPy."""
+    env = _vector(exact, autoreset_mode=AutoresetMode.DISABLED, output=output)
+    env.reset(seed=4)
+    env.step(np.zeros((N, 2, 1, 1), np.float32))
+    env.reset(options={"reset_mask": np.array([True, False, False])})
+    for _ in range(2):
+        *_, terminated, truncated, _ = env.step(np.zeros((N, 2, 1, 1), np.float32))
+    dones = torch.as_tensor(terminated | truncated)
+    assert dones.tolist() == [False, True, True]
+    _, info = env.reset(options={"reset_mask": dones})
+    assert info["step_index"].tolist() == [2, 0, 0]
+    assert isinstance(info["_step_index"], np.ndarray)
+    assert info["_step_index"].tolist() == [False, True, True]
+
+
 # ---- output
 
 
