@@ -54,6 +54,8 @@ SIX: dict[str, tuple[dict[str, object], ...]] = {
 }
 #: A seventh, where the best of six has the highest learning rate of them: the next one, and the rest as in that best.
 PAST_THE_EDGE: dict[str, dict[str, object]] = {
+    "ddpo-is": {"updates_per_iteration": 4, "learning_rate": 4e-3},
+    "ddpo-sf": {"images_per_iteration": 32, "learning_rate": 4e-3},
     "rwr": {**_SMALL, "beta": 0.2, "learning_rate": 3e-3},
     "sparse-rwr": {**_LARGE, "top_fraction": 0.1, "learning_rate": 3e-3},
 }
