@@ -99,12 +99,12 @@ class DenoisingMDP:
         self._conditioning: Conditioning | None = None
 
     def twin(self, num_envs: int) -> "DenoisingMDP":
-        """Return ``num_envs`` new episodes on the same model, reward, prompts, steps and encoded prompts."""
+        """Return ``num_envs`` new episodes on the same model, reward, scorer, prompts, steps and encoded prompts."""
         steps = self.num_inference_steps
         twin = DenoisingMDP(
             self.model, self.reward, self.prompts, steps, num_envs, self.prompt_weights, self.prompt_tokens
         )
-        twin._encoded, twin.reward_spec = self._encoded, self.reward_spec
+        twin._encoded, twin.reward_spec, twin.scorer = self._encoded, self.reward_spec, self.scorer
         return twin
 
     def set_reward(self, reward: RewardSpec) -> None:
