@@ -88,7 +88,7 @@ class AlgorithmConfig:
         if self.images_per_iteration % self.num_envs:
             raise ValueError(
                 f"num_envs ({self.num_envs}) must divide images_per_iteration ({self.images_per_iteration}), so that "
-                f"no reward query is wasted; {divisor(self.images_per_iteration, self.num_envs)} would."
+                f"callbacks see rounds of one size; {divisor(self.images_per_iteration, self.num_envs)} would."
             )
         if self.images_per_iteration % self.images_per_prompt:
             raise ValueError(

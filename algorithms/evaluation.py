@@ -123,9 +123,12 @@ def _denoise(
     reward: RewardSpec | None = None,
     reference: Reference | None = None,
 ) -> Rollout:
-    """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them."""
+    """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them.
+
+    As many side by side as training has: chunks are padded, so a few at a time would cost as much as a chunk each.
+    """
     shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
-    env = DenoiseVectorEnv.sharing(mdp, math.gcd(len(shared), config.num_envs) // ranks.size, reward=reward)
+    env = DenoiseVectorEnv.sharing(mdp, min(len(shared), config.num_envs) // ranks.size, reward=reward)
     return collect(
         env,
         policy,

@@ -203,12 +203,12 @@ class DenoisingPolicy(nn.Module):
         output = self.model_output(rows.latents, timesteps, rows.conditioning)
         return self.transition(output, rows.latents, rows.step_index)
 
-    def chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
-        """Yield (which rows, those rows padded to the chunk's size)."""
+    def chunks(self, rows: Rows, padded: bool = True) -> Iterator[tuple[slice, Rows]]:
+        """Yield (which rows, those rows padded to the chunk's size); not padded, their numbers depend on how many."""
         size = self.chunk_size
         for start in range(0, len(rows), size):
             part = slice(start, min(start + size, len(rows)))
-            yield part, rows.select(part).padded(size)
+            yield part, rows.select(part).padded(size if padded else part.stop - part.start)
 
     def log_prob(self, chunk: Rows, next_latents: Tensor) -> tuple[Tensor, Gaussian]:
         """Joint log-density of ``next_latents`` (m, c, h, w) under a padded chunk's first m rows, with gradients."""
@@ -219,28 +219,31 @@ class DenoisingPolicy(nn.Module):
         return gaussian.log_prob(next_latents)[: len(chunk) - padding], gaussian
 
     @torch.no_grad()
-    def sample(self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk | None = None) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk | None = None, padded: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Draw the next latents.
 
         Args:
             rows: n transitions, all at the same step.
             noise: (n, c, h, w), standard normal; None takes the mean.
             on_chunk: sees what each chunk is drawn from.
+            padded: whether the last chunk is, as it must be where log-densities are to be scored again.
 
         Returns:
             The next latents (n, c, h, w) and their joint log-densities (n,), both float32. Where the step has no
             density, or the mean was taken, the log-density is NaN: it may not be trained on.
         """
         latents, log_probs = [], []
-        for part, chunk in self.chunks(rows):
+        for part, chunk in self.chunks(rows, padded):
             gaussian = self.distribution(chunk)
             if on_chunk is not None:
                 on_chunk(part, chunk, gaussian)
             if noise is None:
                 latents.append(gaussian.mean[: part.stop - part.start])
                 continue
-            padded = noise[part][torch.arange(len(chunk)).clamp(max=part.stop - part.start - 1).to(noise.device)]
-            drawn = gaussian.sample(padded)
+            drawn_from = noise[part][torch.arange(len(chunk)).clamp(max=part.stop - part.start - 1).to(noise.device)]
+            drawn = gaussian.sample(drawn_from)
             density = bool((gaussian.std > 0).all())
             log_prob = gaussian.log_prob(drawn) if density else torch.full_like(gaussian.std, torch.nan)
             latents.append(drawn[: part.stop - part.start])
@@ -257,7 +260,9 @@ class DenoisingPolicy(nn.Module):
     ) -> tuple[np.ndarray, Any]:
         """Stable-Baselines3's ``predict``: observation of one environment or of n -> action, and the state unchanged.
 
-        Noise comes from torch's global generator. After the end (timestep 0) the latent itself is returned.
+        Noise comes from torch's global generator. Chunks are not padded, for no ratio is taken of these actions: they
+        equal a rollout's to float32 rounding. After the end (timestep 0) the latent itself is returned; on a grid that
+        itself ends at the time 0 the end looks like the last step, and is denoised as one. No environment takes either.
 
         Raises:
             TypeError, ValueError: an observation that is not this model's.
@@ -272,7 +277,8 @@ class DenoisingPolicy(nn.Module):
             which = (index == step).nonzero().flatten()
             conditioning = {name: tensors[name][which].to(dtype) for name, (_, dtype) in self.conditioning.items()}
             noise = None if deterministic else torch.randn_like(latents[which])
-            latents[which] = self.sample(Rows(latents[which], index[which], conditioning), noise)[0]
+            rows = Rows(latents[which], index[which], conditioning)
+            latents[which] = self.sample(rows, noise, padded=False)[0]
         actions = latents.cpu().numpy()
         return (actions[0] if single else actions), state
 

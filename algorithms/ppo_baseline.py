@@ -137,7 +137,7 @@ class DenoisingActorCritic(ActorCriticPolicy):
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions (n, c, h, w), values (n, 1) and log-probabilities (n,)."""
         gaussian = self._gaussian(obs)
-        actions = gaussian.mean if deterministic else gaussian.sample(torch.randn_like(gaussian.mean))
+        actions = _act(gaussian, deterministic)
         return actions, self.predict_values(obs), _log_prob(gaussian, actions)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -154,14 +154,14 @@ class DenoisingActorCritic(ActorCriticPolicy):
         return self.value_net(self.extract_features(obs, self.features_extractor))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self.forward(observation, deterministic)[0]
+        return _act(self._gaussian(observation, padded=False), deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
         """Switch the critic alone: sampling and scoring must run in the same mode, so the denoiser stays as it is."""
         self.value_net.train(mode)
 
-    def _gaussian(self, obs: Any) -> Gaussian:
-        """p(x_{t-1} | x_t, c) of n rows, in chunks of one size, so that sampling and scoring see the same numbers."""
+    def _gaussian(self, obs: Any, padded: bool = True) -> Gaussian:
+        """p(x_{t-1} | x_t, c) of n rows; padded, in chunks of one size, sampling and scoring see the same numbers."""
         needed = self.denoising.conditioning
         shapes = {name: shape for name, (shape, _) in needed.items()}
         tensors, _ = observation_tensors(obs, self.denoising.model, shapes)
@@ -170,12 +170,16 @@ class DenoisingActorCritic(ActorCriticPolicy):
         conditioning = {name: tensors[name].to(dtype) for name, (_, dtype) in needed.items()}
         rows = Rows(tensors["latent"].float(), index.clamp(max=last), conditioning)
         means, stds = [], []
-        for part, chunk in self.denoising.chunks(rows):
+        for part, chunk in self.denoising.chunks(rows, padded):
             gaussian = self.denoising.distribution(chunk)
             count = part.stop - part.start
             means.append(gaussian.mean[:count])
             stds.append(gaussian.std[:count])
         return Gaussian(torch.cat(means), torch.cat(stds))
+
+
+def _act(gaussian: Gaussian, deterministic: bool) -> Tensor:
+    return gaussian.mean if deterministic else gaussian.sample(torch.randn_like(gaussian.mean))
 
 
 def _log_prob(gaussian: Gaussian, latents: Tensor) -> Tensor:

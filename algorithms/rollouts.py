@@ -166,7 +166,7 @@ def collect(
     reference: Reference | None = None,
     split: Split | None = None,
 ) -> Rollout:
-    """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``.
+    """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``, the last one of as many as are left.
 
     Noise is keyed by (seed, global image index), so any split over environments and ranks draws the same images.
 
@@ -187,14 +187,8 @@ def collect(
         InterruptedRollout: ``on_step`` returned False, here or on another rank.
         RewardError: the reward failed, here or on another rank.
         RankError: another rank is lost.
-        ValueError: the number of images here is no multiple of the number of environments.
     """
     split = Split.alone(len(prompts)) if split is None else split
-    if len(split.kept) % env.num_envs:
-        raise ValueError(
-            f"the number of images ({len(split.kept)}) must be a multiple of num_envs ({env.num_envs}), so that no "
-            "reward query is wasted."
-        )
     env.mdp.encode(prompts)  # all at once on every rank: a text encoder's rounding depends on the batch
     rollout = Rollout.empty(policy, prompts, whole_trajectory, split=split)
     kl = None if reference is None else _KL(reference, torch.zeros(len(split.kept), device=rollout.rewards.device))
@@ -202,7 +196,9 @@ def collect(
     env.mdp.scorer = scorer
     try:
         for start in range(0, len(split.kept), env.num_envs):
-            _round(env, policy, rollout, start, seed, first_image, streams, on_step, scorer, kl)
+            left = len(split.kept) - start
+            fitting = env if left >= env.num_envs else DenoiseVectorEnv.sharing(env.mdp, left)
+            _round(fitting, policy, rollout, start, seed, first_image, streams, on_step, scorer, kl)
         scores = split.ranks.call(scorer.result)
     finally:
         env.mdp.scorer = ordinary

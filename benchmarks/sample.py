@@ -105,7 +105,8 @@ def sample(options: Sample) -> int:
         task.vae_tiling,
         config.trains_text,
     )
-    env = DenoiseVectorEnv.sharing(mdp, options.images)
+    texts = [prompt for prompt in prompts for _ in range(options.images)]
+    env = DenoiseVectorEnv.sharing(mdp, min(len(texts), config.chunk_size))
     policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
     averaged: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if file is not None:
@@ -113,7 +114,6 @@ def sample(options: Sample) -> int:
         algorithm = ALGORITHMS[spec.algorithm].cls.load(file, env, held_out_prompts=None)
         policies.append(algorithm.policy)
         averaged = algorithm.averaged()
-    texts = [prompt for prompt in prompts for _ in range(options.images)]
     with averaged:
         drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
@@ -133,6 +133,7 @@ def _prompts(given: tuple[str, ...]) -> Sequence[str]:
 
 
 def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, texts: list[str], seed: int) -> Tensor:
-    """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU."""
+    """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU; no chunk is larger than there are pictures."""
+    policy.chunk_size = min(policy.chunk_size, len(texts))
     rollout = within_memory(policy, lambda: collect(env, policy, texts, seed, whole_trajectory=False))
     return rollout.images.cpu()

@@ -117,14 +117,14 @@ class DenoisingMDP:
         self._conditioning: Conditioning | None = None
 
     def twin(self, num_envs: int, reward: RewardSpec | None = None) -> "DenoisingMDP":
-        """Return ``num_envs`` new episodes on the same model, prompts, steps and encoded prompts.
+        """Return ``num_envs`` new episodes on the same model, scorer, prompts, steps and encoded prompts.
 
         They share the reward, also one that is set later on either side, unless ``reward`` gives them their own.
         """
         shared = self.shared_reward if reward is None else SharedReward.of(reward)
         steps = self.num_inference_steps
         twin = DenoisingMDP(self.model, shared, self.prompts, steps, num_envs, self.prompt_weights, self.prompt_tokens)
-        twin._encoded = self._encoded
+        twin._encoded, twin.scorer = self._encoded, self.scorer
         return twin
 
     @property

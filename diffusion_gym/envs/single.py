@@ -46,7 +46,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | key | space | meaning |
     |---|---|---|
     | latent | ``Box(-1000, 1000, (c, h, w), float32)`` | x_t, standard normal at the start |
-    | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time of x_t, not always whole in a flow model; 0 after the last step |
+    | timestep | ``Box(0, num_train_timesteps, (1,), float32)`` | training time of x_t, not always whole in a flow model; 0 after the last step, and at it too where the grid ends at the time 0 (leading spacing with ``steps_offset`` 0, linspace), where ``terminated`` tells the two apart |
     | prompt_embedding | ``Box(-10000, 10000, (L, D), float32)`` | the text encoder's output, L tokens of D values |
 
     Model families add keys: SDXL ``pooled_prompt_embedding`` (D2,) and ``time_ids`` (6,), the image's size and crop; a

@@ -33,7 +33,10 @@ class Schedule(ABC):
         return len(self.timesteps)
 
     def step_index(self, timesteps: Tensor) -> Tensor:
-        """Map observed timesteps (n,), float32, back to step indices (n,), int64; a time 0 after the end maps to T.
+        """Map observed timesteps (n,), float32, back to step indices (n,), int64.
+
+        The time 0 after the end maps to T; on a grid that itself ends at the time 0 (leading spacing with steps_offset
+        0, or linspace) it cannot be told from the last step, and maps to T - 1.
 
         Raises:
             ValueError: a value that is not on the grid.

@@ -1,6 +1,6 @@
 """Rollouts: what is stored, that it is what was sampled, and that the split over environments changes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -124,7 +124,15 @@ def test_rewards_are_the_environments(make_env: Callable, sample: Callable) -> N
     torch.testing.assert_close(rollout.rewards, expected, rtol=0, atol=5e-3)
 
 
-def test_images_must_fill_the_environments(make_env: Callable, sample: Callable) -> None:
-    """6 images in rounds of 4 would waste 2 reward queries."""
-    with pytest.raises(ValueError, match=r"multiple of num_envs \(4\)"):
-        sample(ddpo(make_env, 4), 6)
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_last_round_may_be_smaller(make_env: Callable, sample: Callable, beside: bool) -> None:
+    """6 images in rounds of 4 are those of one round of 6, with a reward query an image."""
+    queries: list[int] = []
+
+    def counted(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        queries.append(len(prompts))
+        return images.float().mean((1, 2, 3))
+
+    rollouts = [sample(ddpo(make_env, n, reward=counted), 6, score_beside=beside) for n in (4, 8)]
+    assert queries == [4, 2, 6]
+    assert_same_bits(*rollouts)

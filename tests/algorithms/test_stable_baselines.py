@@ -19,6 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 
 from algorithms import DDPO, RWR, DiffusionAlgorithm
+from algorithms.policy import Rows
 
 IMAGES, STEPS = 8, 3
 ITERATION = IMAGES * STEPS  # 24 denoising steps
@@ -267,6 +268,23 @@ def test_predict_follows_each_rows_time(make: Callable, model: str) -> None:
         alone, _ = algorithm.predict({name: value[row] for name, value in batch.items()}, deterministic=True)
         np.testing.assert_allclose(together[row], alone, rtol=0, atol=1e-6)
     assert np.array_equal(together[3], batch["latent"][3])
+
+
+@pytest.mark.parametrize("envs", [1, 3, 6])
+def test_predict_forwards_no_more_rows_than_it_is_given(make: Callable, envs: int) -> None:
+    """Chunks of at most 4, the last not padded; the actions are those of padded chunks to float32 rounding."""
+    policy = make(chunk_size=4).policy
+    batch = make(num_envs=envs, images_per_iteration=12).get_env().reset()
+    rows: list[int] = []
+    policy.denoiser.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    actions, _ = policy.predict(batch, deterministic=True)
+    assert rows == {1: [1], 3: [3], 6: [4, 2]}[envs]
+    rollout = Rows(
+        torch.tensor(batch["latent"]),
+        torch.zeros(envs, dtype=torch.long),
+        {"prompt_embedding": torch.tensor(batch["prompt_embedding"])},
+    )
+    np.testing.assert_allclose(actions, policy.sample(rollout, None)[0].numpy(), rtol=0, atol=1e-6)
 
 
 def test_predict_refuses_what_is_not_its_observation(make: Callable) -> None:

@@ -10,9 +10,11 @@ from PIL import Image
 
 from algorithms import DDPOConfig, EvaluationConfig, PolicyConfig
 from algorithms.config import override
+from algorithms.policy import DenoisingPolicy, Rows
 from benchmarks.__main__ import main
 from benchmarks.runs import run
 from benchmarks.settings import RunSpec, TaskConfig
+from diffusion_gym.transitions import Gaussian
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,26 @@ def test_held_out_prompts_may_be_drawn(tmp_path: Path, tiny_sd: str) -> None:
     task = TaskConfig(model=tiny_sd, num_inference_steps=2, prompts=str(tmp_path / "train.txt"))
     run(RunSpec("ddpo-is", config, task, 4), tmp_path / "run")
     assert draw(["--run", str(tmp_path / "run"), "--prompts", "dog"], tmp_path / "dogs.png").shape[1] == 4
+
+
+def test_no_more_rows_are_drawn_than_pictures(tmp_path: Path, tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts share a forward, of as many rows as there are pictures or, of more pictures, of chunk_size (16)."""
+    rows: list[int] = []
+    distribution = DenoisingPolicy.distribution
+
+    def counted(self: DenoisingPolicy, chunk: Rows) -> Gaussian:
+        rows.append(len(chunk))
+        return distribution(self, chunk)
+
+    monkeypatch.setattr(DenoisingPolicy, "distribution", counted)
+    arguments = ["--model", tiny_sd, "--num-inference-steps", "2", "--prompts", "cat", "a dog", "an ant"]
+    few = draw(arguments, tmp_path / "few.png", images=2)
+    assert rows == [6, 6]
+    rows.clear()
+    many = draw(arguments, tmp_path / "many.png", images=6)
+    assert rows == [16, 16, 16, 16]
+    # The first prompt's first pictures have the same noise; other kernels round otherwise.
+    assert np.abs(few[0].astype(int) - many[0, :2].astype(int)).max() <= 1
 
 
 def test_one_side_of_a_split_is_a_set(tmp_path: Path, tiny_sd: str) -> None:

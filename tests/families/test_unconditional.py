@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -66,6 +68,27 @@ def test_a_ddim_pipelines_folder_is_the_same_family(ddpm: Any, tmp_path: Path) -
     DDIMPipeline(pipe.unet, DDIMScheduler.from_config(pipe.scheduler.config)).save_pretrained(tmp_path)
     config = PolicyConfig(trainable="full", eta=0.5)
     assert torch.equal(_sample(str(tmp_path), 1, config), _sample(ddpm.folder, 1, config))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_the_end_of_a_grid_that_ends_at_0(ddpm: Any, tmp_path: Path, spacing: str) -> None:
+    """It looks like the last step, and ``predict`` denoises it as one, as documented; no environment takes that."""
+    folder = _copy(ddpm.folder, tmp_path, "scheduler/scheduler_config.json", timestep_spacing=spacing)
+    env = gymnasium.make("DiffusionDenoise-v0", model=folder, num_inference_steps=STEPS)
+    policy = DenoisingPolicy(env.unwrapped.mdp.model, STEPS, PolicyConfig(trainable="full"))
+    observation, _ = env.reset(seed=0)
+    last, ended = observation, False
+    while not ended:
+        last = observation
+        observation, _, ended, _, info = env.step(policy.predict(observation, deterministic=True)[0])
+    assert last["timestep"] == observation["timestep"] == 0
+    assert info["step_index"] == STEPS
+    action, _ = policy.predict(observation, deterministic=True)
+    expected, _ = policy.predict({**last, "latent": observation["latent"]}, deterministic=True)
+    assert np.array_equal(action, expected)
+    assert not np.array_equal(action, observation["latent"])
+    with pytest.raises(RuntimeError, match="the episode is over"):
+        env.step(action)
 
 
 def test_latents_are_pixels(ddpm: Any) -> None:

@@ -282,6 +282,8 @@ def test_step_index_maps_times_back() -> None:
     schedule = make_schedule(_config(steps_offset=1), 10)
     assert schedule.step_index(schedule.timesteps.float()).tolist() == list(range(10))
     assert schedule.step_index(torch.tensor([901.0, 0.0, 1.0])).tolist() == [0, 10, 9]
+    for ends_at_0 in (_config(timestep_spacing="leading"), _config(timestep_spacing="linspace")):
+        assert make_schedule(ends_at_0, 10).step_index(torch.zeros(1)).tolist() == [9]
     with pytest.raises(ValueError, match=r"timestep 500\.0 is not on the grid \[901, .*same num_inference_steps"):
         schedule.step_index(torch.tensor([901.0, 500.0]))
 

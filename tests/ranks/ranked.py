@@ -32,6 +32,7 @@ import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm, EvaluationConfig
 from algorithms.config import override
 from algorithms.distributed import TIMEOUT, current_ranks, synchronising
+from algorithms.evaluation import evaluate
 from algorithms.rollouts import collect
 from algorithms.sharding import whole
 from algorithms.split import Split
@@ -156,13 +157,20 @@ def learn(algorithm: DiffusionAlgorithm[Any], iterations: int, callback: BaseCal
 
 
 def sampled(name: str, model: str) -> Report:
-    """The first iteration's latents, images and rewards, of all ranks in the images' order."""
-    algorithm = build(name, model)
+    """The first iteration's latents, images and rewards, of all ranks in the images' order; and an evaluation.
+
+    Its 9 images do not fill rounds of 6, nor two ranks.
+    """
+    algorithm = build(name, model, num_envs=6, evaluation=EvaluationConfig(images=9))
     prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(IMAGES)]
     split = Split.evenly(algorithm.ranks, algorithm.sampling_order())
     rollout = collect(algorithm.rollout_env, algorithm.policy, prompts, 3, split=split)
     latents = split.gather(rollout.latents.transpose(0, 1).contiguous())
-    return {"latents": latents, "images": split.gather(rollout.images), "rewards": rollout.rewards}
+    evaluation = evaluate(algorithm.mdp, algorithm.policy, algorithm.config, 0, ranks=algorithm.ranks)
+    return {
+        "latents": latents, "images": split.gather(rollout.images), "rewards": rollout.rewards,
+        "evaluated": evaluation.images, "evaluated rewards": evaluation.rewards,
+    }  # fmt: skip
 
 
 def gradients(name: str, model: str) -> Report:

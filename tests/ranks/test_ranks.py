@@ -17,6 +17,7 @@ from algorithms.checkpoint import read_checkpoint
 
 PROGRAM = "ranked.py"
 Reports = dict[str, list[dict[str, Any]]]
+SAMPLED = ("latents", "images", "rewards", "evaluated", "evaluated rewards")
 BOTH = pytest.mark.parametrize("name", ["ddpo-is", "rwr"])
 
 
@@ -88,10 +89,10 @@ def test_training_is_that_of_one_process(exact_reports: Reports, name: str, size
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_images_are_equal_to_the_bit_whatever_the_number_of_ranks(exact_reports: Reports, size: int) -> None:
-    """Whole trajectories, pictures and gathered rewards of the first iteration."""
+    """Whole trajectories, pictures and rewards of the first iteration; pictures and rewards of an evaluation."""
     (whole,) = exact_reports["sampled 1"]
     for report in exact_reports[f"sampled {size}"]:
-        assert all(torch.equal(report[key], whole[key]) for key in ("latents", "images", "rewards"))
+        assert all(torch.equal(report[key], whole[key]) for key in SAMPLED)
 
 
 @BOTH
@@ -237,7 +238,7 @@ def test_images_of_stable_diffusion_are_equal_to_the_bit(sd_reports: Reports) ->
     """With guidance, text encoder and VAE, on one rank and on two."""
     (whole,) = sd_reports["sampled 1"]
     for report in sd_reports["sampled 2"]:
-        assert all(torch.equal(report[key], whole[key]) for key in ("latents", "images", "rewards"))
+        assert all(torch.equal(report[key], whole[key]) for key in SAMPLED)
 
 
 LAUNCHERS = {

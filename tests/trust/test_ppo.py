@@ -65,6 +65,18 @@ def test_the_ratio_before_the_first_update_is_exactly_1(make: Callable[..., PPO]
         assert torch.equal(log_prob, batch.old_log_prob)
 
 
+def test_predict_is_not_padded(make: Callable[..., PPO]) -> None:
+    """No ratio is taken of its actions: one environment costs one row; they are the rollout's to float32 rounding."""
+    ppo = make(chunk_size=16)
+    observation = {name: value[:1] for name, value in ppo.env.reset().items()}
+    expected = ppo.policy.forward(ppo.policy.obs_to_tensor(observation)[0], deterministic=True)[0]
+    rows: list[int] = []
+    ppo.policy.denoising.denoiser.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    actions, _ = ppo.predict(observation, deterministic=True)
+    assert rows == [1]
+    np.testing.assert_allclose(actions, expected.detach().numpy(), rtol=0, atol=1e-6)
+
+
 def test_the_log_probability_is_that_of_torch_distributions(make: Callable[..., PPO]) -> None:
     ppo = make()
     observation, _ = ppo.policy.obs_to_tensor(ppo.env.reset())
