@@ -171,7 +171,9 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
             raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
         config = from_dict(cls.config_class, state["config"])
         env = rebuild_env(state["env"], device) if env is None else env
-        algorithm = cls(env, config, **kwargs)  # type: ignore[arg-type]  # subclasses take env and config
+        # As Stable-Baselines3 does: what a constructor asks of a new training alone is not asked of an old one.
+        algorithm = cls(env, config, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
+        algorithm._setup_model()
         algorithm._restore(checkpoint)
         return algorithm
 
