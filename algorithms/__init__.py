@@ -45,10 +45,8 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
         DDPOConfig(importance_sampling=False, updates_per_iteration=1),
         "DDPO with the score function: one update a rollout.",
     ),
-    "rwr": AlgorithmEntry(RWR, RWRConfig(images_per_prompt=16), "Reward-weighted regression with softmax weights."),
-    "sparse-rwr": AlgorithmEntry(
-        RWR, RWRConfig(sparse=True, images_per_prompt=16), "Reward-weighted regression on the best images alone."
-    ),
+    "rwr": AlgorithmEntry(RWR, RWRConfig(), "Reward-weighted regression with softmax weights."),
+    "sparse-rwr": AlgorithmEntry(RWR, RWRConfig(sparse=True), "Reward-weighted regression on the best images alone."),
     "sb3-ppo": AlgorithmEntry(
         SB3PPO, SB3PPOConfig(), "Stable-Baselines3's PPO, with a value function: a baseline for the others."
     ),

@@ -105,7 +105,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         if not isinstance(config, self.config_class):
             raise TypeError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}.")
         self.config: Config = override(config, **overrides)
-        self._check_requirements()
+        self.check_config(self.config)
         check_optimizer(self.config)
         self.ranks = current_ranks()
         self._check_ranks()
@@ -165,7 +165,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
         self.policy.denoiser = self.ranks.wrap(self.policy.denoiser)
-        self._check_requirements()
+        self._check_grid()
         self.reference = Reference(self.policy) if self.needs.reference else None
         trained, decay = self.policy.trainable_parameters(), self.config.ema_decay
         self.average = WeightAverage(trained, decay) if decay else None
@@ -193,26 +193,42 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
     @property
     def needs(self) -> Requirements:
-        """What the algorithm requires in its present configuration; a subclass may add to ``requires``."""
-        return replace(self.requires, reference=True) if self.config.kl_to_start else self.requires
+        """What the algorithm requires in its present configuration."""
+        return self.requirements(self.config)
 
-    def _check_requirements(self) -> None:
-        """Refuse what the algorithm cannot train with, before anything is loaded and after the grid is known."""
-        steps = None if getattr(self, "policy", None) is None else self.policy.trainable_steps
-        deterministic = self.config.policy.sampler != "ddpm" and self.config.policy.eta == 0
-        stochastic = self.needs.stochastic or self.needs.reference
-        if stochastic and (deterministic or (steps is not None and len(steps) == 0)):
-            who = type(self).__name__ if self.requires.stochastic else "The KL to the starting model"
+    @classmethod
+    def requirements(cls, config: Config) -> Requirements:
+        """What the algorithm requires with this configuration; a subclass may add to ``requires``."""
+        return replace(cls.requires, reference=True) if config.kl_to_start else cls.requires
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Refuse, without a model, a configuration that the algorithm cannot train with on any.
+
+        Raises:
+            ValueError: a sampler without noise where steps need a density, or no moving average where one is needed.
+        """
+        needs, policy = cls.requirements(config), config.policy
+        if (needs.stochastic or needs.reference) and policy.sampler != "ddpm" and policy.eta == 0:
+            raise ValueError(cls._no_density(config))
+        if needs.average and config.ema_decay == 0:
             raise ValueError(
-                f"{who} needs a stochastic sampler, but with "
-                f"sampler={self.config.policy.sampler!r} and eta={self.config.policy.eta} no step has a density; "
-                "set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
+                f"{cls.__name__} needs the moving average of the weights, but ema_decay is 0; set it, for example to "
+                "0.9."
             )
-        if self.needs.average and self.config.ema_decay == 0:
-            raise ValueError(
-                f"{type(self).__name__} needs the moving average of the weights, but ema_decay is 0; set it, for "
-                "example to 0.9."
-            )
+
+    def _check_grid(self) -> None:
+        """Refuse a grid of the model's schedule that has no step to train."""
+        if (self.needs.stochastic or self.needs.reference) and len(self.policy.trainable_steps) == 0:
+            raise ValueError(self._no_density(self.config))
+
+    @classmethod
+    def _no_density(cls, config: Config) -> str:
+        who = cls.__name__ if cls.requires.stochastic else "The KL to the starting model"
+        return (
+            f"{who} needs a stochastic sampler, but with sampler={config.policy.sampler!r} and eta={config.policy.eta} "
+            "no step has a density; set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
+        )
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

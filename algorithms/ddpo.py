@@ -76,10 +76,11 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
     requires: ClassVar[Requirements] = Requirements(whole_trajectory=True, stochastic=True)
     splits_over_ranks = True
 
-    @property
-    def needs(self) -> Requirements:
+    @classmethod
+    def requirements(cls, config: DDPOConfig) -> Requirements:
         """A penalty needs the starting model."""
-        return replace(super().needs, reference=True) if self.config.kl_penalty > 0 else super().needs
+        needs = super().requirements(config)
+        return replace(needs, reference=True) if config.kl_penalty > 0 else needs
 
     def _setup_model(self) -> None:
         super()._setup_model()

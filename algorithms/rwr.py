@@ -4,28 +4,33 @@ The update is the denoising loss the model was pretrained with, on its own sampl
 needs the finished images alone: where they came from in the chain is forgotten.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import gymnasium
 import torch
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from algorithms.advantages import effective_sample_size, softmax_weights, top_fraction_weights
 from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.config import AlgorithmConfig
+from algorithms.config import AlgorithmConfig, divisor
 from algorithms.losses import weighted_denoising_loss
 from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
-from algorithms.seeding import Stream, generator
+from algorithms.seeding import Stream, generator, prompt_order
 
 
 @dataclass(frozen=True)
 class RWRConfig(AlgorithmConfig):
-    """RWR. An iteration is a data set of its own: keep at least 16 images a prompt in it, or weights mean nothing."""
+    """RWR. An iteration is a data set of its own: keep at least 16 images a prompt in it, or weights mean little."""
 
     images_per_iteration: int = 256
     """Images sampled, and reward queries made, before each round of updates; the paper has 10000."""
+    images_per_prompt: int = 16
+    """Images in a row with the same prompt, among which rewards decide; with 1, only prompts that come again count."""
     sparse: bool = False
     """False: softmax weights. True: the best images of each prompt weigh the same, the others nothing."""
     beta: float = 0.2
@@ -54,11 +59,41 @@ class RWRConfig(AlgorithmConfig):
 
 
 class RWR(DiffusionAlgorithm[RWRConfig]):
-    """``RWR("DiffusionDenoise-v0", trainable="full", images_per_prompt=16).learn(100_000)``."""
+    """``RWR("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""
 
     config_class = RWRConfig
     requires: ClassVar[Requirements] = Requirements(whole_trajectory=False, stochastic=False)
     splits_over_ranks = True
+
+    def __init__(
+        self,
+        env: str | gymnasium.Env | gymnasium.vector.VectorEnv | VecEnv,
+        config: RWRConfig | None = None,
+        *,
+        _init_setup_model: bool = True,
+        **arguments: Any,
+    ) -> None:
+        """Build the policy as every algorithm does.
+
+        Raises:
+            ValueError: as :class:`DiffusionAlgorithm`, or images with none of the same prompt to be weighed against.
+        """
+        super().__init__(env, config, _init_setup_model=_init_setup_model, **arguments)
+        if _init_setup_model:  # a checkpoint may also be loaded beside other prompts, to draw pictures of them
+            self._check_company()
+
+    def _check_company(self) -> None:
+        """Refuse a first iteration with an image alone with its prompt, which weighs 1 whatever its reward."""
+        config, texts = self.config, self.mdp.prompts
+        n, group = config.images_per_iteration, config.images_per_prompt
+        order = prompt_order(config.seed, len(texts), group, 0, n, self.mdp.prompt_weights)
+        alone = sum(count == 1 for count in Counter(texts[index] for index in order).values())
+        if alone:
+            raise ValueError(
+                f"RWR weighs an image against the others of its prompt, but with images_per_prompt={group} and "
+                f"{len(set(texts))} prompts {alone} of an iteration's {n} images have no other, and their rewards "
+                f"would mean nothing. Set images_per_prompt to {divisor(n, 16)}, or sample two images or more a prompt."
+            )
 
     def weights(self, rollout: Rollout) -> Tensor:
         """Each image's weight in the loss, (n,), averaging 1."""

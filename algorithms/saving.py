@@ -174,7 +174,9 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
             env = rebuild_env(state["env"], device)
         elif str(device) != "auto":
             kwargs["device"] = device
-        algorithm = cls(env, config, **kwargs)  # type: ignore[arg-type]  # subclasses take env and config
+        # As Stable-Baselines3 does: what a constructor asks of a new training alone is not asked of an old one.
+        algorithm = cls(env, config, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
+        algorithm._setup_model()
         algorithm._restore(checkpoint)
         return algorithm
 

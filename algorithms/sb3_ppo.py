@@ -64,21 +64,26 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
     config_class = SB3PPOConfig
     requires: ClassVar[Requirements] = Requirements(whole_trajectory=True, stochastic=True)
 
+    @classmethod
+    def check_config(cls, config: SB3PPOConfig) -> None:
+        """Also refuse to train a text encoder."""
+        super().check_config(config)
+        if config.policy.trains_text:
+            raise ValueError(
+                "Stable-Baselines3's PPO cannot train a text encoder: its critic sees the prompt's embedding. Set "
+                "policy.train to 'denoiser'."
+            )
+
     def _setup_model(self) -> None:
         """Build the critic around the policy.
 
         Raises:
-            ValueError: a precision, or training of the text encoder, that PPO cannot do.
+            ValueError: a precision that PPO cannot do.
         """
         super()._setup_model()
         if self.policy.computes_in_float16:
             raise ValueError(
                 "Stable-Baselines3's PPO does not scale its loss, so gradients in float16 would vanish; use bfloat16."
-            )
-        if self.config.policy.trains_text:
-            raise ValueError(
-                "Stable-Baselines3's PPO cannot train a text encoder: its critic sees the prompt's embedding. Set "
-                "policy.train to 'denoiser'."
             )
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS, _CRITIC))

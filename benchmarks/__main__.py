@@ -20,7 +20,7 @@ from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
 from benchmarks.sweep import Stopped
 from benchmarks.throughput import Throughput, throughput
-from benchmarks.train import SUBCOMMANDS, Train, train
+from benchmarks.train import SUBCOMMANDS, Train, defaults, train
 from diffusion_gym.rewards import RewardError
 
 #: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
@@ -86,7 +86,7 @@ def _run(given: list[str]) -> int:
         options = tyro.cli(
             kind,
             args=given[2:],
-            default=Train(algorithm=entry.config),
+            default=defaults(entry),
             prog=f"{_PROGRAM} train {given[1]}",
             description=entry.summary,
         )

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from algorithms import ALGORITHMS
 from benchmarks.settings import RunSpec
 from benchmarks.tables import markdown
-from diffusion_gym.prompts import resolve_prompts
 
 
 def dry_run(plan: Mapping[str, RunSpec]) -> str:
     """Return, as Markdown, a line for each task and variant, and the sums.
 
-    Building the plan has checked each field, the rewards', prompts' and metrics' names and options; here are checked
-    what an algorithm requires of its sampler, and that held-out prompts are none of the trained ones.
+    Building the plan has checked each field, the rewards', prompts' and metrics' names and options, and that held-out
+    prompts are none of the trained ones; here is checked what the algorithms require of their configuration.
 
     Raises:
         ValueError: a configuration that could not be trained.
@@ -46,22 +45,12 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
 
 
 def check(spec: RunSpec) -> None:
-    """Check a run as far as can be done without its model.
+    """Check what the algorithm requires of its configuration, as far as can be told without the model.
 
     Raises:
-        ValueError: a sampler without noise where the algorithm needs one, no step to train, or prompts held out of
-            training that are trained on.
+        ValueError: as the algorithm's constructor would.
     """
-    policy, evaluation = spec.config.policy, spec.config.evaluation
-    if ALGORITHMS[spec.algorithm].cls.requires.stochastic and (policy.eta == 0 or spec.task.num_inference_steps < 2):
-        raise ValueError(
-            f"{spec.algorithm} needs a stochastic sampler and at least 2 steps, got eta={policy.eta} and "
-            f"{spec.task.num_inference_steps}."
-        )
-    if evaluation.held_out_prompts is not None and spec.task.prompts is not None:
-        common = set(resolve_prompts(evaluation.held_out_prompts)) & set(resolve_prompts(spec.task.prompts))
-        if common:
-            raise ValueError(f"{len(common)} held-out prompts are trained on, such as {min(common)!r}.")
+    ALGORITHMS[spec.algorithm].cls.check_config(spec.config)
 
 
 def iterations(spec: RunSpec) -> int:

@@ -5,14 +5,14 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
 
 import torch
 import tyro
 
-from algorithms import ALGORITHMS, AlgorithmConfig
+from algorithms import ALGORITHMS, AlgorithmConfig, AlgorithmEntry, EvaluationConfig
 from algorithms.distributed import current_ranks
 from benchmarks.folder import BEST
 from benchmarks.memory import estimate_memory
@@ -25,6 +25,8 @@ from benchmarks.settings import RunSpec, TaskConfig
 from benchmarks.weights_and_biases import WandbMode
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
+#: ``train``'s evaluations where nothing else is said: of DDPO-IS on emoji-animals they take 3 % of the CPU time.
+_EVALUATION_IMAGES, _QUERIES_PER_EVALUATION = 16, 256
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,22 @@ class _StopSignal:
         return self._asked
 
 
+def defaults(entry: AlgorithmEntry) -> Train[AlgorithmConfig]:
+    """What ``train`` does where nothing is said: the registry's configuration, and evaluations unless it has its own.
+
+    They are for the run's pictures and curve; Python's ``learn``, which writes neither, makes none by default.
+    """
+    config = entry.config
+    if config.evaluation == EvaluationConfig():
+        every = max(1, _QUERIES_PER_EVALUATION // config.images_per_iteration)
+        config = replace(config, evaluation=EvaluationConfig(images=_EVALUATION_IMAGES, every=every))
+    return Train(algorithm=config)
+
+
 SUBCOMMANDS = tuple(
     Annotated[
         Train[type(entry.config)],  # type: ignore[misc]
-        tyro.conf.subcommand(name, default=Train(algorithm=entry.config), description=entry.summary),
+        tyro.conf.subcommand(name, default=defaults(entry), description=entry.summary),
     ]
     for name, entry in ALGORITHMS.items()
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -43,7 +44,7 @@ def test_forward_equivalents_by_hand(make_env: Callable) -> None:
     """
     common: dict[str, Any] = {"trainable": "full", "images_per_iteration": 8, "num_envs": 8}
     ddpo = DDPO(make_env(), **common).learn(1)
-    rwr = RWR(make_env(), batch_size=6, updates_per_iteration=3, **common).learn(1)
+    rwr = RWR(make_env(), batch_size=6, updates_per_iteration=3, images_per_prompt=8, **common).learn(1)
     guided = DDPO(make_env(), guidance_scale=2.0, **common).learn(1)
     assert ddpo.costs["forward_equivalents"] == 40 + 120
     assert rwr.costs["forward_equivalents"] == 40 + 54
@@ -160,3 +161,38 @@ def test_vector_environments_are_accepted(num_envs: int) -> None:
     )
     algorithm = DDPO(env, trainable="full", images_per_iteration=8, num_envs=8).learn(1)
     assert algorithm.num_timesteps == 24
+
+
+def test_python_and_the_command_line_give_rwr_the_same_images_of_a_prompt() -> None:
+    assert RWRConfig() == ALGORITHMS["rwr"].config
+    assert RWRConfig(sparse=True) == ALGORITHMS["sparse-rwr"].config
+    assert RWRConfig().images_per_prompt == 16
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rwr_refuses_images_that_are_alone_with_their_prompt(make_env: Callable, sparse: bool) -> None:
+    """Alone, an image weighs 1 whatever its reward: 4 images on 4 or 3 prompts; of 2 prompts each has another."""
+    common: dict[str, Any] = {"trainable": "full", "images_per_iteration": 4, "num_envs": 4, "sparse": sparse}
+
+    def build(prompts: int, group: int = 1) -> RWR:
+        texts = ["north", "east", "south", "west"][:prompts]
+        return RWR(make_env("exact-mixture", prompts=texts), images_per_prompt=group, **common)
+
+    with pytest.raises(
+        ValueError, match="images_per_prompt=1 and 4 prompts 4 of an iteration's 4 images have no other"
+    ):
+        build(4)
+    with pytest.raises(ValueError, match=r"images_per_prompt=1 and 3 prompts 2 of .* Set images_per_prompt to 4, or"):
+        build(3)
+    for accepted in (build(2), build(1), build(4, group=2)):
+        assert accepted.learn(1).iteration == 1
+
+
+def test_a_checkpoint_of_rwr_loads_beside_more_prompts_than_it_could_train_on(
+    make_env: Callable, tmp_path: Path
+) -> None:
+    """As ``sample`` loads it; what the file says of images_per_prompt holds, not the default."""
+    common: dict[str, Any] = {"trainable": "full", "images_per_iteration": 4, "num_envs": 4, "images_per_prompt": 1}
+    RWR(make_env("exact-mixture", prompts=["north"]), **common).save(tmp_path / "one")
+    loaded = RWR.load(tmp_path / "one", make_env("exact-mixture", prompts=["north", "east", "south", "west"]))
+    assert loaded.config.images_per_prompt == 1

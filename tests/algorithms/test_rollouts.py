@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from algorithms import DDPO, RWR, RWRConfig
+from algorithms import DDPO, DDPOConfig
 from algorithms.rollouts import Rollout
 
 PROMPTS = ["north", "south", "anywhere"]
@@ -39,8 +39,8 @@ def test_number_of_environments_does_not_change_a_bit_on_a_pipeline(
 
     def draw(n: int) -> Rollout:
         env = make_env(tiny_sd, steps=3, reward="compressibility", prompts=animals)
-        config = RWRConfig(num_envs=n, images_per_iteration=8)
-        return sample(RWR(env, config, trainable="full", chunk_size=4, guidance_scale=3.0), 8)
+        config = DDPOConfig(num_envs=n, images_per_iteration=8)
+        return sample(DDPO(env, config, trainable="full", chunk_size=4, guidance_scale=3.0), 8)
 
     assert_same_bits(draw(num_envs), draw(8))
 

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, EvaluationConfig
 from benchmarks.__main__ import main
+from benchmarks.runs import read_run
+from benchmarks.train import defaults
 
 EXACT = ["--model", "exact-gaussian", "--reward", "exact-quadratic", "--policy.trainable", "full", "--threads", "1"]
 
@@ -22,6 +25,26 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: diffusion-gym" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_train_evaluates_every_256_queries_where_nothing_is_said(name: str) -> None:
+    entry = ALGORITHMS[name]
+    config = defaults(entry).algorithm
+    assert config == replace(entry.config, evaluation=config.evaluation)
+    assert config.evaluation.images == 16
+    assert config.evaluation.every * config.images_per_iteration == 256
+    assert entry.config.evaluation.images == 0, "Python's learn writes no pictures"
+    own = replace(entry, config=replace(entry.config, evaluation=EvaluationConfig(images=3)))
+    assert defaults(own).algorithm == own.config
+
+
+@pytest.mark.parametrize(("options", "pictures"), [([], 2), (["--evaluation.images", "0"], 0)])
+def test_a_run_has_pictures_unless_they_are_switched_off(tmp_path: Path, options: list[str], pictures: int) -> None:
+    run = ["train", "ddpo-is", *EXACT, "--images-per-iteration", "16", "--num-envs", "16", "--reward-queries", "64"]
+    assert main([*run, *options, "--folder", str(tmp_path / "run")]) == 0
+    assert len(list((tmp_path / "run" / "images").glob("*.png"))) == pictures
+    assert len(read_run(tmp_path / "run").evaluations) == pictures
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,24 @@
 """The suites: every configuration builds, comparisons are fair, and what is promised of each is declared."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 from algorithms import ALGORITHMS
+from algorithms.config import override
 from benchmarks.__main__ import main
 from benchmarks.compare import Compare
-from benchmarks.dry_run import check, evaluations
+from benchmarks.dry_run import check, dry_run, evaluations
 from benchmarks.results import read_results, spec_key
 from benchmarks.search import ALIGNMENT_CANDIDATES, CANDIDATES, PAST_THE_EDGE, SIX, Search
-from benchmarks.settings import RunSpec
+from benchmarks.settings import RunSpec, TaskConfig
 from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
+from diffusion_gym import ENV_ID
 from diffusion_gym.prompts import resolve_prompts
 
 #: The paper's algorithms: what every suite compares where nothing else is said.
@@ -186,6 +191,31 @@ def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None
     output = capsys.readouterr().out
     assert "| aesthetic | rwr | CompVis/stable-diffusion-v1-4 | animals | none | 50 | 50,000 | 5 | 6 | 0 1 |" in output
     assert "8 runs, 400,704 reward queries in all; every configuration is valid; nothing was run." in output
+
+
+#: Algorithm, what is changed in its configuration, and why neither trains it; None: both do.
+CONFIGURATIONS: dict[str, tuple[str, dict[str, object], str | None]] = {
+    "ddim without noise": ("ddpo-is", {"eta": 0.0}, "DDPO needs a stochastic sampler"),
+    "ddpm knows no eta": ("ddpo-is", {"eta": 0.0, "sampler": "ddpm"}, None),
+    "rwr without noise": ("rwr", {"eta": 0.0}, None),
+    "rwr's KL without noise": ("rwr", {"eta": 0.0, "kl_to_start": True}, "The KL to the starting model needs"),
+    "rwr's KL in ddpm": ("rwr", {"eta": 0.0, "sampler": "ddpm", "kl_to_start": True}, None),
+    "a penalty without noise": ("ddpo-sf", {"eta": 0.0, "kl_penalty": 0.1}, "DDPO needs a stochastic sampler"),
+    "ppo on the text encoder": ("sb3-ppo", {"train": "both"}, "cannot train a text encoder"),
+    "ddpo-is with a penalty": ("ddpo-is", {"kl_penalty": 0.1}, None),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_dry_run_refuses_what_training_refuses_and_nothing_else(name: str) -> None:
+    algorithm, changes, refused = CONFIGURATIONS[name]
+    entry = ALGORITHMS[algorithm]
+    config = override(entry.config, **{"trainable": "full", **changes})
+    spec = RunSpec(algorithm, config, TaskConfig(model="exact-gaussian", reward="exact-linear"))
+    make = functools.partial(gymnasium.make, ENV_ID, model=spec.task.model, reward=spec.task.reward)
+    for build in (lambda: dry_run({"task/variant/seed-0": spec}), lambda: entry.cls(make(), config)):
+        with contextlib.nullcontext() if refused is None else pytest.raises(ValueError, match=refused):
+            build()
 
 
 @pytest.mark.parametrize(

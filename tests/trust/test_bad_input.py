@@ -128,7 +128,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bad-field": lambda run: _edit(run, lambda data: data["spec"]["config"].update(gamma=1)),
         "bad-policy": lambda run: _edit(run, lambda data: data["spec"]["config"].update(policy=3)),
         "checkpoint-folder": lambda run: ((run / "checkpoint.zip").unlink(), (run / "checkpoint.zip").mkdir()),
-        "checkpoint-of-rwr": lambda run: RWR(env(), **SMALL).save(run / "checkpoint"),
+        "checkpoint-of-rwr": lambda run: RWR(env(), images_per_prompt=4, **SMALL).save(run / "checkpoint"),
         "checkpoint-of-mixture": lambda run: DDPO(env(model="exact-mixture"), **SMALL).save(run / "checkpoint"),
         "checkpoint-without-state": lambda run: write_checkpoint(run / "checkpoint.zip", {"algorithm": "DDPO"}, {}),
         "log-of-numbers": lambda run: (run / "metrics.jsonl").write_text("3\n"),
