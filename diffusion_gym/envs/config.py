@@ -38,7 +38,7 @@ def build_mdp(
     drawn = load_prompts(loaded.default_prompts) if named is None else named
     mdp = DenoisingMDP(loaded, resolved, drawn.texts, num_inference_steps, num_envs, drawn.weights, prompt_tokens)
     mdp.reward_spec = reward if isinstance(reward, str) else None  # resolved once: a reward may load a model
-    mdp.encode(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
+    mdp.prompt_cache(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
 
 
