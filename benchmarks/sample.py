@@ -37,7 +37,9 @@ class Sample:
     """A folder written by train or compare."""
     checkpoint: Literal["last", "best"] = "last"
     """Which of the run's weights: its last, or those kept by --keep-best."""
-    model: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or emoji-animals)")] = None
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the run's, or emoji-animals)")
+    ] = None
     """The model; with a run, where the run's own model lies now."""
     images: int = 4
     """Pictures a prompt."""

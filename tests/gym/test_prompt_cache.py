@@ -1,4 +1,4 @@
-"""Encoded prompts: each made by itself, kept in main memory within a bound, and the same again where one was dropped."""
+"""Encoded prompts: each made by itself, kept in main memory within a bound, and the same when one comes back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def test_each_prompt_is_encoded_by_itself(tiny_sd: str, asked: list[list[str]]) 
 
 
 def test_the_least_recently_used_go_first(tiny_sd: str, asked: list[list[str]]) -> None:
-    """Room for two: asking for the first again keeps it, and what was dropped is the same to the bit when it is back."""
+    """Room for two: asking for the first again keeps it, and what was dropped comes back the same to the bit."""
     cache = PromptCache(load_model(tiny_sd), limit=2 * EMBEDDING)
     before = cache(["dog"])[0]["prompt_embedding"]
     cache(["cat"])
