@@ -33,6 +33,7 @@ from algorithms.stable_baselines import check_learn_arguments
 from algorithms.vec_env import DenoiseVecEnv, find_mdp
 from algorithms.within_memory import is_out_of_memory, within_memory
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.models.fingerprint import difference, fingerprint
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
@@ -148,10 +149,12 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         """
         mdp = find_mdp(env, self.config.policy.trains_text)
         check_held_out(mdp.prompts, self.config.evaluation)
-        if (mdp.model.name, mdp.num_inference_steps) != (self.mdp.model.name, self.mdp.num_inference_steps):
+        reason = difference(fingerprint(self.mdp.model), fingerprint(mdp.model))
+        if reason is not None or mdp.num_inference_steps != self.mdp.num_inference_steps:
             raise ValueError(
                 f"the policy was built for {self.mdp.num_inference_steps} steps of {self.mdp.model.name!r}, the new "
-                f"environment has {mdp.num_inference_steps} steps of {mdp.model.name!r}."
+                f"environment has {mdp.num_inference_steps} steps of {mdp.model.name!r}"
+                f"{'' if reason is None else f', which is another: {reason}'}."
             )
         super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
         self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size)

@@ -189,7 +189,7 @@ def collect(
         RankError: another rank is lost.
     """
     split = Split.alone(len(prompts)) if split is None else split
-    env.mdp.encode(prompts)  # all at once on every rank: a text encoder's rounding depends on the batch
+    env.mdp.prompt_cache(prompts)  # all of them on every rank: one that cannot be encoded fails on all at once
     rollout = Rollout.empty(policy, prompts, whole_trajectory, split=split)
     kl = None if reference is None else _KL(reference, torch.zeros(len(split.kept), device=rollout.rewards.device))
     scorer, ordinary = RolloutScorer(score_beside), env.mdp.scorer

@@ -3,6 +3,7 @@
 import copy
 import os
 import platform
+import warnings
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from algorithms.policy import DenoisingPolicy
 from algorithms.skips import SkippedUpdates
 from algorithms.vec_env import DenoiseVecEnv, describe_env, rebuild_env
 from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.models.fingerprint import Fingerprint, difference, fingerprint, same_last_part, same_name
 from diffusion_gym.rewards import WeightedSum
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
@@ -65,6 +67,7 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
             "algorithm": type(self).__name__,
             "config": to_dict(self.config),
             "env": describe_env(self.mdp),
+            "model": fingerprint(self.mdp.model),
             "iteration": self.iteration,
             "num_timesteps": self._committed_timesteps,
             "n_updates": self._n_updates,
@@ -155,12 +158,13 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
 
         Args:
             path: what :meth:`save` wrote.
-            env: the environment; None rebuilds the saved one (possible where its reward was given by name).
+            env: the environment, whose model may lie elsewhere than it did; None rebuilds the saved one (possible where
+                its reward was given by name).
             device: for a rebuilt environment, "auto" is the device it was saved on; else as the constructor's.
             kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change.
 
         Raises:
-            ValueError: a missing, damaged or foreign checkpoint.
+            ValueError: a missing, damaged or foreign checkpoint, or an environment of another model.
         """
         checkpoint = read_checkpoint(path)
         state = checkpoint.state
@@ -182,11 +186,7 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        if state["env"]["model"] != self.mdp.model.name:
-            raise ValueError(
-                f"the checkpoint was trained on the model {state['env']['model']!r}, the environment has "
-                f"{self.mdp.model.name!r}."
-            )
+        self._check_model(state["env"]["model"], state.get("model"))
         self.set_parameters(unflatten(checkpoint.tensors))
         self.load_extra_state(state["extra"])
         # What memory allowed in the saved run, unless another size is asked for; older checkpoints do not tell.
@@ -202,6 +202,32 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
         self._n_updates, self.costs = state["n_updates"], state["costs"]
         if "skipped" in state:  # older checkpoints have none
             self.skipped.load_state_dict(state["skipped"])
+
+    def _check_model(self, name: str, saved: Fingerprint | None) -> None:
+        """Refuse a model that the checkpoint was not trained on; where it lies, and how that is spelled, is all one.
+
+        A checkpoint of an older version has no fingerprint. Another name is then taken, with a warning, for a folder
+        that was moved, if its last part is the same, and refused otherwise.
+        """
+        here = self.mdp.model.name
+        if saved is not None:
+            reason = difference(saved, fingerprint(self.mdp.model))
+        elif same_name(name, here):
+            reason = None
+        elif same_last_part(name, here):
+            reason = None
+            warnings.warn(
+                f"the checkpoint, of an older version, names its model {name!r} and holds nothing of its weights; "
+                f"{here!r} is taken for the same.",
+                stacklevel=4,
+            )
+        else:
+            reason = "the checkpoint, of an older version, has nothing but the name to tell models by"
+        if reason is not None:
+            raise ValueError(
+                f"the checkpoint was trained on the model {name!r}, the environment has {here!r}, which is another: "
+                f"{reason}."
+            )
 
     def _make_loss_scaler(self) -> torch.amp.GradScaler:
         """Scales losses up where gradients pass through float16 (Micikevicius et al. 2018); else it does nothing."""

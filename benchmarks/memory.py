@@ -5,6 +5,7 @@ quarter and on half of a chunk of rows, counting every tensor while it lives, an
 """
 
 import contextlib
+import math
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from algorithms.policy import Rows
 from algorithms.rollouts import Rollout
 from algorithms.sharding import local
 from algorithms.within_memory import is_out_of_memory, too_little_memory
+from diffusion_gym.envs.mdp import DenoisingMDP
 
 #: Below this size bitsandbytes keeps a tensor's moments in 32 bits.
 _SMALLEST_8_BIT = 4096
@@ -46,6 +48,7 @@ class MemoryEstimate:
             holds for a moment.
         main_memory: trained weights, moments and averages, copied before each update to fall back on when memory runs
             out; sharded ones are not.
+        prompts: the training prompts' encodings, which stay in main memory up to ``PROMPT_CACHE_BYTES``.
         chunk_size: rows of a forward pass.
         images: of the rollout.
     """
@@ -59,6 +62,7 @@ class MemoryEstimate:
     rollout: int
     working: int
     main_memory: int
+    prompts: int
     chunk_size: int
     images: int
 
@@ -66,7 +70,8 @@ class MemoryEstimate:
     def total(self) -> int:
         """Bytes on the device in all; where it is the CPU, main memory is the device's."""
         counted = self.trained + self.gradients + self.moments + self.kept + self.rollout + self.working
-        return sum(self.frozen.values()) + counted + (self.main_memory if self.device.type == "cpu" else 0)
+        beside = self.main_memory + self.prompts
+        return sum(self.frozen.values()) + counted + (beside if self.device.type == "cpu" else 0)
 
     def describe(self) -> str:
         """Return a table for the terminal."""
@@ -79,16 +84,16 @@ class MemoryEstimate:
             (f"rollout of {self.images} images", self.rollout),
             (f"forward and backward of {self.chunk_size} rows", self.working),
         ]
-        fallback = ("a copy for when memory runs out", self.main_memory)
+        beside = [("a copy for when memory runs out", self.main_memory), ("encoded prompts", self.prompts)]
         if self.device.type == "cpu":
-            lines.append(fallback)
+            lines, beside = [*lines, *beside], []
         free = _free_bytes(self.device)
         short = "; less is free: rows a forward pass will be halved where it runs out" if self.total > free else ""
         return "\n".join(
             [
                 f"memory on {self.device}, estimated: {_size(self.total)}, of {_size(free)} free{short}",
                 *(f"  {name:<34}{_size(size):>10}" for name, size in lines),
-                *([f"and of main memory {_size(self.main_memory)}: {fallback[0]}"] if fallback not in lines else []),
+                *(f"and of main memory {_size(size)}: {name}" for name, size in beside),
             ]
         )
 
@@ -126,6 +131,7 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         rollout=meta.nbytes,
         working=working,
         main_memory=0 if algorithm.ranks.sharded else weights + moments + averages,
+        prompts=_prompt_bytes(algorithm.mdp),
         chunk_size=policy.chunk_size,
         images=images,
     )
@@ -240,6 +246,14 @@ def _frozen_bytes(networks: list[nn.Module]) -> dict[str, int]:
             seen.add(tensor.untyped_storage().data_ptr())
             sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     return dict(sizes)
+
+
+def _prompt_bytes(mdp: DenoisingMDP) -> int:
+    """Bytes of what the cache keeps once every training prompt was drawn."""
+    values = sum(math.prod(shape) for shape in mdp.model.conditioning_shapes.values())
+    tokens = sum(length for length, _ in mdp.model.token_limits.values()) if mdp.prompt_tokens else 0
+    each = values * torch.float32.itemsize + tokens * torch.int64.itemsize
+    return min(each * len(set(mdp.prompts)), mdp.prompt_cache.limit)
 
 
 def _moment_bytes(trained: list[nn.Parameter], optimizer: str) -> int:

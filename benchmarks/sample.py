@@ -18,13 +18,13 @@ from benchmarks.folder import BEST, CHECKPOINT
 from benchmarks.pictures import check_picture_file, grid
 from benchmarks.runs import read_run
 from benchmarks.settings import TaskConfig
-from diffusion_gym.envs.config import build_mdp
+from diffusion_gym.envs.config import DEFAULT_MODEL, build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import ModelDtype
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
 
 #: Settings that a run's folder decides.
-_BASE_ONLY = ("model", "num_inference_steps", "guidance_scale", "eta")
+_BASE_ONLY = ("num_inference_steps", "guidance_scale", "eta")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Sample:
     """A folder written by train or compare."""
     checkpoint: Literal["last", "best"] = "last"
     """Which of the run's weights: its last, or those kept by --keep-best."""
-    model: str = "emoji-animals"
-    """The model, where no run is given."""
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the run's, or emoji-animals)")
+    ] = None
+    """The model; with a run, where the run's own model lies now."""
     images: int = 4
     """Pictures a prompt."""
     num_inference_steps: int = 10
@@ -89,13 +91,13 @@ def sample(options: Sample) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
     prompts = _prompts(options.prompts)
     if options.run is None:
-        task = TaskConfig(options.model, num_inference_steps=options.num_inference_steps)
+        task = TaskConfig(options.model or DEFAULT_MODEL, num_inference_steps=options.num_inference_steps)
         config = PolicyConfig(trainable="full", guidance_scale=options.guidance_scale, eta=options.eta)
     else:
         spec = read_run(options.run).spec
         task, config = spec.task, spec.config.policy
     mdp = build_mdp(
-        task.model,
+        options.model or task.model,
         "compressibility",  # not the run's reward, which pictures do not need
         prompts,
         task.num_inference_steps,

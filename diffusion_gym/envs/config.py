@@ -37,7 +37,7 @@ def build_mdp(
     loaded = load_model(model, device, dtype, vae_tiling)
     drawn = load_prompts(loaded.default_prompts) if named is None else named
     mdp = DenoisingMDP(loaded, shared, drawn.texts, num_inference_steps, num_envs, drawn.weights, prompt_tokens)
-    mdp.encode(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
+    mdp.prompt_cache(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
 
 

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 from torch import Tensor
 
+from diffusion_gym.envs.prompt_cache import PromptCache
 from diffusion_gym.models import Conditioning, DiffusionModel
 from diffusion_gym.rewards import RewardFunction, RewardSpec, Scores, resolve_reward, score_images
 
@@ -89,7 +90,7 @@ class DenoisingMDP:
         prompt_weights: Sequence[float] | None = None,
         prompt_tokens: bool = False,
     ) -> None:
-        """Build the grid and the spaces; prompts are encoded when first drawn, each once.
+        """Build the grid and the spaces; prompts are encoded when first drawn.
 
         Raises:
             ValueError: num_inference_steps or num_envs out of range, or prompt tokens of a family that has none to
@@ -107,7 +108,7 @@ class DenoisingMDP:
         self.schedule = model.schedule(num_inference_steps)
         times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
         self._times = times.to(model.device)
-        self._encoded: dict[str, Conditioning] = {}
+        self.prompt_cache = PromptCache(model, prompt_tokens)
         self._noise: list[torch.Generator | None] = [None] * num_envs
         self._prompt_rng: list[np.random.Generator | None] = [None] * num_envs
         self.latents = torch.zeros(num_envs, *model.latent_shape, device=model.device)
@@ -117,14 +118,14 @@ class DenoisingMDP:
         self._conditioning: Conditioning | None = None
 
     def twin(self, num_envs: int, reward: RewardSpec | None = None) -> "DenoisingMDP":
-        """Return ``num_envs`` new episodes on the same model, scorer, prompts, steps and encoded prompts.
+        """Return ``num_envs`` new episodes on the same model, scorer, prompts, steps and cache of encoded prompts.
 
         They share the reward, also one that is set later on either side, unless ``reward`` gives them their own.
         """
         shared = self.shared_reward if reward is None else SharedReward.of(reward)
         steps = self.num_inference_steps
         twin = DenoisingMDP(self.model, shared, self.prompts, steps, num_envs, self.prompt_weights, self.prompt_tokens)
-        twin._encoded, twin.scorer = self._encoded, self.scorer
+        twin.prompt_cache, twin.scorer = self.prompt_cache, self.scorer
         return twin
 
     @property
@@ -177,7 +178,7 @@ class DenoisingMDP:
         """
         if prompts is not None:
             self._check_prompts(prompts, len(rows))
-            self.encode(prompts)  # refuses what the model cannot encode before anything has moved
+            self.prompt_cache(prompts)  # refuses what the model cannot encode before anything has moved
         for seed in seeds:
             _check_seed(seed)
         for row, seed in zip(rows, seeds, strict=True):
@@ -254,18 +255,8 @@ class DenoisingMDP:
 
     def conditioning_of(self, prompts: Sequence[str]) -> Conditioning:
         """What the observation says of the prompts, name -> (n, ...), on the model's device."""
-        self.encode(prompts)
-        rows = [self._encoded[prompt] for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-    def encode(self, prompts: Sequence[str]) -> None:
-        """Encode those prompts that were not encoded before."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
-        for start in range(0, len(missing), 32):
-            part = missing[start : start + 32]
-            encoded = self.model.encode_prompts(part) | (self.model.tokenize(part) if self.prompt_tokens else {})
-            for row, prompt in enumerate(part):
-                self._encoded[prompt] = {name: value[row : row + 1].clone() for name, value in encoded.items()}
+        rows = self.prompt_cache(prompts)
+        return {name: torch.cat([row[name] for row in rows]).to(self.model.device) for name in rows[0]}
 
     def check_actions(self, actions: object, active: np.ndarray) -> Tensor:
         """Return the actions (n, c, h, w) on the model's device, or say what is wrong with them.

@@ -100,6 +100,11 @@ class DiffusionModel(ABC):
         return []
 
     @property
+    def denoiser_config(self) -> Mapping[str, Any]:
+        """The denoiser's settings, which tell models of one family apart."""
+        return {}
+
+    @property
     def embeds_guidance(self) -> bool:
         """Whether the denoiser takes the guidance scale as an input (guidance-distilled), in one forward a row."""
         return False

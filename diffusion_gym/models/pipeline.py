@@ -177,6 +177,12 @@ class PipelineModel(DiffusionModel):
         """The pipeline's components that have weights."""
         return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
 
+    @property
+    def denoiser_config(self) -> Mapping[str, Any]:
+        """The network's configuration."""
+        config: Mapping[str, Any] = getattr(self.pipe, self.denoiser_class.component).config
+        return config
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode to (n, 3, H, W), uint8, rounded as diffusers' image processor does.

@@ -43,7 +43,7 @@ TYPED = {
     "same-seed-twice": ["compare", "--seeds", "0", "0"],
     "quick-with-a-budget": ["compare", "--quick", "--reward-queries", "100"],
     "search-of-an-unknown-algorithm": ["search", "--algorithms", "ppo"],
-    "sample-of-a-run-with-another-model": ["sample", "--run", "run", "--model", "exact-gaussian"],
+    "sample-of-a-run-with-other-steps": ["sample", "--run", "run", "--num-inference-steps", "20"],
 }
 
 #: What only the files, the machine or the model can tell.

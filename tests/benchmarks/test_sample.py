@@ -1,5 +1,6 @@
 """``sample``: base and tuned side by side, whatever was trained and in whatever precision."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,17 @@ def test_one_side_of_a_split_is_a_set(tmp_path: Path, tiny_sd: str) -> None:
     model = ["--model", tiny_sd, "--num-inference-steps", "1", "--prompts"]
     assert draw([*model, "animals@held-out"], tmp_path / "set.png", images=1).shape[:2] == (9, 1)
     assert draw([*model, "a cat @home"], tmp_path / "text.png", images=1).shape[:2] == (1, 1)
+
+
+def test_a_run_whose_model_has_moved(tmp_path: Path, tiny_sd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--model`` says where it lies now: the same pictures; another model is refused, and so is none."""
+    shutil.copytree(tiny_sd, tmp_path / "m1")
+    folder = trained(tmp_path / "run", str(tmp_path / "m1"), trainable="lora")
+    arguments = ["--run", str(folder), "--prompts", "cat"]
+    before = draw(arguments, tmp_path / "before.png")
+    (tmp_path / "m1").rename(tmp_path / "m2")
+    after = draw([*arguments, "--model", str(tmp_path / "m2")], tmp_path / "after.png")
+    np.testing.assert_array_equal(after, before)
+    other = ["sample", *arguments, "--output", str(tmp_path / "other.png"), "--model", "emoji-animals"]
+    assert main(other) == 2
+    assert "the environment has 'emoji-animals', which is another" in capsys.readouterr().err

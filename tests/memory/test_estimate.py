@@ -1,5 +1,6 @@
 """The estimate of memory against what torch's allocator gives out during a run, and against hand-counted sizes."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -89,6 +90,27 @@ def test_tokens_take_less_than_embeddings(small_run: Callable) -> None:
     tokens = estimate_memory(small_run(make={"prompt_tokens": True}, train="text_encoder"))
     embeddings = estimate_memory(small_run())
     assert embeddings.rollout - tokens.rollout == 6 * 16 * (32 * 4 - 8)
+
+
+def test_encoded_prompts_by_hand(small_run: Callable) -> None:
+    """Two prompts' embeddings, and with tokens 16 integers more each; what the cache was in the end, and its bound."""
+    algorithm = small_run()
+    plain = estimate_memory(algorithm)
+    algorithm.learn(18)
+    assert plain.prompts == algorithm.mdp.prompt_cache.nbytes == 2 * 16 * 32 * 4
+    assert f"{'encoded prompts':<34}{'4.1 kB':>10}" in plain.describe()
+    assert estimate_memory(small_run(make={"prompt_tokens": True})).prompts == 2 * (16 * 32 * 4 + 16 * 8)
+    algorithm.mdp.prompt_cache.limit = 3000
+    assert estimate_memory(algorithm).prompts == 3000
+    assert estimate_memory(algorithm).total == plain.total - plain.prompts + 3000
+
+
+def test_main_memory_is_told_apart_from_another_devices(small_run: Callable) -> None:
+    """On a GPU the copy and the encoded prompts lie beside it, and are no part of its sum."""
+    plain = estimate_memory(small_run())
+    other = dataclasses.replace(plain, device=torch.device("meta"))
+    assert plain.total - other.total == plain.main_memory + plain.prompts
+    assert other.describe().endswith(": a copy for when memory runs out\nand of main memory 4.1 kB: encoded prompts")
 
 
 @pytest.mark.parametrize("cls", [DDPO, RWR])

@@ -1,0 +1,52 @@
+"""Encoded prompts, each made by itself and kept in main memory; beyond a number of bytes the least recently used go."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from diffusion_gym.models import Conditioning, DiffusionModel
+
+#: Bytes that encoded prompts take before the least recently used are dropped; Flux's take 8.4 MB each, SDXL's 0.63.
+PROMPT_CACHE_BYTES = 4 * 10**9
+
+
+class PromptCache:
+    """What the frozen text encoders, and if asked for the tokenizers, make of a prompt.
+
+    A prompt is encoded in a batch of its own, so that its values do not depend on what else was asked for, and one that
+    was dropped comes back the same to the bit.
+    """
+
+    def __init__(self, model: DiffusionModel, tokens: bool = False, limit: int = PROMPT_CACHE_BYTES) -> None:
+        """Begin empty.
+
+        Args:
+            model: whose text encoders and tokenizers are used.
+            tokens: whether to keep the prompt's tokens, too.
+            limit: bytes; what is asked for in one call stays whole, even where that alone takes more.
+        """
+        self.model, self.tokens, self.limit, self.nbytes = model, tokens, limit, 0
+        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return the number of prompts kept."""
+        return len(self._kept)
+
+    def __call__(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """Return each prompt's conditioning, name -> (1, ...), on the CPU. Not copies: do not write to them."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._kept:
+                self._kept[prompt] = self._encode(prompt)
+                self.nbytes += _bytes(self._kept[prompt])
+            self._kept.move_to_end(prompt)
+        while self.nbytes > self.limit and len(self._kept) > len(set(prompts)):
+            _, dropped = self._kept.popitem(last=False)
+            self.nbytes -= _bytes(dropped)
+        return [self._kept[prompt] for prompt in prompts]
+
+    def _encode(self, prompt: str) -> Conditioning:
+        encoded = self.model.encode_prompts([prompt]) | (self.model.tokenize([prompt]) if self.tokens else {})
+        return {name: value.to("cpu", copy=True) for name, value in encoded.items()}
+
+
+def _bytes(row: Conditioning) -> int:
+    return sum(value.nbytes for value in row.values())
