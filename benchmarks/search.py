@@ -52,16 +52,18 @@ SIX: dict[str, tuple[dict[str, object], ...]] = {
         {"top_fraction": 0.2, "learning_rate": 1e-3},
     ),
 }
-#: A seventh, where the best of six has the highest learning rate of them: the next one, and the rest as in that best.
-PAST_THE_EDGE: dict[str, dict[str, object]] = {
-    "ddpo-is": {"updates_per_iteration": 4, "learning_rate": 4e-3},
-    "ddpo-sf": {"images_per_iteration": 32, "learning_rate": 4e-3},
-    "rwr": {**_SMALL, "beta": 0.2, "learning_rate": 3e-3},
-    "sparse-rwr": {**_LARGE, "top_fraction": 0.1, "learning_rate": 3e-3},
+#: More, where the best has the highest learning rate that was tried: the next one, with the rest as in that best, until
+#: it is no longer the highest that is best.
+PAST_THE_EDGE: dict[str, tuple[dict[str, object], ...]] = {
+    "ddpo-is": ({"updates_per_iteration": 4, "learning_rate": 4e-3},),
+    "ddpo-sf": ({"images_per_iteration": 32, "learning_rate": 4e-3},),
+    "rwr": (
+        {**_SMALL, "beta": 0.2, "learning_rate": 3e-3},
+        {**_SMALL, "beta": 0.2, "learning_rate": 4e-3},
+    ),
+    "sparse-rwr": ({**_LARGE, "top_fraction": 0.1, "learning_rate": 3e-3},),
 }
-CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
-    name: (*six, *([PAST_THE_EDGE[name]] if name in PAST_THE_EDGE else [])) for name, six in SIX.items()
-}
+CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {name: (*SIX[name], *PAST_THE_EDGE[name]) for name in SIX}
 #: On prompt alignment few pictures say what to change, and the steps that suit the other tasks go past it: half of them
 #: and a quarter, and half with twice the images. DDPO compares four images of a prompt, since there are many prompts.
 _ALIGNMENT = "vlm_alignment"

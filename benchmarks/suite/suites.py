@@ -75,8 +75,16 @@ class Suite:
         return plan
 
 
-def _algorithms_on(tasks: Mapping[str, Task], recipe: Recipe, *on_request: str) -> dict[str, Comparison]:
-    variants = {name: Variant(name) for name in recipe.settings if name not in on_request}
+#: Algorithm -> settings of its own.
+_Changes = Mapping[str, Mapping[str, object]]
+
+
+def _algorithms_on(
+    tasks: Mapping[str, Task], recipe: Recipe, *on_request: str, changes: _Changes | None = None
+) -> dict[str, Comparison]:
+    """Compare the recipe's algorithms on tasks, with ``changes`` to the recipe's settings."""
+    own = changes or {}
+    variants = {name: Variant(name, own.get(name, {})) for name in recipe.settings if name not in on_request}
     more = {name: Variant(name) for name in on_request}
     return {name: Comparison(task, variants, more) for name, task in tasks.items()}
 
