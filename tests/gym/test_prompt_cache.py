@@ -1,6 +1,5 @@
 """Encoded prompts: each made by itself, kept in main memory within a bound, and the same when one comes back."""
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -95,10 +94,10 @@ def test_a_run_with_room_for_one_prompt_is_the_same_to_the_bit(tiny_sd: str, con
 
 
 def test_the_cache_stays_in_main_memory_and_batches_go_to_the_device(
-    tiny_sd: str, make_env: Callable, monkeypatch: pytest.MonkeyPatch
+    tiny_sd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's "meta" stands for a device: what is assembled for a batch is moved there, what is kept is not."""
-    mdp = make_env(model=tiny_sd, prompts=["cat"]).unwrapped.mdp
+    mdp = gymnasium.make(diffusion_gym.ENV_ID, model=tiny_sd, prompts=["cat"]).unwrapped.mdp
     monkeypatch.setattr(mdp.model, "device", torch.device("meta"))
     assert mdp.conditioning_of(["cat", "cat"])["prompt_embedding"].device.type == "meta"
     assert mdp.prompt_cache(["cat"])[0]["prompt_embedding"].device.type == "cpu"
