@@ -64,7 +64,8 @@ def test_statistics_are_those_of_the_base_model_on_evaluation_noise(make_env: Ca
     before = logs(first, 1)[0]
     assert before["eval/reward_mean"] == pytest.approx(0, abs=1e-6)
     assert before["eval/reward_std"] == pytest.approx((64 / 63) ** 0.5, rel=1e-5)
-    other = ddpo(make_env, "exact-linear:normalise", cls=RWR, seed=7, num_envs=8, evaluation=EvaluationConfig())
+    changes = {"cls": RWR, "images_per_prompt": 4, "seed": 7, "num_envs": 8, "evaluation": EvaluationConfig()}
+    other = ddpo(make_env, "exact-linear:normalise", **changes)
     other.learn(IMAGES * STEPS)
     assert other.mdp.reward.state_dict() == first.mdp.reward.state_dict()
 

@@ -33,6 +33,8 @@ def make(request: pytest.FixtureRequest, make_env: Callable) -> Callable[..., Di
 
     def build(reward: Any = "exact-quadratic", model: str = "exact-gaussian", **kwargs: Any) -> DiffusionAlgorithm[Any]:
         config = {"trainable": "full", "images_per_iteration": IMAGES, "num_envs": 4, "learning_rate": 0.01, **kwargs}
+        if request.param is RWR:  # which compares images of one prompt, 16 where nothing else is said
+            config = {"images_per_prompt": 4, **config}
         return request.param(make_env(model, steps=STEPS, reward=reward), **config)
 
     return build

@@ -27,6 +27,8 @@ def small(make_env: Callable, folder: str, cls: type = DDPO, **config: Any) -> D
         "num_envs": 4, "images_per_iteration": 4, "updates_per_iteration": 1, "chunk_size": 3, "guidance_scale": 3.0,
         "train": "text_encoder", "lora": LORA,
     }  # fmt: skip
+    if cls is RWR:
+        settings["images_per_prompt"] = 2
     return cls(make_env(folder, steps=2, prompt_tokens=True), **{**settings, **config})
 
 

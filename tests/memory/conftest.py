@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import diffusion_gym
-from algorithms import DDPO, DiffusionAlgorithm
+from algorithms import DDPO, RWR, DiffusionAlgorithm
 from algorithms.rollouts import Rollout, collect
 
 STEPS, PROMPTS = 3, ["cat", "dog"]
@@ -29,7 +29,7 @@ def small_run(tiny_sd: str) -> Callable[..., DiffusionAlgorithm[Any]]:
     def make(cls: type = DDPO, make: dict[str, Any] | None = None, **config: Any) -> DiffusionAlgorithm[Any]:
         settings = {"reward": "compressibility", "prompts": PROMPTS, "num_inference_steps": STEPS, **(make or {})}
         env = gymnasium.make(diffusion_gym.ENV_ID, **{"model": tiny_sd, **settings})
-        return cls(env, **{**SMALL, **config})
+        return cls(env, **{**SMALL, **({"images_per_prompt": 3} if cls is RWR else {}), **config})
 
     return make
 

@@ -351,7 +351,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "negative weight decay": ([*DDPO_IS, "--weight-decay", "-1"], "weight_decay must be at least 0, got -1.0"),
     "negative skips": ([*DDPO_IS, "--max-skipped-updates", "-1"], "max_skipped_updates must be at least 0, got -1"),
     "negative evaluation": ([*DDPO_IS, "--evaluation.images", "-1"], "images >= 0 and every >= 1, got images=-1"),
-    "held-out prompts without evaluation": ([*DDPO_IS, "--evaluation.held-out-prompts", "animals@held-out"], "held_out_prompts needs an evaluation; set its images"),
+    "held-out prompts without evaluation": ([*DDPO_IS, "--evaluation.images", "0", "--evaluation.held-out-prompts", "animals@held-out"], "held_out_prompts needs an evaluation; set its images"),
     "held-out prompts that are trained on": ([*DDPO_IS, "--prompts", "ten-animals", "--evaluation.images", "4", "--evaluation.held-out-prompts", "animals@held-out"], "of the held-out prompts 'animals@held-out' are trained on"),
     "rank 0": ([*DDPO_IS, "--policy.lora.rank", "0"], "LoRA needs rank >= 1"),
     "no targets": ([*DDPO_IS, "--policy.lora.targets"], "at least one target"),
@@ -365,7 +365,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     # safeguards
     "a stop at a KL that is not measured": ([*DDPO_IS, "--evaluation.images", "4", "--stop-at-kl", "20"], "stop_at_kl needs the KL to the starting model, which is not measured; set --kl-to-start"),
     "a stop at a negative KL": ([*DDPO_IS, "--stop-at-kl", "-1"], "the limit of the KL must be a positive, finite number of nats an image, got -1.0"),
-    "a stop without evaluations": ([*DDPO_IS, "--stop-when-metric-falls", "reward"], "decide at evaluations, of which there are none; set --evaluation.images"),
+    "a stop without evaluations": ([*DDPO_IS, "--evaluation.images", "0", "--stop-when-metric-falls", "reward"], "decide at evaluations, of which there are none; set --evaluation.images"),
     "no patience": ([*DDPO_IS, "--patience", "0"], "patience must be an integer of at least 1, got 0"),
     "the best of an unknown metric": ([*DDPO_IS, "--evaluation.images", "4", "--keep-best", "beauty"], "unknown metric 'beauty'; expected some of"),
     "the best of a KL": ([*DDPO_IS, "--evaluation.images", "4", "--kl-to-start", "--keep-best", "kl_to_start"], "unknown metric 'kl_to_start'; expected some of"),

@@ -266,6 +266,7 @@ def test_the_command_line_says_why_and_keeps_the_checkpoint(
     ]
     command += ["--images-per-iteration", "8", "--num-envs", "8", "--reward-queries", "80", "--threads", "1"]
     command += ["--max-skipped-updates", "2", "--checkpoint-every", "1", "--folder", str(tmp_path / "run")]
+    command += ["--evaluation.images", "0"]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "error: 3 updates in a row were skipped" in error
