@@ -68,6 +68,14 @@ CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {name: (*SIX[name], *PAST
 #: and a quarter, and half with twice the images. DDPO compares four images of a prompt, since there are many prompts.
 _ALIGNMENT = "vlm_alignment"
 _FOUR: dict[str, object] = {"images_per_prompt": 4}
+#: RWR loses with all of the first three, and the less the smaller the steps: so it has two more, of ever smaller ones.
+_RWR_ON_ALIGNMENT: tuple[dict[str, object], ...] = (
+    {**_SMALL, "learning_rate": 1e-3},
+    {**_SMALL, "learning_rate": 5e-4},
+    {**_LARGE, "learning_rate": 1e-3},
+    {**_LARGE, "learning_rate": 2e-4},
+    {**_LARGE, "learning_rate": 5e-5},
+)
 ALIGNMENT_CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
     "ddpo-is": (
         {**_FOUR, "learning_rate": 1e-3},
@@ -79,16 +87,8 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
         {**_FOUR, "learning_rate": 7.5e-4},
         {**_FOUR, "learning_rate": 1.5e-3, "images_per_iteration": 128},
     ),
-    "rwr": (
-        {**_SMALL, "learning_rate": 1e-3},
-        {**_SMALL, "learning_rate": 5e-4},
-        {**_LARGE, "learning_rate": 1e-3},
-    ),
-    "sparse-rwr": (
-        {**_SMALL, "learning_rate": 1e-3},
-        {**_SMALL, "learning_rate": 5e-4},
-        {**_LARGE, "learning_rate": 1e-3},
-    ),
+    "rwr": _RWR_ON_ALIGNMENT,
+    "sparse-rwr": _RWR_ON_ALIGNMENT,
 }
 
 
@@ -167,7 +167,8 @@ def ranking(results: Mapping[str, Any]) -> str:
     """Return every candidate as a Markdown table, each algorithm's best first.
 
     They are ranked by their gain as a share of the largest gain of their algorithm's candidates on the same task,
-    averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain.
+    averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain. Candidates
+    without a share, because none of their algorithm gained, are ranked by what they lose.
     """
     tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
     candidates = candidates_on(tasks)
@@ -179,7 +180,7 @@ def ranking(results: Mapping[str, Any]) -> str:
         candidate: [_mean([gain for gain, _ in by_task[task]]) if task in by_task else None for task in tasks]
         for candidate, by_task in ends.items()
     }
-    rows: dict[str, list[tuple[float, list[str]]]] = {}
+    rows: dict[str, list[tuple[float, float, list[str]]]] = {}
     for (algorithm, index), found in gains.items():
         if None in found:  # a candidate that failed somewhere, or has not been tried there yet, is not ranked
             continue
@@ -190,10 +191,11 @@ def ranking(results: Mapping[str, Any]) -> str:
         seen = [_mean([share for _, share in ends[algorithm, index][task]]) for task in tasks]
         changes = ", ".join(f"{name} {value}" for name, value in candidates[algorithm][int(index)].items())
         numbers = [*(f"{gain:+.3f}" for gain in found), f"{share:.2f}", *(f"{share:.2f}" for share in seen)]
-        rows.setdefault(algorithm, []).append((share, [algorithm, changes, *numbers]))
+        gained = _mean([gain for gain in found if gain is not None])
+        rows.setdefault(algorithm, []).append((share, gained, [algorithm, changes, *numbers]))
     header = ["algorithm", "setting", *(f"gain, {task}" for task in tasks), "share of its best gain"]
     header += [f"recognised, {task}" for task in tasks]
-    lines = [row for found in rows.values() for _, row in sorted(found, key=lambda pair: -pair[0])]
+    lines = [row for found in rows.values() for *_, row in sorted(found, key=lambda one: one[:2], reverse=True)]
     return markdown(header, lines)
 
 

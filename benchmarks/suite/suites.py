@@ -93,6 +93,12 @@ def _algorithms_on(
 _RARE_FAILURES = {"images_per_iteration": 256, "images_per_prompt": 4, "learning_rate": 1e-3}
 _LEARNED = {"vlm_alignment": Variant("ddpo-is", _RARE_FAILURES)}
 
+#: ``paper`` on alignment: what the search there ranks first.
+_ON_ALIGNMENT: _Changes = {
+    "ddpo-is": {"images_per_prompt": 4, "updates_per_iteration": 2, "learning_rate": 1e-3},
+    "ddpo-sf": {"images_per_prompt": 4, "images_per_iteration": 64, "learning_rate": 1.5e-3},
+}
+
 #: What a KL penalty buys (docs/overoptimisation.md). Both measure the KL to the starting model, which costs forwards
 #: and changes nothing in the training.
 _LEASH = {

@@ -51,3 +51,8 @@ def test_a_task_on_which_none_gains_decides_nothing() -> None:
 def test_a_candidate_without_a_run_on_a_task_is_not_ranked_yet() -> None:
     found = rows(run("a", "rwr-0", 1.0), run("b", "rwr-0", 1.0), run("a", "rwr-1", 2.0))
     assert [row[3:5] for row in found] == [["+1.000", "0.75"]]
+
+
+def test_where_none_gains_the_least_loss_is_first() -> None:
+    found = rows(run("down", "rwr-0", -3.0), run("down", "rwr-1", -1.0), run("down", "rwr-2", -2.0))
+    assert [row[2] for row in found] == ["-1.000", "-2.000", "-3.000"]
