@@ -159,3 +159,18 @@ def test_evaluation_noise_is_the_same_for_every_seed(make_env: Callable) -> None
         return evaluate(algorithm.mdp, algorithm.policy, algorithm.config, 0).images
 
     assert torch.equal(images(0), images(1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_ratio_is_one_on_several_threads(threads: int) -> None:
+    """Of the embedded model with the default chunk, also where threads share its rows between them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        algorithm = DDPO("DiffusionDenoise-v0", images_per_iteration=32, num_envs=32, updates_per_iteration=1)
+        told: list[dict[str, float]] = []
+        algorithm._log = lambda metrics: told.append(dict(metrics))
+        algorithm.learn(1)
+    finally:
+        torch.set_num_threads(before)
+    assert told[-1]["train/log_ratio_abs_max"] == 0.0
