@@ -80,13 +80,16 @@ _Changes = Mapping[str, Mapping[str, object]]
 
 
 def _algorithms_on(
-    tasks: Mapping[str, Task], recipe: Recipe, *on_request: str, changes: _Changes | None = None
+    tasks: Mapping[str, Task], recipe: Recipe, *on_request: str, changes: Mapping[str, _Changes] | None = None
 ) -> dict[str, Comparison]:
-    """Compare the recipe's algorithms on tasks, with ``changes`` to the recipe's settings."""
-    own = changes or {}
-    variants = {name: Variant(name, own.get(name, {})) for name in recipe.settings if name not in on_request}
+    """Compare the recipe's algorithms on tasks; ``changes`` are the settings that differ on a task."""
+
+    def variants(task: str) -> dict[str, Variant]:
+        own = (changes or {}).get(task, {})
+        return {name: Variant(name, own.get(name, {})) for name in recipe.settings if name not in on_request}
+
     more = {name: Variant(name) for name in on_request}
-    return {name: Comparison(task, variants, more) for name, task in tasks.items()}
+    return {name: Comparison(task, variants(name), more) for name, task in tasks.items()}
 
 
 #: Where few pictures tell what to change, more of them an update, four of a prompt to compare, and smaller steps.
@@ -134,7 +137,7 @@ SUITES: dict[str, Suite] = {
     ),
     "paper": Suite(
         "the paper's four tasks on the embedded model, five seeds, hours",
-        _algorithms_on(PAPER_TASKS, PAPER),
+        _algorithms_on(PAPER_TASKS, PAPER, changes={"vlm_alignment": _ON_ALIGNMENT}),
         PAPER,
         (0, 1, 2, 3, 4),
     ),
