@@ -68,7 +68,7 @@ CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {name: (*SIX[name], *PAST
 #: and a quarter, and half with twice the images. DDPO compares four images of a prompt, since there are many prompts.
 _ALIGNMENT = "vlm_alignment"
 _FOUR: dict[str, object] = {"images_per_prompt": 4}
-#: RWR loses with all of the first three, and the less the smaller the steps: so it has two more, of ever smaller ones.
+#: RWR loses with all of the first three, so it has two more, of ever smaller steps.
 _RWR_ON_ALIGNMENT: tuple[dict[str, object], ...] = (
     {**_SMALL, "learning_rate": 1e-3},
     {**_SMALL, "learning_rate": 5e-4},

@@ -100,6 +100,8 @@ _LEARNED = {"vlm_alignment": Variant("ddpo-is", _RARE_FAILURES)}
 _ON_ALIGNMENT: _Changes = {
     "ddpo-is": {"images_per_prompt": 4, "updates_per_iteration": 2, "learning_rate": 1e-3},
     "ddpo-sf": {"images_per_prompt": 4, "images_per_iteration": 64, "learning_rate": 1.5e-3},
+    "rwr": {"images_per_iteration": 128, "updates_per_iteration": 10, "learning_rate": 5e-5},
+    "sparse-rwr": {"learning_rate": 5e-5},
 }
 
 #: What a KL penalty buys (docs/overoptimisation.md). Both measure the KL to the starting model, which costs forwards
