@@ -261,7 +261,7 @@ def test_train_under_a_launcher(tmp_path: Path, program_environment: dict[str, s
     folder = tmp_path / "run"
     options = ["--model", "exact-mixture", "--reward", "exact-linear", "--policy.trainable", "full", "--threads", "1"]
     options += ["--images-per-iteration", "32", "--num-envs", "16", "--reward-queries", "1280"]
-    options += ["--checkpoint-every", "1", "--folder", str(folder)]
+    options += ["--checkpoint-every", "1", "--evaluation.images", "0", "--folder", str(folder)]
     command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "benchmarks", "train", "ddpo-is", *options]
     process = subprocess.Popen(
         command,
