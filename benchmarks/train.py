@@ -25,7 +25,7 @@ from benchmarks.settings import RunSpec, TaskConfig
 from benchmarks.weights_and_biases import WandbMode
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
-#: ``train``'s evaluations where nothing else is said: of DDPO-IS on emoji-animals they take 3 % of the CPU time.
+#: ``train``'s evaluations where nothing else is said: they add 2 % to DDPO-IS's forwards on emoji-animals.
 _EVALUATION_IMAGES, _QUERIES_PER_EVALUATION = 16, 256
 
 
