@@ -50,7 +50,7 @@ class Aggregate:
 
     Attributes:
         tasks, variants, seeds: which.
-        left_out: TASK/VARIANT/seed-N of runs that are not counted, because the others lack that task or seed.
+        left_out: TASK/VARIANT/seed-N of runs that are not counted: unfinished, or others lack that task or seed.
         scales: task -> how its rewards become scores.
         scores: variant -> interquartile mean of its final scores over all runs of all tasks.
         means, gaps: variant -> their mean, and their optimality gap.
@@ -101,13 +101,13 @@ class Improvement:
 def aggregate(summary: Curves) -> Aggregate | None:
     """Return the statistics over tasks, or None where fewer than two variants have two seeds in common.
 
-    A task is counted where at least two variants have two seeds and were trained and evaluated on equal terms; a
-    variant, where it has them on every such task.
+    A task is counted where at least two variants have finished two seeds and were trained and evaluated on equal terms;
+    a variant, where it has them on every such task.
     """
     usable = {
         task: found
         for task, by_variant in summary.items()
-        if len(found := {name: curve for name, curve in by_variant.items() if len(curve.runs) > 1}) > 1
+        if len(found := {name: curve for name, curve in by_variant.items() if _has_seeds(curve)}) > 1
         and len({curve.terms for curve in found.values()}) == 1
     }
     names = dict.fromkeys(name for found in usable.values() for name in found)
@@ -153,7 +153,7 @@ def aggregate(summary: Curves) -> Aggregate | None:
 
 
 def improvements(summary: Curves, measure: Measure = "finals") -> list[Improvement]:
-    """Return, for each pair of variants with at least two seeds each on a common task, which is better how surely.
+    """Return, for each pair of variants that finished two seeds each on a common task, which is better how surely.
 
     Of a pair the one that is named first is the one with the higher probability. Where two variants were not trained
     and evaluated on equal terms, nothing is said.
@@ -183,8 +183,12 @@ def improvement(summary: Curves, better: str, worse: str, measure: Measure = "fi
     return None
 
 
+def _has_seeds(curve: Curve) -> bool:
+    return curve.finished and len(curve.runs) > 1
+
+
 def _comparable(first: Curve, second: Curve) -> bool:
-    return min(len(first.runs), len(second.runs)) > 1 and first.terms == second.terms
+    return _has_seeds(first) and _has_seeds(second) and first.terms == second.terms
 
 
 def _improvement(first: str, second: str, pairs: Mapping[str, tuple[Curve, Curve]], measure: Measure) -> Improvement:

@@ -42,6 +42,7 @@ class Curve:
 
     Attributes:
         runs: indices into the results' runs, one a seed.
+        finished: whether they are.
         seeds: of these runs.
         terms: task, reward queries and evaluation as text: equal where two curves can be compared.
         queries, forwards, times, images: reward queries, UNet forward-equivalents, mean training seconds and sampled
@@ -56,6 +57,7 @@ class Curve:
     """
 
     runs: list[int]
+    finished: bool
     seeds: list[int]
     terms: str
     queries: list[float]
@@ -118,6 +120,7 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
     times = [_mean([line["costs"]["seconds"] for line in step]) for step in steps]
     return Curve(
         runs=chosen,
+        finished=bool(finished),
         seeds=[seed_of(all_runs[index]) for index in chosen],
         terms=terms(all_runs[chosen[0]]),
         queries=cost("reward_queries"),

@@ -107,7 +107,7 @@ def score_note(found: Aggregate) -> str:
     """Say what the scores are of: tasks with their scales, seeds, and what is left out."""
     scales = "; ".join(f"{task}: {scale}" for task, scale in found.scales.items())
     seeds = ", ".join(map(str, found.seeds))
-    left_out = f" Not counted, for not every algorithm has that task or seed: {', '.join(found.left_out)}."
+    left_out = f" Not counted, for not every algorithm has finished that task or seed: {', '.join(found.left_out)}."
     return f"{scales}. Seeds {seeds}.{left_out if found.left_out else ''}"
 
 

@@ -83,11 +83,27 @@ def test_only_seeds_that_all_have_on_every_task_are_counted() -> None:
     assert whole is not None
     assert (found.seeds, found.scores) == ([0, 1], whole.scores)
     assert found.left_out == ["line/a/seed-2", "line/b/seed-2"]
-    assert "Not counted, for not every algorithm has that task or seed: line/a/seed-2" in score_note(found)
+    assert "Not counted, for not every algorithm has finished that task or seed: line/a/seed-2" in score_note(found)
     fewer = aggregate(curves(made({**finals, "square": {**finals["square"], "c": [5.0, 5.0]}})))
     assert fewer is not None
     assert fewer.variants == ["a", "b"]
     assert set(fewer.left_out) >= {"square/c/seed-0", "square/c/seed-1"}
+
+
+def test_runs_on_the_way_are_not_compared_with_finished_ones() -> None:
+    """Half of the budget is not its end; a variant of which something is finished is compared by that."""
+    results = made({"line": {"a": [3.0, 4.0], "b": [2.0, 3.0], "c": [2.0, 3.0]}})
+    for run in results["runs"][4:]:
+        run["complete"] = False
+        del run["evaluations"][2:]
+    found = aggregate(curves(results))
+    assert found is not None
+    assert found.variants == ["a", "b"]
+    assert found.left_out == ["line/c/seed-0", "line/c/seed-1"]
+    assert {(pair.better, pair.worse) for pair in improvements(curves(results))} == {("a", "b")}
+    results["runs"][2]["complete"] = False
+    assert curves(results)["line"]["b"].seeds == [1]
+    assert aggregate(curves(results)) is None
 
 
 def test_variants_on_other_terms_are_not_compared() -> None:
