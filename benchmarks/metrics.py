@@ -52,6 +52,8 @@ def _clip():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is impo
 KL_TO_START = "kl_to_start"
 #: Name -> metric over one evaluation's images.
 METRICS: dict[str, Metric] = {"diversity": diversity, "clip_diversity": clip_diversity, "recognised": recognised}
+#: Metrics that compare images of one prompt: NaN where an evaluation has no prompt twice.
+OF_PAIRS = ("diversity", "clip_diversity")
 
 
 def resolve_metric(name: str, device: str) -> Metric:

@@ -229,6 +229,6 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
         prompt_tokens=spec.config.policy.trains_text,
     )
     cls = ALGORITHMS[spec.algorithm].cls
-    if (folder / CHECKPOINT).exists():
-        return cls.load(folder / CHECKPOINT, env)
-    return cls(env, spec.config)
+    algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
+    spec.safeguards.check_prompts(algorithm.mdp.prompts, spec.config.evaluation)  # also the model's own
+    return algorithm

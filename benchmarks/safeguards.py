@@ -1,12 +1,16 @@
 """A run's safeguards against overoptimisation: when it stops early, and which checkpoint is kept as the best."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from algorithms.callbacks import check_kl_limit, check_patience
-from benchmarks.metrics import check_metric, is_distance
+from algorithms.config import EvaluationConfig
+from algorithms.evaluation import evaluation_prompts
+from benchmarks.metrics import OF_PAIRS, check_metric, is_distance
+from diffusion_gym.prompts import resolve_prompts
 
 #: Before a metric's name: on the prompts that are held out of training.
 HELD_OUT = "held_out/"
@@ -71,3 +75,26 @@ class Safeguards:
                 f"a metric with {HELD_OUT} before it needs held-out prompts; set --evaluation.held-out-prompts, for "
                 "example to animals@held-out, or leave the prefix out."
             )
+
+    def check_prompts(self, trained: Sequence[str], evaluation: EvaluationConfig) -> None:
+        """Refuse to watch what compares images of one prompt where no evaluation has two of one.
+
+        Args:
+            trained: the prompts that are trained on.
+            evaluation: how many images an evaluation has, and the held-out prompts.
+
+        Raises:
+            ValueError: naming the metric, and how many images it takes.
+        """
+        for name in self.watched:
+            if name.removeprefix(HELD_OUT) not in OF_PAIRS:
+                continue
+            held_out = evaluation.held_out_prompts if name.startswith(HELD_OUT) else None
+            texts = trained if held_out is None else resolve_prompts(held_out)
+            shown = evaluation_prompts(texts, evaluation.images)
+            if len(set(shown)) == len(shown):
+                raise ValueError(
+                    f"{name} compares images of one prompt, but {evaluation.images} evaluation images of {len(texts)} "
+                    f"prompts are of as many prompts; set --evaluation.images to {len(texts) + 1} or more, better "
+                    f"{2 * len(texts)}."
+                )

@@ -91,11 +91,13 @@ class RunSpec:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(ALGORITHMS)}.")
         if self.reward_queries < 1:
             raise ValueError(f"reward_queries must be at least 1, got {self.reward_queries}.")
-        if self.task.prompts is not None:  # the model's own are known once it is loaded
-            check_held_out(resolve_prompts(self.task.prompts), self.config.evaluation)
         evaluation = self.config.evaluation
         measures_kl = self.config.kl_to_start or getattr(self.config, "kl_penalty", 0) > 0
         self.safeguards.check(evaluation.images, evaluation.held_out_prompts is not None, measures_kl)
+        if self.task.prompts is not None:  # the model's own are known once it is loaded
+            prompts = resolve_prompts(self.task.prompts)
+            check_held_out(prompts, evaluation)
+            self.safeguards.check_prompts(prompts, evaluation)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -196,6 +196,28 @@ def test_safeguards_without_what_they_need_are_refused() -> None:
         dataclasses.replace(spec, config=blind, safeguards=Safeguards(keep_best="reward"))
 
 
+@pytest.mark.parametrize("watched", [{"stop_when_metric_falls": "diversity"}, {"keep_best": "clip_diversity"}])
+def test_diversity_without_two_images_of_a_prompt_is_not_watched(watched: dict[str, str], tmp_path: Path) -> None:
+    """It would be NaN at every evaluation: the run would never stop, and keep no checkpoint."""
+    message = r"but 8 evaluation images of 10 prompts .*set --evaluation\.images to 11 or more"
+    task = TaskConfig(prompts="ten-animals")
+    spec = spec_of()
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(spec, task=task, safeguards=Safeguards(**watched))
+    enough = override(spec.config, images=11)
+    dataclasses.replace(spec, task=task, config=enough, safeguards=Safeguards(**watched))
+    dataclasses.replace(spec, task=task, safeguards=Safeguards(keep_best="reward"))
+    held_out = override(spec.config, images=9, held_out_prompts="animals@held-out")
+    split = dataclasses.replace(spec, task=TaskConfig(prompts="animals@train"), config=held_out)
+    with pytest.raises(ValueError, match="held_out/diversity compares images of one prompt, but 9 evaluation"):
+        dataclasses.replace(split, safeguards=Safeguards(keep_best="held_out/diversity"))
+    # The model's own prompts, all 45, are known once it is loaded.
+    own = dataclasses.replace(spec, task=TaskConfig(), config=override(spec.config, images=45))
+    with pytest.raises(ValueError, match="45 evaluation images of 45 prompts"):
+        run(dataclasses.replace(own, safeguards=Safeguards(**watched)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_sampling_the_best_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sample", "--checkpoint", "best", "--output", str(tmp_path / "a.png")])
