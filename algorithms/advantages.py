@@ -12,7 +12,7 @@ _EPSILON = 1e-6  # keeps a constant reward's advantage at 0 instead of 0 / 0
 
 
 class PerPromptStatistics:
-    """Running mean and std of each prompt's rewards (Black et al. 2023, section 5.1; float64 throughout).
+    """Running mean and std of each prompt's rewards (Black et al. 2023, appendix D.3; float64 throughout).
 
     A prompt's last ``buffer_size`` rewards are kept, and at least all of the latest call. Prompts seen fewer than
     ``min_count`` times use the statistics of all prompts' buffers together, so that many prompts with few images
@@ -64,23 +64,25 @@ class PerPromptStatistics:
         self._rewards = {prompt: [float(value) for value in buffer] for prompt, buffer in state["rewards"].items()}
 
 
-def softmax_weights(prompts: Sequence[str], rewards: Tensor, beta: float) -> Tensor:
-    """Weights of RWR: per prompt, a softmax of the standardised rewards over beta (Black et al. 2023, section 4.1).
-
-    Rewards are standardised per prompt first, so that beta means the same for kilobytes and for scores near 1.
+def softmax_weights(prompts: Sequence[str], rewards: Tensor, beta: float, standardise: bool = True) -> Tensor:
+    """Weights of RWR: per prompt, a softmax of the rewards over beta (Black et al. 2023, section 4.2 and appendix D.3).
 
     Args:
         prompts: n texts.
         rewards: (n,).
-        beta: inverse temperature in the paper's words, a temperature in effect: smaller is greedier.
+        beta: temperature, smaller is greedier: the reciprocal of the paper's beta, an inverse temperature.
+        standardise: over each prompt's images first, so that beta means the same for kilobytes and for scores near 1;
+            False takes the rewards as they are, as the paper's code does.
 
     Returns:
         (n,), float32, averaging 1 over each prompt's images.
     """
 
     def weigh(values: np.ndarray) -> np.ndarray:
-        mean, std = _mean_std(values.tolist())
-        z = (values - mean) / (std + _EPSILON) / beta
+        if standardise:
+            mean, std = _mean_std(values.tolist())
+            values = (values - mean) / (std + _EPSILON)
+        z = values / beta
         unnormalised = np.exp(z - z.max())
         return unnormalised / unnormalised.mean()
 
@@ -88,17 +90,24 @@ def softmax_weights(prompts: Sequence[str], rewards: Tensor, beta: float) -> Ten
 
 
 def top_fraction_weights(prompts: Sequence[str], rewards: Tensor, fraction: float) -> Tensor:
-    """Weights of sparse RWR: 1 for each prompt's best ``ceil(fraction * count)`` images, 0 for the others.
+    """Weights of sparse RWR: ``1[r >= C]`` (Black et al. 2023, section 4.2 and appendix D.2).
+
+    C is the ``ceil(fraction * count)``-th best reward of each prompt. Images that tie with it are kept too: where
+    nearly all earn the same, which of them are fitted is not left to their order.
+
+    Args:
+        prompts: n texts.
+        rewards: (n,).
+        fraction: of each prompt's images to keep, in (0, 1].
 
     Returns:
-        (n,), float32, averaging 1 over each prompt's images (so kept images weigh about 1 / fraction).
+        (n,), float32, averaging 1 over each prompt's images (so kept images weigh about 1 / fraction without ties).
     """
 
     def weigh(values: np.ndarray) -> np.ndarray:
         keep = max(1, int(np.ceil(fraction * len(values) - 1e-9)))
-        weights = np.zeros(len(values))
-        weights[np.argsort(-values, kind="stable")[:keep]] = len(values) / keep
-        return weights
+        kept = values >= np.sort(values)[-keep]
+        return kept * (len(values) / kept.sum())
 
     return _per_prompt(prompts, rewards, weigh)
 

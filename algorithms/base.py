@@ -412,9 +412,10 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 self._vote(error)
             raise
 
-    def count_training_rows(self, rows: int) -> None:
-        """Add ``rows`` trained forwards and backwards to the cost."""
-        self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * rows * self.policy.forwards_per_row
+    def count_training_rows(self, rows: int, guided: bool = True) -> None:
+        """Add ``rows`` trained forwards and backwards to the cost, of the guided prediction where there is guidance."""
+        forwards = self.policy.forwards_per_row if guided else 1
+        self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * rows * forwards
 
     def count_reference_rows(self, rows: int) -> None:
         """Add ``rows`` forwards of the starting model to the cost."""

@@ -180,16 +180,18 @@ class DenoisingPolicy(nn.Module):
                     value.copy_(whole(trained[name]))
         return denoiser
 
-    def model_output(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def model_output(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guided: bool = True
+    ) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
         Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward. A
-        guidance-distilled model takes the scale as an input instead.
+        guidance-distilled model takes the scale as an input instead. Not ``guided`` it is ``c`` alone.
         """
         if self.model.embeds_guidance:
             scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
             conditioning = {**conditioning, GUIDANCE: scale}
-        if not self.guided:
+        if not (guided and self.guided):
             return self._forward(latents, timesteps, conditioning)
         assert self._uncond is not None
         both = {name: torch.cat([self._uncond[name].expand_as(value), value]) for name, value in conditioning.items()}

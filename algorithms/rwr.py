@@ -1,4 +1,4 @@
-"""Reward-weighted regression and its sparse form (Black et al. 2023, section 4.1; Lee et al. 2023).
+"""Reward-weighted regression and its sparse form (Black et al. 2023, section 4.2; Lee et al. 2023).
 
 The update is the denoising loss the model was pretrained with, on its own samples, weighted by their rewards. It
 needs the finished images alone: where they came from in the chain is forgotten.
@@ -34,15 +34,19 @@ class RWRConfig(AlgorithmConfig):
     sparse: bool = False
     """False: softmax weights. True: the best images of each prompt weigh the same, the others nothing."""
     beta: float = 0.2
-    """Temperature of the softmax over rewards standardised per prompt; smaller is greedier."""
+    """Temperature of the softmax over each prompt's rewards, the paper's beta's reciprocal; smaller is greedier."""
+    standardise: bool = True
+    """Standardise each prompt's rewards before the softmax; False takes them as they are, as the paper's code does."""
     top_fraction: float = 0.1
-    """Share of each prompt's images that the sparse form keeps."""
+    """Share of each prompt's images that the sparse form keeps, and those that tie with the least of them."""
     updates_per_iteration: int = 20
     """Gradient updates a data set, with a fresh optimizer each time (400 in the paper)."""
     batch_size: int = 128
     """Noised images an update."""
     reencode_images: bool = False
     """Train on the VAE's encoding of the images, as the paper does, instead of the latents that were sampled."""
+    cfg_training: bool = True
+    """Fit the guided prediction, which samples; False fits the conditional one alone. The same without guidance."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -79,6 +83,11 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
             ValueError: as :class:`DiffusionAlgorithm`, or images with none of the same prompt to be weighed against.
         """
         super().__init__(env, config, _init_setup_model=_init_setup_model, **arguments)
+        if not self.config.cfg_training and self.policy.model.embeds_guidance:
+            raise ValueError(
+                f"cfg_training=False fits the prediction without guidance, but {self.mdp.model.name} is distilled: it "
+                "takes the scale as an input and has no other prediction. Leave cfg_training at True."
+            )
         if _init_setup_model:  # a checkpoint may also be loaded beside other prompts, to draw pictures of them
             self._check_company()
 
@@ -99,7 +108,7 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         """Each image's weight in the loss, (n,), averaging 1."""
         if self.config.sparse:
             return top_fraction_weights(rollout.prompts, rollout.rewards, self.config.top_fraction)
-        return softmax_weights(rollout.prompts, rollout.rewards, self.config.beta)
+        return softmax_weights(rollout.prompts, rollout.rewards, self.config.beta, self.config.standardise)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Weigh the data set, then fit the denoiser to it with a fresh optimizer."""
@@ -116,7 +125,7 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         for batch in self._batches(kept, source):
             norm = self.gradient_step(optimizer, self._losses(rollout, x_0, weights, batch, source, meter))
             meter.add("train/grad_norm", norm)
-            self.count_training_rows(len(batch))
+            self.count_training_rows(len(batch), guided=self.config.cfg_training)
         size = effective_sample_size(weights)
         return meter.means() | {
             "train/effective_sample_size": size,
@@ -142,7 +151,7 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
             here, t = rollout.split.local(part.images), times[part.rows.to(times.device)]
             x_t, target = schedule.noised(x_0[here], noise[part.rows], t)
             conditioning = {name: value[here] for name, value in rollout.conditioning.items()}
-            output = self.policy.model_output(x_t, t.to(x_0.device), conditioning)
+            output = self.policy.model_output(x_t, t.to(x_0.device), conditioning, guided=self.config.cfg_training)
             if not part.weight:
                 yield 0 * output.sum()
                 continue

@@ -1,4 +1,4 @@
-"""The denoising Markov decision process for n images side by side, in torch (Black et al. 2023, section 4.2).
+"""The denoising Markov decision process for n images side by side, in torch (Black et al. 2023, section 4.3).
 
 State ``(c, t, x_t)``, action ``x_{t-1}``, deterministic transition to the action, reward ``r(x_0, c)`` at the last
 step and 0 before. The environment holds no denoiser: the policy owns the model's randomness and its weights.

@@ -30,7 +30,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
 
     ## Description
     Each episode turns Gaussian noise into one image in T = ``num_inference_steps`` steps (Black et al. 2023,
-    arXiv 2305.13301, section 4.2). The agent is the denoiser: at each step it sees the prompt, the time and the noisy
+    arXiv 2305.13301, section 4.3). The agent is the denoiser: at each step it sees the prompt, the time and the noisy
     latent, and names the next latent. The environment holds the prompt, the noise schedule, the decoder and the
     reward, but no denoiser, and its transition is deterministic: the next latent *is* the action. All randomness
     after the first latent is the policy's, so that its log-probabilities are exact.

@@ -1,4 +1,4 @@
-"""LAION's aesthetic score as a reward (Schuhmann 2022; Black et al. 2023, section 5.1): CLIP embedding, linear MLP."""
+"""LAION's aesthetic score as a reward (Schuhmann 2022; Black et al. 2023, section 5.2): CLIP embedding, linear MLP."""
 
 import re
 from collections import OrderedDict

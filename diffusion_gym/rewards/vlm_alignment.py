@@ -1,4 +1,4 @@
-"""Prompt alignment (Black et al. 2023, section 5.1): a VLM describes the image, BERTScore compares with the prompt."""
+"""Prompt alignment (Black et al. 2023, section 5.3): a VLM describes the image, BERTScore compares with the prompt."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -119,10 +119,25 @@ def test_top_fraction_is_not_fooled_by_rounding() -> None:
     assert int((top_fraction_weights(["cat"] * 30, torch.arange(30.0), 0.1) > 0).sum()) == 3
 
 
-def test_ties_keep_the_count_and_the_order() -> None:
-    """All rewards equal: exactly the promised share is kept, the earliest first, so that runs reproduce."""
-    weights = top_fraction_weights(["cat"] * 10, torch.zeros(10), 0.2)
-    assert weights.tolist() == [5.0, 5.0] + [0.0] * 8
+def test_ties_with_the_threshold_are_kept() -> None:
+    """1[r >= C]: of rewards that are nearly all equal, as prompt alignment's are, no order decides which are fitted."""
+    assert top_fraction_weights(["cat"] * 10, torch.zeros(10), 0.2).tolist() == [1.0] * 10
+    mostly_right = torch.tensor([1.0, 0.3, 1.0, 1.0, 0.9])
+    assert top_fraction_weights(["cat"] * 5, mostly_right, 0.2).tolist() == pytest.approx([5 / 3, 0, 5 / 3, 5 / 3, 0])
+    # Two of five are kept: C is 3, which a third image reaches too.
+    below_the_best = torch.tensor([4.0, 3.0, 1.0, 3.0, 2.0])
+    assert top_fraction_weights(["cat"] * 5, below_the_best, 0.4).tolist() == pytest.approx([5 / 3, 5 / 3, 0, 5 / 3, 0])
+
+
+def test_raw_rewards_are_weighed_as_in_the_paper() -> None:
+    """exp(0.2 r), the paper's beta, on each prompt's rewards as they are: their spread decides how greedy it is."""
+    rewards = torch.tensor([90.0, 100.0, 110.0, 4.9, 5.0, 5.4])
+    prompts = ["cat"] * 3 + ["dog"] * 3
+    weights = softmax_weights(prompts, rewards, beta=5.0, standardise=False)
+    expected = torch.cat([3 * torch.softmax(0.2 * rewards[part].double(), 0) for part in (slice(3), slice(3, 6))])
+    assert weights.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    assert weights[2] > 2.5
+    assert (weights[3:] - 1).abs().max() < 0.07
 
 
 def test_effective_sample_size_by_hand() -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 
-from algorithms import DenoisingPolicy, PolicyConfig
-from diffusion_gym import load_model
+from algorithms import RWR, DenoisingPolicy, PolicyConfig
+from diffusion_gym import ENV_ID, load_model
 from diffusion_gym.models.flux import Flux, pack, unpack
 
 PROMPTS = ["a cat", "dog", ""]
@@ -82,6 +83,13 @@ def test_guidance_is_an_input_of_dev_and_a_second_forward_of_schnell(build: Call
         policy = DenoisingPolicy(distilled, 4, PolicyConfig())
         unguided = policy.model_output(latents, torch.tensor([750.0]), distilled.encode_prompts(["a cat"]))
     assert torch.equal(plain, unguided), "called without the policy, the denoiser reads a guidance of 1"
+
+
+def test_a_distilled_model_has_no_prediction_without_guidance_to_fit(flux: Any) -> None:
+    env = gymnasium.make(ENV_ID, model=flux.folder, reward="compressibility", prompts=["cat"], num_inference_steps=2)
+    settings = {"images_per_iteration": 2, "images_per_prompt": 2, "num_envs": 2, "guidance_scale": 3.5}
+    with pytest.raises(ValueError, match=r"cfg_training=False fits the prediction without guidance, but .*distilled"):
+        RWR(env, **settings, cfg_training=False)
 
 
 def test_conditioning_is_the_pipelines(flux: Any) -> None:
