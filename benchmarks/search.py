@@ -64,11 +64,11 @@ PAST_THE_EDGE: dict[str, tuple[dict[str, object], ...]] = {
     "sparse-rwr": ({**_LARGE, "top_fraction": 0.1, "learning_rate": 3e-3},),
 }
 CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {name: (*SIX[name], *PAST_THE_EDGE[name]) for name in SIX}
-#: On prompt alignment few pictures say what to change, and the steps that suit the other tasks go past it: half of them
-#: and a quarter, and half with twice the images. DDPO compares four images of a prompt, since there are many prompts.
+#: On prompt alignment few pictures say what to change: half the steps that suit the other tasks and a quarter, half
+#: with twice the images, and the whole. DDPO compares four images of a prompt, since there are many prompts.
 _ALIGNMENT = "vlm_alignment"
 _FOUR: dict[str, object] = {"images_per_prompt": 4}
-#: RWR loses with all of the first three, so it has two more, of ever smaller steps.
+#: RWR loses with large steps, so it has two more, ever smaller ones.
 _RWR_ON_ALIGNMENT: tuple[dict[str, object], ...] = (
     {**_SMALL, "learning_rate": 1e-3},
     {**_SMALL, "learning_rate": 5e-4},
@@ -81,11 +81,13 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
         {**_FOUR, "learning_rate": 1e-3},
         {**_FOUR, "learning_rate": 5e-4},
         {**_FOUR, "learning_rate": 1e-3, "images_per_iteration": 128},
+        {**_FOUR, "learning_rate": 2e-3},
     ),
     "ddpo-sf": (
         {**_FOUR, "learning_rate": 1.5e-3},
         {**_FOUR, "learning_rate": 7.5e-4},
         {**_FOUR, "learning_rate": 1.5e-3, "images_per_iteration": 128},
+        {**_FOUR, "learning_rate": 3e-3},
     ),
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,

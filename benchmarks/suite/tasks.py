@@ -18,6 +18,8 @@ class Task:
     """Prompts that training never sees, evaluated apart; None where there are none."""
     reward_queries: int = 2048
     """The budget of each run, the same for every algorithm."""
+    evaluation_images: int | None = None
+    """Images an evaluation, and as many on held-out prompts; None is the recipe's."""
 
 
 def _embedded(reward: str, prompts: str, *metrics: str) -> TaskConfig:
@@ -39,7 +41,9 @@ PAPER_TASKS: dict[str, Task] = {
     "incompressibility": Task(_embedded("incompressibility", PROMPTS, *_MEASURED), "other-animals"),
     "aesthetic": Task(_embedded("aesthetic", PROMPTS, *_MEASURED), "other-animals"),
     "vlm_alignment": Task(
-        _embedded("vlm_alignment", "animals-activities@train", *_MEASURED[:2]), "animals-activities@held-out"
+        _embedded("vlm_alignment", "animals-activities@train", *_MEASURED[:2]),
+        "animals-activities@held-out",
+        evaluation_images=90,  # each prompt once: one picture in ten is wrong, and few of them would be too coarse
     ),
 }
 
