@@ -14,8 +14,7 @@ from benchmarks.curves import curves
 from benchmarks.dry_run import dry_run
 from benchmarks.folder import check_same
 from benchmarks.ledger import Ledger
-from benchmarks.pool import LocalPool
-from benchmarks.provenance import available_cores
+from benchmarks.pool import local_pool
 from benchmarks.ray_pool import RayPool
 from benchmarks.report import Source, write_report
 from benchmarks.settings import RunSpec, check_names
@@ -66,7 +65,8 @@ class Compare:
     """Results files of other days or machines: their complete runs are taken over where their settings are the same.
     The first is also written, after every run."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as there are cores, and one where the task's device is a GPU."""
+    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB a run), and one a visible GPU where the
+    task's device is one. More than there are GPUs share them."""
     threads: int = 1
     """Torch threads of each run. Results are bit-equal for the same number."""
     ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
@@ -162,6 +162,6 @@ def _pool(options: Compare, plan: Mapping[str, RunSpec]) -> tuple[Pool, str]:
     threads = options.threads
     if options.ray_address is not None:
         return RayPool(options.ray_address, threads), f"on Ray at {options.ray_address}, {threads} CPU(s) each"
-    on_cpu = all(spec.task.device == "cpu" for spec in plan.values())
-    processes = options.processes or (max(1, available_cores() // threads) if on_cpu else 1)
-    return LocalPool(processes, threads), f"{processes} at a time, {threads} thread(s) each"
+    pool = local_pool(plan.values(), options.processes, threads)
+    on_gpus = f", one of the GPUs {', '.join(pool.gpus)} each" if pool.gpus else ""
+    return pool, f"{pool.processes} at a time, {threads} thread(s) each{on_gpus}"
