@@ -14,13 +14,12 @@ from benchmarks.curves import curves
 from benchmarks.dry_run import dry_run
 from benchmarks.folder import check_same
 from benchmarks.ledger import Ledger
-from benchmarks.pool import LocalPool
-from benchmarks.provenance import available_cores
+from benchmarks.pool import local_pool
 from benchmarks.ray_pool import RayPool
 from benchmarks.report import Source, write_report
 from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import SUITES
-from benchmarks.sweep import Pool, run_all
+from benchmarks.sweep import Pool, is_complete, run_all
 from benchmarks.tables import (
     failure_note,
     held_out_table,
@@ -66,7 +65,8 @@ class Compare:
     """Results files of other days or machines: their complete runs are taken over where their settings are the same.
     The first is also written, after every run."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as there are cores, and one where the task's device is a GPU."""
+    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB a run), and one a visible GPU where the
+    task's device is one. More than there are GPUs share them."""
     threads: int = 1
     """Torch threads of each run. Results are bit-equal for the same number."""
     ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
@@ -124,7 +124,7 @@ def compare(options: Compare) -> int:
     for name, spec in plan.items():
         check_same(spec, folder / name)  # now, rather than as many failures at the end
     sweep = Ledger(plan, folder, options.results[:1], options.results[1:])
-    pool, where = _pool(options, plan)
+    pool, where = _pool(options, sweep.own, folder)
     print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
     if sweep.taken_over:
         print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
@@ -158,10 +158,11 @@ def summary_text(results: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _pool(options: Compare, plan: Mapping[str, RunSpec]) -> tuple[Pool, str]:
-    threads = options.threads
+def _pool(options: Compare, own: Mapping[str, RunSpec], folder: Path) -> tuple[Pool, str]:
+    todo, threads = [spec for name, spec in own.items() if not is_complete(spec, folder / name)], options.threads
     if options.ray_address is not None:
-        return RayPool(options.ray_address, threads), f"on Ray at {options.ray_address}, {threads} CPU(s) each"
-    on_cpu = all(spec.task.device == "cpu" for spec in plan.values())
-    processes = options.processes or (max(1, available_cores() // threads) if on_cpu else 1)
-    return LocalPool(processes, threads), f"{processes} at a time, {threads} thread(s) each"
+        pool = RayPool(options.ray_address, threads, folder, todo)
+        return pool, f"on Ray at {options.ray_address}, {threads} CPU(s) each"
+    here = local_pool(todo, options.processes, threads)
+    on_gpus = f", one of the GPUs {', '.join(here.gpus)} each" if here.gpus else ""
+    return here, f"{here.processes} at a time, {threads} thread(s) each{on_gpus}"

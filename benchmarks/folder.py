@@ -177,16 +177,26 @@ def check_same(spec: RunSpec, folder: Path) -> None:
     if not (folder / RUN).is_file():
         return
     # Read back, so that fields which the folder's version did not have yet have their defaults.
-    wanted, found = _flat(spec.to_json()), _flat(read_spec(folder).to_json())
-    missing = object()
-    differences = [
-        f"{key} {found.get(key, 'unset')!r} there, {wanted.get(key, 'unset')!r} asked for"
-        for key in [*wanted, *(set(found) - set(wanted))]
-        if found.get(key, missing) != wanted.get(key, missing)
+    different = differences(read_spec(folder).to_json(), spec.to_json())
+    if different:
+        raise ValueError(f"{str(folder)!r} holds another run ({different}). Choose another folder, or delete this one.")
+
+
+def differences(there: dict[str, Any], wanted: dict[str, Any], whose: str = "asked for") -> str:
+    """Return what differs between two specifications as JSON: names and both values of the first three; "" if nothing.
+
+    Args:
+        there: one that a file holds.
+        wanted: the other.
+        whose: words behind the other's values.
+    """
+    found, asked, missing = _flat(there), _flat(wanted), object()
+    lines = [
+        f"{key} {found.get(key, 'unset')!r} there, {asked.get(key, 'unset')!r} {whose}"
+        for key in [*asked, *(key for key in found if key not in asked)]
+        if found.get(key, missing) != asked.get(key, missing)
     ]
-    if differences:
-        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-        raise ValueError(f"{str(folder)!r} holds another run ({shown}). Choose another folder, or delete this one.")
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
 def read_spec(folder: Path) -> RunSpec:

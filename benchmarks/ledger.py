@@ -1,10 +1,12 @@
 """A comparison's results file, kept run by run: runs of other days and machines are taken over, none is lost."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.curves import check_one_comparison, check_one_setting
+from benchmarks.folder import differences
 from benchmarks.provenance import provenance
 from benchmarks.results import (
     Run,
@@ -26,7 +28,8 @@ class Ledger:
     """The runs of a plan: those that are made here, and those that results files hold already.
 
     The first file is ``folder/results.json``. A complete run of any of them is taken over where its settings are those
-    of the plan. What the files that are written hold beyond the plan stays, so that a suite can be made in parts.
+    of the plan. What the files that are written hold beyond the plan stays, so that a suite can be made in parts; a
+    complete run of theirs that writing would drop is refused before anything runs.
     """
 
     def __init__(
@@ -41,11 +44,14 @@ class Ledger:
             read: results files that are only read.
 
         Raises:
-            ValueError: a damaged file, or one whose runs of a task and variant have other settings than the plan's.
+            ValueError: a damaged file, one whose runs of a task and variant have other settings than the plan's, or one
+                that is written and holds a run of the plan's name with other settings.
         """
         self._plan, self._folder = plan, folder
         self._written = [folder / "results.json", *also_written]
-        held = [run for file in self._written for run in _runs_in(file)]
+        held_in = {file: _runs_in(file) for file in self._written}
+        self._check_none_is_lost(held_in)
+        held = [run for runs in held_in.values() for run in runs]
         known = {spec_key(run["spec"]): run for run in [*held, *(run for file in read for run in _runs_in(file))]}
         missing = {name: spec for name, spec in plan.items() if not is_complete(spec, folder / name)}
         #: Name -> run, of those whose folders are not here.
@@ -86,6 +92,30 @@ class Ledger:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_results(results, file)
         return results
+
+    def _check_none_is_lost(self, held_in: Mapping[Path, Sequence[Run]]) -> None:
+        """Refuse held runs whose name another run will have in the files: the plan's, or one that is held as well."""
+        planned = {name: spec_key(spec.to_json()) for name, spec in self._plan.items()}
+        kept = set(planned.values())  # one that the plan has under another name is not lost
+        beyond: dict[str, tuple[str, Path]] = {}
+        for file, runs in held_in.items():
+            lost: dict[str, str] = {}  # name -> what differs
+            for run in runs:
+                name, key = name_of(run), spec_key(run["spec"])
+                wanted, whose = planned.get(name), "asked for"
+                if wanted is None:
+                    wanted, first = beyond.setdefault(name, (key, file))
+                    whose = f"in {str(first)!r}"
+                if key != wanted and key not in kept:
+                    lost[name] = differences(json.loads(key), json.loads(wanted), whose)
+            if lost:
+                name, different = next(iter(lost.items()))
+                more = f", and {len(lost) - 1} more such run(s)" if len(lost) > 1 else ""
+                raise ValueError(
+                    f"{str(file)!r} holds {name} with other settings ({different}){more}, and would lose it when it is "
+                    "written. Name other files with --folder and --results; or, if these runs are to be replaced, move "
+                    "this file away or delete it."
+                )
 
     def _check_settings(self) -> None:
         """Refuse, before anything runs, what could not be put together in one curve, or compared, at the end."""

@@ -1,6 +1,5 @@
 """What made a number: versions, hardware, git revision, command; written beside every result."""
 
-import os
 import platform
 import shlex
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.machine import available_cores
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy", "pillow")
 
@@ -32,11 +33,6 @@ def provenance() -> dict[str, Any]:
         "revision": _revision(),
         "command": _command(sys.argv[1:]),
     }
-
-
-def available_cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _command(words: list[str]) -> str:

@@ -10,8 +10,7 @@ import tyro
 
 from algorithms.config import override
 from benchmarks.ledger import Ledger
-from benchmarks.pool import LocalPool
-from benchmarks.provenance import available_cores
+from benchmarks.pool import local_pool
 from benchmarks.results import Run
 from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import EMBEDDED, PAPER_TASKS, TASKS
@@ -124,7 +123,7 @@ class Search:
     results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
     """Results files of other days or machines, whose complete runs are taken over; the first is also written."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as there are cores."""
+    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB a run)."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible numbers before anything is loaded."""
@@ -157,7 +156,7 @@ def search(options: Search) -> int:
     """Run all candidates, write ``results.json`` and print each algorithm's candidates, best first."""
     ledger = Ledger(options.plan(), options.folder, options.results[:1], options.results[1:])
     options.folder.mkdir(parents=True, exist_ok=True)
-    pool = LocalPool(options.processes or available_cores(), 1)
+    pool = local_pool(ledger.own.values(), options.processes, 1)
     failures = run_all(ledger.own, options.folder, pool, lambda name: ledger.write())
     for name, error in failures.items():
         print(f"run {name} failed: {error.splitlines()[-1]}")

@@ -96,10 +96,10 @@ def run_all(
                         sweep.finished += 1
                         on_finished(name)
                     elif sweep.attempts[name] < _ATTEMPTS:
-                        bar.write(f"run {name} failed ({_last_line(error)}); it is tried once more.")
+                        bar.write(f"run {name} failed ({last_line(error)}); it is tried once more.")
                         _submit(sweep, pool, name, todo[name], root)
                     else:
-                        bar.write(f"run {name} failed again ({_last_line(error)}); the others go on.")
+                        bar.write(f"run {name} failed again ({last_line(error)}); the others go on.")
                         sweep.failures[name] = "".join(traceback.format_exception(error)).strip()
                 _show(bar, pool.messages(), sweep, len(specs))
             except KeyboardInterrupt:
@@ -129,7 +129,8 @@ def _submit(sweep: _Sweep, pool: Pool, name: str, spec: RunSpec, root: Path) -> 
     sweep.pending[pool.submit(name, spec, root / name)] = name
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """Return what an error comes down to, in one line."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
 
 

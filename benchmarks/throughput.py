@@ -20,8 +20,9 @@ from algorithms.checkpoint import write_atomically
 from algorithms.config import EvaluationConfig
 from algorithms.rollouts import Rollout
 from benchmarks.floors import Floor
+from benchmarks.machine import available_cores
 from benchmarks.meters import PeakMemory, Seconds, Stopwatch, seconds_by_operation, timed_parts
-from benchmarks.provenance import available_cores, provenance
+from benchmarks.provenance import provenance
 from benchmarks.settings import TaskConfig
 from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
 from benchmarks.throughput_tables import PHASES, markdown

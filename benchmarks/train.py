@@ -15,9 +15,9 @@ import tyro
 from algorithms import ALGORITHMS, AlgorithmConfig, AlgorithmEntry, EvaluationConfig
 from algorithms.distributed import current_ranks
 from benchmarks.folder import BEST
+from benchmarks.machine import available_cores
 from benchmarks.memory import estimate_memory
 from benchmarks.progress import ProgressBar
-from benchmarks.provenance import available_cores
 from benchmarks.recorder import Progress
 from benchmarks.runs import run
 from benchmarks.safeguards import Safeguards

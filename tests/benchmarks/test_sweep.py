@@ -167,6 +167,56 @@ def test_other_settings_are_refused_before_anything_runs(tmp_path: Path) -> None
         Ledger(plan, tmp_path)
 
 
+def held(folder: Path, plan: dict[str, RunSpec]) -> Path:
+    """Make a plan's runs and return their results file."""
+    ledger = Ledger(plan, folder)
+    run_all(ledger.own, folder, InProcess())
+    ledger.write()
+    return folder / "results.json"
+
+
+def test_a_file_that_would_lose_runs_of_other_settings_is_refused(tmp_path: Path) -> None:
+    """The plan's runs have the names of the file's and another budget: writing would leave none of the file's."""
+    file = held(tmp_path / "elsewhere", plan_of(0, 1))
+    before = file.read_bytes()
+    plan = {name: dataclasses.replace(spec, reward_queries=4) for name, spec in plan_of(0, 1).items()}
+    says = (
+        rf"'{file}' holds line/ddpo-is/seed-0 with other settings \(reward_queries 8 there, 4 asked for\), and 1 more "
+        r"such run\(s\), .* Name other files with --folder and --results; or, if these runs are to be replaced, move"
+    )
+    with pytest.raises(ValueError, match=says):
+        Ledger(plan, tmp_path / "here", [file])
+    (tmp_path / "here").mkdir()
+    shutil.copy(file, tmp_path / "here")
+    with pytest.raises(ValueError, match=rf"'{tmp_path / 'here' / 'results.json'}' holds line/ddpo-is/seed-0"):
+        Ledger(plan, tmp_path / "here")
+    assert file.read_bytes() == before
+    # A file that is only read loses nothing; neither does one whose run has not ended, or has another name in the plan.
+    assert list(Ledger(plan, tmp_path / "third", [], [file]).own) == list(plan)
+    renamed = Ledger({**plan, "two/ddpo-is/seed-0": spec_of(0), "two/ddpo-is/seed-1": spec_of(1)}, tmp_path, [file])
+    assert list(renamed.taken_over) == ["two/ddpo-is/seed-0", "two/ddpo-is/seed-1"]
+    results = read_results(file)
+    file.write_text(json.dumps({**results, "runs": [{**found, "complete": False} for found in results["runs"]]}))
+    assert list(Ledger(plan, tmp_path / "third", [file]).own) == list(plan)
+
+
+def test_two_files_that_hold_other_runs_of_one_name_are_refused(tmp_path: Path) -> None:
+    """They are beyond the plan, and only one of them could stay."""
+    here = held(tmp_path / "here", {"two/ddpo-is/seed-0": spec_of(0, num_inference_steps=3)})
+    file = held(tmp_path / "elsewhere", {"two/ddpo-is/seed-0": spec_of(0)})
+    with pytest.raises(ValueError, match=rf"'{file}' holds two/.* \(task.num_inference_steps 2 there, 3 in '{here}'\)"):
+        Ledger(plan_of(1), tmp_path / "here", [file])
+
+
+def test_runs_of_versions_without_a_field_that_has_its_default_are_taken_over(tmp_path: Path) -> None:
+    file = held(tmp_path / "elsewhere", plan_of(0))
+    results = read_results(file)
+    spec = results["runs"][0]["spec"]
+    del spec["safeguards"], spec["task"]["metrics"], spec["task"]["vae_tiling"]
+    file.write_text(json.dumps(results))
+    assert list(Ledger(plan_of(0), tmp_path / "here", [file]).taken_over) == ["line/ddpo-is/seed-0"]
+
+
 @pytest.mark.slow
 def test_a_killed_process_takes_no_other_run_with_it(tmp_path: Path) -> None:
     """A process that dies without a word is what running out of memory looks like: the next run gets a new one."""

@@ -1,0 +1,89 @@
+"""How much of this machine is ours: cores, memory and GPUs, within what a scheduler or a container leaves.
+
+Limits of control groups are those of this process's own group and of every group around it, versions 1 and 2.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import torch
+
+#: Where the system's files lie; tests have some of their own.
+_ROOT = Path("/")
+
+
+def available_cores(root: Path = _ROOT) -> int:
+    """Number of processor cores that this process may use: its affinity, within the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
+
+
+def available_memory(root: Path = _ROOT) -> int:
+    """Bytes of main memory that can be had: the system's, within what the control group has left."""
+    return max(0, min([psutil.virtual_memory().available, *_memory_left(root)]))
+
+
+def available_gpus(environment: Mapping[str, str] = os.environ, count: int | None = None) -> tuple[str, ...]:
+    """Return what CUDA_VISIBLE_DEVICES says of each GPU that this process sees, or would say where it is not set.
+
+    Args:
+        environment: with the variable, if it is set.
+        count: of the GPUs that torch sees; None asks torch.
+    """
+    count = torch.cuda.device_count() if count is None else count
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return tuple(str(index) for index in range(count))
+    names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+    if count and names[0].startswith("MIG-"):  # of which CUDA shows each process one alone
+        return tuple(names)
+    return tuple(names[:count])  # CUDA shows the entries before the first that is none of its devices
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores' worth of time of each group that limits it."""
+    for folder in _groups(root, ""):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if quota.isdigit():
+            yield int(quota) / int(period)
+    for folder in _groups(root, "cpu"):
+        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit():  # -1: none
+            yield int(quota) / int(period)
+
+
+def _memory_left(root: Path) -> Iterator[int]:
+    """Bytes that each group with a limit has left; what it caches of files makes room when it is needed."""
+    versions = (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for controller, limit_file, usage_file, cache in versions:
+        for folder in _groups(root, controller):
+            limit, usage = _text(folder / limit_file), _text(folder / usage_file)
+            if limit.isdigit() and usage.isdigit():
+                lines = [line.partition(" ") for line in _text(folder / "memory.stat").splitlines()]
+                yield int(limit) - int(usage) + sum(int(value) for name, _, value in lines if name == cache)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's group and of those around it; ``controller`` "" is version 2, which has one tree.
+
+    In a container the kernel may name the group by its path outside; then its tree begins with it, and only the top is
+    there.
+    """
+    top = root / "sys/fs/cgroup" / controller
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = top / path.lstrip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
+
+
+def _text(file: Path) -> str:
+    """Return what stands in a file, "" where there is none that may be read."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
