@@ -1,12 +1,13 @@
 """What several tasks say together: normalised scores, their statistics, and which variant beats which."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from benchmarks.curves import Curve, Curves, Measure
+from benchmarks.curves import Curve, Curves
 from benchmarks.statistics import (
     Interval,
     Strata,
@@ -87,7 +88,7 @@ class Improvement:
 
     Attributes:
         by_task: task -> the probability on it.
-        together: averaged over these tasks; None for one task.
+        together: averaged over these tasks; None for one task, and where tasks share runs.
         ahead: task -> the same seed by seed.
     """
 
@@ -98,12 +99,28 @@ class Improvement:
     ahead: dict[str, Ahead]
 
 
+def shared(summary: Curves) -> list[str]:
+    """Return the tasks that hold a run which stands in another task too: nothing is pooled over such tasks.
+
+    They are no independent samples, so that intervals over all of them would be too narrow.
+    """
+    runs = {
+        task: {spec for curve in by_variant.values() for spec in curve.specs} for task, by_variant in summary.items()
+    }
+    times = Counter(spec for found in runs.values() for spec in found)
+    return [task for task, found in runs.items() if any(times[spec] > 1 for spec in found)]
+
+
 def aggregate(summary: Curves) -> Aggregate | None:
     """Return the statistics over tasks, or None where fewer than two variants have two seeds in common.
+
+    None too where tasks share runs (:func:`shared`).
 
     A task is counted where at least two variants have finished two seeds and were trained and evaluated on equal terms;
     a variant, where it has them on every such task.
     """
+    if shared(summary):
+        return None
     usable = {
         task: found
         for task, by_variant in summary.items()
@@ -152,17 +169,14 @@ def aggregate(summary: Curves) -> Aggregate | None:
     )
 
 
-def improvements(summary: Curves, measure: Measure = "finals") -> list[Improvement]:
+def improvements(summary: Curves) -> list[Improvement]:
     """Return, for each pair of variants that finished two seeds each on a common task, which is better how surely.
 
     Of a pair the one that is named first is the one with the higher probability. Where two variants were not trained
     and evaluated on equal terms, nothing is said.
-
-    Args:
-        summary: of the runs.
-        measure: what is compared: rewards at the end (``"finals"``), or how far they are above the start (``"gains"``).
     """
     names = list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant))
+    pooled = not shared(summary)
     found = []
     for first, second in combinations(names, 2):
         pairs = {
@@ -171,14 +185,14 @@ def improvements(summary: Curves, measure: Measure = "finals") -> list[Improveme
             if first in by_variant and second in by_variant and _comparable(by_variant[first], by_variant[second])
         }
         if pairs:
-            found.append(_improvement(first, second, pairs, measure))
+            found.append(_improvement(first, second, pairs, pooled))
     return found
 
 
-def improvement(summary: Curves, better: str, worse: str, measure: Measure = "finals") -> Improvement | None:
+def improvement(summary: Curves, better: str, worse: str) -> Improvement | None:
     """Return the probability for one pair in this order, or None where it has no task with two seeds of each."""
     pair = {task: _only(by_variant, (better, worse)) for task, by_variant in summary.items()}
-    for found in improvements(pair, measure):
+    for found in improvements(pair):
         return found if found.better == better else _turned(found)
     return None
 
@@ -191,21 +205,21 @@ def _comparable(first: Curve, second: Curve) -> bool:
     return _has_seeds(first) and _has_seeds(second) and first.terms == second.terms
 
 
-def _improvement(first: str, second: str, pairs: Mapping[str, tuple[Curve, Curve]], measure: Measure) -> Improvement:
+def _improvement(first: str, second: str, pairs: Mapping[str, tuple[Curve, Curve]], pooled: bool) -> Improvement:
     def probability(tasks: Sequence[str]) -> Interval:
-        groups = [[getattr(pairs[task][side], measure) for task in tasks] for side in (0, 1)]
+        groups = [[pairs[task][side].finals for task in tasks] for side in (0, 1)]
         return stratified_bootstrap(groups, probability_of_improvement)[0]
 
     by_task = {task: probability([task]) for task in pairs}
-    together = probability(list(pairs)) if len(pairs) > 1 else None
-    mean = together.estimate if together else next(iter(by_task.values())).estimate
-    found = Improvement(first, second, by_task, together, {task: _ahead(*pairs[task], measure) for task in pairs})
+    together = probability(list(pairs)) if pooled and len(pairs) > 1 else None
+    mean = np.mean([found.estimate for found in by_task.values()])
+    found = Improvement(first, second, by_task, together, {task: _ahead(*pairs[task]) for task in pairs})
     return found if mean >= 0.5 else _turned(found)
 
 
-def _ahead(first: Curve, second: Curve, measure: Measure) -> Ahead:
+def _ahead(first: Curve, second: Curve) -> Ahead:
     common = [seed for seed in first.seeds if seed in second.seeds]
-    ours, theirs = getattr(first, measure)[first.places(common)], getattr(second, measure)[second.places(common)]
+    ours, theirs = first.finals[first.places(common)], second.finals[second.places(common)]
     return Ahead(int((ours > theirs).sum()), int((ours < theirs).sum()), len(common))
 
 

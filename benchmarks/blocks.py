@@ -11,6 +11,7 @@ from benchmarks.results import read_results
 from benchmarks.search import ranking
 from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
+    bracketed,
     equal_reward_table,
     failure_note,
     flat,
@@ -21,6 +22,8 @@ from benchmarks.tables import (
     peak_table,
     score_note,
     score_table,
+    shared_note,
+    start_to_end,
     table,
 )
 
@@ -109,9 +112,10 @@ def _improvement(block: Block, results: Mapping[str, Any]) -> str | None:
 
 
 def _scores(block: Block, results: Mapping[str, Any]) -> str | None:
-    found = aggregate(curves(results))
+    summary = curves(results)
+    found = aggregate(summary)
     if found is None:
-        return None
+        return shared_note(summary)
     return f"{score_table(found)}\n\n{score_note(found)}"
 
 
@@ -132,7 +136,7 @@ def _way(block: Block, results: Mapping[str, Any]) -> str | None:
             for name in variants:
                 curve = by_variant[name]
                 index = curve.queries.index(queries)
-                beside = [f"{curve.metrics[word][index]:.2f}" for word in block.words]
+                beside = [f"{curve.metrics[word][index].estimate:.2f}" for word in block.words]
                 cells.append(f"{curve.reward[index].estimate:.3f}" + (f" ({', '.join(beside)})" if beside else ""))
             rows.append([task, f"{queries:,.0f}", *cells])
     return markdown(["task", "queries", *variants], rows)
@@ -147,7 +151,7 @@ def _held_out_way(block: Block, results: Mapping[str, Any]) -> str | None:
         for index in _picked(curve.queries) if curve.held_out else ():
             cells = [f"{found[index].estimate:.3f}" for found in (curve.reward, curve.held_out)]
             for word in block.words:
-                cells += [f"{found[word][index]:.2f}" for found in (curve.metrics, curve.held_out_metrics)]
+                cells += [f"{found[word][index].estimate:.2f}" for found in (curve.metrics, curve.held_out_metrics)]
             rows.append([task, variant, f"{curve.queries[index]:,.0f}", *cells])
     return markdown(header, rows) if rows else None
 
@@ -164,13 +168,11 @@ def _claim(block: Block, results: Mapping[str, Any]) -> str | None:
     if not summary:
         return None
     claim = CLAIMS[name]
-    pairs = [improvement(summary, better, worse, claim.measure) for better, worse in claim.pairs]
+    pairs = [improvement(summary, better, worse) for better, worse in claim.pairs]
     parts = [
         table(summary),
         interval_note(summary),
-        improvement_table(
-            [pair for pair in pairs if pair is not None], "gains" if claim.measure == "gains" else "ends"
-        ),
+        improvement_table([pair for pair in pairs if pair is not None]),
         held_out_table(summary),
         peak_table(summary, claim.peaks),
         f"```bash\n{block.command()}\n```",
@@ -183,20 +185,20 @@ def _exact(block: Block, results: Mapping[str, Any]) -> str:
     rows = []
     for task, variant, curve in flat(curves(results)):
         named = {name.partition("?")[0]: values for name, values in curve.metrics.items()}
-        target = named["exact-target-kl"]
+        target = [value.estimate for value in named["exact-target-kl"]]
         nearest = target.index(min(target))
+        ends = [named[name][-1] for name in ("exact-kl-from-start", "exact-excess-kl")]
         rows.append(
             [
                 task,
                 variant,
-                f"{curve.reward[0].estimate:.2f} to {curve.reward[-1].estimate:.2f}",
-                f"{named['exact-kl-from-start'][-1]:.2f}",
-                f"{named['exact-excess-kl'][-1]:.2f}",
+                start_to_end(curve.reward),
+                *(f"{end.estimate:.2f}{bracketed(end)}" for end in ends),
                 f"{target[0]:.2f}",
                 f"{target[nearest]:.3f}",
                 f"{curve.queries[nearest]:,.0f}",
                 f"{curve.forwards[nearest]:,.0f}",
-                *(f"{named[name][nearest]:.2f}" if name in named else "" for name in _EXACT_ERRORS),
+                *(f"{named[name][nearest].estimate:.2f}" if name in named else "" for name in _EXACT_ERRORS),
             ]
         )
     header = ["task", "algorithm", "reward", "KL from start", "excess KL", "KL to target, before", "nearest"]

@@ -27,6 +27,7 @@ from benchmarks.tables import (
     interval_note,
     score_note,
     score_table,
+    shared_note,
     table,
 )
 
@@ -146,12 +147,13 @@ def compare(options: Compare) -> int:
 def summary_text(results: Mapping[str, Any]) -> str:
     """Return the tables that are printed at the end, as Markdown."""
     summary = curves(results)
-    found = aggregate(summary)
+    found, pairs = aggregate(summary), improvements(summary)
     parts = [
         table(summary),
         interval_note(summary),
         held_out_table(summary),
-        improvement_table(improvements(summary)),
+        improvement_table(pairs),
+        shared_note(summary) if pairs else None,
         *([score_table(found), score_note(found)] if found and len(found.tasks) > 1 else []),
         failure_note(results),
     ]

@@ -3,16 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from benchmarks.metrics import more_is_better
-from benchmarks.results import Run, full_spec, seed_of, task_of, variant_of
-from benchmarks.statistics import Interval, interquartile_mean, summarise
-
-#: What of two runs is compared: their rewards at the end, or these less those at the start.
-Measure = Literal["finals", "gains"]
+from benchmarks.results import Run, full_spec, seed_of, spec_key, task_of, variant_of
+from benchmarks.statistics import Interval, interquartile_mean, over_seeds, summarise
 
 
 @dataclass(frozen=True)
@@ -21,6 +18,7 @@ class Peak:
 
     Attributes:
         start, best, final: of the metric. The best of many evaluations is above what others of that moment would show.
+            All runs begin with the same pictures, so the end's interval says how sure the change from the start is too.
         queries: reward queries at each run's best, interquartile mean.
         places: each run's best evaluation.
         fallen: how many runs end below their start.
@@ -29,7 +27,7 @@ class Peak:
     start: float
     best: float
     queries: float
-    final: float
+    final: Interval
     places: list[int]
     fallen: int
 
@@ -44,12 +42,13 @@ class Curve:
         runs: indices into the results' runs, one a seed.
         finished: whether they are.
         seeds: of these runs.
+        specs: their specifications as text: equal where a run stands in another curve too.
         terms: task, reward queries and evaluation as text: equal where two curves can be compared.
         queries, forwards, times, images: reward queries, UNet forward-equivalents, mean training seconds and sampled
             images at each evaluation.
         reward: the interval at each evaluation.
         held_out: the same on prompts that are not trained on; empty where none were evaluated.
-        metrics: name -> interquartile mean over seeds at each evaluation.
+        metrics: name -> interquartile mean over seeds at each evaluation, with its interval where there are several.
         held_out_metrics: the same on prompts that are not trained on.
         peaks: metric, of those of which more is better -> its best moment against its end.
         seconds: training seconds to the end, mean over seeds.
@@ -59,6 +58,7 @@ class Curve:
     runs: list[int]
     finished: bool
     seeds: list[int]
+    specs: list[str]
     terms: str
     queries: list[float]
     forwards: list[float]
@@ -66,8 +66,8 @@ class Curve:
     images: list[float]
     reward: list[Interval]
     held_out: list[Interval]
-    metrics: dict[str, list[float]]
-    held_out_metrics: dict[str, list[float]]
+    metrics: dict[str, list[Interval]]
+    held_out_metrics: dict[str, list[Interval]]
     peaks: dict[str, Peak]
     seconds: float
     by_run: np.ndarray
@@ -80,11 +80,6 @@ class Curve:
     def places(self, seeds: Sequence[int]) -> list[int]:
         """Return where these seeds' runs stand in ``runs`` and ``by_run``."""
         return [self.seeds.index(seed) for seed in seeds]
-
-    @property
-    def gains(self) -> np.ndarray:
-        """The same less its start, (runs,)."""
-        return self.by_run[:, -1] - self.by_run[:, 0]
 
 
 #: Task -> variant -> curve.
@@ -118,31 +113,30 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
         return [step[0]["costs"][name] for step in steps]  # the same for every seed
 
     times = [_mean([line["costs"]["seconds"] for line in step]) for step in steps]
+    metrics = _metrics(steps)
     return Curve(
         runs=chosen,
         finished=bool(finished),
         seeds=[seed_of(all_runs[index]) for index in chosen],
+        specs=[spec_key(all_runs[index]["spec"]) for index in chosen],
         terms=terms(all_runs[chosen[0]]),
         queries=cost("reward_queries"),
         forwards=cost("forward_equivalents"),
         times=times,
         images=cost("images"),
-        reward=[summarise([line["rewards"] for line in step]) for step in steps],
-        held_out=[summarise([line["rewards"] for line in step]) for step in held_out],
-        metrics=_metrics(steps),
+        reward=summarise([[line["rewards"] for line in step] for step in steps]),
+        held_out=summarise([[line["rewards"] for line in step] for step in held_out]),
+        metrics=metrics,
         held_out_metrics=_metrics(held_out),
-        peaks={name: _peak(steps, name) for name in _common_metrics(steps) if more_is_better(name)},
+        peaks={name: _peak(steps, name, values) for name, values in metrics.items() if more_is_better(name)},
         seconds=times[-1],
         by_run=np.array([[_mean(line["rewards"]) for line in step] for step in steps]).T,
     )
 
 
-def _metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+def _metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[Interval]]:
     names = _common_metrics(steps) if steps else []
-    return {
-        name: [float(interquartile_mean(np.array([line["metrics"][name] for line in step]))) for step in steps]
-        for name in names
-    }
+    return {name: over_seeds([[line["metrics"][name] for line in step] for step in steps]) for name in names}
 
 
 def _common_metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -150,15 +144,14 @@ def _common_metrics(steps: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     return [name for name in steps[0][0]["metrics"] if all(name in line["metrics"] for step in steps for line in step)]
 
 
-def _peak(steps: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Peak:
+def _peak(steps: Sequence[Sequence[Mapping[str, Any]]], name: str, together: Sequence[Interval]) -> Peak:
     values = np.array([[line["metrics"][name] for line in step] for step in steps])  # (evaluations, runs)
     best = np.nan_to_num(values, nan=-np.inf).argmax(0)
     highest = values[best, np.arange(values.shape[1])]
     queries = np.array([line["costs"]["reward_queries"] for line in (step[0] for step in steps)])
-    start, peak, at, final = (
-        float(interquartile_mean(numbers)) for numbers in (values[0], highest, queries[best], values[-1])
-    )
-    return Peak(start, peak, at, final, best.tolist(), int((values[-1] < values[0]).sum()))
+    peak, at = (float(interquartile_mean(numbers)) for numbers in (highest, queries[best]))
+    fallen = int((values[-1] < values[0]).sum())
+    return Peak(together[0].estimate, peak, at, together[-1], best.tolist(), fallen)
 
 
 def check_one_setting(runs: Sequence[Run]) -> None:

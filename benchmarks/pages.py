@@ -18,6 +18,8 @@ from benchmarks.report.figures import write_figures
 from benchmarks.results import read_results
 
 _BLOCK = re.compile(r"<!-- results: (?P<head>[^\n]+?) -->\n(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
+_FIGURE = re.compile(r"!\[[^]]*\]\((results/[^)]+)\.png\)")
+_SUFFIXES = (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Tables:
     docs: Path = Path("docs")
     """The documentation's folder."""
     check: bool = False
-    """Write nothing; fail where a page does not say what its results say."""
+    """Write nothing; fail where a page does not say what its results say, or shows a figure that is not there."""
 
     def __post_init__(self) -> None:
         """Refuse a folder that is none."""
@@ -37,11 +39,12 @@ class Tables:
 
 def tables(options: Tables) -> int:
     """Rewrite every page's blocks, and draw the figures that they show; returns the exit status."""
-    stale, wanted = [], set()
+    stale, missing, wanted = [], [], set()
     for page in sorted(options.docs.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = rendered(before, options.docs)
         wanted |= {(b.name, word) for b in blocks(before) if b.kind == "figures" for word in b.words}
+        missing += [name for name in _figures(after) if not (options.docs / name).is_file()]
         if after != before:
             stale.append(page)
             if not options.check:
@@ -49,7 +52,9 @@ def tables(options: Tables) -> int:
     if options.check:
         for page in stale:
             print(f"{page} is not what its results say; run: diffusion-gym tables")
-        return 1 if stale else 0
+        for name in missing:
+            print(f"{options.docs / name} is shown and not there; run: diffusion-gym tables")
+        return 1 if stale or missing else 0
     for name in sorted({name for name, _ in wanted}):
         _draw(options.docs / "results" / name, sorted(word for of, word in wanted if of == name))
     print(f"{len(stale)} pages changed")
@@ -74,6 +79,12 @@ def rendered(page: str, docs: Path) -> str:
     return _BLOCK.sub(replaced, page)
 
 
+def _figures(page: str) -> list[str]:
+    """Return the files that the blocks' figures are, from the documentation's folder: PNG and SVG."""
+    drawn = [name for block in _BLOCK.finditer(page) for name in _FIGURE.findall(block["text"])]
+    return [f"{name}{suffix}" for name in drawn for suffix in _SUFFIXES]
+
+
 def _draw(folder: Path, names: list[str]) -> None:
     """Draw the results' figures and keep those that are shown, PNG and SVG."""
     file = folder / "results.json"
@@ -84,5 +95,5 @@ def _draw(folder: Path, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as drawn:
         write_figures(summary, styles(variants), Path(drawn))
         for name in drawn_figures(names, summary):
-            for suffix in (".png", ".svg"):
+            for suffix in _SUFFIXES:
                 shutil.copy(Path(drawn) / f"{name}{suffix}", folder / f"{name}{suffix}")

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +77,20 @@ def full_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     One that this version cannot read is returned as it is.
     """
-    try:
-        return RunSpec.from_json(spec).to_json()
-    except (KeyError, TypeError, ValueError):
-        return dict(spec)
+    return json.loads(spec_key(spec))
 
 
 def spec_key(spec: Mapping[str, Any]) -> str:
     """Return a specification as text that is equal for equal runs."""
-    return json.dumps(full_spec(spec), sort_keys=True)
+    return _key(json.dumps(spec))
+
+
+@lru_cache(maxsize=4096)  # a table asks for the same runs again and again, and each is checked field by field
+def _key(text: str) -> str:
+    spec = json.loads(text)
+    with suppress(KeyError, TypeError, ValueError):
+        spec = RunSpec.from_json(spec).to_json()
+    return json.dumps(spec, sort_keys=True)
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:

@@ -4,6 +4,7 @@ Scores come as strata: for each task one array whose first axis are the runs. A 
 within each task, so that every task keeps its number of runs; 95 % intervals are the resamples' percentiles.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +21,22 @@ Resamples = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with a 95 % interval, and what the interval is over (``"seeds"`` or ``"images"``)."""
+    """A point estimate with a 95 % interval.
+
+    Attributes:
+        low, high: of the interval; NaN where there is none.
+        over: what the interval is over: ``"seeds"``, ``"images"``, or ``"nothing"`` for one number.
+    """
 
     estimate: float
     low: float
     high: float
     over: str
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval: not of one number, nor where something could not be measured."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -49,15 +60,25 @@ def bootstrap(values: Sequence[float], statistic: Callable[..., np.ndarray], ove
     return Interval(float(statistic(data, axis=0)), float(low), float(high), over)
 
 
-def summarise(rewards_by_seed: Sequence[Sequence[float]]) -> Interval:
-    """Summarise a run's evaluation: per-image rewards of one seed, or of several.
+def summarise(evaluations: Sequence[Sequence[Sequence[float]]]) -> list[Interval]:
+    """Summarise a curve's evaluations, each of them the per-image rewards of one seed, or of several.
 
     With one seed the estimate is the mean over images, and the interval says how much other evaluation images would
     change it, nothing about other training runs. With several, it is the interquartile mean of the seeds' means.
     """
-    if len(rewards_by_seed) == 1:
-        return bootstrap(rewards_by_seed[0], np.mean, "images")
-    return bootstrap([float(np.mean(rewards)) for rewards in rewards_by_seed], interquartile_mean, "seeds")
+    if all(len(by_seed) == 1 for by_seed in evaluations):
+        return [bootstrap(rewards, np.mean, "images") for (rewards,) in evaluations]
+    return over_seeds([[float(np.mean(rewards)) for rewards in by_seed] for by_seed in evaluations])
+
+
+def over_seeds(evaluations: Sequence[Sequence[float]]) -> list[Interval]:
+    """Summarise a curve's evaluations, each of them one number a seed: interquartile means.
+
+    Seeds are resampled with all their evaluations. One seed's number has no interval.
+    """
+    if all(len(by_seed) == 1 for by_seed in evaluations):
+        return [Interval(float(value), math.nan, math.nan, "nothing") for (value,) in evaluations]
+    return stratified_bootstrap([[np.array(evaluations).T]], pooled_interquartile_mean)
 
 
 def stratified_bootstrap(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.aggregate import MARKS, Aggregate, Ahead, Improvement
+from benchmarks.aggregate import MARKS, Aggregate, Ahead, Improvement, shared
 from benchmarks.curves import Curve, Curves
 from benchmarks.statistics import Interval
 
@@ -32,7 +32,7 @@ def table(summary: Curves) -> str:
                 f"{curve.queries[-1]:,.0f}",
                 f"{curve.forwards[-1]:,.0f}",
                 f"{curve.seconds:.0f}",
-                *(_before_and_after(curve.metrics, name) for name in names),
+                *(start_to_end(curve.metrics[name]) if name in curve.metrics else "" for name in names),
             ]
             for task, variant, curve in flat(summary)
         ],
@@ -62,19 +62,14 @@ def held_out_table(summary: Curves) -> str | None:
     )
 
 
-def improvement_table(found: Sequence[Improvement], verb: str = "ends") -> str | None:
-    """Return the probability of improvement of each pair, by task and together, or None where there is no pair.
-
-    Args:
-        found: the pairs.
-        verb: what runs do above one another: they end there, or gain.
-    """
+def improvement_table(found: Sequence[Improvement]) -> str | None:
+    """Return the probability of improvement of each pair, by task and together, or None where there is no pair."""
     if not found:
         return None
     tasks = list(dict.fromkeys(task for one in found for task in one.by_task))
     several = any(one.together for one in found)
     return markdown(
-        ["a run of", f"{verb} above a run of", *tasks, *(["all tasks"] if several else [])],
+        ["a run of", "ends above a run of", *tasks, *(["all tasks"] if several else [])],
         [
             [
                 one.better,
@@ -121,7 +116,7 @@ def peak_table(summary: Curves, names: Sequence[str]) -> str | None:
             f"{peak.start:.2f}",
             f"{peak.best:.2f}",
             f"{peak.queries:,.0f}",
-            f"{peak.final:.2f}",
+            f"{peak.final.estimate:.2f}{bracketed(peak.final)}",
             f"{peak.fallen} of {len(curve.runs)}",
         ]
         for task, variant, curve in flat(summary)
@@ -157,7 +152,10 @@ def equal_reward_table(summary: Curves, names: Sequence[str], marks: int = 4) ->
             for variant, curve in by_variant.items():
                 place = _first_at([value.estimate for value in curve.reward], wanted)
                 cells = [
-                    f"{_between(curve.metrics[name], place):.2f}" if name in curve.metrics else "" for name in named
+                    f"{_between([value.estimate for value in curve.metrics[name]], place):.2f}"
+                    if name in curve.metrics
+                    else ""
+                    for name in named
                 ]
                 rows.append([task, f"{wanted:.3f}", variant, f"{_between(curve.queries, place):,.0f}", *cells])
     return markdown(["task", "reward", "algorithm", "queries", *named], rows) if rows else None
@@ -167,19 +165,33 @@ def interval_note(summary: Curves) -> str:
     """Say how many seeds there are, and what the intervals are over."""
     found = list(flat(summary))
     seeds = max(len(curve.runs) for _, _, curve in found)
+    metrics = metric_names(summary)
     one = (
         "the intervals are over evaluation images (bootstrap of the mean). They say nothing about other training runs."
+        + (" A metric is one number of all images, without an interval." if metrics else "")
     )
     if seeds == 1:
         return f"One seed: {one}"
     middle = "interquartile mean" if seeds > 3 else "mean"
-    parts = [f"{seeds} seeds: {middle} of the seeds' means, 95 % bootstrap intervals over seeds."]
+    parts = [f"{seeds} seeds: {middle} of the seeds' means, 95 % bootstrap intervals over seeds"]
+    parts[0] += "; a metric's stands in brackets behind its end." if metrics else "."
     fewer = [f"{name} on {task} {len(curve.runs)}" for task, name, curve in found if len(curve.runs) < seeds]
     if fewer:
         parts.append(f"Fewer seeds: {', '.join(fewer)}.")
     if any(len(curve.runs) == 1 for _, _, curve in found):
         parts.append(f"Where there is one seed, {one}")
     return " ".join(parts)
+
+
+def shared_note(summary: Curves) -> str | None:
+    """Say why nothing is pooled over tasks, where it is not."""
+    tasks = shared(summary)
+    if not tasks:
+        return None
+    return (
+        f"Nothing is pooled over tasks, for some runs stand in several of them ({', '.join(tasks)}): counted twice, "
+        "they would make intervals too narrow."
+    )
 
 
 def failure_note(results: Mapping[str, Any]) -> str | None:
@@ -200,8 +212,14 @@ def metric_names(summary: Curves) -> list[str]:
     return list(dict.fromkeys(name for _, _, curve in flat(summary) for name in curve.metrics))
 
 
-def _before_and_after(metrics: dict[str, list[float]], name: str) -> str:
-    return f"{metrics[name][0]:.2f} to {metrics[name][-1]:.2f}" if name in metrics else ""
+def bracketed(interval: Interval) -> str:
+    """Return an interval as it stands behind its number; nothing where there is none."""
+    return f" ({_range(interval, 2)})" if interval.known else ""
+
+
+def start_to_end(values: Sequence[Interval]) -> str:
+    """Return a curve's start, and its end with the interval."""
+    return f"{values[0].estimate:.2f} to {values[-1].estimate:.2f}{bracketed(values[-1])}"
 
 
 def _change(curve: Sequence[Interval]) -> str:

@@ -20,6 +20,7 @@ _UNITS = {"compressibility": "reward (-kB)", "incompressibility": "reward (kB)"}
 _METRICS = {
     "recognised": "recognised (share of images)",
     "diversity": "diversity (levels of 255)",
+    "clip_score": "CLIP score (100 times the cosine)",
     "kl_to_start": "KL from the start (nats an image)",
     "exact-kl-from-start": "KL from the start (nats)",
     "exact-excess-kl": "KL to the tilted distribution of equal reward (nats)",
@@ -102,9 +103,16 @@ def reward_reference(curve: Curve, evaluation: int, field: str = "rewards") -> d
     return reference(curve.runs, evaluation, field, how)
 
 
-def metric_reference(curve: Curve, evaluation: int, field: str) -> dict[str, Any]:
-    """Say where a metric or a cost comes from."""
-    return reference(curve.runs, evaluation, field, "mean over the runs" if len(curve.runs) > 1 else "as it stands")
+def metric_reference(curve: Curve, evaluation: int, name: str) -> dict[str, Any]:
+    """Say where a metric and its interval come from."""
+    how = "interquartile mean over the runs; 95 % bootstrap interval over runs"
+    return reference(curve.runs, evaluation, f"metrics.{name}", how if len(curve.runs) > 1 else "as it stands")
+
+
+def cost_reference(curve: Curve, evaluation: int, name: str) -> dict[str, Any]:
+    """Say where a cost comes from."""
+    how = "mean over the runs" if len(curve.runs) > 1 else "as it stands"
+    return reference(curve.runs, evaluation, f"costs.{name}", how)
 
 
 def evaluation_charts(summary: Curves) -> list[dict[str, Any]]:
@@ -117,7 +125,7 @@ def evaluation_charts(summary: Curves) -> list[dict[str, Any]]:
     for metric in metric_names(summary):
         for task, by_variant in summary.items():
             lines = [
-                _series(name, curve, [_metric_point(curve, metric, i) for i in range(len(curve.queries))])
+                _series(name, curve, _metric_points(curve, metric))
                 for name, curve in by_variant.items()
                 if metric in curve.metrics
             ]
@@ -138,12 +146,14 @@ def _reward_chart(task: str, by_variant: Mapping[str, Curve], held_out: bool = F
 
 
 def interval_point(value: Interval, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a point's height, its interval, and where they come from."""
-    return {"y": value.estimate, "low": value.low, "high": value.high, "source": source}
+    """Return a point's height, its interval where it has one, and where they come from."""
+    interval = {"low": value.low, "high": value.high} if value.known else {}
+    return {"y": value.estimate, **interval, "source": source}
 
 
-def _metric_point(curve: Curve, metric: str, index: int) -> dict[str, Any]:
-    return {"y": curve.metrics[metric][index], "source": metric_reference(curve, index, f"metrics.{metric}")}
+def _metric_points(curve: Curve, metric: str) -> list[dict[str, Any]]:
+    values = enumerate(curve.metrics[metric])
+    return [interval_point(value, metric_reference(curve, index, metric)) for index, value in values]
 
 
 def _series(name: str, curve: Curve, points: list[dict[str, Any]]) -> dict[str, Any]:

@@ -70,9 +70,17 @@ def _models(runs: Sequence[Run]) -> str:
     return "; ".join(dict.fromkeys(f"{task['model']}, {task['num_inference_steps']} denoising steps" for task in tasks))
 
 
-def setting(runs: Sequence[Run], variant: str) -> str:
-    """Return a variant's configuration as JSON, from its first run."""
-    spec = next(run["spec"] for run in runs if variant_of(run) == variant)
+def settings(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
+    """Return each variant's configurations as JSON, and the tasks that it has each of them on."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        tasks = found.setdefault(variant_of(run), {}).setdefault(_setting(run["spec"]), [])
+        if task_of(run) not in tasks:
+            tasks.append(task_of(run))
+    return found
+
+
+def _setting(spec: Mapping[str, Any]) -> str:
     config = {key: value for key, value in spec["config"].items() if key != "seed"}
     return json.dumps({"algorithm": spec["algorithm"], **config, "reward_queries": spec["reward_queries"]}, indent=1)
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aggregate import aggregate, improvements
+from benchmarks.aggregate import Improvement, aggregate, improvements
 from benchmarks.curves import Curve, Curves
 from benchmarks.report.charts import Style, label_of, slug
 from benchmarks.report.frontiers import frontier_metrics
 from benchmarks.statistics import Interval
 from benchmarks.tables import metric_names
 
+_WIDTH, _HEIGHT = 5.2, 3.6  # inches, of a panel
 Styles = Mapping[str, Style]
 #: Draws one variant's curve into a panel.
 _Draw = Callable[[Any, Curve, Style, str], None]
@@ -36,9 +37,8 @@ def write_figures(summary: Curves, styles: Styles, folder: Path) -> None:
         draw = _banded(lambda c: c.queries, lambda c: c.held_out)
         _panels(unseen, styles, folder / "held-out-queries", "reward queries", f"{reward}, held-out prompts", draw)
     for metric in metric_names(summary):
-        _panels(
-            _having(summary, metric), styles, folder / slug(metric), "reward queries", label_of(metric), _plain(metric)
-        )
+        having, path = _having(summary, metric), folder / slug(metric)
+        _panels(having, styles, path, "reward queries", label_of(metric), _from_zero(metric))
     for metric in frontier_metrics(summary):
         path = folder / f"frontier-{slug(metric)}"
         _panels(_having(summary, metric), styles, path, label_of(metric), reward, _way(metric))
@@ -55,19 +55,22 @@ def _banded(
 
 
 def _way(metric: str) -> _Draw:
-    """A frontier: without a band, for around a line that turns back it hides more than it tells."""
+    """A frontier: its end has a cross of its two intervals; a band around a line that turns back hides more."""
 
     def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
-        x, y = curve.metrics[metric], [value.estimate for value in curve.reward]
-        _line(axis, x, y, style, label)
-        axis.plot(x[-1:], y[-1:], color=style.light, marker="o")
+        x, y = curve.metrics[metric], curve.reward
+        _line(axis, [value.estimate for value in x], [value.estimate for value in y], style, label)
+        right, top = x[-1], y[-1]
+        axis.plot([right.estimate], [top.estimate], color=style.light, marker="o")
+        axis.plot([right.low, right.high], [top.estimate] * 2, color=style.light, linewidth=1)
+        axis.plot([right.estimate] * 2, [top.low, top.high], color=style.light, linewidth=1)
 
     return draw
 
 
-def _plain(metric: str) -> _Draw:
+def _from_zero(metric: str) -> _Draw:
     def draw(axis: Any, curve: Curve, style: Style, label: str) -> None:
-        _line(axis, curve.queries, curve.metrics[metric], style, label)
+        _band(axis, curve.queries, curve.metrics[metric], style, label)
         axis.set_ylim(bottom=0)
 
     return draw
@@ -83,6 +86,8 @@ def _having(summary: Curves, metric: str) -> Curves:
 
 def _band(axis: Any, x: Sequence[float], values: Sequence[Interval], style: Style, label: str) -> None:
     _line(axis, x, [value.estimate for value in values], style, label)
+    if not any(value.known for value in values):
+        return
     lows, highs = [value.low for value in values], [value.high for value in values]
     axis.fill_between(x, lows, highs, alpha=0.2, color=style.light, linewidth=0)
 
@@ -115,16 +120,29 @@ def _overall(summary: Curves, styles: Styles, folder: Path) -> None:
             _finish(axis, ", ".join(together.tasks), "final score", "share of runs above")
             axis.legend(frameon=False)
     if pairs:
-        with _Figure(folder / "improvement", 1) as (axis,):
-            for row, pair in enumerate(reversed(pairs)):
-                value = pair.together or next(iter(pair.by_task.values()))
-                style = styles[pair.better]
-                axis.plot([value.low, value.high], [row, row], color=style.light, linewidth=6, alpha=0.35)
-                axis.plot([value.estimate], [row], marker="o", color=style.light)
-            axis.set_yticks(range(len(pairs)), [f"{pair.better} > {pair.worse}" for pair in reversed(pairs)])
+        rows = [row for pair in reversed(pairs) for row in probabilities(pair)]
+        longest = max(len(label) for _, label, _ in rows)
+        size = max(_WIDTH, 3 + 0.09 * longest), max(_HEIGHT, 0.25 * len(rows))
+        with _Figure(folder / "improvement", 1, size) as (axis,):
+            for row, (name, _, value) in enumerate(rows):
+                colour = styles[name].light
+                axis.plot([value.low, value.high], [row, row], color=colour, linewidth=6, alpha=0.35)
+                axis.plot([value.estimate], [row], marker="o", color=colour)
+            axis.set_yticks(range(len(rows)), [label for _, label, _ in rows])
             axis.axvline(0.5, color="0.5", linewidth=1, linestyle=":")
             axis.set_xlim(-0.03, 1.03)
             _finish(axis, "probability of improvement", "a run of the first ends above one of the second", "")
+
+
+def probabilities(pair: Improvement) -> list[tuple[str, str, Interval]]:
+    """Return the better variant, a label and the probability: over all tasks, or each task's where none is pooled."""
+    label = f"{pair.better} > {pair.worse}"
+    if pair.together is not None:
+        return [(pair.better, label, pair.together)]
+    several = len(pair.by_task) > 1
+    return [
+        (pair.better, f"{label}, {task}" if several else label, value) for task, value in reversed(pair.by_task.items())
+    ]
 
 
 def _finish(axis: Any, title: str, x_label: str, y_label: str) -> None:
@@ -137,17 +155,17 @@ def _finish(axis: Any, title: str, x_label: str, y_label: str) -> None:
 class _Figure:
     """A row of panels, written as PNG and SVG when the ``with`` block is left."""
 
-    def __init__(self, path: Path, panels: int) -> None:
+    def __init__(self, path: Path, panels: int, size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> None:
         import matplotlib as mpl
 
-        self._path, self._panels = path, panels
+        self._path, self._panels, self._size = path, panels, size
         self._style = mpl.rc_context({"svg.hashsalt": "diffusion-gym", "font.size": 10})
 
     def __enter__(self) -> Any:
         from matplotlib.figure import Figure
 
         self._style.__enter__()
-        self._figure = Figure(figsize=(5.2 * self._panels, 3.6), layout="constrained")
+        self._figure = Figure(figsize=(self._size[0] * self._panels, self._size[1]), layout="constrained")
         return self._figure.subplots(1, self._panels, squeeze=False)[0]
 
     def __exit__(self, *raised: Any) -> None:

@@ -1,9 +1,11 @@
 """Charts of reward against what it costs in quality: KL from the start, held-out metrics, diversity, unseen prompts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.curves import Curve, Curves
 from benchmarks.report.charts import chart, interval_point, label_of, reward_label, reward_reference, slug
+from benchmarks.statistics import Interval
 from benchmarks.tables import metric_names
 
 #: A metric that begins with one of these is a KL from the start, which comes first.
@@ -25,10 +27,7 @@ def frontier_charts(summary: Curves) -> list[dict[str, Any]]:
             charts.append(_frontier(task, slug(metric), label_of(metric), lines))
         unseen = {name: curve for name, curve in by_variant.items() if curve.held_out}
         if unseen:
-            lines = [
-                {"name": name, "points": _points(curve, [value.estimate for value in curve.held_out])}
-                for name, curve in unseen.items()
-            ]
+            lines = [{"name": name, "points": _points(curve, curve.held_out)} for name, curve in unseen.items()]
             charts.append(_frontier(task, "held-out-prompts", "reward on held-out prompts", lines))
     return charts
 
@@ -39,11 +38,12 @@ def frontier_metrics(summary: Curves) -> list[str]:
     return sorted(names, key=lambda name: not name.startswith(_KL))
 
 
-def _points(curve: Curve, x: list[float]) -> list[dict[str, Any]]:
+def _points(curve: Curve, across: Sequence[Interval]) -> list[dict[str, Any]]:
     points = []
-    for index, (value, at) in enumerate(zip(curve.reward, x, strict=True)):
+    for index, (value, at) in enumerate(zip(curve.reward, across, strict=True)):
         point = interval_point(value, reward_reference(curve, index))
-        points.append({**point, "x": [at], "note": f"after {curve.queries[index]:,.0f} queries"})
+        width = {"x_low": at.low, "x_high": at.high} if at.known else {}
+        points.append({**point, **width, "x": [at.estimate], "note": f"after {curve.queries[index]:,.0f} queries"})
     return points
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,28 @@ _COLUMNS = 5  # on a phone a picture of five columns is still a picture
 _GAP = 2
 _SIDE = 128  # larger images are shrunk to this, to keep the page small
 _PIXELS = 4_000_000  # of all pictures of a page: lossless WebP takes 1 to 1.6 bytes a pixel, base64 a third more
-_FRAMES = 40  # positions of the slider
-_COUNTS = (20, 15, 10, 5)
+_FRAMES = 40  # of a row
+#: Pictures a frame and frames a row; the first pair that fits is taken: ten pictures are worth more than many frames.
+_SIZES = [*((count, _FRAMES) for count in (20, 15, 10)), *((10, most) for most in range(_FRAMES - 1, 1, -1)), (5, 2)]
+
+#: Runs, each with the indices of some of its evaluations.
+_Rows = list[tuple[Mapping[str, Any], list[int]]]
 
 
 def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Return one gallery a task: a row for each variant's first seed, with its frames from before to the last.
 
+    Frames are thinned, and then pictures left out, until the page stays small.
+
     Lossless, for a JPEG's artefacts would mislead where a JPEG's size is the reward.
     """
-    rows = _rows(results, folder)
-    frames = sum(len(frames) for _, frames in rows)
-    if not frames:
-        return []
-    height, width = _shown_size(rows[0][0])
-    fits = [count for count in _COUNTS if count * frames * height * width <= _PIXELS]
-    count = fits[0] if fits else _COUNTS[-1]
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for run, chosen in rows:
-        tasks.setdefault(task_of(run), []).append(_row(results, run, chosen, folder, count))
+    by_task: dict[str, _Rows] = {}
+    for run, found in _rows(results, folder):
+        by_task.setdefault(task_of(run), []).append((run, found))
+    count, chosen = _fitted(by_task)
+    tasks = {
+        task: [_row(results, run, indices, folder, count) for run, indices in rows] for task, rows in chosen.items()
+    }
     return [
         {
             "task": task,
@@ -53,8 +57,8 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
 def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
     """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side."""
     strips: dict[str, list[Tensor]] = {}
-    for run, chosen in _rows(results, folder):
-        lines = [run["evaluations"][index] for index in chosen]
+    for run, found in _rows(results, folder):
+        lines = [run["evaluations"][index] for index in found]
         half = lines[-1]["costs"]["reward_queries"] / 2
         middle = min(lines, key=lambda line: abs(line["costs"]["reward_queries"] - half))
         for line in (lines[0], middle, lines[-1]):
@@ -68,23 +72,52 @@ def _images(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any], count
     return read_grid(_file(folder, run, line), min(count, len(line["rewards"])), GRID_COLUMNS, size)
 
 
-def _rows(results: Mapping[str, Any], folder: Path) -> list[tuple[Mapping[str, Any], list[int]]]:
-    """Return the runs to show, and which of their evaluations."""
-    rows: list[tuple[Mapping[str, Any], list[int]]] = []
+def _rows(results: Mapping[str, Any], folder: Path) -> _Rows:
+    """Return the runs to show, and which of their evaluations have pictures."""
+    rows: _Rows = []
     seen = set()
     for run in results["runs"]:
         key = task_of(run), variant_of(run)
         found = [i for i, line in enumerate(run["evaluations"]) if _file(folder, run, line).is_file()]
         if key not in seen and found and run["image_shape"][0] == 3:
             seen.add(key)
-            rows.append((run, _thinned(found)))
+            rows.append((run, found))
     return rows
 
 
-def _thinned(indices: Sequence[int]) -> list[int]:
-    """At most _FRAMES of them, evenly, with the first and the last."""
-    n = min(len(indices), _FRAMES)
-    return [indices[round(k * (len(indices) - 1) / max(1, n - 1))] for k in range(n)]
+def _fitted(by_task: Mapping[str, _Rows]) -> tuple[int, dict[str, _Rows]]:
+    """Return how many pictures a frame, and which frames, so that all of them together are no more than ``_PIXELS``."""
+    for count, most in _SIZES:
+        chosen = {task: _thinned(rows, most) for task, rows in by_task.items()}
+        pixels = sum(len(found) * math.prod(_shown_size(run)) for rows in chosen.values() for run, found in rows)
+        if count * pixels <= _PIXELS:
+            break
+    return count, chosen
+
+
+def _thinned(rows: _Rows, most: int) -> _Rows:
+    """Keep so many frames of each of a task's rows, evenly, the first and the last among them.
+
+    Where the rows have enough in common they are thinned to the same reward queries, for they are compared with one
+    another; a run that stopped on the way has them up to there, and its last.
+    """
+    queries = [[run["evaluations"][index]["costs"]["reward_queries"] for index in found] for run, found in rows]
+    common = [q for q in sorted(set().union(*queries)) if all(q in own or q > own[-1] for own in queries)]
+    marks = set(_evenly(common, most))
+    return [
+        (
+            run,
+            [index for index, q in zip(found, own, strict=True) if q in marks or q in (own[0], own[-1])]
+            if len(own) > most <= len(common)
+            else _evenly(found, most),
+        )
+        for (run, found), own in zip(rows, queries, strict=True)
+    ]
+
+
+def _evenly(values: Sequence[int], most: int) -> list[int]:
+    n = min(len(values), most)
+    return [values[round(k * (len(values) - 1) / max(1, n - 1))] for k in range(n)]
 
 
 def _file(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any]) -> Path:

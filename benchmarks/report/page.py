@@ -13,7 +13,7 @@ from algorithms.checkpoint import write_atomically
 from benchmarks.aggregate import aggregate, improvements
 from benchmarks.curves import Curves, curves
 from benchmarks.report.charts import AXES, evaluation_charts, label_of, log_charts, styles
-from benchmarks.report.facts import duration, facts, run_facts, setting, title
+from benchmarks.report.facts import duration, facts, run_facts, settings, title
 from benchmarks.report.figures import write_figures
 from benchmarks.report.frontiers import frontier_charts
 from benchmarks.report.gallery import galleries, write_pictures
@@ -21,7 +21,7 @@ from benchmarks.report.overall import improvement_columns, improvement_rows, ove
 from benchmarks.report.rows import held_out_rows, peak_rows, result_rows
 from benchmarks.report.source import Source
 from benchmarks.results import task_of, variant_of
-from benchmarks.tables import interval_note, metric_names, score_note
+from benchmarks.tables import interval_note, metric_names, score_note, shared_note
 
 _HERE = Path(__file__).parent
 #: Drawn with Observable Plot, which draws with D3; both stand in the page, so that it opens offline.
@@ -63,7 +63,7 @@ def write_report(source: Source) -> Path:
         runs=[run_facts(run) for run in runs],
         facts=facts(source),
         provenance=source.results["provenance"],
-        settings={name: setting(runs, name) for name in variants},
+        settings=settings(runs),
         style=_read("templates/style.css"),
         libraries=[_read(f"vendor/{name}") for name in _LIBRARIES],
         licence=_read("vendor/LICENSE"),
@@ -94,6 +94,7 @@ def _results(summary: Curves) -> dict[str, Any]:
         "pair_columns": improvement_columns(pairs),
         "scores": score_rows(together, summary) if together else [],
         "score_note": score_note(together) if together else None,
+        "shared_note": shared_note(summary),
         "charts": charts + (overall_charts(together, summary) if together else []),
     }
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.curves import Curve, Curves
-from benchmarks.report.charts import label_of, metric_reference, reward_reference
+from benchmarks.report.charts import cost_reference, label_of, metric_reference, reference, reward_reference
 from benchmarks.report.facts import duration
 from benchmarks.statistics import Interval
-from benchmarks.tables import flat
+from benchmarks.tables import bracketed, flat
 
 
 def result_rows(summary: Curves) -> list[dict[str, Any]]:
@@ -30,12 +30,16 @@ def _result_row(task: str, variant: str, curve: Curve) -> dict[str, Any]:
         "after": (f"{final.estimate:.3f}", source),
         "interval": (f"{final.low:.3f} to {final.high:.3f}", source),
         "over": f"{len(curve.runs)} seeds" if final.over == "seeds" else final.over,
-        "costs": [(text, metric_reference(curve, end, f"costs.{name}")) for name, text in costs.items()],
-        "metrics": {
-            name: [(f"{values[index]:.2f}", metric_reference(curve, index, f"metrics.{name}")) for index in (0, end)]
-            for name, values in curve.metrics.items()
-        },
+        "costs": [(text, cost_reference(curve, end, name)) for name, text in costs.items()],
+        "metrics": {name: _metric(curve, name) for name in curve.metrics},
     }
+
+
+def _metric(curve: Curve, name: str) -> dict[str, Any]:
+    """Return a metric's start and end, and the end's interval."""
+    values = curve.metrics[name]
+    ends = [(f"{values[at].estimate:.2f}", metric_reference(curve, at, name)) for at in (0, len(values) - 1)]
+    return {"ends": ends, "interval": bracketed(values[-1])}
 
 
 def held_out_rows(summary: Curves) -> list[dict[str, Any]]:
@@ -59,21 +63,23 @@ def _ends(curve: Curve, values: Sequence[Interval], field: str) -> list[tuple[st
 
 
 def peak_rows(summary: Curves) -> list[dict[str, Any]]:
-    """Return a row for each metric of each variant: start, best moment and end."""
+    """Return a row for each metric of each variant: start, best moment, and end with its interval."""
     rows = []
     for task, variant, curve in flat(summary):
         for name, peak in curve.peaks.items():
-            how = "interquartile mean over the runs of each run's own best, and of its reward queries there"
-            end = metric_reference(curve, len(curve.reward) - 1, f"metrics.{name}")
+            mean = "interquartile mean over the runs"
+            best = reference(curve.runs, peak.places, f"metrics.{name}", f"{mean} of each run's own best")
+            there = reference(curve.runs, peak.places, "costs.reward_queries", f"{mean}, each at its own best")
             rows.append(
                 {
                     "task": task,
                     "variant": variant,
                     "metric": label_of(name),
-                    "start": (f"{peak.start:.2f}", metric_reference(curve, 0, f"metrics.{name}")),
-                    "best": (f"{peak.best:.2f}", {**end, "evaluations": list(peak.places), "how": how}),
-                    "queries": f"{peak.queries:,.0f}",
-                    "final": (f"{peak.final:.2f}", {**end, "how": "interquartile mean over the runs"}),
+                    "start": (f"{peak.start:.2f}", metric_reference(curve, 0, name)),
+                    "best": (f"{peak.best:.2f}", best),
+                    "queries": (f"{peak.queries:,.0f}", there),
+                    "final": (f"{peak.final.estimate:.2f}", metric_reference(curve, len(curve.reward) - 1, name)),
+                    "interval": bracketed(peak.final),
                 }
             )
     return rows

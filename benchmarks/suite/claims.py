@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.curves import Measure
 from benchmarks.suite.tasks import PAPER_TASKS, Task
 
 
@@ -29,8 +28,6 @@ class Claim:
     """What is compared."""
     pairs: tuple[tuple[str, str], ...] = ()
     """Variants of which the first should end higher, if the claim holds."""
-    measure: Measure = "finals"
-    """What decides: the rewards at the end, or the gains where variants begin at different rewards."""
     peaks: tuple[str, ...] = ()
     """Metrics of which it is told how many runs end below their start."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,11 @@ from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.curves import curves
-from benchmarks.results import read_results
+from benchmarks.report import gallery
+from benchmarks.report.charts import evaluation_charts
+from benchmarks.report.facts import settings
+from benchmarks.report.rows import peak_rows, result_rows
+from benchmarks.results import read_results, write_results
 
 
 @pytest.fixture
@@ -60,9 +65,126 @@ def test_every_number_of_a_comparison_names_its_place_in_the_results(folder: Pat
     assert point["source"]["path"] == "results.json: runs[1,3].evaluations[2].metrics.diversity"
     ends = [results["runs"][run]["evaluations"][2]["metrics"]["diversity"] for run in (1, 3)]
     assert point["y"] == sum(ends) / 2
+    assert point["low"] == min(ends)  # of two seeds the interval is their range
+    assert point["high"] == max(ends)
+    frontier = next(chart for chart in more if chart["name"] == "frontier-diversity-compressibility")
+    end = frontier["series"][1]["points"][2]
+    assert (end["x"], end["x_low"], end["x_high"]) == ([point["y"]], point["low"], point["high"])
     for name in ("reward-queries", "reward-forwards", "diversity", "frontier-diversity", "profile", "improvement"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
+
+
+@pytest.fixture
+def five_seeds(folder: Path) -> dict[str, Any]:
+    """Return the comparison's results with five seeds, one diversity far off, and times and metrics of its own."""
+    results = read_results(folder / "results.json")
+    first = results["runs"][0]
+    runs = []
+    for seed, diversity in enumerate((1.0, 2.0, 3.0, 5.0, 100.0)):
+        run = json.loads(json.dumps(first))
+        run["spec"]["config"]["seed"] = seed
+        run["evaluations"][-1]["metrics"] = {"diversity": diversity}
+        run["evaluations"][-1]["costs"]["seconds"] = float(seed**2)
+        for line in run["evaluations"]:
+            line["metrics"] |= {"clip_score": 60.0, "kl_to_start": 2.0}
+        runs.append(run)
+    return {**results, "runs": runs}
+
+
+def test_numbers_say_how_they_were_made_of_the_runs(five_seeds: dict[str, Any]) -> None:
+    """Of five seeds the interquartile mean is not the mean."""
+    summary = curves(five_seeds)
+    (row,) = result_rows(summary)
+    number, source = row["metrics"]["diversity"]["ends"][1]
+    assert number == "3.33"
+    assert source["how"].startswith("interquartile mean over the runs")
+    assert re.fullmatch(r" \(\d+\.\d\d to \d+\.\d\d\)", row["metrics"]["diversity"]["interval"])
+    seconds, source = row["costs"][2]
+    assert (seconds, source["how"]) == ("6 s", "mean over the runs")
+    chart = next(found for found in evaluation_charts(summary) if found["name"].startswith("diversity"))
+    point = chart["series"][0]["points"][-1]
+    assert point["y"] == pytest.approx(10 / 3)
+    assert point["low"] < point["y"] < point["high"]
+    assert point["source"]["how"].startswith("interquartile mean over the runs")
+
+
+def test_reward_queries_at_a_peak_name_their_place(five_seeds: dict[str, Any]) -> None:
+    row = next(row for row in peak_rows(curves(five_seeds)) if row["metric"].startswith("diversity"))
+    number, source = row["queries"]
+    best = [
+        max(run["evaluations"], key=lambda line: line["metrics"]["diversity"])["costs"]["reward_queries"]
+        for run in five_seeds["runs"]
+    ]
+    places = zip(five_seeds["runs"], source["evaluations"], strict=True)
+    assert [run["evaluations"][at]["costs"]["reward_queries"] for run, at in places] == best
+    assert source["field"] == "costs.reward_queries"
+    assert number == f"{float(np.mean(sorted(best)[1:4])):,.0f}"
+
+
+def test_every_metric_is_explained_below_the_table(folder: Path, five_seeds: dict[str, Any]) -> None:
+    shutil.rmtree(folder / "compressibility")
+    write_results(five_seeds, folder / "results.json")
+    page = rendered(folder)
+    for name in ("diversity", "clip_score", "kl_to_start"):
+        assert f"<li><i>{name}</i>:" in page
+
+
+def test_settings_that_differ_between_tasks_are_all_shown(folder: Path) -> None:
+    results = read_results(folder / "results.json")
+    others = json.loads(json.dumps(results["runs"]))
+    for run in others:
+        run["task"] = "alignment"
+        run["spec"]["task"]["reward"] = "incompressibility"
+        if run["variant"] == "rwr":
+            run["spec"]["config"]["learning_rate"] = 5e-05
+    found = settings([*results["runs"], *others])
+    assert list(found["ddpo-is"].values()) == [["compressibility", "alignment"]]
+    assert [(json.loads(text)["learning_rate"], tasks) for text, tasks in found["rwr"].items()] == [
+        (0.03, ["compressibility"]),
+        (5e-05, ["alignment"]),
+    ]
+    shutil.rmtree(folder / "compressibility")
+    write_results({**results, "runs": [*results["runs"], *others]}, folder / "results.json")
+    page = rendered(folder)
+    assert "&#34;learning_rate&#34;: 5e-05" in page
+    assert re.findall(r"<h3>.*?</svg>rwr (.*?)</h3>", page) == [
+        '<span class="soft">on compressibility</span>',
+        '<span class="soft">on alignment</span>',
+    ]
+
+
+def test_frames_are_thinned_before_pictures_are_left_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite of four tasks and four algorithms: 33 evaluations of three algorithms, 17 of the fourth."""
+    runs = []
+    for task, variant in itertools.product("abcd", ("ddpo-is", "ddpo-sf", "rwr", "sparse-rwr")):
+        run = json.loads(json.dumps(read_results(folder / "results.json")["runs"][0]))
+        run |= {"task": task, "variant": variant, "folder": f"{task}/{variant}"}
+        step = 2 if variant == "sparse-rwr" else 1
+        first = run["evaluations"][0]
+        run["evaluations"] = [
+            {**first, "iteration": i, "costs": {**first["costs"], "reward_queries": 64 * step * i}}
+            for i in range(32 // step + 1)
+        ]
+        images = tmp_path / "many" / task / variant / "images"
+        images.mkdir(parents=True)
+        for line in run["evaluations"]:
+            picture = folder / "compressibility" / "rwr" / "seed-0" / "images" / "000000.png"
+            (images / f"{line['iteration']:06d}.png").hardlink_to(picture)
+        runs.append(run)
+    monkeypatch.setattr(gallery, "_PIXELS", 4_000_000 * 16**2 // 64**2)  # these pictures are a quarter as wide
+    found = gallery.galleries({"runs": runs}, tmp_path / "many")
+    frames = [frame for one in found for row in one["rows"] for frame in row["frames"]]
+    (shown,) = {frame["shown"] for frame in frames}
+    assert 10 <= shown <= 20
+    assert shown * len(frames) * 64**2 <= 4_000_000
+    assert len(frames) >= 5 * len(runs)
+    for one in found:
+        assert (one["positions"][0], one["positions"][-1]) == (0, 2048)
+        # Pictures of one position are compared with one another, so every row has its own.
+        assert all([frame["queries"] for frame in row["frames"]] == one["positions"] for row in one["rows"])
 
 
 def test_pictures_of_every_evaluation_are_those_on_disk(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.statistics import (
     bootstrap,
     interquartile_mean,
+    over_seeds,
     performance_profile,
     pooled_interquartile_mean,
     probability_of_improvement,
@@ -35,10 +36,33 @@ def test_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
 
 
 def test_summarise_says_what_the_interval_is_over() -> None:
-    assert summarise([[1.0, 2.0, 3.0]]).over == "images"
-    several = summarise([[1.0, 3.0], [5.0, 7.0], [2.0, 2.0]])
+    (one,) = summarise([[[1.0, 2.0, 3.0]]])
+    assert one.over == "images"
+    (several,) = summarise([[[1.0, 3.0], [5.0, 7.0], [2.0, 2.0]]])
     assert several.over == "seeds"
     assert several.estimate == pytest.approx((2 + 6 + 2) / 3)
+
+
+def test_numbers_of_several_seeds_have_an_interval_at_each_evaluation() -> None:
+    """All evaluations at once are what each would be by itself."""
+    values = np.random.default_rng(6).normal(size=(4, 5))
+    found = over_seeds(values.tolist())
+    for interval, numbers in zip(found, values, strict=True):
+        alone = bootstrap(numbers.tolist(), interquartile_mean, "seeds")
+        assert interval.known
+        assert (interval.estimate, interval.low, interval.high, interval.over) == (
+            *map(pytest.approx, (alone.estimate, alone.low, alone.high)),
+            "seeds",
+        )
+
+
+def test_a_single_number_has_no_interval_and_one_that_is_missing_has_none() -> None:
+    (one,) = over_seeds([[0.5]])
+    assert (one.estimate, one.known, one.over) == (0.5, False, "nothing")
+    missing, whole = over_seeds([[0.1, np.nan, 0.3], [0.1, 0.2, 0.3]])
+    assert np.isnan(missing.estimate)
+    assert not missing.known
+    assert whole.known
 
 
 @pytest.fixture

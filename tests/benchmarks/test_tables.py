@@ -1,6 +1,7 @@
 """The documentation's tables are its results': the committed pages, and pages made here of small results."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.aggregate import Ahead, aggregate, improvement, improvements
+from benchmarks.aggregate import Ahead, aggregate, improvement, improvements, shared
 from benchmarks.blocks import Block
+from benchmarks.compare import summary_text
 from benchmarks.curves import check_one_comparison, curves
 from benchmarks.pages import blocks
+from benchmarks.report.figures import probabilities
 from benchmarks.results import write_results
+from benchmarks.statistics import bootstrap, interquartile_mean
 from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
     equal_reward_table,
@@ -22,6 +26,7 @@ from benchmarks.tables import (
     peak_table,
     score_note,
     score_table,
+    table,
 )
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -125,16 +130,13 @@ def test_scores_of_different_starts_are_gains() -> None:
     assert found is not None
     assert (found.means["a"].estimate, found.means["b"].estimate) == pytest.approx((1.0, 0.6))
     assert "0 is each algorithm's own start, 1 a gain of 2.500" in score_note(found)
-    (by_end,) = improvements(curves(results))
-    (by_gain,) = improvements(curves(results), "gains")
-    assert by_end.by_task["line"].estimate == 0.5
-    assert by_gain.by_task["line"].estimate == pytest.approx(3.5 / 4)
 
 
 def test_what_fails_and_what_is_missing_is_named() -> None:
     results = made({"line": {"a": [3.0, 4.0], "b": [2.0]}})
     assert interval_note(curves(results)).startswith(
-        "2 seeds: mean of the seeds' means, 95 % bootstrap intervals over seeds. Fewer seeds: b on line 1. Where there"
+        "2 seeds: mean of the seeds' means, 95 % bootstrap intervals over seeds; a metric's stands in brackets "
+        "behind its end. Fewer seeds: b on line 1. Where there"
     )
     assert failure_note(results) is None
     assert failure_note({**results, "failures": {"line/b/seed-1": "NaN"}}) == (
@@ -160,10 +162,67 @@ def test_improvement_counts_pairs_on_each_task() -> None:
     assert turned.by_task["line"].low <= 0.5 / 4 <= turned.by_task["line"].high
 
 
+def measured(ends: list[float]) -> dict[str, Any]:
+    """Return results of one variant, whose metric ends at these numbers, one a seed."""
+    results = made({"line": {"a": [3.0] * len(ends)}})
+    for run, end in zip(results["runs"], ends, strict=True):
+        run["evaluations"][-1]["metrics"]["recognised"] = end
+    return results
+
+
 def test_peaks_are_each_runs_own() -> None:
-    assert "| line | a | recognised | 0.50 | 0.90 | 64 | 0.10 | 2 of 2 |" in str(
+    assert "| line | a | recognised | 0.50 | 0.90 | 64 | 0.10 (0.10 to 0.10) | 2 of 2 |" in str(
         peak_table(curves(RESULTS), ["recognised"])
     )
+
+
+def test_a_metric_of_several_seeds_has_an_interval() -> None:
+    """Of five seeds the middle three are averaged: 0.2, not the mean 0.32, and the interval holds it."""
+    ends = [0.0, 0.1, 0.2, 0.3, 1.0]
+    found = curves(measured(ends))["line"]["a"]
+    value = found.metrics["recognised"][-1]
+    assert value == found.peaks["recognised"].final
+    assert (value.estimate, value.over) == (pytest.approx(0.2), "seeds")
+    alone = bootstrap(ends, interquartile_mean, "seeds")
+    assert (value.low, value.high) == pytest.approx((alone.low, alone.high))
+    assert f"| 0.50 to 0.20 ({alone.low:.2f} to {alone.high:.2f}) |" in table({"line": {"a": found}})
+
+
+def test_a_metric_of_one_seed_or_that_was_not_measured_has_no_interval() -> None:
+    one = curves(measured([0.1]))
+    assert "| 0.50 to 0.10 |" in table(one)
+    assert interval_note(one).endswith("A metric is one number of all images, without an interval.")
+    assert "| 0.50 to nan |" in table(curves(measured([0.1, math.nan, 0.3])))
+
+
+def shared_runs() -> dict[str, Any]:
+    """Return results in which both tasks hold the same two runs of a, each beside its own of b."""
+    results = made({"line": {"a": [3.0, 4.0], "b": [2.0, 3.0]}, "again": {"a": [3.0, 4.0], "b": [5.0, 5.0]}})
+    for run, other in zip(results["runs"][:2], results["runs"][4:6], strict=True):
+        other["spec"] = run["spec"]
+    for run in results["runs"][6:]:
+        run["spec"] |= {"task": {"reward": "line"}, "algorithm": "another"}
+    return results
+
+
+def test_nothing_is_pooled_over_tasks_that_share_runs() -> None:
+    """Two claims of the suite paper-claims may hold the same runs, which would be counted twice."""
+    summary = curves(shared_runs())
+    assert shared(summary) == ["line", "again"]
+    assert aggregate(summary) is None
+    (found,) = improvements(summary)
+    assert found.together is None
+    assert list(found.by_task) == ["line", "again"]
+    # On the line 3.5 of 4 pairs are for a, on the other task none: b is ahead on average.
+    assert (found.better, found.by_task["again"].estimate) == ("b", 1.0)
+    assert [label for _, label, _ in probabilities(found)] == ["b > a, again", "b > a, line"], "upward in the figure"
+    text = summary_text(shared_runs())
+    assert "all tasks" not in text
+    assert "optimality gap" not in text
+    assert "for some runs stand in several of them (line, again)" in text
+    assert shared(curves(RESULTS)) == []
+    assert "all tasks" in summary_text(RESULTS)
+    assert "stand in several" not in summary_text(RESULTS)
 
 
 def test_variants_are_compared_at_equal_rewards() -> None:
@@ -222,6 +281,9 @@ def test_tables_are_written_between_the_marks_and_checked(docs: Path, capsys: py
         assert (docs / "results" / "compare" / f"profile.{suffix}").is_file()
         assert not (docs / "results" / "compare" / f"reward-queries.{suffix}").exists(), "no page shows it"
     assert main(["tables", "--docs", str(docs), "--check"]) == 0
+    (docs / "results" / "compare" / "profile.svg").unlink()
+    assert main(["tables", "--docs", str(docs), "--check"]) == 1
+    assert "results/compare/profile.svg is shown and not there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("head", ["compare/beauty", "nowhere/rewards", "compare"])
@@ -236,7 +298,7 @@ def test_the_documentation_says_what_its_results_say() -> None:
 
 def test_every_claim_has_its_block() -> None:
     found = blocks((DOCS / "paper-claims.md").read_text(encoding="utf-8"))
-    assert [block.words for block in found] == [(name,) for name in CLAIMS]
+    assert [block.words for block in found if block.kind == "claim"] == [(name,) for name in CLAIMS]
 
 
 def test_a_claims_block_has_its_pairs_in_the_claims_order(tmp_path: Path) -> None:

@@ -157,7 +157,8 @@ def test_a_frontier_is_read_along_its_way_and_saved(page: "Page") -> None:
         end = line["points"][-1]
         cells = [cell.strip() for cell in row.locator("td").all_inner_texts()]
         assert cells[:3] == [line["name"], f"{end['x'][0]:.3f}:", f"{end['y']:.3f}"]
-        assert row.get_attribute("title") == "after 16 queries"
+        across = f"diversity (levels of 255) {end['x_low']:.3f} to {end['x_high']:.3f}"
+        assert row.get_attribute("title") == f"after 16 queries; {across}"
     page.locator("select[name=axis]").select_option("3")
     assert rows.first.locator("td").nth(1).inner_text().strip() == f"{shown['series'][0]['points'][-1]['x'][0]:.3f}:"
     name, svg = saved(page, chart.get_by_text("SVG").click)

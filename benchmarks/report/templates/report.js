@@ -51,7 +51,11 @@
       }
       marks.push(Plot.lineY(points, { x, y: "y", stroke, strokeWidth: 2, strokeDasharray: page.styles[name].dash || null }));
       if (points.length <= 40) marks.push(Plot.dot(points, { x, y: "y", fill: stroke, r: 2 }));
-      if (frontier) marks.push(Plot.dot(points.slice(-1), { x, y: "y", fill: stroke, r: 5 }));
+      if (!frontier) continue;
+      const end = points.slice(-1);
+      marks.push(Plot.dot(end, { x, y: "y", fill: stroke, r: 5 }));
+      if (end[0].x_low !== undefined) marks.push(Plot.ruleY(end, { x1: "x_low", x2: "x_high", y: "y", stroke }));
+      if (end[0].low !== undefined) marks.push(Plot.ruleX(end, { x, y1: "low", y2: "high", stroke }));
     }
     const svg = Plot.plot({
       width, height, marginTop, marginLeft: 52, marginBottom: 40, marginRight: 16,
@@ -143,7 +147,8 @@
       first.append(swatch(name), name);
       value.append(traceable(number(point.y), point.source));
       const x = place(this.data, point), at = this.data.x_label ? number(x) : Math.round(x).toLocaleString("en");
-      row.title = point.note || "";
+      const across = point.x_low === undefined ? "" : `; ${this.data.x_label} ${number(point.x_low)} to ${number(point.x_high)}`;
+      row.title = point.note ? point.note + across : "";
       row.append(first, element("td", `${at}:`, "x"), value);
       row.append(element("td", point.low === undefined ? "" : `${number(point.low)} to ${number(point.high)}`, "band"));
       this.readout.append(row);
