@@ -14,7 +14,7 @@ from algorithms.config import override
 from benchmarks.__main__ import main
 from benchmarks.compare import Compare
 from benchmarks.dry_run import check, dry_run, evaluations
-from benchmarks.results import read_results, spec_key
+from benchmarks.results import name_of, read_results, spec_key
 from benchmarks.search import ALIGNMENT_CANDIDATES, CANDIDATES, PAST_THE_EDGE, SIX, Search
 from benchmarks.settings import RunSpec, TaskConfig
 from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
@@ -176,6 +176,18 @@ def test_settings_of_plain_compare_are_those_of_its_results() -> None:
     plan = Compare(seeds=(0, 1, 2, 3, 4)).plan()
     assert {spec_key(spec.to_json()) for spec in plan.values()} == made
     assert EMBEDDED.spec(TASKS["compressibility"], "rwr", 3) in plan.values()
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-claims", "learned-rewards", "leash", "exact"])
+def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
+    """So that the command beside the results goes on from them, and makes none of them again."""
+    file = Path(__file__).parents[2] / "docs" / "results" / name / "results.json"
+    if not file.is_file():
+        pytest.skip("not yet run")
+    plan = {key: spec_key(spec.to_json()) for key, spec in plan_of(name).items()}
+    made = {name_of(run): spec_key(run["spec"]) for run in read_results(file)["runs"]}
+    assert made
+    assert made.items() <= plan.items()
 
 
 @pytest.mark.parametrize("name", ["jpeg", "quick"])
