@@ -80,10 +80,11 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         """Build the policy as every algorithm does.
 
         Raises:
-            ValueError: as :class:`DiffusionAlgorithm`, or images with none of the same prompt to be weighed against.
+            ValueError: as :class:`DiffusionAlgorithm`; images with none of the same prompt to be weighed against; or a
+                distilled model whose prediction without guidance is to be fitted.
         """
         super().__init__(env, config, _init_setup_model=_init_setup_model, **arguments)
-        if not self.config.cfg_training and self.policy.model.embeds_guidance:
+        if not self.config.cfg_training and self.mdp.model.embeds_guidance:
             raise ValueError(
                 f"cfg_training=False fits the prediction without guidance, but {self.mdp.model.name} is distilled: it "
                 "takes the scale as an input and has no other prediction. Leave cfg_training at True."

@@ -95,7 +95,7 @@ CLAIMS: dict[str, Claim] = {
         seeds=_FIVE,
     ),
     "overoptimisation": Claim(
-        statement="Trained for long, every method exploits the reward and the pictures lose their content.",
+        statement="Trained for long, the reward is exploited and the pictures lose their content.",
         where="appendix A, figure 7",
         task=PAPER_TASKS["incompressibility"],
         variants={name: Variant(name) for name in ("ddpo-is", "rwr")},

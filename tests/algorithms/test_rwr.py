@@ -1,6 +1,7 @@
 """RWR's own choice: which prediction is fitted where sampling is guided ("CFG training"), and what that costs."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,16 @@ def test_cfg_training_decides_which_prediction_is_fitted(
     assert digest(conditional) == digest(plain) != digest(guided)
     trained = [algorithm.costs["forward_equivalents"] for algorithm in (guided, conditional, plain)]
     assert trained == [2 * 3 * BATCH * UPDATES, 3 * BATCH * UPDATES, 3 * BATCH * UPDATES]
+
+
+def test_a_checkpoint_without_cfg_training_is_loaded(
+    build: Callable[..., RWR], digest: Callable[[Any], str], tmp_path: Path
+) -> None:
+    algorithm = build(guidance_scale=3.0, cfg_training=False)
+    algorithm.save(tmp_path / "saved.zip")
+    loaded = RWR.load(tmp_path / "saved.zip", algorithm.get_env())
+    assert not loaded.config.cfg_training
+    assert digest(loaded) == digest(algorithm)
 
 
 def test_sampling_is_guided_either_way(build: Callable[..., RWR], sample: Callable[..., Rollout]) -> None:
