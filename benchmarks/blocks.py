@@ -33,6 +33,7 @@ COMMANDS = {
     "exact": "diffusion-gym compare --suite exact",
     "learned-rewards": "diffusion-gym compare --suite learned-rewards",
     "leash": "diffusion-gym compare --suite leash",
+    "baseline": "diffusion-gym compare --suite baseline",
     "paper": "diffusion-gym compare --suite paper",
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
@@ -40,7 +41,7 @@ COMMANDS = {
     "search-alignment": "diffusion-gym search --tasks vlm_alignment",
 }
 #: Folder of docs/results -> others whose runs it takes over where they are the same.
-ALSO_READ = {"paper-claims": ("paper",)}
+ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",)}
 _WAY_POINTS = 6
 _EXACT_ERRORS = ("exact-mean-error", "exact-mode-weight-error")
 

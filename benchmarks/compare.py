@@ -45,7 +45,7 @@ class Compare:
     """RWR against DDPO: a suite of tasks, equal reward queries, one start, fixed evaluation noise."""
 
     suite: Annotated[
-        Literal["jpeg", "quick", "exact", "learned-rewards", "paper", "paper-claims", "leash", "paper-sd"],
+        Literal["jpeg", "quick", "exact", "learned-rewards", "paper", "paper-claims", "leash", "baseline", "paper-sd"],
         tyro.conf.arg(help="What is run: " + "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())),
     ] = "jpeg"
     """What is run."""

@@ -111,6 +111,10 @@ _LEASH = {
     "ddpo-is-kl": Variant("ddpo-is", {"kl_to_start": True, "kl_penalty": 0.03}),
 }
 
+#: Whether the lag of the running baseline is why DDPO-IS falls back once a reward has saturated: that of ``paper``, and
+#: one of this iteration's images alone, five to seven of each prompt, whose advantages average 0.
+_BASELINES = {"ddpo-is": Variant("ddpo-is"), "ddpo-is-newest": Variant("ddpo-is", {"statistics_buffer": 4})}
+
 #: Name -> suite. ``jpeg`` is what plain ``compare`` runs.
 SUITES: dict[str, Suite] = {
     "jpeg": Suite(
@@ -154,6 +158,12 @@ SUITES: dict[str, Suite] = {
         {"incompressibility": Comparison(TASKS["incompressibility"], _LEASH)},
         LEASHED,
         (0, 1, 2),
+    ),
+    "baseline": Suite(
+        "DDPO-IS with a running and a fresh baseline on the embedded model, five seeds, half an hour",
+        {"compressibility": Comparison(PAPER_TASKS["compressibility"], _BASELINES)},
+        PAPER,
+        (0, 1, 2, 3, 4),
     ),
     "paper-sd": Suite(
         "the paper's own settings on Stable Diffusion 1.4, GPU days",

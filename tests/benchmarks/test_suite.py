@@ -8,8 +8,10 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 
 from algorithms import ALGORITHMS
+from algorithms.advantages import PerPromptStatistics
 from algorithms.config import override
 from benchmarks.__main__ import main
 from benchmarks.compare import Compare
@@ -178,7 +180,7 @@ def test_settings_of_plain_compare_are_those_of_its_results() -> None:
     assert EMBEDDED.spec(TASKS["compressibility"], "rwr", 3) in plan.values()
 
 
-@pytest.mark.parametrize("name", ["paper", "paper-claims", "learned-rewards", "leash", "exact"])
+@pytest.mark.parametrize("name", ["paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact"])
 def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
     """So that the command beside the results goes on from them, and makes none of them again."""
     file = Path(__file__).parents[2] / "docs" / "results" / name / "results.json"
@@ -210,6 +212,21 @@ def test_the_leash_is_all_that_differs() -> None:
     assert held.config == dataclasses.replace(free.config, kl_penalty=held.config.kl_penalty)
     assert free.config.kl_to_start
     assert evaluations(free) == 17
+
+
+def test_the_baseline_is_all_that_differs() -> None:
+    """So the runs of the paper's suite are one side, and on the other every prompt is compared with its new images."""
+    specs = {name.split("/")[1]: spec for name, spec in plan_of("baseline").items() if name.endswith("seed-2")}
+    running, newest = specs["ddpo-is"], specs["ddpo-is-newest"]
+    assert running == plan_of("paper")["compressibility/ddpo-is/seed-2"]
+    assert newest.config == dataclasses.replace(running.config, statistics_buffer=4)
+    statistics = PerPromptStatistics(4, newest.config.statistics_min_count)
+    statistics.update(["cat"] * 6, torch.arange(6.0))
+    advantages = statistics.update(["cat"] * 6, 100 - torch.arange(6.0))
+    assert advantages.mean().abs() < 1e-6
+    images, prompts = newest.config.images_per_iteration, len(resolve_prompts("ten-animals"))
+    # Rounds of all prompts, the first and the last of them cut: each prompt at least so often.
+    assert images // prompts - 1 >= newest.config.statistics_buffer, "no older reward is left"
 
 
 def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
