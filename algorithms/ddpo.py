@@ -101,7 +101,10 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             self.count_training_rows(len(images))
             if self.config.kl_penalty > 0:
                 self.count_reference_rows(len(images))
-        return meter.means() | {"train/advantage_abs_mean": float(advantages.abs().mean())}
+        return meter.means() | {
+            "train/advantage_mean": float(advantages.mean()),
+            "train/advantage_abs_mean": float(advantages.abs().mean()),
+        }
 
     def sampling_order(self) -> Tensor:
         """The order of :meth:`update`, so that ranks have equally many images of each share."""

@@ -1,11 +1,14 @@
 """Advantages and weights by hand: what each reward counts against the others of its prompt."""
 
+import dataclasses
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from algorithms import DDPO
 from algorithms.advantages import PerPromptStatistics, effective_sample_size, softmax_weights, top_fraction_weights
 
 
@@ -50,6 +53,19 @@ def test_a_prompt_leaves_the_common_statistics_at_min_count() -> None:
     advantages = statistics.update(["cat", "dog"], torch.tensor([3.0, 100.0]))
     everything = math.sqrt(sum((v - 26.5) ** 2 for v in (1, 2, 3, 100)) / 4)
     assert advantages.tolist() == pytest.approx([1 / math.sqrt(2 / 3), 73.5 / everything], rel=2e-6)
+
+
+def test_the_log_says_which_way_rewards_go(make_env: Callable, sample: Callable) -> None:
+    """Against their prompt's last four, images that all earn more have advantages above 0, all less below 0."""
+    algorithm = DDPO(
+        make_env(), trainable="full", num_envs=4, images_per_iteration=4, statistics_buffer=8, statistics_min_count=4
+    )
+    rollout = sample(algorithm, 4)
+    said = []
+    for reward in (0.0, 1.0, 0.0):
+        logged = algorithm.update(dataclasses.replace(rollout, rewards=torch.full((4,), reward)))
+        said.append((logged["train/advantage_mean"], logged["train/advantage_abs_mean"]))
+    torch.testing.assert_close(torch.tensor(said), torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 1.0]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float16, torch.float64])
