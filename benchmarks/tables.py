@@ -231,10 +231,14 @@ def _range(interval: Interval, digits: int = 3) -> str:
 
 
 def _share_of_gain(curve: Curve) -> str:
-    """Return how much of the gain on trained prompts is had on held-out ones."""
-    gain = curve.reward[-1].estimate - curve.reward[0].estimate
+    """Return how much of the gain on trained prompts is had on held-out ones, where there surely is a gain."""
+    start, end = curve.reward[0].estimate, curve.reward[-1]
+    if end.estimate <= start:
+        return "no gain"
+    if end.low <= start:  # a part of a gain that may be none is any number
+        return "no sure gain"
     other = curve.held_out[-1].estimate - curve.held_out[0].estimate
-    return f"{other / gain:.0%}" if gain > 0 else "no gain"
+    return f"{other / (end.estimate - start):.0%}"
 
 
 def _first_at(values: Sequence[float], wanted: float) -> float:

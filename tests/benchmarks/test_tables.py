@@ -21,6 +21,7 @@ from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
     equal_reward_table,
     failure_note,
+    held_out_table,
     improvement_table,
     interval_note,
     peak_table,
@@ -223,6 +224,17 @@ def test_nothing_is_pooled_over_tasks_that_share_runs() -> None:
     assert shared(curves(RESULTS)) == []
     assert "all tasks" in summary_text(RESULTS)
     assert "stand in several" not in summary_text(RESULTS)
+
+
+def test_there_is_a_share_of_a_gain_only_where_there_surely_is_one() -> None:
+    """From 1: to 3 and 4 is a gain; one that the other seed loses may be none; a loss is none."""
+    results = made({"line": {"gains": [3.0, 4.0], "may gain": [0.9, 1.2], "loses": [0.5, 0.6]}})
+    for run in results["runs"]:
+        for line in run["evaluations"]:
+            line["held_out"] = {"rewards": [(reward + 1) / 2 for reward in line["rewards"]], "metrics": {}}
+    rows = str(held_out_table(curves(results))).splitlines()[2:]
+    assert [row.split(" | ")[1] for row in rows] == ["gains", "may gain", "loses"]
+    assert [row.split(" | ")[-1] for row in rows] == ["50% |", "no sure gain |", "no gain |"]
 
 
 def test_variants_are_compared_at_equal_rewards() -> None:
