@@ -222,7 +222,9 @@ def _made(block: Block, results: Mapping[str, Any]) -> str:
     machines = ", ".join(dict.fromkeys(found.get("gpu") or found["processor"] for found in by))
     revisions = ", ".join(dict.fromkeys(f"`{found['revision']}`" for found in by if found.get("revision")))
     hours = sum(run["evaluations"][-1]["costs"]["seconds"] for run in runs) / 3600
-    when = f", {dates[0]} to {dates[-1]}" if dates else ""
+    when = f", {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
+    if 0 < len(dates) < len(runs):
+        when += f" ({len(runs) - len(dates)} carry no date)"
     parts = [
         f"{len(runs)} runs, {hours:.1f} hours of training in all, on {machines}{when}; revisions {revisions}. Every "
         f"number comes from [results.json](results/{block.name}/results.json).",
