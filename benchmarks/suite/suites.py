@@ -112,7 +112,7 @@ _LEASH = {
 }
 
 #: Whether the lag of the running baseline is why DDPO-IS falls back once a reward has saturated: that of ``paper``, and
-#: one of this iteration's images alone, five to seven of each prompt, whose advantages average 0.
+#: one of this iteration's images alone, five to eight of each prompt, whose advantages average 0.
 _BASELINES = {"ddpo-is": Variant("ddpo-is"), "ddpo-is-newest": Variant("ddpo-is", {"statistics_buffer": 4})}
 
 #: Name -> suite. ``jpeg`` is what plain ``compare`` runs.

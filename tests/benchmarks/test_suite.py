@@ -8,11 +8,10 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-import torch
 
 from algorithms import ALGORITHMS
-from algorithms.advantages import PerPromptStatistics
 from algorithms.config import override
+from algorithms.seeding import prompt_order
 from benchmarks.__main__ import main
 from benchmarks.compare import Compare
 from benchmarks.dry_run import check, dry_run, evaluations
@@ -220,13 +219,12 @@ def test_the_baseline_is_all_that_differs() -> None:
     running, newest = specs["ddpo-is"], specs["ddpo-is-newest"]
     assert running == plan_of("paper")["compressibility/ddpo-is/seed-2"]
     assert newest.config == dataclasses.replace(running.config, statistics_buffer=4)
-    statistics = PerPromptStatistics(4, newest.config.statistics_min_count)
-    statistics.update(["cat"] * 6, torch.arange(6.0))
-    advantages = statistics.update(["cat"] * 6, 100 - torch.arange(6.0))
-    assert advantages.mean().abs() < 1e-6
-    images, prompts = newest.config.images_per_iteration, len(resolve_prompts("ten-animals"))
-    # Rounds of all prompts, the first and the last of them cut: each prompt at least so often.
-    assert images // prompts - 1 >= newest.config.statistics_buffer, "no older reward is left"
+    size, prompts = newest.config.images_per_iteration, len(resolve_prompts(newest.task.prompts))
+    for first in range(0, newest.total_queries, size):
+        order = prompt_order(newest.config.seed, prompts, newest.config.images_per_prompt, first, size)
+        counts = [order.count(prompt) for prompt in range(prompts)]
+        assert min(counts) > newest.config.statistics_buffer, "no older reward is left"
+        assert max(counts) <= 8
 
 
 def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

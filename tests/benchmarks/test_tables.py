@@ -226,6 +226,23 @@ def test_nothing_is_pooled_over_tasks_that_share_runs() -> None:
     assert "stand in several" not in summary_text(RESULTS)
 
 
+def test_results_say_from_when_they_are(tmp_path: Path) -> None:
+    """A day once, two days as a span, and how many runs carry none."""
+    results = made({"line": {"a": [3.0, 4.0, 5.0]}})
+    first, second, _ = (run["provenance"] for run in results["runs"])
+    said = []
+    for dates in ([], [(first, "2026-11-24T09:00:00")], [(second, "2026-11-26T09:00:00")]):
+        for provenance, date in dates:
+            provenance["date"] = date
+        write_results(results, tmp_path / "results" / "compare" / "results.json")
+        said.append(Block.parse("compare/made").render(tmp_path).split(";")[0].partition(" on ")[2])
+    assert said == [
+        "a CPU",
+        "a CPU, 2026-11-24 (2 carry no date)",
+        "a CPU, 2026-11-24 to 2026-11-26 (1 carry no date)",
+    ]
+
+
 def test_there_is_a_share_of_a_gain_only_where_there_surely_is_one() -> None:
     """From 1: to 3 and 4 is a gain; one that the other seed loses may be none; a loss is none."""
     results = made({"line": {"gains": [3.0, 4.0], "may gain": [0.9, 1.2], "loses": [0.5, 0.6]}})
