@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install compare test test-slow extras-test snapshots wheel-test browser-test docs lint format clean
+.PHONY: install compare test ratio-test test-slow extras-test snapshots wheel-test browser-test docs lint format clean
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,13 @@ compare: install
 # A file's tests run in one process, so that what they share is made once.
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# That the importance ratio is exactly 1 must not depend on the processor: its own instructions ran in `make test`; here
+# are AVX2 alone, as on most laptops, and none at all. Each variable is one library's.
+ratio-test: install
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	    $(BIN)/python -m pytest -n auto --dist loadfile -m ratio
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n auto --dist loadfile -m ratio
 
 # What takes minutes: runs killed at 30 moments and more, the disk full at every write.
 test-slow: install

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -28,7 +28,7 @@ from algorithms.saving import Config, SavedAlgorithm
 from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.sharding import whole
 from algorithms.skips import SkippedUpdates
-from algorithms.split import Part, Split
+from algorithms.split import Chunk, Part, Split
 from algorithms.stable_baselines import check_learn_arguments
 from algorithms.vec_env import DenoiseVecEnv, find_mdp
 from algorithms.within_memory import is_out_of_memory, within_memory
@@ -36,6 +36,7 @@ from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
+_Part = TypeVar("_Part", Part, Chunk)
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
 FORWARDS_PER_TRAINED_ROW = 3
 _PROMPTS_LOGGED = 16  # above this many prompts, per-prompt means would drown the log
@@ -69,7 +70,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
     """
 
     requires: ClassVar[Requirements]
-    #: Whether :meth:`update` goes through its rows with :meth:`parts`, so that several ranks can share them.
+    #: Whether :meth:`update` goes through its rows with :meth:`parts` or :meth:`sampled_chunks`, which ranks share.
     splits_over_ranks: ClassVar[bool] = False
 
     def __init__(
@@ -157,7 +158,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 f"{'' if reason is None else f', which is another: {reason}'}."
             )
         super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
-        self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size)
+        self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size, late_checks=True)
 
     def _setup_model(self) -> None:
         """Build the policy; subclasses add optimizer and statistics."""
@@ -174,7 +175,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         self.average = WeightAverage(trained, decay) if decay else None
         self.loss_scaler = self._make_loss_scaler()
         check_held_out(self.mdp.prompts, self.config.evaluation)
-        self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs // self.ranks.size)
+        self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs // self.ranks.size, late_checks=True)
 
     def _check_ranks(self) -> None:
         """Refuse more ranks than can share the environments equally, and an algorithm that does not share its rows."""
@@ -182,7 +183,8 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         if size > 1 and not self.splits_over_ranks:
             raise ValueError(
                 f"{type(self).__name__} was started on {size} ranks, but its update does not share its rows among "
-                "them; start one process, or let it use parts() and set splits_over_ranks (docs/several-gpus.md)."
+                "them; start one process, or let it use parts() or sampled_chunks() and set splits_over_ranks "
+                "(docs/several-gpus.md)."
             )
         if self.ranks.sharded and self.config.optimizer == "adamw8bit":
             raise ValueError(
@@ -292,12 +294,12 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Change the policy's weights; return what to log."""
 
-    def sampling_order(self) -> Tensor:
-        """The iteration's images (n,), int64, in the order in which ranks are dealt them.
+    def assign(self) -> Tensor:
+        """The iteration's images (u, k), int64, on the CPU: a row for each update that trains on sampled chunks.
 
-        An order in which the images of one update are neighbours gives all ranks equally many of each update.
+        Images of one row are sampled side by side, those of two rows never in one forward pass.
         """
-        return torch.arange(self.config.images_per_iteration)
+        return torch.arange(self.config.images_per_iteration)[None]
 
     def parts(self, rollout: Rollout, images: Tensor) -> Iterator[Part]:
         """Yield this rank's rows of one update, a chunk at a time; the last one's backward pass synchronises gradients.
@@ -309,8 +311,28 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         Raises:
             RanksOutOfMemory: memory ran out on another rank; no gradient was exchanged yet.
         """
+        return self._synchronised(rollout.split.parts(images, self.policy.chunk_size))
+
+    def sampled_chunks(
+        self, rollout: Rollout, update: int = 0, steps: Callable[[slice], Sequence[int]] | None = None
+    ) -> Iterator[Chunk]:
+        """Yield this rank's transitions of one update as they were sampled; otherwise as :meth:`parts`.
+
+        Args:
+            rollout: of all ranks, with whole trajectories.
+            update: which row of :meth:`assign`.
+            steps: which steps of a chunk are trained on, equally many of each; None takes all that have a density.
+
+        Raises:
+            RanksOutOfMemory: as :meth:`parts`.
+        """
+        trainable = self.policy.trainable_steps.tolist()
+        chosen = (lambda images: trainable) if steps is None else steps
+        return self._synchronised(rollout.training_chunks(update, self.policy.chunk_size, chosen))
+
+    def _synchronised(self, parts: Iterator[_Part]) -> Iterator[_Part]:
         self._exchanging = False
-        for part in rollout.split.parts(images, self.policy.chunk_size):
+        for part in parts:
             if part.synchronises and self.ranks.votes:
                 self._vote()
                 self._exchanging = True
@@ -332,6 +354,8 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         first = self.iteration * n
         prompts, weights = self.mdp.prompts, self.mdp.prompt_weights
         order = prompt_order(self.config.seed, len(prompts), self.config.images_per_prompt, first, n, weights)
+        assigned = self.assign()
+        images = assigned.flatten().tolist()
         callback.on_rollout_start()
 
         def on_step(dones: Tensor) -> bool:
@@ -345,13 +369,14 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 lambda: collect(
                     self.rollout_env,
                     self.policy,
-                    [prompts[index] for index in order],
+                    [prompts[order[image]] for image in images],
                     self.config.seed,
-                    first,
+                    [first + image for image in images],
+                    updates=len(assigned),
                     whole_trajectory=self.requires.whole_trajectory,
                     on_step=on_step,
                     score_beside=self.config.rewards_beside_sampling,
-                    split=Split.evenly(self.ranks, self.sampling_order()),
+                    split=Split(self.ranks, n),
                 ),
                 self._forget_rollout,
             )

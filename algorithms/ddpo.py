@@ -37,7 +37,7 @@ class DDPOConfig(AlgorithmConfig):
     statistics_min_count: int = 16
     """Below this many remembered rewards a prompt uses the statistics of all prompts."""
     timestep_fraction: float = 1.0
-    """Share of each image's denoising steps that is trained on, drawn anew for each image."""
+    """Share of the denoising steps that is trained on, drawn anew for each chunk of images sampled together."""
     kl_penalty: float = 0.0
     """What a nat of KL to the starting model costs, in stds of the reward; 0 is none. Costs a forward a trained row."""
 
@@ -91,71 +91,76 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         """Advantages once, then one gradient update for each share of the images."""
         bound = self.config.advantage_clip
         advantages = self.statistics.update(rollout.prompts, rollout.rewards).clamp(-bound, bound)
-        source = generator(self.config.seed, Stream.UPDATES, self.iteration)
-        order = torch.randperm(len(rollout), generator=source).to(advantages.device)
         meter = Meter(self.ranks)
-        for share in order.chunk(self.config.updates_per_iteration):
-            images, steps = self._transitions(share, source)
-            norm = self.gradient_step(self.optimizer, self._losses(rollout, images, steps, advantages, meter))
-            meter.add("train/grad_norm", norm)
-            self.count_training_rows(len(images))
+        for update in range(rollout.updates):
+            losses = self._losses(rollout, update, rollout.split.here(advantages), meter)
+            meter.add("train/grad_norm", self.gradient_step(self.optimizer, losses))
+            rows = len(rollout.assigned(update)) * self._steps_per_image
+            self.count_training_rows(rows)
             if self.config.kl_penalty > 0:
-                self.count_reference_rows(len(images))
+                self.count_reference_rows(rows)
         return meter.means() | {
             "train/advantage_mean": float(advantages.mean()),
             "train/advantage_abs_mean": float(advantages.abs().mean()),
         }
 
-    def sampling_order(self) -> Tensor:
-        """The order of :meth:`update`, so that ranks have equally many images of each share."""
+    def assign(self) -> Tensor:
+        """Deal the images out to the updates at random."""
         source = generator(self.config.seed, Stream.UPDATES, self.iteration)
-        return torch.randperm(self.config.images_per_iteration, generator=source)
+        images = torch.randperm(self.config.images_per_iteration, generator=source)
+        return images.reshape(self.config.updates_per_iteration, -1)
 
-    def _transitions(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Fold time into the batch: image and step of every transition to train on, each (m,)."""
-        trainable = self.policy.trainable_steps
-        count = max(1, round(self.config.timestep_fraction * len(trainable)))
-        if count == len(trainable):
-            steps = trainable.expand(len(images), -1)
-        else:
-            picks = torch.rand(len(images), len(trainable), generator=source).argsort(1)[:, :count]
-            steps = trainable[picks]
-        return images.repeat_interleave(count), steps.flatten().to(images.device)
+    @property
+    def _steps_per_image(self) -> int:
+        return max(1, round(self.config.timestep_fraction * len(self.policy.trainable_steps)))
 
-    def _losses(
-        self, rollout: Rollout, images: Tensor, steps: Tensor, advantages: Tensor, meter: Meter
-    ) -> Iterator[Tensor]:
-        """Yield each chunk's share of the mean loss over all m transitions."""
-        m, dimensions = len(images), rollout.latents[0, 0].numel()
-        reduction = self.config.log_prob_reduction
-        for part in self.parts(rollout, images):
-            rows, next_latents, old_log_prob = rollout.rows(part.images, steps[part.rows])
-            chunk = rows.padded(self.policy.chunk_size) if part.weight else rows
-            log_prob, gaussian = self.policy.log_prob(chunk, next_latents)
-            if not part.weight:
-                yield 0 * log_prob.sum()
+    def _losses(self, rollout: Rollout, update: int, advantages: Tensor, meter: Meter) -> Iterator[Tensor]:
+        """Yield each chunk's share of the mean loss over all transitions of the update.
+
+        Args:
+            rollout: with whole trajectories.
+            update: which of its updates.
+            advantages: (m,), of the images here.
+            meter: notes what the rows show.
+        """
+        trainable, dimensions = self.policy.trainable_steps.tolist(), rollout.latents[0, 0].numel()
+        reduction, count = self.config.log_prob_reduction, self._steps_per_image
+        transitions = len(rollout.assigned(update)) * count
+
+        def steps(images: slice) -> list[int]:
+            if count == len(trainable):
+                return trainable
+            first = rollout.split.kept[images.start]
+            source = generator(self.config.seed, Stream.UPDATES, self.iteration, first)
+            return [trainable[i] for i in torch.randperm(len(trainable), generator=source)[:count].tolist()]
+
+        for chunk in self.sampled_chunks(rollout, update, steps):
+            rows = rollout.rows(chunk.images, chunk.step)
+            log_prob, gaussian = self.policy.log_prob(rows, rollout.latents[chunk.step + 1, chunk.images])
+            if not chunk.weight:
+                yield 0 * gaussian.mean.sum()
                 continue
-            weight = advantages[part.images]
+            old_log_prob, advantage = rollout.log_probs[chunk.step, chunk.images], advantages[chunk.images]
             if self.config.importance_sampling:
                 loss, ratios = importance_sampling_loss(
-                    log_prob, old_log_prob, weight, dimensions, reduction, self.config.clip_range
+                    log_prob, old_log_prob, advantage, dimensions, reduction, self.config.clip_range
                 )
             else:
-                loss = score_function_loss(log_prob, weight, dimensions, reduction)
+                loss = score_function_loss(log_prob, advantage, dimensions, reduction)
                 _, ratios = importance_sampling_loss(
-                    log_prob.detach(), old_log_prob, weight, dimensions, reduction, 1.0
+                    log_prob.detach(), old_log_prob, advantage, dimensions, reduction, 1.0
                 )
             if self.config.kl_penalty > 0:
                 assert self.reference is not None
-                kl = self.reference.kl(chunk, gaussian)[: len(rows)]
-                meter.add_rows("train/kl_to_start", kl.detach() * len(self.policy.trainable_steps))  # nats an image
+                kl = self.reference.kl(rows, gaussian)
+                meter.add_rows("train/kl_to_start", kl.detach() * len(trainable))  # nats per image
                 loss = loss + kl_penalty_loss(kl, self.config.kl_penalty, dimensions, reduction)
             meter.add_rows("train/approx_kl", ratios.approx_kl)
             meter.add_rows("train/clip_fraction", ratios.clipped)
             meter.add_rows("train/log_ratio_abs", ratios.log_ratio.abs())
             meter.maximum("train/log_ratio_abs_max", ratios.log_ratio.abs())
             meter.add_rows("train/loss", loss.detach())
-            yield part.weight * loss.sum() / m
+            yield chunk.weight * loss.sum() / transitions
 
     def extra_state(self) -> dict[str, Any]:
         """The per-prompt statistics."""

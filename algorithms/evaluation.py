@@ -125,10 +125,11 @@ def _denoise(
 ) -> Rollout:
     """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them.
 
-    As many side by side as training has: chunks are padded, so a few at a time would cost as much as a chunk each.
+    As many are denoised side by side as in training.
     """
     shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
-    env = DenoiseVectorEnv.sharing(mdp, min(len(shared), config.num_envs) // ranks.size, reward=reward)
+    num_envs = min(len(shared), config.num_envs) // ranks.size
+    env = DenoiseVectorEnv.sharing(mdp, num_envs, reward=reward, late_checks=True)
     return collect(
         env,
         policy,
@@ -138,7 +139,7 @@ def _denoise(
         streams=_STREAMS,
         score_beside=config.rewards_beside_sampling,
         reference=reference,
-        split=Split.evenly(ranks, torch.arange(len(shared))),
+        split=Split(ranks, len(shared)),
     )
 
 

@@ -15,8 +15,8 @@ class RatioStatistics:
 
     Attributes:
         log_ratio: joint log-ratio of new to old density, nats.
-        approx_kl: Schulman's low-variance estimate ``ratio - 1 - log_ratio`` of KL(old || new) for one transition,
-            in the reduction's units.
+        approx_kl: Schulman's low-variance estimate ``ratio - 1 - log_ratio`` of KL(old || new) for one transition, of
+            the joint ratio whatever the reduction, nats.
         clipped: 1 where the clipped branch is active (no gradient), else 0.
     """
 
@@ -38,7 +38,7 @@ def score_function_loss(log_prob: Tensor, advantages: Tensor, dimensions: int, r
     """DDPO-SF (Black et al. 2023, equation 3): ``-A log p(x_{t-1} | x_t, c)``, (m,).
 
     Args:
-        log_prob: (m,), joint log-density with gradients.
+        log_prob: (m,), joint log-density with gradients; a constant in it (the entropy) changes no gradient.
         advantages: (m,).
         dimensions: D of one latent.
         reduction: ``"mean"`` divides by D, as the reference implementations do.
@@ -60,7 +60,7 @@ def importance_sampling_loss(
     [1 - 1e-4, 1 + 1e-4] to 5e-9.
 
     Args:
-        log_prob: (m,), joint log-density with gradients.
+        log_prob: (m,), joint log-density with gradients, up to a constant that ``old_log_prob`` has too.
         old_log_prob: (m,), of the policy that sampled.
         advantages: (m,).
         dimensions: D of one latent.
@@ -75,9 +75,8 @@ def importance_sampling_loss(
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(math.exp(-bound), math.exp(bound))
     with torch.no_grad():
-        statistics = RatioStatistics(
-            joint.detach(), ratio.detach() - 1 - log_ratio.detach(), (clipped > unclipped).float()
-        )
+        # expm1 keeps the digits that ``ratio - 1`` loses: at D = 16,384 a mean log-ratio of 3e-5 has a KL of 4.5e-10.
+        statistics = RatioStatistics(joint.detach(), torch.expm1(joint) - joint, (clipped > unclipped).float())
     return torch.maximum(unclipped, clipped), statistics
 
 

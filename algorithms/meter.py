@@ -35,7 +35,7 @@ class Meter:
 
     def means(self) -> dict[str, float]:
         """Return averages and maxima as numbers."""
-        sums = {name: (sum(float(v) for v in values), self._counts[name]) for name, values in self._sums.items()}
+        sums = {name: (sum(_numbers(values)), self._counts[name]) for name, values in self._sums.items()}
         maxima = {name: float(value) for name, value in self._maxima.items()}
         told = self._ranks.gather_objects((sums, maxima))
         means = {}
@@ -45,3 +45,10 @@ class Meter:
         for name in dict.fromkeys(name for _, theirs in told for name in theirs):
             means[name] = max(theirs[name] for _, theirs in told if name in theirs)
         return means
+
+
+def _numbers(values: list[Tensor | float]) -> list[float]:
+    """Read the values with one copy from the device."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    numbers = [value for value in values if not isinstance(value, Tensor)]
+    return numbers + (torch.stack(tensors).tolist() if tensors else [])

@@ -40,7 +40,8 @@ class PolicyConfig:
     guidance_scale: float = 1.0
     """Guidance in sampling and training; 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
     chunk_size: int = 16
-    """Rows a forward pass, halved where memory runs out; more is faster on a GPU; results change by rounding alone."""
+    """Rows per forward pass at most, halved where memory runs out; never more than an update has images. Larger is
+    faster on a GPU; results change by rounding."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
     """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
     gradient_checkpointing: bool = False
@@ -88,15 +89,9 @@ class Rows:
             {name: value[index] for name, value in self.conditioning.items()},
         )
 
-    def padded(self, size: int) -> "Rows":
-        """Return ``size`` rows, the last one repeated."""
-        if len(self) == size:
-            return self
-        return self.select(torch.arange(size).clamp(max=len(self) - 1).to(self.latents.device))
 
-
-#: Called with which rows a chunk holds, the padded chunk, and the Gaussians it was given.
-OnChunk = Callable[[slice, Rows, Gaussian], None]
+#: Called with a chunk's rows and the Gaussians that they are drawn from.
+OnChunk = Callable[[Rows, Gaussian], None]
 
 
 class DenoisingPolicy(nn.Module):
@@ -205,53 +200,47 @@ class DenoisingPolicy(nn.Module):
         output = self.model_output(rows.latents, timesteps, rows.conditioning)
         return self.transition(output, rows.latents, rows.step_index)
 
-    def chunks(self, rows: Rows, padded: bool = True) -> Iterator[tuple[slice, Rows]]:
-        """Yield (which rows, those rows padded to the chunk's size); not padded, their numbers depend on how many."""
-        size = self.chunk_size
-        for start in range(0, len(rows), size):
-            part = slice(start, min(start + size, len(rows)))
-            yield part, rows.select(part).padded(size if padded else part.stop - part.start)
+    def chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
+        """Yield (which rows, those rows), at most ``chunk_size`` of them."""
+        for start in range(0, len(rows), self.chunk_size):
+            part = slice(start, min(start + self.chunk_size, len(rows)))
+            yield part, rows.select(part)
 
-    def log_prob(self, chunk: Rows, next_latents: Tensor) -> tuple[Tensor, Gaussian]:
-        """Joint log-density of ``next_latents`` (m, c, h, w) under a padded chunk's first m rows, with gradients."""
-        gaussian = self.distribution(chunk)
-        padding = len(chunk) - len(next_latents)
-        if padding:
-            next_latents = torch.cat([next_latents, next_latents[-1:].expand(padding, *next_latents.shape[1:])])
-        return gaussian.log_prob(next_latents)[: len(chunk) - padding], gaussian
-
-    @torch.no_grad()
-    def sample(
-        self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk | None = None, padded: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Draw the next latents.
-
-        Args:
-            rows: n transitions, all at the same step.
-            noise: (n, c, h, w), standard normal; None takes the mean.
-            on_chunk: sees what each chunk is drawn from.
-            padded: whether the last chunk is, as it must be where log-densities are to be scored again.
+    def log_prob(self, rows: Rows, next_latents: Tensor) -> tuple[Tensor, Gaussian]:
+        """Score one chunk of rows, with gradients.
 
         Returns:
-            The next latents (n, c, h, w) and their joint log-densities (n,), both float32. Where the step has no
-            density, or the mean was taken, the log-density is NaN: it may not be trained on.
+            The joint log-density (m,) of ``next_latents`` (m, c, h, w), relative to its mean
+            (:meth:`Gaussian.relative_log_prob`), and the Gaussian.
+        """
+        gaussian = self.distribution(rows)
+        return gaussian.relative_log_prob(next_latents), gaussian
+
+    @torch.no_grad()
+    def sample(self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk | None = None) -> tuple[Tensor, Tensor]:
+        """Draw the next latents, ``chunk_size`` rows at a time.
+
+        Args:
+            rows: n transitions.
+            noise: (n, c, h, w), standard normal; None takes the mean.
+            on_chunk: sees what each chunk is drawn from.
+
+        Returns:
+            The next latents (n, c, h, w) and their joint log-densities (n,), as :meth:`log_prob` has them, both
+            float32. Where the step has no density, or the mean was taken, the log-density is NaN: it may not be
+            trained on.
         """
         latents, log_probs = [], []
-        for part, chunk in self.chunks(rows, padded):
+        for part, chunk in self.chunks(rows):
             gaussian = self.distribution(chunk)
             if on_chunk is not None:
-                on_chunk(part, chunk, gaussian)
-            if noise is None:
-                latents.append(gaussian.mean[: part.stop - part.start])
-                continue
-            drawn_from = noise[part][torch.arange(len(chunk)).clamp(max=part.stop - part.start - 1).to(noise.device)]
-            drawn = gaussian.sample(drawn_from)
-            density = bool((gaussian.std > 0).all())
-            log_prob = gaussian.log_prob(drawn) if density else torch.full_like(gaussian.std, torch.nan)
-            latents.append(drawn[: part.stop - part.start])
-            log_probs.append(log_prob[: part.stop - part.start])
-        drawn_all = torch.cat(latents)
-        return drawn_all, torch.cat(log_probs) if log_probs else torch.full_like(drawn_all.flatten(1)[:, 0], torch.nan)
+                on_chunk(chunk, gaussian)
+            drawn = gaussian.mean if noise is None else gaussian.sample(noise[part])
+            latents.append(drawn)
+            log_probs.append(
+                torch.full_like(gaussian.std, torch.nan) if noise is None else gaussian.relative_log_prob(drawn)
+            )
+        return torch.cat(latents), torch.cat(log_probs)
 
     def predict(
         self,
@@ -262,9 +251,9 @@ class DenoisingPolicy(nn.Module):
     ) -> tuple[np.ndarray, Any]:
         """Stable-Baselines3's ``predict``: observation of one environment or of n -> action, and the state unchanged.
 
-        Noise comes from torch's global generator. Chunks are not padded, for no ratio is taken of these actions: they
-        equal a rollout's to float32 rounding. After the end (timestep 0) the latent itself is returned; on a grid that
-        itself ends at the time 0 the end looks like the last step, and is denoised as one. No environment takes either.
+        Noise comes from torch's global generator. After the end (timestep 0) the latent itself is returned; on a grid
+        that itself ends at the time 0 the end looks like the last step, and is denoised as one. No environment takes
+        either.
 
         Raises:
             TypeError, ValueError: an observation that is not this model's.
@@ -280,7 +269,7 @@ class DenoisingPolicy(nn.Module):
             conditioning = {name: tensors[name][which].to(dtype) for name, (_, dtype) in self.conditioning.items()}
             noise = None if deterministic else torch.randn_like(latents[which])
             rows = Rows(latents[which], index[which], conditioning)
-            latents[which] = self.sample(rows, noise, padded=False)[0]
+            latents[which] = self.sample(rows, noise)[0]
         actions = latents.cpu().numpy()
         return (actions[0] if single else actions), state
 

@@ -154,14 +154,14 @@ class DenoisingActorCritic(ActorCriticPolicy):
         return self.value_net(self.extract_features(obs, self.features_extractor))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return _act(self._gaussian(observation, padded=False), deterministic)
+        return _act(self._gaussian(observation), deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
         """Switch the critic alone: sampling and scoring must run in the same mode, so the denoiser stays as it is."""
         self.value_net.train(mode)
 
-    def _gaussian(self, obs: Any, padded: bool = True) -> Gaussian:
-        """p(x_{t-1} | x_t, c) of n rows; padded, in chunks of one size, sampling and scoring see the same numbers."""
+    def _gaussian(self, obs: Any) -> Gaussian:
+        """p(x_{t-1} | x_t, c) of n rows."""
         needed = self.denoising.conditioning
         shapes = {name: shape for name, (shape, _) in needed.items()}
         tensors, _ = observation_tensors(obs, self.denoising.model, shapes)
@@ -169,13 +169,8 @@ class DenoisingActorCritic(ActorCriticPolicy):
         last = self.denoising.num_inference_steps - 1  # after the end only values are asked for
         conditioning = {name: tensors[name].to(dtype) for name, (_, dtype) in needed.items()}
         rows = Rows(tensors["latent"].float(), index.clamp(max=last), conditioning)
-        means, stds = [], []
-        for part, chunk in self.denoising.chunks(rows, padded):
-            gaussian = self.denoising.distribution(chunk)
-            count = part.stop - part.start
-            means.append(gaussian.mean[:count])
-            stds.append(gaussian.std[:count])
-        return Gaussian(torch.cat(means), torch.cat(stds))
+        gaussians = [self.denoising.distribution(chunk) for _, chunk in self.denoising.chunks(rows)]
+        return Gaussian(torch.cat([g.mean for g in gaussians]), torch.cat([g.std for g in gaussians]))
 
 
 def _act(gaussian: Gaussian, deterministic: bool) -> Tensor:

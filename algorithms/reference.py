@@ -49,7 +49,7 @@ class Reference:
     def distribution(self, rows: Rows) -> Gaussian:
         """Return p(x_{t-1} | x_t, c) of the starting model for one chunk of rows, without gradients.
 
-        Before the first update it equals the policy's to the bit, for rows in chunks of the same size.
+        Before the first update it equals the policy's bit for bit, for the same chunk.
         """
         with self._in_place():
             return self._policy.distribution(rows)
@@ -63,11 +63,7 @@ class Reference:
             rows: the chunk, m rows.
             gaussian: the policy's, for the same rows; gradients pass through it.
         """
-        dense = gaussian.std > 0
-        # A step without density is given the std 1, so that the kernel's own formula serves; its KL is left out.
-        scale = torch.where(dense, gaussian.std, torch.ones_like(gaussian.std))
-        start = self.distribution(rows)
-        return Gaussian(gaussian.mean, scale).kl(Gaussian(start.mean, scale)) * dense
+        return gaussian.kl(self.distribution(rows))
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:

@@ -1,10 +1,16 @@
 """Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept.
 
 Of several ranks each denoises its own images and keeps what is large; prompts and rewards are those of all.
+
+Images are assigned to updates before they are sampled, and a forward pass never takes images of two updates. So an
+update scores the very chunks that were sampled: the same images, in the same order and number, at the same step, from
+the same memory. Kernels then round as they did, and before the first step of the optimizer every importance ratio is
+exactly 1, on any processor whose kernels are deterministic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +20,7 @@ from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.reference import Reference
 from algorithms.scoring import RolloutScorer
 from algorithms.seeding import Stream, derive_seed, generator
-from algorithms.split import Split
+from algorithms.split import Chunk, Split
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
 from diffusion_gym.transitions import Gaussian
@@ -26,12 +32,15 @@ class Rollout:
 
     Attributes:
         latents: (T + 1, m, c, h, w), float32, from noise to x_0; of an endpoint rollout (1, m, c, h, w), x_0 alone.
-        log_probs: (T, m), float32, joint log-density of each step; NaN where it has none; empty for endpoints.
+        log_probs: (T, m), float32, joint log-density of each step relative to its mean, nats (see
+            :meth:`Gaussian.relative_log_prob`); NaN where it has none; empty for endpoints.
         conditioning: name -> (m, ...), once an image: what the policy's denoiser is given.
         prompts: n texts.
         rewards: (n,), float32.
         images: (m, 3, H, W), uint8.
         split: which of the n images lie here.
+        round_size: images that were denoised side by side here.
+        updates: the images are assigned to so many updates, equally many neighbours to each.
         parts: of a combined reward, name -> (n,), float32: each reward's own scores.
         kl_to_start: (n,), float32, where it was measured: the sum over the steps of the exact KL to the starting model,
             nats.
@@ -44,12 +53,19 @@ class Rollout:
     rewards: Tensor
     images: Tensor
     split: Split
+    round_size: int
+    updates: int = 1
     parts: dict[str, Tensor] = field(default_factory=dict)
     kl_to_start: Tensor | None = None
 
     def __len__(self) -> int:
         """Return n."""
         return len(self.prompts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all latents are kept, or the finished ones alone."""
+        return len(self.log_probs) > 0
 
     @property
     def final_latents(self) -> Tensor:
@@ -70,19 +86,49 @@ class Rollout:
         )
         return sum(tensor.nbytes for tensor in tensors)
 
-    def rows(self, images: Tensor, steps: Tensor) -> tuple[Rows, Tensor, Tensor]:
-        """Fold time into the batch: the transitions (images[i], steps[i]).
+    def assigned(self, update: int) -> range:
+        """The images of an update, of all ranks."""
+        size = len(self) // self.updates
+        return range(update * size, (update + 1) * size)
+
+    def chunks(self, update: int, size: int, rank: int | None = None) -> list[slice]:
+        """Where an update's images lie on this rank (or another), in the chunks that one forward pass takes.
 
         Args:
-            images: (k,), int64, indices among all n of images that lie here.
-            steps: (k,), int64, indices of steps.
-
-        Returns:
-            The rows, their next latents (k, c, h, w) and their stored log-densities (k,).
+            update: from 0.
+            size: largest number of images of a chunk.
+            rank: this one if None.
         """
-        here = self.split.local(images)
-        rows = Rows(self.latents[steps, here], steps, {name: value[here] for name, value in self.conditioning.items()})
-        return rows, self.latents[steps + 1, here], self.log_probs[steps, here]
+        return self.split.runs(self.assigned(update), size, self.round_size, rank)
+
+    def rows(self, images: slice, step: int) -> Rows:
+        """One step's transitions of a chunk of images, which may share the rollout's memory."""
+        latents = self.latents[step if self.is_whole else -1, images]
+        index = torch.full((len(latents),), step, dtype=torch.long, device=latents.device)
+        return Rows(latents, index, {name: value[images] for name, value in self.conditioning.items()})
+
+    def training_chunks(self, update: int, size: int, steps: Callable[[slice], Sequence[int]]) -> Iterator[Chunk]:
+        """Yield this rank's transitions of an update, each chunk as it was sampled.
+
+        As with :meth:`Split.parts` every rank yields equally many, and the last one synchronises gradients.
+
+        Args:
+            update: from 0.
+            size: largest number of images of a chunk.
+            steps: which steps of a chunk are trained on, equally many of each.
+        """
+        ranks = self.split.ranks
+        mine = [(images, step) for images in self.chunks(update, size) for step in steps(images)]
+        most = max(len(self.chunks(update, size, rank)) for rank in range(ranks.size))
+        passes = most * len(steps(slice(0, 1)))
+        for number in range(passes):
+            synchronises = number == passes - 1 and not ranks.votes
+            if number < len(mine):
+                yield Chunk(*mine[number], ranks.size, synchronises)
+            else:
+                yield Chunk(slice(0, 1), 0, 0, synchronises)
+        if ranks.votes:
+            yield Chunk(slice(0, 1), 0, 0, True)
 
     @classmethod
     def empty(
@@ -92,6 +138,8 @@ class Rollout:
         whole_trajectory: bool,
         device: torch.device | str | None = None,
         split: Split | None = None,
+        round_size: int | None = None,
+        updates: int = 1,
     ) -> "Rollout":
         """Allocate the storage for one image a prompt; on the policy's device, if no other (as "meta") is named."""
         split = Split.alone(len(prompts)) if split is None else split
@@ -108,6 +156,8 @@ class Rollout:
             rewards=new(len(prompts)),
             images=new(n, *model.image_shape, dtype=torch.uint8),
             split=split,
+            round_size=n if round_size is None else round_size,
+            updates=updates,
         )
 
 
@@ -117,11 +167,12 @@ def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
 
     Steps without a density, and rollouts of endpoints, stay as they are.
     """
-    images = rollout.split.kept.to(rollout.latents.device)
-    for step in policy.trainable_steps.tolist() if len(rollout.log_probs) else ():
-        rows, next_latents, _ = rollout.rows(images, torch.full_like(images, step))
-        for part, chunk in policy.chunks(rows):
-            rollout.log_probs[step, part] = policy.log_prob(chunk, next_latents[part])[0]
+    if not rollout.is_whole:
+        return
+    for images in (chunk for update in range(rollout.updates) for chunk in rollout.chunks(update, policy.chunk_size)):
+        for step in policy.trainable_steps.tolist():
+            rows, next_latents = rollout.rows(images, step), rollout.latents[step + 1, images]
+            rollout.log_probs[step, images] = policy.log_prob(rows, next_latents)[0]
 
 
 OnStep = Callable[[Tensor], bool]
@@ -143,13 +194,9 @@ class _KL:
     reference: Reference
     nats: Tensor
 
-    def adder(self, images: slice) -> Callable[[slice, Rows, Gaussian], None]:
-        """Return what :meth:`DenoisingPolicy.sample` is to do with each chunk of these images' rows."""
-
-        def add(part: slice, chunk: Rows, gaussian: Gaussian) -> None:
-            self.nats[images][part] += self.reference.kl(chunk, gaussian)[: part.stop - part.start]
-
-        return add
+    def add(self, images: slice, rows: Rows, gaussian: Gaussian) -> None:
+        """Add one step's of a chunk."""
+        self.nats[images] += self.reference.kl(rows, gaussian)
 
 
 def collect(
@@ -157,8 +204,9 @@ def collect(
     policy: DenoisingPolicy,
     prompts: Sequence[str],
     seed: int,
-    first_image: int = 0,
+    images: Sequence[int] | None = None,
     *,
+    updates: int = 1,
     whole_trajectory: bool = True,
     streams: tuple[Stream, Stream] = (Stream.INITIAL_LATENTS, Stream.STEP_NOISE),
     on_step: OnStep | None = None,
@@ -168,14 +216,16 @@ def collect(
 ) -> Rollout:
     """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``, the last one of as many as are left.
 
-    Noise is keyed by (seed, global image index), so any split over environments and ranks draws the same images.
+    Noise is keyed by (seed, image), so any split over environments, updates and ranks draws the same noise.
 
     Args:
         env: torch output, autoreset disabled.
         policy: on the environment's model.
         prompts: one text an image.
         seed: the run's seed.
-        first_image: global index of the first image.
+        images: the run's number of each image, from 0; None counts from 0.
+        updates: how many updates the images are assigned to, equally many neighbours to each; a forward pass takes
+            images of one update, at most ``policy.chunk_size``.
         whole_trajectory: keep all latents and log-probs, or the endpoints alone.
         streams: of the initial latents and of the steps' noise.
         on_step: called after every step of the environments with ``dones`` (n,); False stops.
@@ -189,16 +239,17 @@ def collect(
         RankError: another rank is lost.
     """
     split = Split.alone(len(prompts)) if split is None else split
+    numbers = range(len(prompts)) if images is None else images
     env.mdp.prompt_cache(prompts)  # all of them on every rank: one that cannot be encoded fails on all at once
-    rollout = Rollout.empty(policy, prompts, whole_trajectory, split=split)
+    rollout = Rollout.empty(policy, prompts, whole_trajectory, split=split, round_size=env.num_envs, updates=updates)
     kl = None if reference is None else _KL(reference, torch.zeros(len(split.kept), device=rollout.rewards.device))
     scorer, ordinary = RolloutScorer(score_beside), env.mdp.scorer
     env.mdp.scorer = scorer
     try:
         for start in range(0, len(split.kept), env.num_envs):
             left = len(split.kept) - start
-            fitting = env if left >= env.num_envs else DenoiseVectorEnv.sharing(env.mdp, left)
-            _round(fitting, policy, rollout, start, seed, first_image, streams, on_step, scorer, kl)
+            fitting = env if left >= env.num_envs else DenoiseVectorEnv.sharing(env.mdp, left, late_checks=True)
+            _round(fitting, policy, rollout, start, seed, numbers, streams, on_step, scorer, kl)
         scores = split.ranks.call(scorer.result)
     finally:
         env.mdp.scorer = ordinary
@@ -214,39 +265,42 @@ def _round(
     rollout: Rollout,
     start: int,
     seed: int,
-    first_image: int,
+    numbers: Sequence[int],
     streams: tuple[Stream, Stream],
     on_step: OnStep | None,
     scorer: RolloutScorer,
     kl: _KL | None,
 ) -> None:
     """One episode in every environment, written to the rollout's images here from ``start`` on."""
-    n, mine, whole = env.num_envs, slice(start, start + env.num_envs), len(rollout.log_probs) > 0
-    images = rollout.split.kept[mine].tolist()
-    seeds = [derive_seed(seed, streams[0], first_image + i) for i in images]
-    observation, _ = env.reset(seed=seeds, options={"prompts": [rollout.prompts[i] for i in images]})
-    sources = [generator(seed, streams[1], first_image + i) for i in images]
-    conditioning = {name: observation[name] for name in rollout.conditioning}
-    for name, value in conditioning.items():
-        rollout.conditioning[name][mine] = value
-    x = observation["latent"]
-    if whole:
-        rollout.latents[0, mine] = x
+    mine = slice(start, start + env.num_envs)
+    kept = rollout.split.kept[mine]
+    seeds = [derive_seed(seed, streams[0], numbers[i]) for i in kept]
+    observation, _ = env.reset(seed=seeds, options={"prompts": [rollout.prompts[i] for i in kept]})
+    sources = [generator(seed, streams[1], numbers[i]) for i in kept]
+    for name, stored in rollout.conditioning.items():
+        stored[mine] = observation[name]
+    rollout.latents[0, mine] = observation["latent"]
+    every = [chunk for update in range(rollout.updates) for chunk in rollout.chunks(update, policy.chunk_size)]
+    chunks = [chunk for chunk in every if mine.start <= chunk.start < mine.stop]
 
     for t in range(env.num_inference_steps):
-        noise = torch.stack([torch.randn(x.shape[1:], generator=source) for source in sources]).to(x.device)
-        rows = Rows(x, torch.full((n,), t, dtype=torch.long, device=x.device), conditioning)
+        noise = torch.stack([torch.randn(rollout.latents.shape[2:], generator=source) for source in sources])
+        noise = noise.to(rollout.latents.device, non_blocking=True)
 
-        def step(rows: Rows = rows, noise: Tensor = noise) -> tuple[Tensor, Tensor, dict[str, Any], bool]:
-            x, log_prob = policy.sample(rows, noise, None if kl is None else kl.adder(mine))
-            _, _, dones, _, info = env.step(x)
+        def step(t: int = t, noise: Tensor = noise) -> tuple[dict[str, Any], bool]:
+            after = t + 1 if rollout.is_whole else -1
+            for chunk in chunks:
+                rows = rollout.rows(chunk, t)
+                drawn_from = noise[chunk.start - start : chunk.stop - start]
+                x, log_prob = policy.sample(rows, drawn_from, None if kl is None else partial(kl.add, chunk))
+                rollout.latents[after, chunk] = x
+                if rollout.is_whole:
+                    rollout.log_probs[t, chunk] = log_prob
+            _, _, dones, _, info = env.step(rollout.latents[after, mine])
             scorer.check()
-            return x, log_prob, info, on_step is None or on_step(dones)
+            return info, on_step is None or on_step(dones)
 
-        x, log_prob, info, going = rollout.split.ranks.call(step)
-        if whole:
-            rollout.latents[t + 1, mine], rollout.log_probs[t, mine] = x, log_prob
+        info, going = rollout.split.ranks.call(step)
         if not rollout.split.ranks.all(going):
             raise InterruptedRollout
-    rollout.latents[-1, mine] = x
     rollout.images[mine] = info["image"]

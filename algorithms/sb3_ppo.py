@@ -24,6 +24,7 @@ from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, derive_seed
 from algorithms.vec_env import DenoiseVecEnv
+from diffusion_gym.transitions import Gaussian
 
 _CRITIC = 1  # key of the critic's initial weights, beside those of the adapters
 
@@ -129,6 +130,7 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
         buffer.reset()
         steps, n = len(rollout.log_probs), len(rollout)
         dense, times = self.policy.transition.has_density.tolist(), self.policy.transition.timesteps
+        stds = self.policy.transition.std
         prompts = self.mdp.conditioning_of(rollout.prompts)
         for t in range(steps):
             observation = {**prompts, "latent": rollout.latents[t], "timestep": times[t].float().expand(n, 1)}
@@ -138,7 +140,10 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
                 rollout.rewards.cpu().numpy() if t == steps - 1 else np.zeros(n, np.float32),
                 np.full(n, t == 0),
                 self.ppo.policy.predict_values(observation),
-                rollout.log_probs[t] if dense[t] else torch.zeros_like(rollout.log_probs[t]),
+                # PPO's own policy has the whole log-density; rollouts leave the entropy out.
+                rollout.log_probs[t] - Gaussian(rollout.latents[t + 1], stds[t].expand(n)).entropy()
+                if dense[t]
+                else torch.zeros_like(rollout.log_probs[t]),
             )
         buffer.compute_returns_and_advantage(torch.zeros(n), dones=np.ones(n, bool))
 

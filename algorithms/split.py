@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from algorithms.distributed import ALONE, Ranks
@@ -17,7 +16,7 @@ class Part:
         rows: (k,), int64, positions among the update's rows.
         images: (k,), int64, the image of each, which lies here.
         weight: factor of its loss. Synchronised gradients are the ranks' mean where the loss's is their sum, so it is
-            the number of ranks; 0 for a row that is there only to keep the others company.
+            the number of ranks; 0 for a dummy row, which keeps the ranks' passes in step.
         synchronises: whether its backward pass exchanges gradients: the last of the update's.
     """
 
@@ -28,39 +27,52 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Transitions of one step that were sampled in one forward pass, and are scored again in one.
+
+    Attributes:
+        images: where its images lie among those of this rank.
+        step: index of the denoising step.
+        weight: as :class:`Part`'s.
+        synchronises: as :class:`Part`'s.
+    """
+
+    images: slice
+    step: int
+    weight: int
+    synchronises: bool
+
+
+@dataclass(frozen=True)
 class Split:
-    """n images over the ranks, equally many on each.
+    """n images over the ranks: image i is denoised, and trained on, by rank ``i % size``.
 
     Attributes:
         ranks: that share them.
-        owner: (n,), int64, on the CPU: the rank that denoises each image, and trains on it.
+        n: a multiple of the number of ranks.
     """
 
     ranks: Ranks
-    owner: Tensor
+    n: int
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the number of ranks does not divide n."""
+        if self.n % self.ranks.size:
+            raise ValueError(f"{self.n} images cannot be shared equally by {self.ranks.size} ranks.")
 
     @classmethod
     def alone(cls, n: int) -> "Split":
         """All n images here."""
-        return cls.evenly(ALONE, torch.arange(n))
-
-    @classmethod
-    def evenly(cls, ranks: Ranks, order: Tensor) -> "Split":
-        """Deal the images out in an order, (n,): so any stretch of it is shared evenly.
-
-        Raises:
-            ValueError: the number of ranks does not divide n.
-        """
-        if len(order) % ranks.size:
-            raise ValueError(f"{len(order)} images cannot be shared equally by {ranks.size} ranks.")
-        owner = torch.empty(len(order), dtype=torch.long)
-        owner[order.cpu()] = torch.arange(len(order)) % ranks.size
-        return cls(ranks, owner)
+        return cls(ALONE, n)
 
     @property
-    def kept(self) -> Tensor:
-        """(m,), int64, on the CPU: the images that lie here, in their order."""
-        return (self.owner == self.ranks.rank).nonzero().flatten()
+    def kept(self) -> range:
+        """The images that lie here, in their order."""
+        return range(self.ranks.rank, self.n, self.ranks.size)
+
+    def here(self, values: Tensor) -> Tensor:
+        """Return the values (m, ...) of the images here, from those of all images (n, ...)."""
+        return values[self.ranks.rank :: self.ranks.size]
 
     def local(self, images: Tensor) -> Tensor:
         """Return where images (k,), all of them here, lie among those that are kept.
@@ -70,45 +82,59 @@ class Split:
         """
         if self.ranks.size == 1:
             return images
-        here = self.owner == self.ranks.rank
-        asked = images.cpu()
-        if not bool(here[asked].all()):
+        if bool((images % self.ranks.size != self.ranks.rank).any()):
             raise ValueError(
                 f"an image lies on another rank than {self.ranks.rank}; go through an update's rows with parts(), "
                 "which gives each rank its own."
             )
-        return (here.cumsum(0) - 1)[asked].to(images.device)
+        return images // self.ranks.size
 
     def gather(self, values: Tensor) -> Tensor:
         """Return all ranks' values (n, ...) in the images' order, from those of the images here (m, ...)."""
         if self.ranks.size == 1:
             return values
-        order = torch.cat([(self.owner == rank).nonzero().flatten() for rank in range(self.ranks.size)])
-        gathered = torch.empty(len(self.owner), *values.shape[1:], dtype=values.dtype, device=values.device)
-        gathered[order.to(values.device)] = self.ranks.gather(values)
-        return gathered
+        by_rank = self.ranks.gather(values).unflatten(0, (self.ranks.size, -1))
+        return by_rank.transpose(0, 1).flatten(0, 1).contiguous()
+
+    def runs(self, images: range, longest: int, round_size: int, rank: int | None = None) -> list[slice]:
+        """Return where the images lie on a rank, as runs of neighbours that one forward pass takes.
+
+        Args:
+            images: neighbours among all n.
+            longest: images of a run.
+            round_size: images that are denoised side by side; no run reaches into two rounds.
+            rank: this one if None.
+        """
+        rank = self.ranks.rank if rank is None else rank
+        first, stop = (len(range(rank, bound, self.ranks.size)) for bound in (images.start, images.stop))
+        runs = []
+        while first < stop:
+            end = min(first + longest, stop, (first // round_size + 1) * round_size)
+            runs.append(slice(first, end))
+            first = end
+        return runs
 
     def parts(self, images: Tensor, size: int) -> Iterator[Part]:
         """Yield this rank's share of an update's rows, in parts of at most ``size``.
 
-        Every rank yields equally many, so that passes through a module that synchronises meet; a rank without rows left
-        works on a row of weight 0. With DDP such a row is also the one whose backward pass synchronises: before it
-        every rank can tell whether its own rows' passes succeeded.
+        Every rank yields equally many, so that passes through a module that synchronises meet; a rank that runs out
+        works on dummy rows. With DDP such a row is also the one whose backward pass synchronises: before it every rank
+        can say whether its own rows' passes succeeded.
 
         Args:
             images: (k,), int64, the image of each row.
             size: rows of a part.
         """
-        owners = self.owner[images.cpu()]
+        owners = images % self.ranks.size
         count = max(1, -(-int(owners.bincount(minlength=self.ranks.size).max()) // size))
-        mine = (owners == self.ranks.rank).nonzero().flatten().to(images.device)
-        company = mine.new_zeros(1), self.kept[:1].to(images.device), 0
+        mine = (owners == self.ranks.rank).nonzero().flatten()
+        dummy = mine.new_zeros(1), images.new_full((1,), self.ranks.rank), 0
         for number in range(count):
             rows = mine[number * size : (number + 1) * size]
             synchronises = number == count - 1 and not self.ranks.votes
             if len(rows):
                 yield Part(rows, images[rows], self.ranks.size, synchronises)
             else:
-                yield Part(*company, synchronises)
+                yield Part(*dummy, synchronises)
         if self.ranks.votes:
-            yield Part(*company, True)
+            yield Part(*dummy, True)

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from algorithms import DiffusionAlgorithm
+from algorithms.rollouts import collect
 from diffusion_gym._torchvision import repair_torchvision
+from diffusion_gym.envs.vector import DenoiseVectorEnv
 
 torch.set_num_threads(1)
 repair_torchvision()
@@ -32,6 +35,46 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def disturb() -> Callable[[DiffusionAlgorithm[Any]], None]:
+    """``disturb(algorithm)``: start adapters at a nonzero update, so that one left out somewhere would show."""
+
+    def change(algorithm: DiffusionAlgorithm[Any], by: float = 0.02) -> None:
+        source = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for value in algorithm.policy.trainable_parameters().values():
+                value.add_(by * torch.randn(value.shape, generator=source))
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def largest_log_ratios(disturb: Callable) -> Callable[..., dict[tuple[int, int], float]]:
+    """``largest_log_ratios(ddpo)``: largest |joint log-ratio| of a first update, by chunk size and threads.
+
+    19 images leave a last chunk of 3 beside one of 16, and of 1 beside those of 3.
+    """
+
+    def measure(
+        algorithm: DiffusionAlgorithm[Any], cases: Sequence[tuple[int, int]] = ((16, 1), (3, 1))
+    ) -> dict[tuple[int, int], float]:
+        disturb(algorithm)
+        mdp, found, threads = algorithm.mdp, {}, torch.get_num_threads()
+        env = DenoiseVectorEnv.sharing(mdp, 19)
+        prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(19)]
+        try:
+            for size, number in cases:
+                algorithm.policy.chunk_size = size
+                torch.set_num_threads(number)
+                metrics = algorithm.update(collect(env, algorithm.policy, prompts, seed=size))
+                found[size, number] = metrics["train/log_ratio_abs_max"]
+        finally:
+            torch.set_num_threads(threads)
+        return found
+
+    return measure
 
 
 TOKENS = 16

@@ -4,6 +4,7 @@ State ``(c, t, x_t)``, action ``x_{t-1}``, deterministic transition to the actio
 step and 0 before. The environment holds no denoiser: the policy owns the model's randomness and its weights.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +90,11 @@ class DenoisingMDP:
         num_envs: int,
         prompt_weights: Sequence[float] | None = None,
         prompt_tokens: bool = False,
+        late_checks: bool = False,
     ) -> None:
         """Build the grid and the spaces; prompts are encoded when first drawn.
+
+        With ``late_checks`` values of actions are looked at when an episode ends, so that no step waits for the device.
 
         Raises:
             ValueError: num_inference_steps or num_envs out of range, or prompt tokens of a family that has none to
@@ -100,7 +104,7 @@ class DenoisingMDP:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
         self.model, self.prompts, self.num_envs = model, tuple(prompts), num_envs
         self.prompt_weights = None if prompt_weights is None else tuple(prompt_weights)
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens, self.late_checks = prompt_tokens, late_checks
         if prompt_tokens and not model.token_limits:
             model.tokenize(prompts[:1])  # says why there are none
         self.scorer: Scorer = score_images
@@ -112,19 +116,28 @@ class DenoisingMDP:
         self._noise: list[torch.Generator | None] = [None] * num_envs
         self._prompt_rng: list[np.random.Generator | None] = [None] * num_envs
         self.latents = torch.zeros(num_envs, *model.latent_shape, device=model.device)
+        self._unchecked: Tensor | None = None
         self.step_index = np.full(num_envs, num_inference_steps, dtype=np.int64)
         self.row_prompts: list[str] = [""] * num_envs
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
 
-    def twin(self, num_envs: int, reward: RewardSpec | None = None) -> "DenoisingMDP":
+    def twin(self, num_envs: int, reward: RewardSpec | None = None, late_checks: bool = False) -> "DenoisingMDP":
         """Return ``num_envs`` new episodes on the same model, scorer, prompts, steps and cache of encoded prompts.
 
         They share the reward, also one that is set later on either side, unless ``reward`` gives them their own.
         """
         shared = self.shared_reward if reward is None else SharedReward.of(reward)
-        steps = self.num_inference_steps
-        twin = DenoisingMDP(self.model, shared, self.prompts, steps, num_envs, self.prompt_weights, self.prompt_tokens)
+        twin = DenoisingMDP(
+            self.model,
+            shared,
+            self.prompts,
+            self.num_inference_steps,
+            num_envs,
+            self.prompt_weights,
+            self.prompt_tokens,
+            late_checks,
+        )
         twin.prompt_cache, twin.scorer = self.prompt_cache, self.scorer
         return twin
 
@@ -197,6 +210,7 @@ class DenoisingMDP:
                 text = prompts[position]
                 self.row_prompts[row] = text
                 self.prompt_index[row] = self.prompts.index(text) if text in self.prompts else -1
+        self._unchecked = None
         latents = self.latents.clone()
         latents[list(rows)] = torch.stack(fresh).to(self.model.device)
         self.latents = latents
@@ -220,6 +234,9 @@ class DenoisingMDP:
         rewards = torch.zeros(self.num_envs, device=self.model.device)
         if not finished.any():
             return Transitions(rewards, finished, None)
+        if self._unchecked is not None:
+            seen, self._unchecked = self._unchecked, None
+            _check_bounds(seen)
         rows = np.flatnonzero(finished).tolist()
         scored = self.score(self.latents[rows], [self.row_prompts[row] for row in rows])
         rewards[rows] = scored.rewards
@@ -245,6 +262,9 @@ class DenoisingMDP:
 
     def timesteps(self) -> Tensor:
         """The rows' present training times, (n, 1), float32; 0 after the last step."""
+        first = int(self.step_index[0])
+        if (self.step_index == first).all():  # an index of the host's would wait for the device
+            return self._times[first].repeat(self.num_envs, 1)
         return self._times[self.step_index.tolist()][:, None]
 
     def conditioning(self) -> Conditioning:
@@ -281,14 +301,11 @@ class DenoisingMDP:
             )
         actions = actions.detach().to(self.model.device)
         checked = actions if active.all() else actions[np.flatnonzero(active).tolist()]
-        if not bool((checked.abs() <= LATENT_BOUND).all()):
-            problem = (
-                "holds NaN" if bool(checked.isnan().any()) else f"lies outside [-{LATENT_BOUND:g}, {LATENT_BOUND:g}]"
-            )
-            raise ValueError(
-                f"the action (next latent) {problem}. It is refused, not clipped: clipping would falsify its "
-                "log-probability. A policy that gets here has diverged; lower its learning rate."
-            )
+        largest = checked.abs().max()  # NaN where there is one
+        if self.late_checks:
+            self._unchecked = largest if self._unchecked is None else torch.maximum(self._unchecked, largest)
+        else:
+            _check_bounds(largest)
         return actions
 
     def rng(self, row: int) -> np.random.Generator:
@@ -322,6 +339,18 @@ class DenoisingMDP:
             seed = secrets.randbits(63)
         self._noise[row] = torch.Generator().manual_seed(int(seed))
         self._prompt_rng[row] = seeding.np_random(int(seed))[0]
+
+
+def _check_bounds(largest: Tensor) -> None:
+    """Raise ValueError where the largest absolute value of some actions is NaN or out of bounds."""
+    value = float(largest)
+    if value <= LATENT_BOUND:
+        return
+    problem = "holds NaN" if math.isnan(value) else f"lies outside [-{LATENT_BOUND:g}, {LATENT_BOUND:g}]"
+    raise ValueError(
+        f"the action (next latent) {problem}. It is refused, not clipped: clipping would falsify its log-probability. "
+        "A policy that gets here has diverged; lower its learning rate."
+    )
 
 
 def _check_seed(seed: object) -> None:

@@ -92,14 +92,17 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         output: Literal["numpy", "torch"] = "torch",
         autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
         reward: RewardSpec | None = None,
+        late_checks: bool = False,
     ) -> "DenoiseVectorEnv":
         """Return ``num_envs`` environments on another one's model, prompts, steps and reward.
 
-        A reward that is set later, on either side, is both sides'; ``reward`` gives the new ones their own.
+        A reward that is set later, on either side, is both sides'; ``reward`` gives the new ones their own. With
+        ``late_checks`` actions out of bounds are refused when their episode ends, not in their own step, which
+        therefore does not wait for the device.
         """
         env = cls.__new__(cls)
         env.autoreset_mode = autoreset_mode
-        env._init_from(mdp.twin(num_envs, reward), output, None)
+        env._init_from(mdp.twin(num_envs, reward, late_checks), output, None)
         return env
 
     @property
@@ -222,7 +225,11 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         return value if self.output == "torch" else value.cpu().numpy().copy()
 
     def _flags(self, flags: np.ndarray) -> Array:
-        return torch.tensor(flags.tolist(), device=self.mdp.model.device) if self.output == "torch" else flags.copy()
+        if self.output == "numpy":
+            return flags.copy()
+        if flags.all() or not flags.any():  # made on the device: a copy would wait for it
+            return torch.full((len(flags),), bool(flags[0]), device=self.mdp.model.device)
+        return torch.tensor(flags.tolist(), device=self.mdp.model.device)
 
     def _reset_mask(self, mask: object) -> np.ndarray:
         if mask is None:

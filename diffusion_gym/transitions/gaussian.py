@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Reduction = Literal["mean", "sum"]
@@ -25,6 +26,22 @@ class Gaussian:
         """Return ``mean + std * noise``; noise: (n, c, h, w), standard normal."""
         return self.mean + per_row(self.std, self.mean) * noise
 
+    def relative_log_prob(self, latents: Tensor) -> Tensor:
+        """Joint log-density of ``latents`` relative to its mean under the Gaussian itself, (n,), float32.
+
+        With ``z = (x - mean) / std`` it is ``log p(x) + H = sum_D (1 - z^2) / 2``, where the entropy H depends on the
+        std alone. It is 0 on average, so float32 keeps its digits where the constants of ``log p`` itself, hundreds of
+        thousands of nats at D = 262,144, would take them; in a ratio of densities of one std H cancels.
+
+        Args:
+            latents: (n, c, h, w), float32; exactly the latents that are stored, not a value rounded from them.
+
+        Returns:
+            NaN for a row of std 0, which has no density. The device is not waited for.
+        """
+        z = (latents - self.mean) / per_row(self.std, self.mean)
+        return (0.5 * (1 - z * z)).flatten(1).sum(1)
+
     def log_prob(self, latents: Tensor, reduction: Reduction = "sum") -> Tensor:
         """Log-density of ``latents``, (n,), float32.
 
@@ -41,21 +58,23 @@ class Gaussian:
                 "log_prob of a deterministic transition (std 0) does not exist; train only the steps where "
                 "Transition.has_density is true, or sample with eta > 0."
             )
-        std = per_row(self.std, self.mean)
-        terms = -0.5 * ((latents - self.mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
-        flat = terms.flatten(1)
-        return flat.sum(1) if reduction == "sum" else flat.mean(1)
+        joint = self.relative_log_prob(latents) - self.entropy()
+        return joint if reduction == "sum" else joint / latents[0].numel()
+
+    def entropy(self) -> Tensor:
+        """Joint entropy ``D (log std + log(2 pi e) / 2)``, nats, (n,); minus infinity for a row of std 0."""
+        return self.mean[0].numel() * (self.std.log() + 0.5 * math.log(2 * math.pi * math.e))
 
     def kl(self, other: "Gaussian") -> Tensor:
         """KL(self || other) of two Gaussians with the same std, joint nats, (n,): ``|mu - mu'|^2 / (2 s^2)``.
 
-        Raises:
-            ValueError: a row has std 0.
+        A row of std 0 counts 0: it has no density. The device is not waited for.
         """
-        if bool((self.std == 0).any()):
-            raise ValueError("the KL of a deterministic transition (std 0) does not exist; leave out its step.")
+        dense = self.std > 0
+        # The std 1 in its place keeps 0 / 0 out of the value and of the gradient.
+        std = torch.where(dense, self.std, torch.ones_like(self.std))
         squared = (self.mean - other.mean).flatten(1).square().sum(1)
-        return squared / (2 * self.std**2)
+        return dense * squared / (2 * std**2)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def test_ddpos_gradient_is_that_of_the_expected_reward(
     ]  # fmt: skip
     trained, estimates = len(by_loss[0].policy.trainable_steps), []
     for k in range(rollouts):
-        rollout = sample(by_loss[0], images, first_image=k * images)
+        rollout = sample(by_loss[0], images, images=range(k * images, (k + 1) * images))
         for algorithm in by_loss:
             algorithm._setup_model()  # statistics of this rollout alone
             algorithm.update(rollout)

@@ -86,6 +86,19 @@ def test_approximate_kl_is_schulmans() -> None:
     assert statistics.approx_kl.tolist() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("dimensions", [16_384, 262_144])
+@pytest.mark.parametrize("joint", [-0.5, 1e-3, 0.5, 1.64])
+def test_approximate_kl_keeps_its_digits_at_real_sizes(dimensions: int, joint: float) -> None:
+    """In float32 and joint nats, whatever the reduction: e^r - 1 - r; the mean's ratio - 1 would be rounding alone."""
+    old = torch.tensor([0.0, 100.0])
+    for reduction in ("mean", "sum"):
+        _, statistics = importance_sampling_loss(old + joint, old, torch.ones(2), dimensions, reduction, 1.64)
+        expected = math.expm1(joint) - joint
+        assert statistics.approx_kl.dtype == torch.float32
+        assert statistics.approx_kl[0].item() == pytest.approx(expected, rel=1e-3)
+        assert (statistics.approx_kl >= 0).all()
+
+
 def test_weighted_denoising_loss_by_hand() -> None:
     """w mean((target - output)^2): row 1 errs by 1 and 3, row 2 weighs nothing; gradient 2 w (out - target) / D."""
     output = torch.tensor([[1.0, 3.0], [5.0, 5.0]])[..., None, None].requires_grad_()

@@ -1,7 +1,7 @@
-"""The invariant everyone fights over: before the first update the importance ratio is 1, to the bit.
+"""The invariant everyone fights over: before the first update the importance ratio is 1, bit for bit.
 
-Checked on the training path itself (``DDPO.update`` on a rollout with its stored log-probs): images shuffled,
-timesteps folded into the batch, guidance on, the last chunk padded.
+Checked on the training path itself (``DDPO.update`` on a rollout with its stored log-probs): images shuffled, guidance
+on, the last chunk smaller, on one thread and on two. ``make ratio-test`` runs these with each instruction set.
 """
 
 from collections.abc import Callable
@@ -10,54 +10,70 @@ import pytest
 import torch
 
 from algorithms import DDPO
+from algorithms.rollouts import rescore
 
-
-def disturb(algorithm: DDPO) -> None:
-    """Make adapters start at a nonzero update, so that an adapter left out somewhere would show."""
-    source = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in algorithm.policy.trainable_parameters().values():
-            value.add_(0.02 * torch.randn(value.shape, generator=source))
-
-
-def first_log_ratio(algorithm: DDPO, sample: Callable, n: int) -> float:
-    """Largest |joint log-ratio| over all transitions of the first update."""
-    return algorithm.update(sample(algorithm, n))["train/log_ratio_abs_max"]
+pytestmark = pytest.mark.ratio
 
 
 @pytest.mark.parametrize("model", ["exact-gaussian", "exact-mixture", "exact-flow-gaussian", "exact-flow-mixture"])
 @pytest.mark.parametrize("noise", [0, 1])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_ratio_is_one_on_exact_models(
-    make_env: Callable, sample: Callable, model: str, noise: int, guidance: float
+    make_env: Callable, largest_log_ratios: Callable, model: str, noise: int, guidance: float
 ) -> None:
-    """12 images in rounds of 3, T = 5, chunks of 16: 60 or 48 transitions, so DDIM's last chunk is padded."""
+    """Latents of 8 bytes, so that chunks begin anywhere in memory."""
     sampler = (("flow-sde", "cps") if "flow" in model else ("ddim", "ddpm"))[noise]
     env = make_env(model, prompts=["anywhere", "centre" if "gaussian" in model else "north"])
-    algorithm = DDPO(
-        env, trainable="full", sampler=sampler, guidance_scale=guidance, num_envs=3, images_per_iteration=12,
-        updates_per_iteration=1,
-    )  # fmt: skip
-    disturb(algorithm)
-    assert first_log_ratio(algorithm, sample, 12) == 0.0
+    algorithm = DDPO(env, trainable="full", sampler=sampler, guidance_scale=guidance, updates_per_iteration=1)
+    assert set(largest_log_ratios(algorithm).values()) == {0.0}
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("sampler", "prediction_type"), [("ddim", "epsilon"), ("ddpm", "v_prediction")])
 def test_ratio_is_one_on_stable_diffusion(
-    make_env: Callable, sample: Callable, build_tiny_sd: Callable, trainable: str, guidance: float, sampler: str,
-    prediction_type: str,
+    make_env: Callable, largest_log_ratios: Callable, build_tiny_sd: Callable, trainable: str, guidance: float,
+    sampler: str, prediction_type: str,
 ) -> None:  # fmt: skip
-    """6 images in rounds of 3, T = 3: sampled 3 rows at a time, scored 4 at a time in 18 or 12 transitions."""
     env = make_env(build_tiny_sd(prediction_type), steps=3, reward="compressibility", prompts=["cat", "dog"])
+    algorithm = DDPO(env, trainable=trainable, sampler=sampler, guidance_scale=guidance, updates_per_iteration=1)
+    assert set(largest_log_ratios(algorithm).values()) == {0.0}
+
+
+@pytest.mark.parametrize("targets", [("attention",), ("all",)])
+def test_ratio_is_one_on_the_embedded_model(largest_log_ratios: Callable, targets: tuple[str, ...]) -> None:
+    algorithm = DDPO("DiffusionDenoise-v0", targets=targets, updates_per_iteration=1)
+    assert set(largest_log_ratios(algorithm, ((16, 1), (16, 2), (3, 1), (3, 2))).values()) == {0.0}
+
+
+@pytest.mark.parametrize(("num_envs", "fraction"), [(12, 1.0), (6, 0.5), (4, 1.0)])
+def test_every_update_scores_what_was_sampled(make_env: Callable, tiny_sd: str, num_envs: int, fraction: float) -> None:
+    """Through ``learn``: 12 images, 3 updates of 4, chunks of 3, any rounds; steps too small to change a weight.
+
+    A chunk that mixed images of two updates, or that was scored in another order, would round differently.
+    """
+    env = make_env(tiny_sd, steps=4, reward="compressibility", prompts=["cat", "dog"])
     algorithm = DDPO(
-        env, trainable=trainable, sampler=sampler, guidance_scale=guidance, num_envs=3, images_per_iteration=6,
-        updates_per_iteration=1, chunk_size=4,
+        env, trainable="full", guidance_scale=3.0, images_per_iteration=12, num_envs=num_envs, chunk_size=3,
+        updates_per_iteration=3, learning_rate=1e-30, weight_decay=0.0, timestep_fraction=fraction,
     )  # fmt: skip
+    logged: list[dict[str, float]] = []
+    algorithm._log = lambda metrics: logged.append(dict(metrics))
+    algorithm.learn(2 * 12 * 4)
+    assert [metrics["train/log_ratio_abs_max"] for metrics in logged] == [0.0, 0.0]
+
+
+def test_rescored_in_smaller_chunks_it_is_one_again(
+    make_env: Callable, sample: Callable, disturb: Callable, tiny_sd: str
+) -> None:
+    """What happens where memory runs out in an update."""
+    env = make_env(tiny_sd, steps=4, reward="compressibility", prompts=["cat", "dog"])
+    algorithm = DDPO(env, trainable="full", guidance_scale=3.0, chunk_size=8, updates_per_iteration=1)
     disturb(algorithm)
-    assert first_log_ratio(algorithm, sample, 6) == 0.0
+    rollout = sample(algorithm, 8)
+    algorithm.policy.chunk_size = 3
+    rescore(rollout, algorithm.policy)
+    assert algorithm.update(rollout)["train/log_ratio_abs_max"] == 0.0
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -81,3 +97,16 @@ def test_ratio_leaves_one_after_an_update(make_env: Callable, sample: Callable) 
     assert first["train/log_ratio_abs_max"] == first["train/approx_kl"] == 0.0
     assert second["train/log_ratio_abs_max"] > 1e-4
     assert second["train/approx_kl"] > 0
+
+
+def test_where_kernels_depend_on_the_place_a_shuffled_chunk_would_be_off() -> None:
+    """The cause, traced: elementwise kernels finish a tensor with scalar code, which rounds differently.
+
+    Where a processor has such kernels, rows that are no multiple of its vector, moved within a chunk, change. The test
+    says so or is skipped, so that nobody takes the chunks' order for a formality.
+    """
+    x = 4 * torch.randn(3, 1, 5, 7, generator=torch.Generator().manual_seed(0))
+    moved = torch.nn.functional.silu(x.roll(1, 0)).roll(-1, 0)
+    if torch.equal(moved, torch.nn.functional.silu(x)):
+        pytest.skip("on this processor SiLU of a row does not depend on the row's place")
+    torch.testing.assert_close(moved, torch.nn.functional.silu(x), rtol=1e-6, atol=1e-7)

@@ -14,7 +14,7 @@ from algorithms.rollouts import Rollout, collect
 
 STEPS, PROMPTS = 3, ["cat", "dog"]
 SMALL: dict[str, Any] = {"num_envs": 3, "images_per_iteration": 6, "updates_per_iteration": 1, "chunk_size": 4}
-"""6 images of 3 steps: sampled 3 rows at a time, scored 4 at a time, the last chunk padded."""
+"""6 images of 3 steps in rounds of 3."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,19 +32,6 @@ def small_run(tiny_sd: str) -> Callable[..., DiffusionAlgorithm[Any]]:
         return cls(env, **{**SMALL, **({"images_per_prompt": 3} if cls is RWR else {}), **config})
 
     return make
-
-
-@pytest.fixture
-def disturb() -> Callable[[DiffusionAlgorithm[Any]], None]:
-    """Make adapters start at a nonzero update, so that an adapter left out somewhere would show."""
-
-    def change(algorithm: DiffusionAlgorithm[Any]) -> None:
-        source = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for value in algorithm.policy.trainable_parameters().values():
-                value.add_(0.02 * torch.randn(value.shape, generator=source))
-
-    return change
 
 
 @pytest.fixture

@@ -163,8 +163,10 @@ def sampled(name: str, model: str) -> Report:
     """
     algorithm = build(name, model, num_envs=6, evaluation=EvaluationConfig(images=9))
     prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(IMAGES)]
-    split = Split.evenly(algorithm.ranks, algorithm.sampling_order())
-    rollout = collect(algorithm.rollout_env, algorithm.policy, prompts, 3, split=split)
+    split, images = Split(algorithm.ranks, IMAGES), algorithm.assign()
+    rollout = collect(
+        algorithm.rollout_env, algorithm.policy, prompts, 3, images.flatten().tolist(), updates=len(images), split=split
+    )
     latents = split.gather(rollout.latents.transpose(0, 1).contiguous())
     evaluation = evaluate(algorithm.mdp, algorithm.policy, algorithm.config, 0, ranks=algorithm.ranks)
     return {
