@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import DiffusionAlgorithm
+from benchmarks.pictures import dispensable, plain_text
 from benchmarks.settings import RunSpec
 from diffusion_gym.models.loading import EMBEDDED
+from diffusion_gym.naming import one_line
 
 CARD, CURVE = "README.md", "curve.png"
 #: An absolute path belongs to one machine and means nothing to a reader; its last name stays.
@@ -67,7 +69,8 @@ def write_model_card(
         evaluations: the run's, with ``iteration``, ``costs`` and ``rewards``.
         packages: name -> version that trained it.
     """
-    draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
+    with dispensable(folder / CURVE):
+        draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
     model: Any = algorithm.policy.model
     base, prompted = _public(model.name), "prompt" in inspect.signature(type(model.pipe).__call__).parameters
     kind = "lora" if model.exports_lora_file(algorithm.policy.lora) else "full-weights"
@@ -178,11 +181,10 @@ def _public(text: str) -> str:
 
 def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
     """Draw the rewards of training and evaluation images over reward queries, as PNG."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     trained = [line for line in log if line.get("rollout/ep_rew_mean") is not None]
-    with mpl.rc_context({"font.size": 10}):
+    with plain_text(**{"font.size": 10}):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axis = figure.subplots()
         for label, x, y in (
@@ -192,7 +194,7 @@ def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: 
             if x:
                 axis.plot(x, y, marker="." if len(x) < 30 else None, label=label)
         axis.set_xlabel("reward queries")
-        axis.set_ylabel(f"{reward}, mean of images")
+        axis.set_ylabel(f"{one_line(reward, 40)}, mean of images")
         axis.grid(alpha=0.25)
         if axis.lines:
             axis.legend(frameon=False)

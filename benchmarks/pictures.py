@@ -1,11 +1,43 @@
-"""Picture grids from image tensors."""
+"""Picture grids from image tensors, and what holds for every picture and plot: the run and the page go without it."""
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from benchmarks.folder import FULL
+
+
+
+@contextlib.contextmanager
+def dispensable(what: str | Path) -> Iterator[None]:
+    """Draw, write or read a picture that nothing depends on: where that fails, a warning says so, and all else is done.
+
+    A full disk is no matter of the picture, and is raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        warnings.warn(
+            f"{str(what)!r} is left out, for it failed: {type(error).__name__}: {error}. Everything else is there.",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def plain_text(**settings: Any) -> Iterator[None]:
+    """Use matplotlib with these settings; a ``$`` in a text is a dollar sign, and begins no mathematics."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False, **settings}):
+        yield
 
 
 def check_picture_file(path: Path) -> None:
