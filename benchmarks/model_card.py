@@ -1,6 +1,7 @@
 """The model card beside exported weights, in the hub's form: what was tuned, how, what came of it, how to load it."""
 
 import inspect
+import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from algorithms import DiffusionAlgorithm
 from benchmarks.pictures import dispensable, plain_text
 from benchmarks.settings import RunSpec
 from diffusion_gym.models.loading import EMBEDDED
-from diffusion_gym.naming import one_line
+from diffusion_gym.naming import escaped, one_line
 
 CARD, CURVE = "README.md", "curve.png"
 #: An absolute path belongs to one machine and means nothing to a reader; its last name stays.
@@ -18,7 +19,7 @@ _ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^/\s:,]+/)*([^/\s:,]+)")
 
 TEMPLATE = """\
 ---
-base_model: {base}
+base_model: {quoted}
 library_name: diffusers
 pipeline_tag: {pipeline_tag}
 tags:
@@ -77,14 +78,15 @@ def write_model_card(
     task = "text-to-image" if prompted else "unconditional-image-generation"
     tags = ["diffusion-gym", "reinforcement-learning", spec.algorithm, kind, task]
     text = TEMPLATE.format(
-        base=base,
+        base=escaped(base),
         link=f"[{base}](https://huggingface.co/{base})" if "/" in base else base,
         pipeline_tag=task,
         tags="\n".join(f"- {tag}" for tag in tags),
-        reward=_public(spec.task.reward),
+        quoted=base if re.fullmatch(r"[\w./-]+", base) else json.dumps(base),  # JSON is YAML
+        reward=escaped(_public(spec.task.reward)),
         what="A LoRA" if kind == "lora" else "A pipeline with tuned weights",
         algorithm=spec.algorithm,
-        rows="\n".join(f"| {name} | {value} |" for name, value in _rows(spec, algorithm, packages).items()),
+        rows="\n".join(f"| {name} | {escaped(value)} |" for name, value in _rows(spec, algorithm, packages).items()),
         evaluation=_evaluation(evaluations),
         code=loading_code(algorithm, prompted),
     )
@@ -100,7 +102,7 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
     return {
         "base model": _public(spec.task.model),
         "trained": f"{trained[policy.train]}, {adapters if policy.trainable == 'lora' else 'all weights'}",
-        "reward": f"`{_public(spec.task.reward)}`",
+        "reward": _public(spec.task.reward),
         "prompts": f"{prompts}, {len(algorithm.mdp.prompts)} in all",
         "algorithm": f"{spec.algorithm}, learning rate {config.learning_rate:g}, {config.images_per_iteration} images "
         "an iteration",

@@ -13,7 +13,6 @@ from torch import Tensor
 from benchmarks.folder import FULL
 
 
-
 @contextlib.contextmanager
 def dispensable(what: str | Path) -> Iterator[None]:
     """Draw, write or read a picture that nothing depends on: where that fails, a warning says so, and all else is done.

@@ -129,9 +129,15 @@ def sample(options: Sample) -> int:
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:
     """Return texts; a single word or sentence is one, and not the name of a set that does not exist."""
     source = given[0].removesuffix("@train").removesuffix("@held-out")
-    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or Path(source).is_file()):
+    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or _is_file(source)):
         return resolve_prompts(given[0])
     return given
+
+
+def _is_file(text: str) -> bool:
+    with contextlib.suppress(OSError):  # a sentence may be longer than any file's name
+        return Path(text).is_file()
+    return False
 
 
 def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, texts: list[str], seed: int) -> Tensor:

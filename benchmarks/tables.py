@@ -201,7 +201,8 @@ def failure_note(results: Mapping[str, Any]) -> str | None:
     failures = results.get("failures")
     if not failures:
         return None
-    return f"Failed, and in no number: {'; '.join(f'{name} ({error})' for name, error in failures.items())}."
+    told = "; ".join(escaped(f"{name} ({error})") for name, error in failures.items())
+    return f"Failed, and in no number: {told}."
 
 
 def flat(summary: Curves) -> list[tuple[str, str, Curve]]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 #: What help and progress are drawn with, where the terminal has ASCII or a Windows code page alone.
-_PLAIN = str.maketrans("─━═│┃╭╮╰╯┌┐└┘├┤•…–—−×→’‘“”", "--=||++++++++++*.---x>''\"\"")
+_PLAIN = str.maketrans("─━═│┃╭╮╰╯┌┐└┘├┤•…–—−×→’‘“”", "--=||++++++++++*.---x>''\"\"")  # noqa: RUF001
 _HANDLER = "diffusion-gym.plain"
 
 

@@ -108,8 +108,8 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
     name = spec.algorithm
     of_ranks = f" a rank, {ranks.size} ranks" if ranks.size > 1 else ""
     say(
-        f"{name} on {one_line(spec.task.model)} toward {one_line(spec.task.reward)}: {spec.total_queries} reward queries, "
-        f"{torch.get_num_threads()} threads{of_ranks}, folder {folder}"
+        f"{name} on {one_line(spec.task.model)} toward {one_line(spec.task.reward)}: {spec.total_queries} reward "
+        f"queries, {torch.get_num_threads()} threads{of_ranks}, folder {folder}"
     )
     with ProgressBar(spec.total_queries) as bar:
 

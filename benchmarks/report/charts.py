@@ -208,5 +208,7 @@ def log_charts(algorithm: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[
             if name in line and "eval/reward_mean" not in line
         ]
         if len({point["y"] for point in points}) > 1:  # constants, such as the learning rate, make no curve
-            charts.append(chart(file_name(name.replace("/", "-")), "training", name, [{"name": algorithm, "points": points}]))
+            charts.append(
+                chart(file_name(name.replace("/", "-")), "training", name, [{"name": algorithm, "points": points}])
+            )
     return charts

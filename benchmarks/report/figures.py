@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.aggregate import Improvement, aggregate, improvements
 from benchmarks.curves import Curve, Curves
-from benchmarks.report.charts import Style, label_of
 from benchmarks.pictures import dispensable, plain_text
+from benchmarks.report.charts import Style, label_of
 from benchmarks.report.frontiers import frontier_metrics
 from benchmarks.statistics import Interval
 from benchmarks.tables import metric_names
@@ -148,7 +148,8 @@ def probabilities(pair: Improvement) -> list[tuple[str, str, Interval]]:
         return [(pair.better, label, pair.together)]
     several = len(pair.by_task) > 1
     return [
-        (pair.better, f"{label}, {one_line(task, _LABEL)}" if several else label, value) for task, value in reversed(pair.by_task.items())
+        (pair.better, f"{label}, {one_line(task, _LABEL)}" if several else label, value)
+        for task, value in reversed(pair.by_task.items())
     ]
 
 

@@ -49,4 +49,6 @@ def _points(curve: Curve, across: Sequence[Interval]) -> list[dict[str, Any]]:
 
 
 def _frontier(task: str, name: str, label: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    return chart(f"frontier-{name}-{file_name(task)}", task, reward_label(task), lines, section="frontiers", x_label=label)
+    return chart(
+        f"frontier-{name}-{file_name(task)}", task, reward_label(task), lines, section="frontiers", x_label=label
+    )

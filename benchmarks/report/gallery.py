@@ -49,6 +49,7 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "task": task,
+            "name": file_name(task),
             "columns": _COLUMNS,
             "positions": sorted({frame["queries"] for row in rows for frame in row["frames"]}),
             "rows": rows,
