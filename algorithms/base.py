@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from algorithms.averaging import WeightAverage
-from algorithms.config import divisor, override
+from algorithms.config import check_held_out, divisor, override
 from algorithms.distributed import RanksOutOfMemory, current_ranks, synchronising
-from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
+from algorithms.evaluation import Evaluation, calibrate_reward, evaluate, rollout_metrics
 from algorithms.optimizers import check_optimizer, make_optimizer
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from algorithms.config import AlgorithmConfig, EvaluationConfig
+from algorithms.config import AlgorithmConfig
 from algorithms.distributed import ALONE, Ranks
 from algorithms.diversity import diversity
 from algorithms.policy import DenoisingPolicy
@@ -19,7 +19,7 @@ from algorithms.split import Split
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.naming import log_name
-from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum
 
 _STREAMS = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
@@ -145,19 +145,6 @@ def _denoise(
     )
 
 
-def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
-    """Raise ValueError where prompts to be held out of training are among those trained on."""
-    if config.held_out_prompts is None:
-        return
-    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(trained))
-    if common:
-        raise ValueError(
-            f"{len(common)} of the held-out prompts {config.held_out_prompts!r} are trained on ({common[0]!r}, ...); "
-            "train on the other side of the split, for example prompts 'animals@train' with held_out_prompts "
-            "'animals@held-out'."
-        )
-
-
 @torch.no_grad()
 def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig, ranks: Ranks = ALONE) -> None:
     """Measure mean and std of the parts of a combined reward that are to be normalised, if they are still unknown.
@@ -204,12 +191,6 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -
 def part_name(reward: str) -> str:
     """Return what a combined reward's part is called in the log; ``reward`` itself is the name of the whole."""
     return log_name("reward/" if reward == "reward" else reward, _PART_NAME)
-
-
-def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:
-    """Return n prompts: all in turn, or, of more than n, evenly spaced ones (the first of ImageNet's are all fish)."""
-    count = len(texts)
-    return [texts[i % count] if count <= n else texts[i * count // n] for i in range(n)]
 
 
 def _nothing(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,16 +1,17 @@
 """Picture grids from image tensors, and what holds for every picture and plot: the run and the page go without it."""
 
+from __future__ import annotations
+
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from benchmarks.folder import FULL
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextlib.contextmanager
@@ -22,6 +23,8 @@ def dispensable(what: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        from benchmarks.folder import FULL
+
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         warnings.warn(
@@ -55,6 +58,8 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Im
         scale: each pixel becomes scale x scale.
         gap: white pixels between images, before scaling.
     """
+    import torch
+
     n, _, height, width = images.shape
     rows = -(-n // columns)
     sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
@@ -68,6 +73,7 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Im
 def read_grid(path: Path, count: int, columns: int, size: Sequence[int], gap: int = 2) -> Tensor:
     """Read the first images of a grid written at scale 1; (count, 3, H, W), uint8. ``size``: (H, W)."""
     import numpy as np
+    import torch
 
     sheet = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
     height, width = size

@@ -8,21 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
 
-import torch
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig, AlgorithmEntry, EvaluationConfig
-from algorithms.distributed import current_ranks
-from benchmarks.folder import BEST
-from benchmarks.machine import available_cores
-from benchmarks.memory import estimate_memory
-from benchmarks.progress import ProgressBar
-from benchmarks.recorder import Progress
-from benchmarks.runs import run
 from benchmarks.safeguards import Safeguards
-from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.settings import RunSpec, TaskConfig, WandbMode
 from benchmarks.terminal import command
-from benchmarks.weights_and_biases import WandbMode
 from diffusion_gym.naming import file_name, one_line
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
@@ -91,6 +82,8 @@ class Train(Generic[Config]):
 
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; returns the exit status (130 after Ctrl-C)."""
+    from benchmarks.machine import available_cores
+
     spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
     folder = options.output.folder or Path("runs") / f"{file_name(spec.task.reward)}-{name}-{spec.config.seed}"
     cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # ranks share a machine's
@@ -102,6 +95,15 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
 
     Of several ranks all run it; the first writes and prints.
     """
+    import torch
+
+    from algorithms.distributed import current_ranks
+    from benchmarks.folder import BEST
+    from benchmarks.memory import estimate_memory
+    from benchmarks.progress import ProgressBar
+    from benchmarks.recorder import Progress
+    from benchmarks.runs import run
+
     torch.set_num_threads(threads)
     ranks = current_ranks()
     say: Callable[[str], None] = print if ranks.is_first else _nothing

@@ -8,10 +8,9 @@ from typing import Any, Literal
 from PIL import Image
 from stable_baselines3.common.logger import KVWriter
 
+from benchmarks.settings import WandbMode as WandbMode
 from diffusion_gym.naming import log_name
 
-#: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
-WandbMode = Literal["off", "offline", "online"]
 PROJECT = "diffusion-gym"
 
 

@@ -4,9 +4,11 @@ Rewards, prompts, paths and metrics are any text. Whatever is *called* after one
 itself is *shown*, in a table or a legend, it stays as it is, escaped as its format needs.
 """
 
+import difflib
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 
 #: What Stable-Baselines3's table shows of a key behind its tag: 36 characters, three of them for indentation.
 _LOG_KEY = 33
@@ -17,6 +19,8 @@ _OTHER_IN_LOGS = re.compile(r"[^A-Za-z0-9_.+=() -]+")
 _ENDS_LIKE_A_DIGEST = re.compile(rf"-[0-9a-f]{{{_DIGEST}}}")
 #: What Markdown reads as markup inside a line; an underscore between letters is none.
 _MARKUP = re.compile(r"[\\`*|$\[\]~]|(?<!\w)_|_(?!\w)")
+_LIKE = 0.7  # of 1: as much have a word and a name in common where one may be meant for the other
+_MUCH_LESS_LIKE = 0.15
 #: Windows opens devices under these names, with any suffix and in any case.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", flags=re.IGNORECASE)
 
@@ -72,3 +76,39 @@ def _distinct(text: str, name: str, limit: int, changed: bool = False) -> str:
     if _DEVICES.fullmatch(kept):  # a suffix does not help
         kept = kept.replace(".", "-")
     return f"{kept or 'text'}-{digest}"
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return those known names that a mistyped word most probably means, the likeliest first; none where none is near.
+
+    Case, underscores and dots do not count. The word may also be a name's initials, its beginning, or what stands in it
+    behind a dot.
+    """
+    found: dict[str, float] = {}
+    given = _plain(word)
+    for name in dict.fromkeys(known):
+        other, last = _plain(name), _plain(name.rpartition(".")[2])
+        initials = "".join(part[0] for part in last.split("-") if part)
+        if given in (other, last):
+            found[name] = 2.0
+        elif len(given) > 1 and (given == initials or last.startswith(given) or f"-{last}-".find(f"-{given}-") >= 0):
+            found[name] = 1.0
+        else:
+            likeness = max(difflib.SequenceMatcher(None, given, each).ratio() for each in (other, last))
+            if likeness >= _LIKE:
+                found[name] = likeness
+    ranked = sorted(found, key=lambda name: -found[name])
+    best = found[ranked[0]] if ranked else 0.0
+    return [name for name in ranked if found[name] > best - _MUCH_LESS_LIKE][:most]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?``, or nothing where no known name is near."""
+    names = [repr(name) for name in nearest(word, known)]
+    if not names:
+        return ""
+    return f" Did you mean {', '.join(names[:-1])}{' or ' if names[:-1] else ''}{names[-1]}?"
+
+
+def _plain(name: str) -> str:
+    return name.lower().strip("-").replace("_", "-").replace(".", "-")

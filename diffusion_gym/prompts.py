@@ -121,6 +121,23 @@ def load_prompts(prompts: PromptSpec) -> PromptSet:
     return _weighted([_item(item, f"prompts[{index}]") for index, item in enumerate(prompts)])
 
 
+def check_prompts(prompts: PromptSpec) -> None:
+    """Refuse what :func:`load_prompts` would refuse; a set that is known by name is not made for it.
+
+    Raises:
+        ValueError, TypeError: as :func:`load_prompts`.
+    """
+    name, _, split = prompts.rpartition("@") if isinstance(prompts, str) else ("", "", "")
+    if (name if split in _SPLITS else prompts) not in list(PROMPT_SETS):
+        load_prompts(prompts)
+
+
+def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:
+    """Return n prompts: all in turn, or, of more than n, evenly spaced ones (the first of ImageNet's are all fish)."""
+    count = len(texts)
+    return [texts[i % count] if count <= n else texts[i * count // n] for i in range(n)]
+
+
 def read_prompts(path: Path) -> PromptSet:
     """Read a file of prompts, UTF-8: one a line, or JSON lines where its name ends in ``.jsonl``; no blank lines.
 

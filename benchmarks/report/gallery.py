@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from algorithms.evaluation import evaluation_prompts
 from benchmarks.folder import IMAGES
 from benchmarks.pictures import dispensable, grid, read_grid
 from benchmarks.recorder import GRID_COLUMNS
 from benchmarks.results import seed_of, task_of, variant_of
 from diffusion_gym.naming import file_name
-from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 
 _COLUMNS = 5  # on a phone a picture of five columns is still a picture
 _GAP = 2

@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-Reduction = Literal["mean", "sum"]
+from diffusion_gym.choices import Reduction
 
 
 @dataclass(frozen=True)
