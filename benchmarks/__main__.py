@@ -124,7 +124,9 @@ def _train(words: list[str]) -> int:
 def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, description: str, what: str) -> int:
     """Print the help that lists what there is to choose from; or say that it must come first."""
     if set(words) & {"-h", "--help"}:
-        each = [Annotated[_Nothing, tyro.conf.subcommand(name, description=text)] for name, text in helps.items()]
+        # Their own options are not asked for here, so that empty classes of the same summary stand for them.
+        stands = {name: dataclass(type("Options", (), {"__doc__": text})) for name, text in helps.items()}
+        each = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in stands.items()]
         tyro.cli(Union[tuple(each)], args=["--help"], prog=command, description=description)  # noqa: UP007
     words = [word for word in words if word]
     came = f" before {words[0]}" if words else ""
@@ -132,11 +134,6 @@ def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, descri
         f"{command} needs {what}{came}: {', '.join(helps)}. For example: {command} {next(iter(helps))} --help\n"
         f"More about them: {command} --help"
     )
-
-
-@dataclass
-class _Nothing:
-    """What stands for a command's options where only its name and summary are shown."""
 
 
 def _everything() -> Any:
