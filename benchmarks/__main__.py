@@ -125,9 +125,12 @@ def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, descri
     """Print the help that lists what there is to choose from; or say that it must come first."""
     if set(words) & {"-h", "--help"}:
         # Their own options are not asked for here, so that empty classes of the same summary stand for them.
-        stands = {name: dataclass(type("Options", (), {"__doc__": text})) for name, text in helps.items()}
+        stands: dict[str, Any] = {
+            name: dataclass(type("Options", (), {"__doc__": text})) for name, text in helps.items()
+        }
         each = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in stands.items()]
-        tyro.cli(Union[tuple(each)], args=["--help"], prog=command, description=description)  # noqa: UP007
+        commands: Any = Union[tuple(each)]  # noqa: UP007
+        tyro.cli(commands, args=["--help"], prog=command, description=description)
     words = [word for word in words if word]
     came = f" before {words[0]}" if words else ""
     raise Mistake(
@@ -140,9 +143,9 @@ def _everything() -> Any:
     """Return all commands with all their options, for completion in the shell."""
     from benchmarks.train import SUBCOMMANDS
 
-    algorithms = Union[SUBCOMMANDS]  # type: ignore[valid-type]  # noqa: UP007 - built from the registry
+    algorithms: Any = Union[SUBCOMMANDS]  # noqa: UP007 - built from the registry
     train = Annotated[
-        tyro.conf.OmitSubcommandPrefixes[algorithms],  # type: ignore[valid-type]
+        tyro.conf.OmitSubcommandPrefixes[algorithms],
         tyro.conf.subcommand("train", description=_TRAIN),
     ]
     others = [Annotated[_lazy.found(options), tyro.conf.subcommand(name)] for name, (options, _) in COMMANDS.items()]

@@ -35,9 +35,7 @@ It was made by Diffusion Gym. The base model's licence holds for it.
 |---|---|
 {rows}
 
-![reward over reward queries](curve.png)
-
-{evaluation}
+{curve}{evaluation}
 
 A higher reward is not a better picture: a reward can be had in ways that nobody wanted. Look at the pictures before you
 use the model.
@@ -87,6 +85,7 @@ def write_model_card(
         what="A LoRA" if kind == "lora" else "A pipeline with tuned weights",
         algorithm=spec.algorithm,
         rows="\n".join(f"| {name} | {escaped(value)} |" for name, value in _rows(spec, algorithm, packages).items()),
+        curve=f"![reward over reward queries]({CURVE})\n\n" if (folder / CURVE).is_file() else "",
         evaluation=_evaluation(evaluations),
         code=loading_code(algorithm, prompted),
     )

@@ -87,7 +87,7 @@ def _heard(refuse: Callable[[Any], None]) -> Iterator[None]:
 
 def _told(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
     """Return a mistake in one sentence and what was meant, or None where tyro is to tell it."""
-    argument = getattr(event, "argument", None)
+    argument: Any = getattr(event, "argument", None)
     name = "" if argument is None else argument.display_name()
     match type(event).__name__:
         case "UnrecognizedArgs":

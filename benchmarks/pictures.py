@@ -38,7 +38,8 @@ def plain_text(**settings: Any) -> Iterator[None]:
     """Use matplotlib with these settings; a ``$`` in a text is a dollar sign, and begins no mathematics."""
     import matplotlib as mpl
 
-    with mpl.rc_context({"text.parse_math": False, **settings}):
+    wanted: Any = {"text.parse_math": False, **settings}
+    with mpl.rc_context(wanted):
         yield
 
 

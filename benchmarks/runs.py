@@ -212,6 +212,7 @@ def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
     return {
         "image_shape": algorithm.mdp.model.image_shape,
         "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
+        "log_names": algorithm.log_names(),
     }
 
 

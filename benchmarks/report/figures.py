@@ -15,7 +15,7 @@ from benchmarks.tables import metric_names
 from diffusion_gym.naming import file_name, one_line
 
 _WIDTH, _HEIGHT = 5.2, 3.6  # inches, of a panel
-_LABEL = 56  # characters that a panel has room for
+_LABEL, _NAME = 56, 32  # characters that a panel has room for, and a name beside others
 Styles = Mapping[str, Style]
 #: Draws one variant's curve into a panel.
 _Draw = Callable[[Any, Curve, Style, str], None]
@@ -105,7 +105,7 @@ def _panels(summary: Curves, styles: Styles, path: Path, x_label: str, y_label: 
     with dispensable(path), _figure(path, len(summary)) as axes:
         for axis, (task, by_variant) in zip(axes, summary.items(), strict=True):
             for variant, curve in by_variant.items():
-                draw(axis, curve, styles[variant], one_line(variant, _LABEL))
+                draw(axis, curve, styles[variant], one_line(variant, _NAME))
             _finish(axis, task, x_label, y_label)
             axis.legend(frameon=False, fontsize=8)
 
@@ -116,13 +116,13 @@ def _overall(summary: Curves, styles: Styles, folder: Path) -> None:
         path = folder / "efficiency"
         with dispensable(path), _figure(path, 1) as (axis,):
             for name, (queries, scores) in together.efficiency.items():
-                _band(axis, queries, scores, styles[name], name)
+                _band(axis, queries, scores, styles[name], one_line(name, _NAME))
             _finish(axis, ", ".join(together.tasks), "reward queries", "normalised score")
             axis.legend(frameon=False)
         path = folder / "profile"
         with dispensable(path), _figure(path, 1) as (axis,):
             for name, shares in together.profiles.items():
-                _band(axis, together.thresholds, shares, styles[name], name)
+                _band(axis, together.thresholds, shares, styles[name], one_line(name, _NAME))
             _finish(axis, ", ".join(together.tasks), "final score", "share of runs above")
             axis.legend(frameon=False)
     if pairs:
@@ -143,12 +143,12 @@ def _overall(summary: Curves, styles: Styles, folder: Path) -> None:
 
 def probabilities(pair: Improvement) -> list[tuple[str, str, Interval]]:
     """Return the better variant, a label and the probability: over all tasks, or each task's where none is pooled."""
-    label = f"{one_line(pair.better, _LABEL)} > {one_line(pair.worse, _LABEL)}"
+    label = f"{one_line(pair.better, _NAME)} > {one_line(pair.worse, _NAME)}"
     if pair.together is not None:
         return [(pair.better, label, pair.together)]
     several = len(pair.by_task) > 1
     return [
-        (pair.better, f"{label}, {one_line(task, _LABEL)}" if several else label, value)
+        (pair.better, f"{label}, {one_line(task, _NAME)}" if several else label, value)
         for task, value in reversed(pair.by_task.items())
     ]
 
