@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from diffusion_gym.naming import did_you_mean
+
 #: The 45 common animals of the paper's aesthetic and alignment tasks (Black et al. 2023, appendix).
 ANIMALS: tuple[str, ...] = (
     *("cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep", "deer", "cow", "goat", "lion"),
@@ -199,7 +201,7 @@ def _named(name: str) -> PromptSet:
     raise ValueError(
         f"unknown prompt set {name!r}; expected one of {sorted(PROMPT_SETS)}, one of these with @train or @held-out "
         f"behind it, a file such as 'prompts.txt' with one prompt a line, or, in Python, a list of prompts (for a "
-        f"single prompt: [{name!r}])."
+        f"single prompt: [{name!r}]).{did_you_mean(name.partition('@')[0], PROMPT_SETS)}"
     )
 
 

@@ -44,6 +44,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DDPO, "--reward", "compressability"], "'compressibility'"),
     ([*DDPO, "--num-envs", "48"], "must divide images_per_iteration"),
     ([*DDPO, "--prompts", "a cat"], "unknown prompt set 'a cat'"),
+    ([*DDPO, "--prompts", "ten_animals"], "'ten-animals'"),
+    ([*DDPO, "--metrics", "clip"], "'clip_score'"),
     (["compare", "--suite", "papr"], "'paper'"),
     (["compare", "--tasks", "compresibility"], "'compressibility'"),
     (["sample", "--promts", "cat"], "'--prompts'"),
