@@ -1,14 +1,20 @@
 """Algorithms that tune diffusion models with rewards, in Stable-Baselines3's habits, and their registry."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.config import AlgorithmConfig, EvaluationConfig
-from algorithms.ddpo import DDPO, DDPOConfig
-from algorithms.policy import DenoisingPolicy, PolicyConfig
-from algorithms.rwr import RWR, RWRConfig
-from algorithms.sb3_ppo import SB3PPO, SB3PPOConfig
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from algorithms.config import AlgorithmConfig, EvaluationConfig, PolicyConfig
+from algorithms.settings import DDPOConfig, RWRConfig, SB3PPOConfig
+from diffusion_gym import _lazy
+
+if TYPE_CHECKING:
+    from algorithms.base import DiffusionAlgorithm, Requirements
+    from algorithms.ddpo import DDPO
+    from algorithms.policy import DenoisingPolicy
+    from algorithms.rwr import RWR
+    from algorithms.sb3_ppo import SB3PPO
 
 __all__ = [
     "ALGORITHMS",
@@ -30,24 +36,47 @@ __all__ = [
 
 @dataclass(frozen=True)
 class AlgorithmEntry:
-    """An algorithm's class and the configuration its name stands for."""
+    """An algorithm's class, or ``module:name`` of it, and the configuration its name stands for."""
 
-    cls: type[DiffusionAlgorithm[Any]]
+    where: type[DiffusionAlgorithm[Any]] | str
     config: AlgorithmConfig
     summary: str
+
+    @property
+    def cls(self) -> type[DiffusionAlgorithm[Any]]:
+        """The class; its module is imported now, where that is still to be done."""
+        return _lazy.found(self.where) if isinstance(self.where, str) else self.where
 
 
 #: Name on the command line -> algorithm. A new one is one file and one line here.
 ALGORITHMS: dict[str, AlgorithmEntry] = {
-    "ddpo-is": AlgorithmEntry(DDPO, DDPOConfig(), "DDPO with importance sampling: several clipped updates a rollout."),
+    "ddpo-is": AlgorithmEntry(
+        "algorithms.ddpo:DDPO", DDPOConfig(), "DDPO with importance sampling: several clipped updates a rollout."
+    ),
     "ddpo-sf": AlgorithmEntry(
-        DDPO,
+        "algorithms.ddpo:DDPO",
         DDPOConfig(importance_sampling=False, updates_per_iteration=1),
         "DDPO with the score function: one update a rollout.",
     ),
-    "rwr": AlgorithmEntry(RWR, RWRConfig(), "Reward-weighted regression with softmax weights."),
-    "sparse-rwr": AlgorithmEntry(RWR, RWRConfig(sparse=True), "Reward-weighted regression on the best images alone."),
+    "rwr": AlgorithmEntry("algorithms.rwr:RWR", RWRConfig(), "Reward-weighted regression with softmax weights."),
+    "sparse-rwr": AlgorithmEntry(
+        "algorithms.rwr:RWR", RWRConfig(sparse=True), "Reward-weighted regression on the best images alone."
+    ),
     "sb3-ppo": AlgorithmEntry(
-        SB3PPO, SB3PPOConfig(), "Stable-Baselines3's PPO, with a value function: a baseline for the others."
+        "algorithms.sb3_ppo:SB3PPO",
+        SB3PPOConfig(),
+        "Stable-Baselines3's PPO, with a value function: a baseline for the others.",
     ),
 }
+
+__getattr__, __dir__ = _lazy.attributes(
+    __name__,
+    {
+        "DDPO": "algorithms.ddpo",
+        "DenoisingPolicy": "algorithms.policy",
+        "DiffusionAlgorithm": "algorithms.base",
+        "RWR": "algorithms.rwr",
+        "Requirements": "algorithms.base",
+        "SB3PPO": "algorithms.sb3_ppo",
+    },
+)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from algorithms.fields import check_statistics
+
 _EPSILON = 1e-6  # keeps a constant reward's advantage at 0 instead of 0 / 0
 
 
@@ -21,10 +23,7 @@ class PerPromptStatistics:
 
     def __init__(self, buffer_size: int = 32, min_count: int = 16) -> None:
         """Raise ValueError unless 1 <= min_count <= buffer_size."""
-        if not 1 <= min_count <= buffer_size:
-            raise ValueError(
-                f"expected 1 <= min_count <= buffer_size, got min_count={min_count}, buffer_size={buffer_size}."
-            )
+        check_statistics(buffer_size, min_count)
         self.buffer_size, self.min_count = buffer_size, min_count
         self._rewards: dict[str, list[float]] = {}
 

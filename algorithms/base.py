@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from algorithms.averaging import WeightAverage
-from algorithms.config import divisor, override
+from algorithms.config import check_held_out, divisor, override
 from algorithms.distributed import RanksOutOfMemory, current_ranks, synchronising
-from algorithms.evaluation import Evaluation, calibrate_reward, check_held_out, evaluate, rollout_metrics
+from algorithms.evaluation import Evaluation, calibrate_reward, evaluate, part_name, rollout_metrics
 from algorithms.optimizers import check_optimizer, make_optimizer
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
@@ -34,6 +34,8 @@ from algorithms.vec_env import DenoiseVecEnv, find_mdp
 from algorithms.within_memory import is_out_of_memory, within_memory
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
+from diffusion_gym.naming import log_name
+from diffusion_gym.rewards import WeightedSum
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
 _Part = TypeVar("_Part", Part, Chunk)
@@ -525,6 +527,13 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 lambda: evaluate(self.mdp, self.policy, self.config, self.iteration, self.reference, self.ranks),
             )
         self._log(self.last_evaluation.metrics())
+
+    def log_names(self) -> dict[str, str]:
+        """Return what the log's keys call prompts and parts of the reward -> their texts, where these differ."""
+        parts = self.mdp.reward.names if isinstance(self.mdp.reward, WeightedSum) else []
+        prompts = self.mdp.prompts if len(self.mdp.prompts) <= _PROMPTS_LOGGED else []
+        called = {**{log_name(text): text for text in prompts}, **{part_name(text): text for text in parts}}
+        return {name: text for name, text in called.items() if name != text}
 
     # -- export -------------------------------------------------------------------------------------------------------
 

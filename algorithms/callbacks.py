@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from algorithms.config import check_kl_limit, check_patience
 from algorithms.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -183,15 +184,3 @@ class KeepBest(EvaluationCallback):
     def save_best(self, evaluation: Evaluation, value: float) -> None:
         """Write the checkpoint of a new best evaluation."""
         self.algorithm.save(self.path)
-
-
-def check_kl_limit(limit: float) -> None:
-    """Raise ValueError unless the limit of a KL is a positive, finite number."""
-    if not 0 < limit < math.inf:
-        raise ValueError(f"the limit of the KL must be a positive, finite number of nats an image, got {limit!r}.")
-
-
-def check_patience(patience: object) -> None:
-    """Raise ValueError unless the patience is an integer of at least 1."""
-    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-        raise ValueError(f"patience must be an integer of at least 1, got {patience!r}.")

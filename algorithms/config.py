@@ -1,18 +1,69 @@
 """Configuration: what all algorithms share, and frozen dataclasses to and from JSON."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from algorithms.fields import check_fields
-from algorithms.policy import PolicyConfig
-from diffusion_gym.prompts import resolve_prompts
-from diffusion_gym.transitions import Reduction
+from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
+from diffusion_gym.prompts import check_prompts, resolve_prompts
 
-__all__ = ["AlgorithmConfig", "EvaluationConfig", "Reduction", "from_dict", "override", "to_dict"]
+__all__ = [
+    "AlgorithmConfig",
+    "EvaluationConfig",
+    "PolicyConfig",
+    "Reduction",
+    "check_held_out",
+    "check_kl_limit",
+    "check_patience",
+    "divisor",
+    "from_dict",
+    "override",
+    "to_dict",
+]
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How the pretrained model samples, and which of its weights are trained."""
+
+    train: Trained = "denoiser"
+    """The denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1.x and 2.x, and SDXL), or both."""
+    trainable: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters (small files, little memory) or all weights (as in the paper)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Adapters; used only with trainable 'lora'."""
+    sampler: Sampler = "auto"
+    """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
+    eta: float = 1.0
+    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
+    guidance_scale: float = 1.0
+    """Guidance in sampling and training; 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
+    chunk_size: int = 16
+    """Rows per forward pass, at most an update's images; halved where memory runs out; results change by rounding."""
+    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them; same gradient, a third more work."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        check_fields(self)
+        if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
+        if self.guidance_scale < 0:
+            raise ValueError(f"guidance_scale must be at least 0 (1: no guidance), got {self.guidance_scale}.")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders are trained, so that the policy encodes prompts itself."""
+        return self.train != "denoiser"
 
 
 @dataclass(frozen=True)
@@ -32,7 +83,7 @@ class EvaluationConfig:
         """Refuse impossible counts and unknown prompts."""
         check_fields(self)
         if self.held_out_prompts is not None:
-            resolve_prompts(self.held_out_prompts)
+            check_prompts(self.held_out_prompts)
             if self.images == 0:
                 raise ValueError("held_out_prompts needs an evaluation; set its images, for example to 64.")
         if self.images < 0 or self.every < 1:
@@ -110,6 +161,31 @@ class AlgorithmConfig:
 def _positive_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
+    """Raise ValueError where prompts to be held out of training are among those trained on."""
+    if config.held_out_prompts is None:
+        return
+    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(trained))
+    if common:
+        raise ValueError(
+            f"{len(common)} of the held-out prompts {config.held_out_prompts!r} are trained on ({common[0]!r}, ...); "
+            "train on the other side of the split, for example prompts 'animals@train' with held_out_prompts "
+            "'animals@held-out'."
+        )
+
+
+def check_kl_limit(limit: float) -> None:
+    """Raise ValueError unless the limit of a KL is a positive, finite number."""
+    if not 0 < limit < math.inf:
+        raise ValueError(f"the limit of the KL must be a positive, finite number of nats an image, got {limit!r}.")
+
+
+def check_patience(patience: object) -> None:
+    """Raise ValueError unless the patience is an integer of at least 1."""
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        raise ValueError(f"patience must be an integer of at least 1, got {patience!r}.")
 
 
 def divisor(number: int, at_most: int) -> int:

@@ -1,7 +1,7 @@
 """Denoising diffusion policy optimisation: DDPO-SF and DDPO-IS (Black et al. 2023, section 4.3)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,64 +9,11 @@ from torch import Tensor
 
 from algorithms.advantages import PerPromptStatistics
 from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.config import AlgorithmConfig, Reduction, divisor
 from algorithms.losses import importance_sampling_loss, kl_penalty_loss, score_function_loss
 from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
-
-_MAX_CLIP_RANGE = 700  # e to this many nats is the largest ratio that a float64 holds
-
-
-@dataclass(frozen=True)
-class DDPOConfig(AlgorithmConfig):
-    """DDPO. With importance sampling several updates use one rollout; without, exactly one does."""
-
-    importance_sampling: bool = True
-    """True: DDPO-IS, equation 4 with clipping. False: DDPO-SF, equation 3."""
-    updates_per_iteration: int = 4
-    """Gradient updates a rollout, each on its own share of the images. DDPO-SF allows only 1."""
-    clip_range: float = 1.64
-    """Bound on the joint log-ratio of a step, in nats; 1.64 is the paper's 1e-4 times its 16,384 dimensions."""
-    log_prob_reduction: Reduction = "mean"
-    """"mean" over the latent's dimensions, as in the reference implementations, or the true "sum"."""
-    advantage_clip: float = 5.0
-    """Advantages are clipped to plus and minus this."""
-    statistics_buffer: int = 32
-    """Rewards remembered for each prompt's running mean and std."""
-    statistics_min_count: int = 16
-    """Below this many remembered rewards a prompt uses the statistics of all prompts."""
-    timestep_fraction: float = 1.0
-    """Share of the denoising steps that is trained on, drawn anew for each chunk of images sampled together."""
-    kl_penalty: float = 0.0
-    """What a nat of KL to the starting model costs, in stds of the reward; 0 is none. Costs a forward a trained row."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that could only fail later."""
-        super().__post_init__()
-        if not self.importance_sampling and self.updates_per_iteration != 1:
-            raise ValueError(
-                "DDPO-SF (importance_sampling=False) is on-policy: updates_per_iteration must be 1, got "
-                f"{self.updates_per_iteration}. DDPO-IS takes several."
-            )
-        if self.updates_per_iteration < 1:
-            raise ValueError(f"updates_per_iteration must be at least 1, got {self.updates_per_iteration}.")
-        if self.images_per_iteration % self.updates_per_iteration:
-            raise ValueError(
-                f"updates_per_iteration ({self.updates_per_iteration}) must divide images_per_iteration "
-                f"({self.images_per_iteration}), so that each update has equally many images; "
-                f"{divisor(self.images_per_iteration, self.updates_per_iteration)} would."
-            )
-        if not 0 < self.clip_range <= _MAX_CLIP_RANGE or self.advantage_clip <= 0:
-            raise ValueError(
-                f"clip_range must lie in (0, {_MAX_CLIP_RANGE}] and advantage_clip be positive, got {self.clip_range}, "
-                f"{self.advantage_clip}."
-            )
-        if self.kl_penalty < 0:
-            raise ValueError(f"kl_penalty must be at least 0, got {self.kl_penalty}.")
-        if not 0 < self.timestep_fraction <= 1:
-            raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
-        PerPromptStatistics(self.statistics_buffer, self.statistics_min_count)
+from algorithms.settings import DDPOConfig as DDPOConfig
 
 
 class DDPO(DiffusionAlgorithm[DDPOConfig]):

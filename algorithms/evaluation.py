@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from algorithms.config import AlgorithmConfig, EvaluationConfig
+from algorithms.config import AlgorithmConfig
 from algorithms.distributed import ALONE, Ranks
 from algorithms.diversity import diversity
 from algorithms.policy import DenoisingPolicy
@@ -18,11 +18,13 @@ from algorithms.seeding import Stream
 from algorithms.split import Split
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.naming import log_name
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum
 
 _STREAMS = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
 _CALIBRATION_IMAGES = 64
+_PART_NAME = 21  # with _below_floor behind it a key still fits into a table
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Evaluation:
         }
         for name, scores in self.parts.items():
             mean = float(scores.double().mean())
-            metrics |= {f"{prefix}/{name}_mean": mean, f"{prefix}/{name}_std": _sample_std(scores)}
+            key = f"{prefix}/{part_name(name)}"
+            metrics |= {f"{key}_mean": mean, f"{key}_std": _sample_std(scores)}
         metrics |= {f"{prefix}/{name}": value for name, value in self.distances().items()}
         return metrics | ({} if self.held_out is None else self.held_out.metrics("held_out"))
 
@@ -143,19 +146,6 @@ def _denoise(
     )
 
 
-def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
-    """Raise ValueError where prompts to be held out of training are among those trained on."""
-    if config.held_out_prompts is None:
-        return
-    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(trained))
-    if common:
-        raise ValueError(
-            f"{len(common)} of the held-out prompts {config.held_out_prompts!r} are trained on ({common[0]!r}, ...); "
-            "train on the other side of the split, for example prompts 'animals@train' with held_out_prompts "
-            "'animals@held-out'."
-        )
-
-
 @torch.no_grad()
 def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: AlgorithmConfig, ranks: Ranks = ALONE) -> None:
     """Measure mean and std of the parts of a combined reward that are to be normalised, if they are still unknown.
@@ -189,19 +179,19 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -
     }
     floors: Mapping[str, float] = reward.floors if isinstance(reward, WeightedSum) else {}
     for name, scores in ((name, part.cpu().double()) for name, part in rollout.parts.items()):
-        metrics |= {f"reward/{name}_mean": float(scores.mean()), f"reward/{name}_std": float(scores.std(correction=0))}
+        key = f"reward/{part_name(name)}"
+        metrics |= {f"{key}_mean": float(scores.mean()), f"{key}_std": float(scores.std(correction=0))}
         if name in floors:
-            metrics[f"reward/{name}_below_floor"] = float((scores < floors[name]).float().mean())
+            metrics[f"{key}_below_floor"] = float((scores < floors[name]).float().mean())
     for prompt in dict.fromkeys(rollout.prompts) if by_prompt else ():
         chosen = torch.tensor([text == prompt for text in rollout.prompts])
-        metrics[f"reward_by_prompt/{prompt}"] = float(rewards[chosen].mean())
+        metrics[f"reward_by_prompt/{log_name(prompt)}"] = float(rewards[chosen].mean())
     return metrics
 
 
-def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:
-    """Return n prompts: all in turn, or, of more than n, evenly spaced ones (the first of ImageNet's are all fish)."""
-    count = len(texts)
-    return [texts[i % count] if count <= n else texts[i * count // n] for i in range(n)]
+def part_name(reward: str) -> str:
+    """Return what a combined reward's part is called in the log; ``reward`` itself is the name of the whole."""
+    return log_name("reward/" if reward == "reward" else reward, _PART_NAME)
 
 
 def _nothing(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -36,6 +36,14 @@ def check_fields(config: Any) -> None:
                 raise ValueError(f"{name} must be {' or '.join(_KINDS[kind] for kind in kinds)}, got {value!r}.")
 
 
+def check_statistics(buffer_size: int, min_count: int) -> None:
+    """Raise ValueError unless 1 <= min_count <= buffer_size, as per-prompt statistics need."""
+    if not 1 <= min_count <= buffer_size:
+        raise ValueError(
+            f"expected 1 <= min_count <= buffer_size, got min_count={min_count}, buffer_size={buffer_size}."
+        )
+
+
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 

@@ -4,63 +4,22 @@ Sampling and scoring run in chunks of one fixed number of rows, the last one pad
 batch's shape: only so is the importance ratio exactly 1 before the first update.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms.fields import check_fields
+from algorithms.config import PolicyConfig as PolicyConfig
 from algorithms.observations import observation_tensors
 from algorithms.sharding import is_sharded, whole
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
-from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING, Trained
+from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
-from diffusion_gym.transitions import Gaussian, Sampler, make_transition
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """How the pretrained model samples, and which of its weights are trained."""
-
-    train: Trained = "denoiser"
-    """The denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1.x and 2.x, and SDXL), or both."""
-    trainable: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters (small files, little memory) or all weights (as in the paper)."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """Adapters; used only with trainable 'lora'."""
-    sampler: Sampler = "auto"
-    """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
-    eta: float = 1.0
-    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
-    guidance_scale: float = 1.0
-    """Guidance in sampling and training; 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
-    chunk_size: int = 16
-    """Rows per forward pass at most, halved where memory runs out; never more than an update has images. Larger is
-    faster on a GPU; results change by rounding."""
-    autocast: Literal["none", "bfloat16", "float16"] = "none"
-    """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them; same gradient, a third more work."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that could only fail later."""
-        check_fields(self)
-        if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale must be at least 0 (1: no guidance), got {self.guidance_scale}.")
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
-
-    @property
-    def trains_text(self) -> bool:
-        """Whether text encoders are trained, so that the policy encodes prompts itself."""
-        return self.train != "denoiser"
+from diffusion_gym.transitions import Gaussian, make_transition
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ needs the finished images alone: where they came from in the chain is forgotten.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
@@ -16,50 +15,12 @@ from torch import Tensor
 
 from algorithms.advantages import effective_sample_size, softmax_weights, top_fraction_weights
 from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.config import AlgorithmConfig, divisor
+from algorithms.config import divisor
 from algorithms.losses import weighted_denoising_loss
 from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator, prompt_order
-
-
-@dataclass(frozen=True)
-class RWRConfig(AlgorithmConfig):
-    """RWR. An iteration is a data set of its own: keep at least 16 images a prompt in it, or weights mean little."""
-
-    images_per_iteration: int = 256
-    """Images sampled, and reward queries made, before each round of updates; the paper has 10000."""
-    images_per_prompt: int = 16
-    """Images in a row with the same prompt, among which rewards decide; with 1, only prompts that come again count."""
-    sparse: bool = False
-    """False: softmax weights. True: the best images of each prompt weigh the same, the others nothing."""
-    beta: float = 0.2
-    """Temperature of the softmax over each prompt's rewards, the paper's beta's reciprocal; smaller is greedier."""
-    standardise: bool = True
-    """Standardise each prompt's rewards before the softmax; False takes them as they are, as the paper's code does."""
-    top_fraction: float = 0.1
-    """Share of each prompt's images that the sparse form keeps, and those that tie with the least of them."""
-    updates_per_iteration: int = 20
-    """Gradient updates a data set, with a fresh optimizer each time (400 in the paper)."""
-    batch_size: int = 128
-    """Noised images an update."""
-    reencode_images: bool = False
-    """Train on the VAE's encoding of the images, as the paper does, instead of the latents that were sampled."""
-    cfg_training: bool = True
-    """Fit the guided prediction, which samples; False fits the conditional one alone. The same without guidance."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that could only fail later."""
-        super().__post_init__()
-        if self.beta <= 0:
-            raise ValueError(f"beta must be positive, got {self.beta}.")
-        if not 0 < self.top_fraction <= 1:
-            raise ValueError(f"top_fraction must lie in (0, 1], got {self.top_fraction}.")
-        if self.updates_per_iteration < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"updates_per_iteration and batch_size must be at least 1, got {self.updates_per_iteration} and "
-                f"{self.batch_size}."
-            )
+from algorithms.settings import RWRConfig as RWRConfig
 
 
 class RWR(DiffusionAlgorithm[RWRConfig]):

@@ -8,7 +8,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,44 +18,14 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.config import AlgorithmConfig
 from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, derive_seed
+from algorithms.settings import SB3PPOConfig as SB3PPOConfig
 from algorithms.vec_env import DenoiseVecEnv
 from diffusion_gym.transitions import Gaussian
 
 _CRITIC = 1  # key of the critic's initial weights, beside those of the adapters
-
-
-@dataclass(frozen=True)
-class SB3PPOConfig(AlgorithmConfig):
-    """Stable-Baselines3's PPO; the fields of its own have its names and defaults. Rewards are discounted by 1."""
-
-    n_epochs: int = 10
-    """Passes over an iteration's transitions."""
-    batch_size: int = 64
-    """Transitions an update, all of whose activations are held at once; a pass's last minibatch may be smaller."""
-    clip_range: float = 0.2
-    """Bound on the joint ratio of a step: it is kept between 1 minus and 1 plus this."""
-    gae_lambda: float = 0.95
-    """Of generalised advantage estimation: 1 takes an image's reward less the value, 0 trusts the next step's value."""
-    vf_coef: float = 0.5
-    """Weight of the value function's squared error in the loss."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that could only fail later."""
-        super().__post_init__()
-        if self.n_epochs < 1 or self.batch_size < 2:
-            raise ValueError(
-                f"n_epochs must be at least 1 and batch_size at least 2, got {self.n_epochs} and {self.batch_size}."
-            )
-        if self.clip_range <= 0 or self.vf_coef < 0:
-            raise ValueError(
-                f"clip_range must be positive and vf_coef at least 0, got {self.clip_range} and {self.vf_coef}."
-            )
-        if not 0 <= self.gae_lambda <= 1:
-            raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}.")
 
 
 class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):

@@ -1,50 +1,36 @@
-"""The command line: ``python -m benchmarks`` or ``diffusion-gym``."""
+"""The command line: ``python -m benchmarks`` or ``diffusion-gym``.
 
+What is not needed is not imported: torch alone takes a second of processor time, and a help page or a mistake needs
+none of it. The modules of the options do without; those of the work are imported when it begins.
+"""
+
+import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
 import tyro
 
-from algorithms import ALGORITHMS
-from algorithms.distributed import RankError, launched_size
-from algorithms.skips import DivergedError
-from benchmarks.compare import Compare, compare
-from benchmarks.folder import DiskFullError
-from benchmarks.pages import Tables, tables
-from benchmarks.pretrain import PretrainConfig, pretrain
-from benchmarks.repeat import Repeat, repeat
-from benchmarks.report import Report, report
-from benchmarks.sample import Sample, sample
-from benchmarks.search import Search, search
-from benchmarks.sweep import Stopped
-from benchmarks.throughput import Throughput, throughput
-from benchmarks.train import SUBCOMMANDS, Train, defaults, train
-from diffusion_gym.rewards import RewardError
+from benchmarks.parsing import Mistake, parse, unknown
+from benchmarks.terminal import prepare_terminal
+from diffusion_gym import _lazy
 
 #: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
-COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "compare": (Compare, compare),
-    "sample": (Sample, sample),
-    "report": (Report, report),
-    "pretrain": (PretrainConfig, pretrain),
-    "search": (Search, search),
-    "tables": (Tables, tables),
-    "throughput": (Throughput, throughput),
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compare": ("benchmarks.compare:Compare", "benchmarks.compare:compare"),
+    "sample": ("benchmarks.sample:Sample", "benchmarks.sample:sample"),
+    "report": ("benchmarks.report:Report", "benchmarks.report:report"),
+    "pretrain": ("benchmarks.pretrain:PretrainConfig", "benchmarks.pretrain:pretrain"),
+    "search": ("benchmarks.search:Search", "benchmarks.search:search"),
+    "tables": ("benchmarks.pages:Tables", "benchmarks.pages:tables"),
+    "throughput": ("benchmarks.throughput_options:Throughput", "benchmarks.throughput:throughput"),
 }
 
 _PROGRAM = "diffusion-gym"
-_Algorithm = Union[SUBCOMMANDS]  # type: ignore[valid-type]  # noqa: UP007 - built from the registry
-_Train = Annotated[
-    tyro.conf.OmitSubcommandPrefixes[_Algorithm],
-    tyro.conf.subcommand(
-        "train", description="Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run."
-    ),
-]
-Command: Any = Union[
-    (_Train, *(Annotated[options, tyro.conf.subcommand(name)] for name, (options, _) in COMMANDS.items()))
-]
+_TRAIN = "Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run."
+_WHAT = "Tune diffusion models with reinforcement learning: DDPO, RWR."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,60 +40,136 @@ def main(arguments: list[str] | None = None) -> int:
     Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    prepare_terminal()
     try:
         return _run(given)
-    except Stopped:
-        print("stopped; the same command resumes.")
-        return 130
-    except (ValueError, MemoryError, RewardError, DivergedError, DiskFullError, RankError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        print(
-            f"error: cannot write {str(error.filename)!r}: {error.strerror}. Expected a place where you may write; "
-            "name another with --folder or --output.",
-            file=sys.stderr,
-        )
-        return 2
+    except (ValueError, MemoryError) as error:
+        return _failed(error)
     except BrokenPipeError:  # who read our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def _run(given: list[str]) -> int:
-    """Parse with the named command's own options alone, so that an error speaks of no other command's."""
-    if given and given[0] in COMMANDS:
-        _check_one_process(given[0])
-        options, command = COMMANDS[given[0]]
-        return command(tyro.cli(options, args=given[1:], prog=f"{_PROGRAM} {given[0]}"))
-    if given[:1] == ["train"] and given[1:2] and given[1] in ALGORITHMS:
-        entry = ALGORITHMS[given[1]]
-        kind: Any = Train[type(entry.config)]  # type: ignore[misc]
-        options = tyro.cli(
-            kind,
-            args=given[2:],
-            default=defaults(entry),
-            prog=f"{_PROGRAM} train {given[1]}",
-            description=entry.summary,
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        return _failed(
+            f"cannot write {str(error.filename)!r}: {error.strerror}. Expected a place where you may write; name "
+            "another with --folder or --output."
         )
-        return train(given[1], options)
-    if given[:1] == ["train"] and given[1:] and given[1].partition("=")[0] == "--config":
-        return repeat(tyro.cli(Repeat, args=given[1:], prog=f"{_PROGRAM} train"))
-    # What is left is help, shell completion or a mistake: all of them end in here.
-    tyro.cli(
-        Command,
-        args=given,
-        prog=_PROGRAM,
-        description="Tune diffusion models with reinforcement learning: DDPO, RWR.",
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _failed(f"{str(error.filename)!r} is too long for the name of a file; expected a shorter one.")
+        return _told(error)
+
+
+def _told(error: Exception) -> int:
+    """Tell an error of ours, whose class is known once its module is, in a line; raise any other."""
+    from algorithms.distributed import RankError
+    from algorithms.skips import DivergedError
+    from benchmarks.folder import DiskFullError
+    from benchmarks.sweep import Stopped
+    from diffusion_gym.rewards import RewardError
+
+    if isinstance(error, Stopped):
+        print("stopped; the same command resumes.")
+        return 130
+    if isinstance(error, RewardError | DivergedError | DiskFullError | RankError):
+        return _failed(error)
+    raise error
+
+
+def _failed(error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _run(given: Sequence[str]) -> int:
+    """Read the named command's own options alone, so that an error speaks of no other command's, and run it."""
+    _check_text(given)
+    first, rest = given[0] if given else "", list(given[1:])
+    if first in COMMANDS:
+        _check_one_process(first)
+        options, command = COMMANDS[first]
+        parsed = parse(_lazy.found(options), rest, f"{_PROGRAM} {first}")
+        return _lazy.found(command)(parsed)
+    if first == "train":
+        return _train(rest)
+    if first and not first.startswith("-"):
+        from algorithms import ALGORITHMS
+
+        unknown("command", first, ["train", *COMMANDS], _PROGRAM, {name: f"train {name}" for name in ALGORITHMS})
+    if first.startswith("--tyro-"):  # completion in the shell
+        tyro.cli(_everything(), args=given, prog=_PROGRAM, description=_WHAT)
+    helps = {name: str(_lazy.found(options).__doc__) for name, (options, _) in COMMANDS.items()}
+    return _choose({"train": _TRAIN, **helps}, given, _PROGRAM, _WHAT, "a command")
+
+
+def _train(words: list[str]) -> int:
+    from algorithms import ALGORITHMS
+
+    name, command = words[0] if words else "", f"{_PROGRAM} train"
+    if name in ALGORITHMS:
+        from benchmarks.train import Train, defaults, train
+
+        entry = ALGORITHMS[name]
+        kind: Any = Train[type(entry.config)]  # type: ignore[misc]
+        more = {"default": defaults(entry), "description": entry.summary}
+        return train(name, parse(kind, words[1:], f"{command} {name}", **more))
+    if name.partition("=")[0] == "--config":
+        from benchmarks.repeat import Repeat, repeat
+
+        return repeat(parse(Repeat, words, command))
+    if name and not name.startswith("-"):
+        unknown("algorithm", name, list(ALGORITHMS), command)
+    return _choose({key: entry.summary for key, entry in ALGORITHMS.items()}, words, command, _TRAIN, "an algorithm")
+
+
+def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, description: str, what: str) -> int:
+    """Print the help that lists what there is to choose from; or say that it must come first."""
+    if set(words) & {"-h", "--help"}:
+        # Their own options are not asked for here, so that empty classes of the same summary stand for them.
+        stands: dict[str, Any] = {
+            name: dataclass(type("Options", (), {"__doc__": text})) for name, text in helps.items()
+        }
+        each = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in stands.items()]
+        commands: Any = Union[tuple(each)]  # noqa: UP007
+        tyro.cli(commands, args=["--help"], prog=command, description=description)
+    words = [word for word in words if word]
+    came = f" before {words[0]}" if words else ""
+    raise Mistake(
+        f"{command} needs {what}{came}: {', '.join(helps)}. For example: {command} {next(iter(helps))} --help\n"
+        f"More about them: {command} --help"
     )
-    raise AssertionError(f"no command among {given}")
+
+
+def _everything() -> Any:
+    """Return all commands with all their options, for completion in the shell."""
+    from benchmarks.train import SUBCOMMANDS
+
+    algorithms: Any = Union[SUBCOMMANDS]  # noqa: UP007 - built from the registry
+    train = Annotated[
+        tyro.conf.OmitSubcommandPrefixes[algorithms],
+        tyro.conf.subcommand("train", description=_TRAIN),
+    ]
+    others = [Annotated[_lazy.found(options), tyro.conf.subcommand(name)] for name, (options, _) in COMMANDS.items()]
+    return Union[(train, *others)]
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Raise ValueError where a word is no text: neither files nor logs could hold it."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{word!r} is no text in UTF-8, got bytes of another encoding; rename the file, or set the terminal's "
+                "encoding to UTF-8."
+            ) from None
 
 
 def _check_one_process(command: str) -> None:
     """Raise ValueError where a launcher has started several processes, which would all do the same."""
-    if launched_size() > 1:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1:
         raise ValueError(
-            f"{command} was started on {launched_size()} ranks (WORLD_SIZE), but only train shares its work among "
+            f"{command} was started on {launched} ranks (WORLD_SIZE), but only train shares its work among "
             f"them, and every rank would do all of it. Start it without accelerate launch or torchrun: diffusion-gym "
             f"{command} ..."
         )

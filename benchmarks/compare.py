@@ -1,35 +1,20 @@
 """``compare``: a suite's runs with equal reward queries from one start; table and report."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from algorithms.checkpoint import write_atomically
-from benchmarks.aggregate import aggregate, improvements
-from benchmarks.curves import curves
-from benchmarks.dry_run import dry_run
-from benchmarks.folder import check_same
-from benchmarks.ledger import Ledger
-from benchmarks.pool import local_pool
-from benchmarks.ray_pool import RayPool
-from benchmarks.report import Source, write_report
 from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import SUITES
-from benchmarks.sweep import Pool, is_complete, run_all
-from benchmarks.tables import (
-    failure_note,
-    held_out_table,
-    improvement_table,
-    interval_note,
-    score_note,
-    score_table,
-    shared_note,
-    table,
-)
+
+if TYPE_CHECKING:
+    from benchmarks.sweep import Pool
 
 
 def _option(metavar: str, default: str) -> Any:
@@ -116,6 +101,13 @@ class Compare:
 
 def compare(options: Compare) -> int:
     """Run what is missing, then print the tables and write the report; returns the exit status."""
+    from algorithms.checkpoint import write_atomically
+    from benchmarks.dry_run import dry_run
+    from benchmarks.folder import check_same
+    from benchmarks.ledger import Ledger
+    from benchmarks.report import Source, write_report
+    from benchmarks.sweep import run_all
+
     folder = options.folder or _DEFAULT_FOLDERS.get(options.suite_name, Path("runs") / options.suite_name)
     plan = options.plan()
     if options.dry_run:
@@ -146,21 +138,29 @@ def compare(options: Compare) -> int:
 
 def summary_text(results: Mapping[str, Any]) -> str:
     """Return the tables that are printed at the end, as Markdown."""
+    from benchmarks import tables
+    from benchmarks.aggregate import aggregate, improvements
+    from benchmarks.curves import curves
+
     summary = curves(results)
     found, pairs = aggregate(summary), improvements(summary)
     parts = [
-        table(summary),
-        interval_note(summary),
-        held_out_table(summary),
-        improvement_table(pairs),
-        shared_note(summary) if pairs else None,
-        *([score_table(found), score_note(found)] if found and len(found.tasks) > 1 else []),
-        failure_note(results),
+        tables.table(summary),
+        tables.interval_note(summary),
+        tables.held_out_table(summary),
+        tables.improvement_table(pairs),
+        tables.shared_note(summary) if pairs else None,
+        *([tables.score_table(found), tables.score_note(found)] if found and len(found.tasks) > 1 else []),
+        tables.failure_note(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _pool(options: Compare, own: Mapping[str, RunSpec], folder: Path) -> tuple[Pool, str]:
+    from benchmarks.pool import local_pool
+    from benchmarks.ray_pool import RayPool
+    from benchmarks.sweep import is_complete
+
     todo, threads = [spec for name, spec in own.items() if not is_complete(spec, folder / name)], options.threads
     if options.ray_address is not None:
         pool = RayPool(options.ray_address, threads, folder, todo)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
+from benchmarks.metrics import parse_beta
 from diffusion_gym.models.gaussian_mixture import GaussianMixture
 from diffusion_gym.rewards import Linear, Quadratic, RewardFunction
 
@@ -170,12 +171,4 @@ def parse_distance(text: str) -> tuple[Callable[[Tuned, float], float], float]:
     Raises:
         ValueError: an option other than beta, or a beta that is not positive.
     """
-    name, _, option = text.partition("?")
-    key, _, value = option.partition("=")
-    try:
-        beta = float(value) if option else 1.0
-    except ValueError:
-        beta = math.nan
-    if (option and key != "beta") or not 0 < beta < math.inf:
-        raise ValueError(f"{name!r} takes one option, beta=NUMBER with a positive number; got {option!r}.")
-    return DISTANCES[name], beta
+    return DISTANCES[text.partition("?")[0]], parse_beta(text)

@@ -23,7 +23,8 @@ _KEYS = {METRICS: "time/iterations", EVALUATIONS: "iteration"}
 IMAGES, CHECKPOINTS = "images", "checkpoints"
 #: What a write that was killed leaves behind: see ``write_atomically``.
 _UNFINISHED = (*(f".{name}.*" for name in (RUN, CHECKPOINT, BEST, METRICS, EVALUATIONS)), f"{IMAGES}/.*.png.*")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: What the system says of a disk, or a share of it, that is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFullError(RuntimeError):
@@ -68,7 +69,7 @@ def told_when_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in _FULL
+        full = isinstance(error, OSError) and error.errno in FULL
         if not full and os.strerror(errno.ENOSPC) not in str(error):  # safetensors and others have errors of their own
             raise
         left = "It has no checkpoint yet"
@@ -142,7 +143,7 @@ def keep_checkpoint(folder: Path, iteration: int, count: int) -> None:
     try:
         os.link(folder / CHECKPOINT, target)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise
         shutil.copyfile(folder / CHECKPOINT, target)
     older = sorted(file for file in kept.glob("[0-9]*.zip") if int(file.stem) <= iteration)
@@ -160,7 +161,7 @@ def replace_by_link(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise
         write_atomically(target, source.read_bytes())
     else:

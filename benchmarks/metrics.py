@@ -1,18 +1,23 @@
 """Measures of images beside the training reward: do they still show the prompt, do they still differ?"""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
+from diffusion_gym import _lazy
+from diffusion_gym.rewards import check_reward, resolve_reward
 
-from algorithms import DiffusionAlgorithm
-from algorithms.diversity import diversity, embedding_diversity
-from benchmarks.exact_targets import DISTANCES, parse_distance, read_tuned
-from diffusion_gym.rewards import check_reward, evaluate_reward, resolve_reward
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Metric = Callable[[Tensor, Sequence[str]], float]
+    from algorithms import DiffusionAlgorithm
+
+Metric: TypeAlias = "Callable[[Tensor, Sequence[str]], float]"
 #: A measure of the policy itself instead of its images.
-PolicyMetric = Callable[[DiffusionAlgorithm], float]
+PolicyMetric: TypeAlias = "Callable[[DiffusionAlgorithm], float]"
 
 
 def recognised(images: Tensor, prompts: Sequence[str]) -> float:
@@ -37,6 +42,8 @@ def clip_diversity(images: Tensor, prompts: Sequence[str]) -> float:
 
     Unlike pixels it does not count position and colour of the background for much, and sees what is shown.
     """
+    from algorithms.diversity import embedding_diversity
+
     return embedding_diversity(_clip().embed_images(images, chunk_size=16).cpu(), prompts)
 
 
@@ -51,7 +58,21 @@ def _clip():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is impo
 #: Logged beside the metrics where it is measured: the exact KL to the starting model, nats an image.
 KL_TO_START = "kl_to_start"
 #: Name -> metric over one evaluation's images.
-METRICS: dict[str, Metric] = {"diversity": diversity, "clip_diversity": clip_diversity, "recognised": recognised}
+METRICS: dict[str, Metric] = _lazy.Registry(
+    {
+        "diversity": "algorithms.diversity:diversity",
+        "clip_diversity": clip_diversity,
+        "recognised": recognised,
+    }
+)
+#: Names of :data:`benchmarks.exact_targets.DISTANCES`; behind them ``?beta=NUMBER`` says which target (1 without it).
+DISTANCES = (
+    "exact-kl-from-start",
+    "exact-excess-kl",
+    "exact-target-kl",
+    "exact-mean-error",
+    "exact-mode-weight-error",
+)
 #: Metrics that compare images of one prompt: NaN where an evaluation has no prompt twice.
 OF_PAIRS = ("diversity", "clip_diversity")
 
@@ -69,6 +90,8 @@ def resolve_metric(name: str, device: str) -> Metric:
     check_metric(name)
     if name in METRICS:
         return METRICS[name]
+    from diffusion_gym.rewards.base import evaluate_reward
+
     reward = resolve_reward(name)
     return lambda images, prompts: float(evaluate_reward(reward, images.to(device), prompts).mean())
 
@@ -89,8 +112,27 @@ def resolve_distance(name: str) -> PolicyMetric:
     Raises:
         ValueError: an option that is refused.
     """
+    from benchmarks.exact_targets import parse_distance, read_tuned
+
     distance, beta = parse_distance(name)
     return lambda algorithm: distance(read_tuned(algorithm), beta)
+
+
+def parse_beta(text: str) -> float:
+    """Return the beta that a distance's text names, 1 where it names none.
+
+    Raises:
+        ValueError: an option other than beta, or a beta that is not positive.
+    """
+    name, _, option = text.partition("?")
+    key, _, value = option.partition("=")
+    try:
+        beta = float(value) if option else 1.0
+    except ValueError:
+        beta = math.nan
+    if (option and key != "beta") or not 0 < beta < math.inf:
+        raise ValueError(f"{name!r} takes one option, beta=NUMBER with a positive number; got {option!r}.")
+    return beta
 
 
 def check_metric(name: str) -> None:
@@ -102,7 +144,7 @@ def check_metric(name: str) -> None:
     if name in METRICS:
         return
     if is_distance(name):
-        parse_distance(name)
+        parse_beta(name)
         return
     try:
         check_reward(name)

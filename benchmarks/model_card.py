@@ -1,14 +1,17 @@
 """The model card beside exported weights, in the hub's form: what was tuned, how, what came of it, how to load it."""
 
 import inspect
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
 from algorithms import DiffusionAlgorithm
+from benchmarks.pictures import dispensable, plain_text
 from benchmarks.settings import RunSpec
 from diffusion_gym.models.loading import EMBEDDED
+from diffusion_gym.naming import escaped, one_line
 
 CARD, CURVE = "README.md", "curve.png"
 #: An absolute path belongs to one machine and means nothing to a reader; its last name stays.
@@ -16,7 +19,7 @@ _ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^/\s:,]+/)*([^/\s:,]+)")
 
 TEMPLATE = """\
 ---
-base_model: {base}
+base_model: {quoted}
 library_name: diffusers
 pipeline_tag: {pipeline_tag}
 tags:
@@ -32,9 +35,7 @@ It was made by Diffusion Gym. The base model's licence holds for it.
 |---|---|
 {rows}
 
-![reward over reward queries](curve.png)
-
-{evaluation}
+{curve}{evaluation}
 
 A higher reward is not a better picture: a reward can be had in ways that nobody wanted. Look at the pictures before you
 use the model.
@@ -67,21 +68,24 @@ def write_model_card(
         evaluations: the run's, with ``iteration``, ``costs`` and ``rewards``.
         packages: name -> version that trained it.
     """
-    draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
+    with dispensable(folder / CURVE):
+        draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
     model: Any = algorithm.policy.model
     base, prompted = _public(model.name), "prompt" in inspect.signature(type(model.pipe).__call__).parameters
     kind = "lora" if model.exports_lora_file(algorithm.policy.lora) else "full-weights"
     task = "text-to-image" if prompted else "unconditional-image-generation"
     tags = ["diffusion-gym", "reinforcement-learning", spec.algorithm, kind, task]
     text = TEMPLATE.format(
-        base=base,
+        base=escaped(base),
         link=f"[{base}](https://huggingface.co/{base})" if "/" in base else base,
         pipeline_tag=task,
         tags="\n".join(f"- {tag}" for tag in tags),
-        reward=_public(spec.task.reward),
+        quoted=base if re.fullmatch(r"[\w./-]+", base) else json.dumps(base),  # JSON is YAML
+        reward=escaped(_public(spec.task.reward)),
         what="A LoRA" if kind == "lora" else "A pipeline with tuned weights",
         algorithm=spec.algorithm,
-        rows="\n".join(f"| {name} | {value} |" for name, value in _rows(spec, algorithm, packages).items()),
+        rows="\n".join(f"| {name} | {escaped(value)} |" for name, value in _rows(spec, algorithm, packages).items()),
+        curve=f"![reward over reward queries]({CURVE})\n\n" if (folder / CURVE).is_file() else "",
         evaluation=_evaluation(evaluations),
         code=loading_code(algorithm, prompted),
     )
@@ -97,7 +101,7 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
     return {
         "base model": _public(spec.task.model),
         "trained": f"{trained[policy.train]}, {adapters if policy.trainable == 'lora' else 'all weights'}",
-        "reward": f"`{_public(spec.task.reward)}`",
+        "reward": _public(spec.task.reward),
         "prompts": f"{prompts}, {len(algorithm.mdp.prompts)} in all",
         "algorithm": f"{spec.algorithm}, learning rate {config.learning_rate:g}, {config.images_per_iteration} images "
         "an iteration",
@@ -178,11 +182,10 @@ def _public(text: str) -> str:
 
 def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
     """Draw the rewards of training and evaluation images over reward queries, as PNG."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     trained = [line for line in log if line.get("rollout/ep_rew_mean") is not None]
-    with mpl.rc_context({"font.size": 10}):
+    with plain_text(**{"font.size": 10}):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axis = figure.subplots()
         for label, x, y in (
@@ -192,7 +195,7 @@ def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: 
             if x:
                 axis.plot(x, y, marker="." if len(x) < 30 else None, label=label)
         axis.set_xlabel("reward queries")
-        axis.set_ylabel(f"{reward}, mean of images")
+        axis.set_ylabel(f"{one_line(reward, 40)}, mean of images")
         axis.grid(alpha=0.25)
         if axis.lines:
             axis.legend(frameon=False)

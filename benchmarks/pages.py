@@ -4,18 +4,17 @@ A page holds blocks between ``<!-- results: NAME/KIND ... -->`` and ``<!-- end -
 ``docs/results/NAME/results.json`` and is not written by hand.
 """
 
+from __future__ import annotations
+
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from algorithms.checkpoint import write_atomically
-from benchmarks.blocks import Block, drawn_figures
-from benchmarks.curves import curves
-from benchmarks.report.charts import styles
-from benchmarks.report.figures import write_figures
-from benchmarks.results import read_results
+if TYPE_CHECKING:
+    from benchmarks.blocks import Block
 
 _BLOCK = re.compile(r"<!-- results: (?P<head>[^\n]+?) -->\n(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
 _FIGURE = re.compile(r"!\[[^]]*\]\((results/[^)]+)\.png\)")
@@ -39,6 +38,8 @@ class Tables:
 
 def tables(options: Tables) -> int:
     """Rewrite every page's blocks, and draw the figures that they show; returns the exit status."""
+    from algorithms.checkpoint import write_atomically
+
     stale, missing, wanted = [], [], set()
     for page in sorted(options.docs.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
@@ -63,6 +64,8 @@ def tables(options: Tables) -> int:
 
 def blocks(page: str) -> list[Block]:
     """Return a page's blocks."""
+    from benchmarks.blocks import Block
+
     return [Block.parse(match["head"]) for match in _BLOCK.finditer(page)]
 
 
@@ -72,6 +75,7 @@ def rendered(page: str, docs: Path) -> str:
     Raises:
         ValueError: a block that does not exist, or damaged results.
     """
+    from benchmarks.blocks import Block
 
     def replaced(match: re.Match[str]) -> str:
         return f"<!-- results: {match['head']} -->\n\n{Block.parse(match['head']).render(docs)}\n\n<!-- end -->"
@@ -87,6 +91,12 @@ def _figures(page: str) -> list[str]:
 
 def _draw(folder: Path, names: list[str]) -> None:
     """Draw the results' figures and keep those that are shown, PNG and SVG."""
+    from benchmarks.blocks import drawn_figures
+    from benchmarks.curves import curves
+    from benchmarks.report.charts import styles
+    from benchmarks.report.figures import write_figures
+    from benchmarks.results import read_results
+
     file = folder / "results.json"
     if not file.is_file():
         return

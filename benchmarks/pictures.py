@@ -1,11 +1,46 @@
-"""Picture grids from image tensors."""
+"""Picture grids from image tensors, and what holds for every picture and plot: the run and the page go without it."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def dispensable(what: str | Path) -> Iterator[None]:
+    """Draw, write or read a picture that nothing depends on: where that fails, a warning says so, and all else is done.
+
+    A full disk is no matter of the picture, and is raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        from benchmarks.folder import FULL
+
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        warnings.warn(
+            f"{str(what)!r} is left out, for it failed: {type(error).__name__}: {error}. Everything else is there.",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def plain_text(**settings: Any) -> Iterator[None]:
+    """Use matplotlib with these settings; a ``$`` in a text is a dollar sign, and begins no mathematics."""
+    import matplotlib as mpl
+
+    wanted: Any = {"text.parse_math": False, **settings}
+    with mpl.rc_context(wanted):
+        yield
 
 
 def check_picture_file(path: Path) -> None:
@@ -24,6 +59,8 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Im
         scale: each pixel becomes scale x scale.
         gap: white pixels between images, before scaling.
     """
+    import torch
+
     n, _, height, width = images.shape
     rows = -(-n // columns)
     sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
@@ -37,6 +74,7 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Im
 def read_grid(path: Path, count: int, columns: int, size: Sequence[int], gap: int = 2) -> Tensor:
     """Read the first images of a grid written at scale 1; (count, 3, H, W), uint8. ``size``: (H, W)."""
     import numpy as np
+    import torch
 
     sheet = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
     height, width = size

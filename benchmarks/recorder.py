@@ -20,7 +20,7 @@ from algorithms.evaluation import Evaluation
 from benchmarks.folder import CHECKPOINT, EVALUATIONS, IMAGES, keep_checkpoint
 from benchmarks.jsonlines import append_line
 from benchmarks.metrics import is_distance, resolve_distance, resolve_metric
-from benchmarks.pictures import grid
+from benchmarks.pictures import dispensable, grid
 from benchmarks.settings import RunSpec
 
 GRID_COLUMNS = 10
@@ -161,15 +161,18 @@ class Recorder(BaseCallback):
         in_the_log = evaluation.distances()
         beside = {name: value for name, value in said["metrics"].items() if name not in in_the_log}
         for events in self.events:
-            events.write_evaluation(picture, beside, self.algorithm.num_timesteps)
+            with dispensable(f"the pictures of iteration {evaluation.iteration}"):
+                events.write_evaluation(picture, beside, self.algorithm.num_timesteps)
         append_line(self.folder / EVALUATIONS, line)
         self.line = line
 
     def _record_images(self, evaluation: Evaluation, name: str) -> tuple[Image.Image, dict[str, Any]]:
         """Save an evaluation's grid; return it, and what its line says of its images."""
         picture, content = grid(evaluation.images, GRID_COLUMNS), io.BytesIO()
-        picture.save(content, "png")
-        write_atomically(self.folder / IMAGES / f"{name}.png", content.getvalue())
+        path = self.folder / IMAGES / f"{name}.png"
+        with dispensable(path):
+            picture.save(content, "png")
+            write_atomically(path, content.getvalue())
         said: dict[str, Any] = {"rewards": _rounded(evaluation.rewards), "metrics": self._metrics(evaluation)}
         if evaluation.parts:
             said["parts"] = {part: _rounded(scores) for part, scores in evaluation.parts.items()}

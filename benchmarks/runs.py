@@ -19,7 +19,6 @@ from stable_baselines3.common.logger import KVWriter, Logger
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.distributed import current_ranks
-from algorithms.evaluation import evaluation_prompts
 from benchmarks.folder import (
     CHECKPOINT,
     EVALUATIONS,
@@ -42,6 +41,7 @@ from benchmarks.settings import RunSpec
 from benchmarks.tensorboard import TensorBoard
 from benchmarks.watch import safeguard_callbacks
 from benchmarks.weights_and_biases import WandbMode, WeightsAndBiases
+from diffusion_gym.prompts import evaluation_prompts
 from diffusion_gym.rewards import RewardError, file_digests
 
 OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
@@ -212,6 +212,7 @@ def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
     return {
         "image_shape": algorithm.mdp.model.image_shape,
         "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
+        "log_names": algorithm.log_names(),
     }
 
 

@@ -6,11 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from algorithms.callbacks import check_kl_limit, check_patience
-from algorithms.config import EvaluationConfig
-from algorithms.evaluation import evaluation_prompts
+from algorithms.config import EvaluationConfig, check_kl_limit, check_patience
 from benchmarks.metrics import OF_PAIRS, check_metric, is_distance
-from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 
 #: Before a metric's name: on the prompts that are held out of training.
 HELD_OUT = "held_out/"

@@ -1,27 +1,26 @@
 """``sample``: pictures of a model, before and after tuning, from the same noise."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import tyro
-from torch import Tensor
 
 from algorithms import ALGORITHMS, PolicyConfig
-from algorithms.policy import DenoisingPolicy
-from algorithms.rollouts import collect
-from algorithms.within_memory import within_memory
-from benchmarks.folder import BEST, CHECKPOINT
 from benchmarks.pictures import check_picture_file, grid
-from benchmarks.runs import read_run
 from benchmarks.settings import TaskConfig
-from diffusion_gym.envs.config import DEFAULT_MODEL, build_mdp
-from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.models import ModelDtype
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from algorithms.policy import DenoisingPolicy
+    from diffusion_gym.envs.vector import DenoiseVectorEnv
 
 #: Settings that a run's folder decides.
 _BASE_ONLY = ("num_inference_steps", "guidance_scale", "eta")
@@ -82,6 +81,14 @@ class Sample:
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
+    import torch
+
+    from algorithms.policy import DenoisingPolicy
+    from benchmarks.folder import BEST, CHECKPOINT
+    from benchmarks.runs import read_run
+    from diffusion_gym.envs.config import build_mdp
+    from diffusion_gym.envs.vector import DenoiseVectorEnv
+
     file = None if options.run is None else options.run / (BEST if options.checkpoint == "best" else CHECKPOINT)
     if options.checkpoint == "best" and file is not None and not file.is_file():
         raise ValueError(
@@ -129,13 +136,22 @@ def sample(options: Sample) -> int:
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:
     """Return texts; a single word or sentence is one, and not the name of a set that does not exist."""
     source = given[0].removesuffix("@train").removesuffix("@held-out")
-    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or Path(source).is_file()):
+    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or _is_file(source)):
         return resolve_prompts(given[0])
     return given
 
 
+def _is_file(text: str) -> bool:
+    with contextlib.suppress(OSError):  # a sentence may be longer than any file's name
+        return Path(text).is_file()
+    return False
+
+
 def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, texts: list[str], seed: int) -> Tensor:
     """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU; no chunk is larger than there are pictures."""
+    from algorithms.rollouts import collect
+    from algorithms.within_memory import within_memory
+
     policy.chunk_size = min(policy.chunk_size, len(texts))
     rollout = within_memory(policy, lambda: collect(env, policy, texts, seed, whole_trajectory=False))
     return rollout.images.cpu()

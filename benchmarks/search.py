@@ -9,13 +9,8 @@ from typing import Annotated, Any
 import tyro
 
 from algorithms.config import override
-from benchmarks.ledger import Ledger
-from benchmarks.pool import local_pool
-from benchmarks.results import Run
 from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import EMBEDDED, PAPER_TASKS, TASKS
-from benchmarks.sweep import run_all
-from benchmarks.tables import markdown
 
 #: Tasks to search on; those of plain ``compare`` need no reward model.
 SEARCH_TASKS = {**PAPER_TASKS, **TASKS}
@@ -154,6 +149,10 @@ class Search:
 
 def search(options: Search) -> int:
     """Run all candidates, write ``results.json`` and print each algorithm's candidates, best first."""
+    from benchmarks.ledger import Ledger
+    from benchmarks.pool import local_pool
+    from benchmarks.sweep import run_all
+
     ledger = Ledger(options.plan(), options.folder, options.results[:1], options.results[1:])
     options.folder.mkdir(parents=True, exist_ok=True)
     pool = local_pool(ledger.own.values(), options.processes, 1)
@@ -171,6 +170,8 @@ def ranking(results: Mapping[str, Any]) -> str:
     averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain. Candidates
     without a share, because none of their algorithm gained, are ranked by what they lose.
     """
+    from benchmarks.tables import markdown
+
     tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
     candidates = candidates_on(tasks)
     ends: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
@@ -200,7 +201,7 @@ def ranking(results: Mapping[str, Any]) -> str:
     return markdown(header, lines)
 
 
-def _ends(run: Run) -> tuple[float, float]:
+def _ends(run: Mapping[str, Any]) -> tuple[float, float]:
     """Return a run's gain in evaluation reward, and the share of animals recognised at its end."""
     first, last = run["evaluations"][0], run["evaluations"][-1]
     return _mean(last["rewards"]) - _mean(first["rewards"]), last["metrics"]["recognised"]

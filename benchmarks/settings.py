@@ -8,19 +8,23 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
-from algorithms.config import from_dict, to_dict
-from algorithms.evaluation import check_held_out
+from algorithms.config import check_held_out, from_dict, to_dict
 from benchmarks.metrics import check_metric
 from benchmarks.safeguards import Safeguards
-from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
+from diffusion_gym.naming import did_you_mean
+from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward
+
+#: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
+WandbMode = Literal["off", "offline", "online"]
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
     """Raise ValueError unless every given name is known."""
     unknown = sorted(set(given) - set(known))
     if unknown or (at_least_one and not given):
-        raise ValueError(f"unknown {kind} {unknown[0] if unknown else '(none)'!r}; expected some of {sorted(known)}.")
+        word = unknown[0] if unknown else "(none)"
+        raise ValueError(f"unknown {kind} {word!r}; expected some of {sorted(known)}.{did_you_mean(word, known)}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class TaskConfig:
         """Refuse unknown names before any weight is loaded."""
         check_reward(self.reward)
         if self.prompts is not None:
-            resolve_prompts(self.prompts)
+            check_prompts(self.prompts)
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}.")
         for metric in self.metrics:

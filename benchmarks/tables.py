@@ -8,12 +8,14 @@ import numpy as np
 from benchmarks.aggregate import MARKS, Aggregate, Ahead, Improvement, shared
 from benchmarks.curves import Curve, Curves
 from benchmarks.statistics import Interval
+from diffusion_gym.naming import escaped
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    """Return a Markdown table; cells are texts, and nothing in them is markup."""
+    lines = [[escaped(cell) for cell in row] for row in (header, *rows)]
+    told = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([told[0], "|" + "---|" * len(header), *told[1:]])
 
 
 def table(summary: Curves) -> str:
@@ -199,7 +201,8 @@ def failure_note(results: Mapping[str, Any]) -> str | None:
     failures = results.get("failures")
     if not failures:
         return None
-    return f"Failed, and in no number: {'; '.join(f'{name} ({error})' for name, error in failures.items())}."
+    told = "; ".join(escaped(f"{name} ({error})") for name, error in failures.items())
+    return f"Failed, and in no number: {told}."
 
 
 def flat(summary: Curves) -> list[tuple[str, str, Curve]]:

@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
+from diffusion_gym.naming import log_name
+
 
 class TensorBoard(TensorBoardOutputFormat):
     """Stable-Baselines3's output, which also takes an evaluation and goes on cleanly after a resume."""
@@ -32,5 +34,5 @@ class TensorBoard(TensorBoardOutputFormat):
         """Write an evaluation's grid, and its metrics beside the reward, which the log has."""
         self.writer.add_image("eval/images", np.asarray(picture), step, dataformats="HWC")
         for name, value in metrics.items():
-            self.writer.add_scalar(f"eval/{name}", value, step)
+            self.writer.add_scalar(f"eval/{log_name(name)}", value, step)
         self.writer.flush()

@@ -4,94 +4,30 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import diffusion_gym
-from algorithms import ALGORITHMS, AlgorithmConfig, DiffusionAlgorithm, PolicyConfig
+from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoint import write_atomically
-from algorithms.config import EvaluationConfig
 from algorithms.rollouts import Rollout
 from benchmarks.floors import Floor
 from benchmarks.machine import available_cores
 from benchmarks.meters import PeakMemory, Seconds, Stopwatch, seconds_by_operation, timed_parts
 from benchmarks.provenance import provenance
-from benchmarks.settings import TaskConfig
-from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
+from benchmarks.throughput_options import Throughput as Throughput
 from benchmarks.throughput_tables import PHASES, markdown
-from diffusion_gym.envs.config import DEFAULT_MODEL
 from diffusion_gym.models import DiffusionModel, load_model
 
 _CHUNK_TRIALS = 3
 _GROWTH_CHUNK = 8  # divides every number of rows in the growth table, so that no row is padding
 _GROWTH_IMAGES = 16
 _GROWTH_REPEATS = 3
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Measure sampling and training against the denoiser, VAE, reward and optimizer alone, in the same run.
-
-    The default is the setting of compare on the embedded model. Floor and program take turns; the figures are
-    medians over the pairs.
-    """
-
-    model: str = DEFAULT_MODEL
-    """Embedded model, exact model, folder in diffusers' layout, or hub id."""
-    reward: str = "compressibility"
-    """A registered reward."""
-    prompts: str | None = None
-    """A prompt set or a file of prompts; None takes ten-animals on the embedded model, elsewhere its own."""
-    num_inference_steps: int = 10
-    """Denoising steps an image."""
-    device: str = "cpu"
-    """Where the model runs: cpu, cuda, cuda:1, mps."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen networks."""
-    algorithm: str = "ddpo-is"
-    """Whose iterations are measured, with compare's settings."""
-    policy: PolicyConfig = POLICY
-    """Sampler and trained weights."""
-    images: int = 64
-    """Images an iteration."""
-    num_envs: int = 32
-    """Images side by side; must divide images."""
-    pairs: int = 7
-    """Iterations measured, each beside its floor."""
-    threads: int = 1
-    """Torch threads; 0 takes all cores."""
-    growth: bool = False
-    """Also measure how the time grows with images, steps and latent size."""
-    profile: bool = False
-    """Also name the largest costs of one iteration, by part of the program and by kind of operation."""
-    output: Path = Path("runs/throughput.json")
-    """Where the raw numbers go, as JSON; the tables go beside it, as Markdown."""
-
-    def __post_init__(self) -> None:
-        """Refuse what could only fail later."""
-        self.task()
-        if self.algorithm not in SETTINGS:
-            raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(SETTINGS)}.")
-        if self.pairs < 1 or self.threads < 0:
-            raise ValueError(f"expected pairs >= 1 and threads >= 0, got {self.pairs} and {self.threads}.")
-        self.config()
-
-    def task(self) -> TaskConfig:
-        """Return the task."""
-        prompts = PROMPTS if self.prompts is None and self.model == DEFAULT_MODEL else self.prompts
-        return TaskConfig(self.model, self.reward, prompts, self.num_inference_steps, self.device, self.dtype)
-
-    def config(self) -> AlgorithmConfig:
-        """Return the algorithm's configuration; evaluation is off, as its cost is no part of an iteration."""
-        chosen = EMBEDDED.config(self.algorithm, 0, images_per_iteration=self.images, num_envs=self.num_envs)
-        return dataclasses.replace(chosen, policy=self.policy, evaluation=EvaluationConfig())
 
 
 def throughput(options: Throughput) -> int:

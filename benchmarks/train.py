@@ -2,27 +2,19 @@
 
 import importlib.util
 import os
-import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
 
-import torch
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig, AlgorithmEntry, EvaluationConfig
-from algorithms.distributed import current_ranks
-from benchmarks.folder import BEST
-from benchmarks.machine import available_cores
-from benchmarks.memory import estimate_memory
-from benchmarks.progress import ProgressBar
-from benchmarks.recorder import Progress
-from benchmarks.runs import run
 from benchmarks.safeguards import Safeguards
-from benchmarks.settings import RunSpec, TaskConfig
-from benchmarks.weights_and_biases import WandbMode
+from benchmarks.settings import RunSpec, TaskConfig, WandbMode
+from benchmarks.terminal import command
+from diffusion_gym.naming import file_name, one_line
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 #: ``train``'s evaluations where nothing else is said: they add 2 % to DDPO-IS's forwards on emoji-animals.
@@ -90,8 +82,10 @@ class Train(Generic[Config]):
 
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; returns the exit status (130 after Ctrl-C)."""
+    from benchmarks.machine import available_cores
+
     spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
-    folder = options.output.folder or Path("runs") / f"{_file_name(spec.task.reward)}-{name}-{spec.config.seed}"
+    folder = options.output.folder or Path("runs") / f"{file_name(spec.task.reward)}-{name}-{spec.config.seed}"
     cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # ranks share a machine's
     return train_spec(spec, folder, options.output, options.output.threads or cores)
 
@@ -101,14 +95,23 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
 
     Of several ranks all run it; the first writes and prints.
     """
+    import torch
+
+    from algorithms.distributed import current_ranks
+    from benchmarks.folder import BEST
+    from benchmarks.memory import estimate_memory
+    from benchmarks.progress import ProgressBar
+    from benchmarks.recorder import Progress
+    from benchmarks.runs import run
+
     torch.set_num_threads(threads)
     ranks = current_ranks()
     say: Callable[[str], None] = print if ranks.is_first else _nothing
     name = spec.algorithm
     of_ranks = f" a rank, {ranks.size} ranks" if ranks.size > 1 else ""
     say(
-        f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, "
-        f"{torch.get_num_threads()} threads{of_ranks}, folder {folder}"
+        f"{name} on {one_line(spec.task.model)} toward {one_line(spec.task.reward)}: {spec.total_queries} reward "
+        f"queries, {torch.get_num_threads()} threads{of_ranks}, folder {folder}"
     )
     with ProgressBar(spec.total_queries) as bar:
 
@@ -136,17 +139,12 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
         say(f"best {best['metric']}, {best['value']:.6g}, at iteration {best['iteration']}: {folder / BEST}")
     pipeline = folder / "pipeline"
     say(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
-    say(f"look at it: diffusion-gym report {folder}")
+    say(f"look at it: {command('report', folder)}")
     return 0
 
 
 def _nothing(text: str) -> None:
     """Another rank says it."""
-
-
-def _file_name(reward: str) -> str:
-    """Return a reward's text as part of a folder's name: ``a:0.5,b`` as ``a-0.5+b``."""
-    return re.sub(r"[^\w.+=-]+", "-", reward.replace(",", "+")).strip("-.")
 
 
 class _StopSignal:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from PIL import Image
 from stable_baselines3.common.logger import KVWriter
 
-#: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
-WandbMode = Literal["off", "offline", "online"]
+from benchmarks.settings import WandbMode as WandbMode
+from diffusion_gym.naming import log_name
+
 PROJECT = "diffusion-gym"
 
 
@@ -40,7 +41,7 @@ class WeightsAndBiases(KVWriter):
         identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         try:
             self._run = wandb.init(
-                project=PROJECT, name=folder.name, id=identity, resume="allow" if mode == "online" else None,
+                project=PROJECT, name=folder.resolve().name, id=identity, resume="allow" if mode == "online" else None,
                 dir=str(folder), config=dict(config), mode=mode, settings=settings,
             )  # fmt: skip
         except wandb.errors.Error as error:
@@ -57,7 +58,7 @@ class WeightsAndBiases(KVWriter):
 
     def write_evaluation(self, picture: Image.Image, metrics: Mapping[str, float], step: int) -> None:
         """Log an evaluation's grid, and its metrics beside the reward, which the log has."""
-        values = {f"eval/{name}": value for name, value in metrics.items()}
+        values = {f"eval/{log_name(name)}": value for name, value in metrics.items()}
         self._run.log({**values, "eval/images": self._wandb.Image(picture), "step": step})
 
     def close(self) -> None:

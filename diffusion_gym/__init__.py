@@ -4,11 +4,18 @@
 this package is imported. See ``algorithms`` for DDPO and reward-weighted regression.
 """
 
+from typing import TYPE_CHECKING
+
 import gymnasium
 
-from diffusion_gym.models import DiffusionModel, LoRAConfig, load_model
+from diffusion_gym import _lazy
+from diffusion_gym.choices import LoRAConfig
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
-from diffusion_gym.rewards import REWARDS, Reward, RewardError, resolve_reward
+from diffusion_gym.rewards import REWARDS, resolve_reward
+
+if TYPE_CHECKING:
+    from diffusion_gym.models import DiffusionModel, load_model
+    from diffusion_gym.rewards import Reward, RewardError
 
 __all__ = [
     "ENV_ID",
@@ -26,6 +33,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 ENV_ID = "DiffusionDenoise-v0"
+
+__getattr__, __dir__ = _lazy.attributes(
+    __name__,
+    {
+        "DiffusionModel": "diffusion_gym.models",
+        "load_model": "diffusion_gym.models",
+        "Reward": "diffusion_gym.rewards",
+        "RewardError": "diffusion_gym.rewards",
+    },
+)
 
 if ENV_ID not in gymnasium.registry:
     gymnasium.register(

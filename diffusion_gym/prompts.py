@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from diffusion_gym.naming import did_you_mean
+
 #: The 45 common animals of the paper's aesthetic and alignment tasks (Black et al. 2023, appendix).
 ANIMALS: tuple[str, ...] = (
     *("cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep", "deer", "cow", "goat", "lion"),
@@ -121,6 +123,23 @@ def load_prompts(prompts: PromptSpec) -> PromptSet:
     return _weighted([_item(item, f"prompts[{index}]") for index, item in enumerate(prompts)])
 
 
+def check_prompts(prompts: PromptSpec) -> None:
+    """Refuse what :func:`load_prompts` would refuse; a set that is known by name is not made for it.
+
+    Raises:
+        ValueError, TypeError: as :func:`load_prompts`.
+    """
+    name, _, split = prompts.rpartition("@") if isinstance(prompts, str) else ("", "", "")
+    if (name if split in _SPLITS else prompts) not in list(PROMPT_SETS):
+        load_prompts(prompts)
+
+
+def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:
+    """Return n prompts: all in turn, or, of more than n, evenly spaced ones (the first of ImageNet's are all fish)."""
+    count = len(texts)
+    return [texts[i % count] if count <= n else texts[i * count // n] for i in range(n)]
+
+
 def read_prompts(path: Path) -> PromptSet:
     """Read a file of prompts, UTF-8: one a line, or JSON lines where its name ends in ``.jsonl``; no blank lines.
 
@@ -182,7 +201,7 @@ def _named(name: str) -> PromptSet:
     raise ValueError(
         f"unknown prompt set {name!r}; expected one of {sorted(PROMPT_SETS)}, one of these with @train or @held-out "
         f"behind it, a file such as 'prompts.txt' with one prompt a line, or, in Python, a list of prompts (for a "
-        f"single prompt: [{name!r}])."
+        f"single prompt: [{name!r}]).{did_you_mean(name.partition('@')[0], PROMPT_SETS)}"
     )
 
 

@@ -1,11 +1,9 @@
 """The one training loop of all stages: AdamW, warm-up and cosine decay, averaged weights, resumable checkpoints."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast one stage is trained."""
-
-    steps: int
-    """Optimiser steps."""
-    batch: int
-    """Rows a step."""
-    lr: float
-    """Peak learning rate, reached after the warm-up, then a cosine decay to a hundredth of it."""
-    ema_decay: float = 0.0
-    """Decay of the averaged weights that are kept at the end; 0 keeps the last weights."""
-
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step: a linear warm-up over 3 % of the steps, then the cosine."""
-        warm_up = max(1, round(0.03 * self.steps))
-        if step < warm_up:
-            return self.lr * (step + 1) / warm_up
-        progress = (step - warm_up) / max(1, self.steps - warm_up)
-        return self.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+from benchmarks.pretrain.config import Schedule as Schedule
 
 
 class Average:

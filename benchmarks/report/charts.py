@@ -1,6 +1,5 @@
 """What the page's charts show: plain data, each point with the place in the JSON that it comes from."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from benchmarks.curves import Curve, Curves
 from benchmarks.statistics import Interval
 from benchmarks.tables import metric_names
+from diffusion_gym.naming import file_name
 
 #: Costs that a chart can be drawn against: name -> label.
 AXES = {
@@ -130,7 +130,7 @@ def evaluation_charts(summary: Curves) -> list[dict[str, Any]]:
                 if metric in curve.metrics
             ]
             if lines:
-                charts.append(chart(f"{slug(metric)}-{task}", task, label_of(metric), lines, zero=True))
+                charts.append(chart(f"{file_name(metric)}-{file_name(task)}", task, label_of(metric), lines, zero=True))
     return charts
 
 
@@ -141,8 +141,8 @@ def _reward_chart(task: str, by_variant: Mapping[str, Curve], held_out: bool = F
         points = [interval_point(value, reward_reference(curve, index, field)) for index, value in enumerate(values)]
         lines.append(_series(name, curve, points))
     if held_out:
-        return chart(f"held-out-{task}", task, f"{reward_label(task)}, held-out prompts", lines)
-    return chart(f"reward-{task}", task, reward_label(task), lines)
+        return chart(f"held-out-{file_name(task)}", task, f"{reward_label(task)}, held-out prompts", lines)
+    return chart(f"reward-{file_name(task)}", task, reward_label(task), lines)
 
 
 def interval_point(value: Interval, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,11 +193,6 @@ def chart(
     }
 
 
-def slug(text: str) -> str:
-    """Return a metric's text as part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", text)
-
-
 def log_charts(algorithm: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one chart for each number that a run logs in training; the rollout's reward first."""
     names = dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith(_HIDDEN))
@@ -213,5 +208,7 @@ def log_charts(algorithm: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[
             if name in line and "eval/reward_mean" not in line
         ]
         if len({point["y"] for point in points}) > 1:  # constants, such as the learning rate, make no curve
-            charts.append(chart(name.replace("/", "-"), "training", name, [{"name": algorithm, "points": points}]))
+            charts.append(
+                chart(file_name(name.replace("/", "-")), "training", name, [{"name": algorithm, "points": points}])
+            )
     return charts

@@ -6,9 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.report.page import write_report
-from benchmarks.report.source import read_source
-
 
 @dataclass(frozen=True)
 class Report:
@@ -20,6 +17,9 @@ class Report:
 
 def report(options: Report) -> int:
     """Write the page and print its path; returns the exit status."""
+    from benchmarks.report.page import write_report
+    from benchmarks.report.source import read_source
+
     source = read_source(options.folder)
     page = write_report(source)
     unfinished = [run for run in source.results["runs"] if not run.get("complete", True)]

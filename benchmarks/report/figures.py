@@ -1,17 +1,21 @@
 """The same charts as files, PNG and SVG: for papers and pages that run no script."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.aggregate import Improvement, aggregate, improvements
 from benchmarks.curves import Curve, Curves
-from benchmarks.report.charts import Style, label_of, slug
+from benchmarks.pictures import dispensable, plain_text
+from benchmarks.report.charts import Style, label_of
 from benchmarks.report.frontiers import frontier_metrics
 from benchmarks.statistics import Interval
 from benchmarks.tables import metric_names
+from diffusion_gym.naming import file_name, one_line
 
 _WIDTH, _HEIGHT = 5.2, 3.6  # inches, of a panel
+_LABEL, _NAME = 56, 32  # characters that a panel has room for, and a name beside others
 Styles = Mapping[str, Style]
 #: Draws one variant's curve into a panel.
 _Draw = Callable[[Any, Curve, Style, str], None]
@@ -37,10 +41,10 @@ def write_figures(summary: Curves, styles: Styles, folder: Path) -> None:
         draw = _banded(lambda c: c.queries, lambda c: c.held_out)
         _panels(unseen, styles, folder / "held-out-queries", "reward queries", f"{reward}, held-out prompts", draw)
     for metric in metric_names(summary):
-        having, path = _having(summary, metric), folder / slug(metric)
+        having, path = _having(summary, metric), folder / file_name(metric)
         _panels(having, styles, path, "reward queries", label_of(metric), _from_zero(metric))
     for metric in frontier_metrics(summary):
-        path = folder / f"frontier-{slug(metric)}"
+        path = folder / f"frontier-{file_name(metric)}"
         _panels(_having(summary, metric), styles, path, label_of(metric), reward, _way(metric))
     _overall(summary, styles, folder)
 
@@ -98,10 +102,10 @@ def _line(axis: Any, x: Sequence[float], y: Sequence[float], style: Style, label
 
 
 def _panels(summary: Curves, styles: Styles, path: Path, x_label: str, y_label: str, draw: _Draw) -> None:
-    with _Figure(path, len(summary)) as axes:
+    with dispensable(path), _figure(path, len(summary)) as axes:
         for axis, (task, by_variant) in zip(axes, summary.items(), strict=True):
             for variant, curve in by_variant.items():
-                draw(axis, curve, styles[variant], variant)
+                draw(axis, curve, styles[variant], one_line(variant, _NAME))
             _finish(axis, task, x_label, y_label)
             axis.legend(frameon=False, fontsize=8)
 
@@ -109,21 +113,24 @@ def _panels(summary: Curves, styles: Styles, path: Path, x_label: str, y_label: 
 def _overall(summary: Curves, styles: Styles, folder: Path) -> None:
     together, pairs = aggregate(summary), improvements(summary)
     if together is not None:
-        with _Figure(folder / "efficiency", 1) as (axis,):
+        path = folder / "efficiency"
+        with dispensable(path), _figure(path, 1) as (axis,):
             for name, (queries, scores) in together.efficiency.items():
-                _band(axis, queries, scores, styles[name], name)
+                _band(axis, queries, scores, styles[name], one_line(name, _NAME))
             _finish(axis, ", ".join(together.tasks), "reward queries", "normalised score")
             axis.legend(frameon=False)
-        with _Figure(folder / "profile", 1) as (axis,):
+        path = folder / "profile"
+        with dispensable(path), _figure(path, 1) as (axis,):
             for name, shares in together.profiles.items():
-                _band(axis, together.thresholds, shares, styles[name], name)
+                _band(axis, together.thresholds, shares, styles[name], one_line(name, _NAME))
             _finish(axis, ", ".join(together.tasks), "final score", "share of runs above")
             axis.legend(frameon=False)
     if pairs:
         rows = [row for pair in reversed(pairs) for row in probabilities(pair)]
         longest = max(len(label) for _, label, _ in rows)
         size = max(_WIDTH, 3 + 0.09 * longest), max(_HEIGHT, 0.25 * len(rows))
-        with _Figure(folder / "improvement", 1, size) as (axis,):
+        path = folder / "improvement"
+        with dispensable(path), _figure(path, 1, size) as (axis,):
             for row, (name, _, value) in enumerate(rows):
                 colour = styles[name].light
                 axis.plot([value.low, value.high], [row, row], color=colour, linewidth=6, alpha=0.35)
@@ -136,40 +143,30 @@ def _overall(summary: Curves, styles: Styles, folder: Path) -> None:
 
 def probabilities(pair: Improvement) -> list[tuple[str, str, Interval]]:
     """Return the better variant, a label and the probability: over all tasks, or each task's where none is pooled."""
-    label = f"{pair.better} > {pair.worse}"
+    label = f"{one_line(pair.better, _NAME)} > {one_line(pair.worse, _NAME)}"
     if pair.together is not None:
         return [(pair.better, label, pair.together)]
     several = len(pair.by_task) > 1
     return [
-        (pair.better, f"{label}, {task}" if several else label, value) for task, value in reversed(pair.by_task.items())
+        (pair.better, f"{label}, {one_line(task, _NAME)}" if several else label, value)
+        for task, value in reversed(pair.by_task.items())
     ]
 
 
 def _finish(axis: Any, title: str, x_label: str, y_label: str) -> None:
-    axis.set_title(title)
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(y_label)
+    axis.set_title(one_line(title, _LABEL))
+    axis.set_xlabel(one_line(x_label, _LABEL))
+    axis.set_ylabel(one_line(y_label, _LABEL))
     axis.grid(alpha=0.25)
 
 
-class _Figure:
-    """A row of panels, written as PNG and SVG when the ``with`` block is left."""
-
-    def __init__(self, path: Path, panels: int, size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> None:
-        import matplotlib as mpl
-
-        self._path, self._panels, self._size = path, panels, size
-        self._style = mpl.rc_context({"svg.hashsalt": "diffusion-gym", "font.size": 10})
-
-    def __enter__(self) -> Any:
+@contextlib.contextmanager
+def _figure(path: Path, panels: int, size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> Iterator[Any]:
+    """Give a row of panels, written as PNG and SVG when the ``with`` block is left."""
+    with plain_text(**{"svg.hashsalt": "diffusion-gym", "font.size": 10}):
         from matplotlib.figure import Figure
 
-        self._style.__enter__()
-        self._figure = Figure(figsize=(self._size[0] * self._panels, self._size[1]), layout="constrained")
-        return self._figure.subplots(1, self._panels, squeeze=False)[0]
-
-    def __exit__(self, *raised: Any) -> None:
-        if raised[0] is None:
-            self._figure.savefig(self._path.with_name(f"{self._path.name}.png"), dpi=150)
-            self._figure.savefig(self._path.with_name(f"{self._path.name}.svg"), metadata={"Date": None})
-        self._style.__exit__(*raised)
+        figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
+        yield figure.subplots(1, panels, squeeze=False)[0]
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})

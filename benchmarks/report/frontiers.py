@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.curves import Curve, Curves
-from benchmarks.report.charts import chart, interval_point, label_of, reward_label, reward_reference, slug
+from benchmarks.report.charts import chart, interval_point, label_of, reward_label, reward_reference
 from benchmarks.statistics import Interval
 from benchmarks.tables import metric_names
+from diffusion_gym.naming import file_name
 
 #: A metric that begins with one of these is a KL from the start, which comes first.
 _KL = ("kl", "exact-kl-from-start")
@@ -24,7 +25,7 @@ def frontier_charts(summary: Curves) -> list[dict[str, Any]]:
                 for name, curve in by_variant.items()
                 if metric in curve.metrics
             ]
-            charts.append(_frontier(task, slug(metric), label_of(metric), lines))
+            charts.append(_frontier(task, file_name(metric), label_of(metric), lines))
         unseen = {name: curve for name, curve in by_variant.items() if curve.held_out}
         if unseen:
             lines = [{"name": name, "points": _points(curve, curve.held_out)} for name, curve in unseen.items()]
@@ -48,4 +49,6 @@ def _points(curve: Curve, across: Sequence[Interval]) -> list[dict[str, Any]]:
 
 
 def _frontier(task: str, name: str, label: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    return chart(f"frontier-{name}-{task}", task, reward_label(task), lines, section="frontiers", x_label=label)
+    return chart(
+        f"frontier-{name}-{file_name(task)}", task, reward_label(task), lines, section="frontiers", x_label=label
+    )

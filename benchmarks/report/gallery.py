@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from algorithms.evaluation import evaluation_prompts
-from benchmarks.pictures import grid, read_grid
+from benchmarks.folder import IMAGES
+from benchmarks.pictures import dispensable, grid, read_grid
 from benchmarks.recorder import GRID_COLUMNS
 from benchmarks.results import seed_of, task_of, variant_of
-from diffusion_gym.prompts import resolve_prompts
+from diffusion_gym.naming import file_name
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 
 _COLUMNS = 5  # on a phone a picture of five columns is still a picture
 _GAP = 2
@@ -40,17 +41,20 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     for run, found in _rows(results, folder):
         by_task.setdefault(task_of(run), []).append((run, found))
     count, chosen = _fitted(by_task)
-    tasks = {
+    drawn = {
         task: [_row(results, run, indices, folder, count) for run, indices in rows] for task, rows in chosen.items()
     }
+    tasks = {task: [row for row in rows if row["frames"]] for task, rows in drawn.items()}
     return [
         {
             "task": task,
+            "name": file_name(task),
             "columns": _COLUMNS,
             "positions": sorted({frame["queries"] for row in rows for frame in row["frames"]}),
             "rows": rows,
         }
         for task, rows in tasks.items()
+        if rows
     ]
 
 
@@ -61,10 +65,13 @@ def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
         lines = [run["evaluations"][index] for index in found]
         half = lines[-1]["costs"]["reward_queries"] / 2
         middle = min(lines, key=lambda line: abs(line["costs"]["reward_queries"] - half))
-        for line in (lines[0], middle, lines[-1]):
-            strips.setdefault(task_of(run), []).append(_images(folder, run, line, GRID_COLUMNS))
+        with dispensable(folder / run.get("folder", "") / IMAGES):
+            strip = [_images(folder, run, line, GRID_COLUMNS) for line in (lines[0], middle, lines[-1])]
+            strips.setdefault(task_of(run), []).extend(strip)
     for task, images in strips.items():
-        grid(torch.cat(images), 3 * GRID_COLUMNS).save(folder / f"pictures-{task}.png")
+        path = folder / f"pictures-{file_name(task)}.png"
+        with dispensable(path):
+            grid(torch.cat(images), 3 * GRID_COLUMNS).save(path)
 
 
 def _images(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any], count: int) -> Tensor:
@@ -121,7 +128,7 @@ def _evenly(values: Sequence[int], most: int) -> list[int]:
 
 
 def _file(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any]) -> Path:
-    return folder / run.get("folder", "") / "images" / f"{line['iteration']:06d}.png"
+    return folder / run.get("folder", "") / IMAGES / f"{line['iteration']:06d}.png"
 
 
 def _row(
@@ -131,15 +138,16 @@ def _row(
     frames = []
     for index in chosen:
         line = run["evaluations"][index]
-        images = _images(folder, run, line, count)
-        frames.append(
-            {
-                "evaluation": index,
-                "queries": line["costs"]["reward_queries"],
-                "shown": len(images),
-                "picture": _data_url(grid(_shrunk(images, _shown_size(run)), _COLUMNS, gap=_GAP)),
-            }
-        )
+        with dispensable(_file(folder, run, line)):
+            images = _images(folder, run, line, count)
+            frames.append(
+                {
+                    "evaluation": index,
+                    "queries": line["costs"]["reward_queries"],
+                    "shown": len(images),
+                    "picture": _data_url(grid(_shrunk(images, _shown_size(run)), _COLUMNS, gap=_GAP)),
+                }
+            )
     return {
         "algorithm": variant_of(run),
         "seed": seed_of(run),

@@ -8,7 +8,7 @@ from algorithms import ALGORITHMS, AlgorithmConfig, EvaluationConfig, PolicyConf
 from algorithms.config import override
 from benchmarks.settings import RunSpec
 from benchmarks.suite.tasks import Task
-from diffusion_gym.models import LoRAConfig
+from diffusion_gym.choices import LoRAConfig
 
 #: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly move
 #: it, and all weights together follow the noise of the policy gradient as readily as its signal.

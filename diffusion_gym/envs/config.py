@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_gym.choices import DEFAULT_MODEL as DEFAULT_MODEL
 from diffusion_gym.envs.mdp import DenoisingMDP, SharedReward
 from diffusion_gym.models import DiffusionModel, ModelDtype, load_model
 from diffusion_gym.prompts import PromptSpec, load_prompts
 from diffusion_gym.rewards import RewardSpec
 
-DEFAULT_MODEL = "emoji-animals"
 DEFAULT_REWARD = "compressibility"
 DEFAULT_STEPS = 10
 

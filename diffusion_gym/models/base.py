@@ -1,15 +1,16 @@
 """The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_gym.choices import LoRAConfig as LoRAConfig
+from diffusion_gym.choices import ModelDtype as ModelDtype
+from diffusion_gym.choices import Trained as Trained
 from diffusion_gym.transitions import Schedule, make_schedule
 
 #: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always, or,
@@ -21,31 +22,7 @@ POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
 TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
 #: The guidance scale (n,) that the policy gives to a model that takes it as an input; no part of the observation.
 GUIDANCE = "guidance"
-ModelDtype = Literal["float32", "bfloat16", "float16"]
-#: What of a model is trained.
-Trained = Literal["denoiser", "text_encoder", "both"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021) through peft."""
-
-    rank: int = 4
-    """Rank of the update; 4 is the usual value for Stable Diffusion."""
-    alpha: float = 4.0
-    """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
-    targets: tuple[str, ...] = ("attention",)
-    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or layer-name suffixes."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that peft would fail on later."""
-        if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
-            raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
-
-    def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-        """Return the suffixes of the adapted layers, with a family's groups of layers written out."""
-        return tuple(dict.fromkeys(layer for name in self.targets for layer in groups.get(name, (name,))))
 
 
 class Denoiser(nn.Module, ABC):

@@ -1,6 +1,7 @@
 """Finds a diffusers pipeline (name of an embedded model, folder or hub id) and gives it to its family's adapter."""
 
 import json
+import shlex
 from pathlib import Path
 
 import torch
@@ -90,6 +91,6 @@ def _advice(name: str, error: Exception) -> str:
         return "it has no model_index.json, so it is no diffusers pipeline. Look for a version of it that is one"
     offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub could not be reached"
     return (
-        f"{offline}, and the model is not in the cache. Download it where there is a network ('hf download {name} "
-        "--local-dir DIR'), copy DIR here, and pass model='DIR'"
+        f"{offline}, and the model is not in the cache. Download it where there is a network "
+        f"('hf download {shlex.quote(name)} --local-dir DIR'), copy DIR here, and pass model='DIR'"
     )

@@ -1,19 +1,31 @@
 """Terminal rewards: one a file, the protocol, and the registry from name to constructor."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusion_gym.rewards.aesthetic import Aesthetic
-from diffusion_gym.rewards.base import Reward, RewardError, RewardFunction, evaluate_reward, reward_name
-from diffusion_gym.rewards.clip_score import ClipScore
-from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
-from diffusion_gym.rewards.exact import Linear, Quadratic
-from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+from diffusion_gym import _lazy
+from diffusion_gym.naming import did_you_mean
 from diffusion_gym.rewards.options import parse_options
-from diffusion_gym.rewards.own import check_callable, load_function
 from diffusion_gym.rewards.spec import file_digests, file_function, parse_reward
-from diffusion_gym.rewards.vlm_alignment import VLMAlignment
+
+if TYPE_CHECKING:
+    from diffusion_gym.rewards.aesthetic import Aesthetic
+    from diffusion_gym.rewards.base import (
+        Reward,
+        RewardError,
+        RewardFunction,
+        RewardSpec,
+        evaluate_reward,
+        reward_name,
+    )
+    from diffusion_gym.rewards.clip_score import ClipScore
+    from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
+    from diffusion_gym.rewards.exact import Linear, Quadratic
+    from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+    from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
 __all__ = [
     "REWARDS",
@@ -40,20 +52,30 @@ __all__ = [
     "score_images",
 ]
 
-#: What ``reward=`` accepts: a text as in :mod:`diffusion_gym.rewards.spec` (``"name"``, ``"name:weight,name:weight"``,
-#: ``"file.py:function"``), a mapping of such texts or callables to weights, or a callable.
-RewardSpec = str | RewardFunction | Mapping[str | RewardFunction, float]
-
 #: Name -> constructor, whose arguments are the reward's options. A new reward is one file and one line here.
-REWARDS: dict[str, Callable[..., RewardFunction]] = {
-    "aesthetic": Aesthetic,
-    "clip_score": ClipScore,
-    "compressibility": Compressibility,
-    "incompressibility": Incompressibility,
-    "vlm_alignment": VLMAlignment,
-    "exact-linear": Linear,
-    "exact-quadratic": Quadratic,
+REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
+    {
+        "aesthetic": "diffusion_gym.rewards.aesthetic:Aesthetic",
+        "clip_score": "diffusion_gym.rewards.clip_score:ClipScore",
+        "compressibility": "diffusion_gym.rewards.jpeg:Compressibility",
+        "incompressibility": "diffusion_gym.rewards.jpeg:Incompressibility",
+        "vlm_alignment": "diffusion_gym.rewards.vlm_alignment:VLMAlignment",
+        "exact-linear": "diffusion_gym.rewards.exact:Linear",
+        "exact-quadratic": "diffusion_gym.rewards.exact:Quadratic",
+    }
+)
+_MODULES = {
+    "aesthetic": ("Aesthetic",),
+    "base": ("Reward", "RewardError", "RewardFunction", "RewardSpec", "evaluate_reward", "reward_name"),
+    "clip_score": ("ClipScore",),
+    "combine": ("RewardTerm", "Scores", "WeightedSum", "score_images"),
+    "exact": ("Linear", "Quadratic"),
+    "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
+    "vlm_alignment": ("VLMAlignment",),
 }
+__getattr__, __dir__ = _lazy.attributes(
+    __name__, {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+)
 
 
 def resolve_reward(spec: RewardSpec) -> RewardFunction:
@@ -64,6 +86,9 @@ def resolve_reward(spec: RewardSpec) -> RewardFunction:
             cannot be had.
         TypeError: something that can be no reward.
     """
+    from diffusion_gym.rewards.combine import RewardTerm, WeightedSum
+    from diffusion_gym.rewards.own import check_callable
+
     if isinstance(spec, str):
         check_reward(spec)  # a mistake in the last term must not wait for the models of the first
         parsed = parse_reward(spec)
@@ -84,12 +109,17 @@ def check_reward(spec: str) -> None:
     """
     for term in parse_reward(spec):
         if file_function(term.reward) is None:
-            _constructor_and_options(term.reward)
+            name, _, options = term.reward.partition("?")
+            _check_name(name)
+            if options:  # without any, the constructor need not be imported
+                _constructor_and_options(term.reward)
 
 
 def _named(name: str) -> RewardFunction:
     file = file_function(name)
     if file is not None:
+        from diffusion_gym.rewards.own import load_function
+
         return load_function(*file)
     constructor, options = _constructor_and_options(name)
     return constructor(**options)
@@ -98,16 +128,23 @@ def _named(name: str) -> RewardFunction:
 def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], dict[str, Any]]:
     """Look up ``name?key=value&key=value``."""
     name, _, options = text.partition("?")
+    _check_name(name)
+    return REWARDS[name], parse_options(name, REWARDS[name], options)
+
+
+def _check_name(name: str) -> None:
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}; expected one of {sorted(REWARDS)}, a function in a file "
-            "('path/to/file.py:function'), or a callable (images, prompts) -> scores."
+            f"('path/to/file.py:function'), or a callable (images, prompts) -> scores.{did_you_mean(name, REWARDS)}"
         )
-    return REWARDS[name], parse_options(name, REWARDS[name], options)
 
 
 def _scaled(key: str | RewardFunction, weight: object) -> list[RewardTerm]:
     """Return the terms of a mapping's key, times its weight."""
+    from diffusion_gym.rewards.base import reward_name
+    from diffusion_gym.rewards.combine import RewardTerm, WeightedSum
+
     try:
         factor = float(weight)  # type: ignore[arg-type]
     except (TypeError, ValueError):

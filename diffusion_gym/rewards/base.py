@@ -1,7 +1,7 @@
 """The Reward protocol, and the one check that every reward's output passes."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +26,9 @@ class Reward(Protocol):
 
 
 RewardFunction = Callable[[Tensor, Sequence[str]], Tensor]
+#: What ``reward=`` accepts: a text as in :mod:`diffusion_gym.rewards.spec` (``"name"``, ``"name:weight,name:weight"``,
+#: ``"file.py:function"``), a mapping of such texts or callables to weights, or a callable.
+RewardSpec = str | RewardFunction | Mapping[str | RewardFunction, float]
 
 
 def reward_name(reward: RewardFunction) -> str:

@@ -132,6 +132,11 @@ class WeightedSum:
             )
         return term.contribution(scores, *self._statistics[name])
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the rewards, as :meth:`parts` gives their scores."""
+        return list(self._rewards)
+
     # -- normalisation ----------------------------------------------------------------------------------------------
 
     @property

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
+from diffusion_gym.naming import did_you_mean
+
 
 def parse_options(name: str, constructor: Callable[..., Any], text: str) -> dict[str, Any]:
     """Turn the part behind the question mark into keyword arguments.
@@ -28,7 +30,7 @@ def parse_options(name: str, constructor: Callable[..., Any], text: str) -> dict
         key, equals, value = part.partition("=")
         if key not in types_of:
             known = f"expected some of {sorted(types_of)}" if types_of else "it takes none"
-            raise ValueError(f"unknown option {key!r} of reward {name!r}; {known}.")
+            raise ValueError(f"unknown option {key!r} of reward {name!r}; {known}.{did_you_mean(key, types_of)}")
         if key in given:
             raise ValueError(f"option {key!r} of reward {name!r} is given twice.")
         if not equals or not value:

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
+import unicodedata
 from pathlib import Path
 
 from diffusion_gym.rewards.base import RewardFunction, reward_name
@@ -37,6 +38,7 @@ def load_function(path: Path, function: str) -> RewardFunction:
     except Exception as error:
         del sys.modules[name]
         raise ValueError(f"the reward file {str(path)!r} does not run: {error!r}{_line(error, path)}.") from error
+    function = unicodedata.normalize("NFKC", function)  # as Python spells its names
     if not hasattr(module, function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == name]
         raise ValueError(f"the reward file {str(path)!r} has no {function!r}; its functions are {sorted(known)}.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_FILE = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
+_FILE = re.compile(r"(?P<path>.+\.py):(?P<function>[^\W\d]\w*)", flags=re.DOTALL)
 _HOST = re.compile(r"://(\[[^\]]*\]|[^/:&=\[\]]+)$")  # what a port may follow, a bracketed IPv6 address too
 _NUMBERS = ("floor", "mean", "std")
 

@@ -1,5 +1,6 @@
 """Where reward models come from: the package's own small ones, a folder, or the model hub; and what to do without."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -43,7 +44,8 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
     if hub_id is None and value.count("/") == 1 and not value.startswith((".", "/")) and not Path(value).exists():
         hub_id = value
     advice = (
-        f"Download them where there is a network ('hf download {hub_id} --local-dir DIR') and give {option}=DIR."
+        f"Download them where there is a network ('hf download {shlex.quote(hub_id)} --local-dir DIR') and give "
+        f"{option}=DIR."
         if hub_id
         else "Expected a folder or file with the weights, or a hub id such as 'owner/model'."
     )

@@ -6,8 +6,9 @@ and scores them, so the two can never disagree.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
+from diffusion_gym.choices import Reduction, Sampler
 from diffusion_gym.transitions.base import Schedule, Transition
 from diffusion_gym.transitions.diffusion import (
     DDIM,
@@ -18,7 +19,7 @@ from diffusion_gym.transitions.diffusion import (
     make_schedule,
 )
 from diffusion_gym.transitions.flow import CPS, FlowSchedule, FlowSDE, FlowTransition, make_flow_schedule
-from diffusion_gym.transitions.gaussian import Gaussian, Reduction
+from diffusion_gym.transitions.gaussian import Gaussian
 
 __all__ = [
     "CPS",
@@ -39,8 +40,6 @@ __all__ = [
     "make_schedule",
     "make_transition",
 ]
-
-Sampler = Literal["auto", "ddim", "ddpm", "flow-sde", "cps"]
 
 #: Sampler -> (a schedule that lists it, eta) -> transition.
 _SAMPLERS: dict[str, Callable[[Any, float], Transition]] = {

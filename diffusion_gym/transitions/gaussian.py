@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["mean", "sum"]
+from diffusion_gym.choices import Reduction
 
 
 @dataclass(frozen=True)

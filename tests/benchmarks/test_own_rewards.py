@@ -14,6 +14,7 @@ from algorithms.config import override
 from benchmarks.__main__ import main
 from benchmarks.runs import read_run, run
 from benchmarks.settings import RunSpec, TaskConfig
+from diffusion_gym.naming import file_name
 from diffusion_gym.rewards import RewardError
 
 GOOD = "def first(images, prompts):\n    return images[:, 0].float().mean((1, 2))\n"
@@ -82,7 +83,8 @@ def test_the_command_line_says_how_to_go_on(
     error = capsys.readouterr().err
     assert "error: reward 'first' failed on 4 images (prompts 'anywhere'" in error
     assert "AssertionError('out of order') (mine.py, line 2)" in error
-    assert f"stands at iteration 0, in {Path('runs') / 'mine.py-first-ddpo-is-0' / 'checkpoint.zip'}" in error
+    checkpoint = Path("runs") / f"{file_name('mine.py:first')}-ddpo-is-0" / "checkpoint.zip"
+    assert f"stands at iteration 0, in {checkpoint}" in error
     assert "Traceback" not in error
     (tmp_path / "mine.py").write_text(GOOD, encoding="utf-8")
     with pytest.warns(UserWarning, match="changed since"):

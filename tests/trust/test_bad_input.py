@@ -319,10 +319,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     # train --config
     "no run to repeat": (["train", "--config", "nowhere"], "'nowhere' is no run; expected a folder written by train or compare"),
     "a prompt file to repeat": (["train", "--config", "four.txt"], "'four.txt' is no run; expected a folder"),
-    "nothing to repeat": (["train", "--config"], "Missing value for argument '--config'"),
+    "nothing to repeat": (["train", "--config"], "--config needs a value (RUN)"),
     "a run onto itself": (["train", "--config", "run", "--folder", "run"], "'run' is the run that is to be repeated. Choose another --folder"),
-    "a change of what is repeated": (["train", "--config", "run", "--learning-rate", "1"], "Unrecognized options: --learning-rate"),
-    "a run and an algorithm": ([*DDPO_IS, "--config", "run"], "Unrecognized options: --config"),
+    "a change of what is repeated": (["train", "--config", "run", "--learning-rate", "1"], "has no option --learning-rate"),
+    "a run and an algorithm": ([*DDPO_IS, "--config", "run"], "has no option --config"),
     "a list as a run": (["train", "--config", "list"], "'list/run.json' holds a list; expected a mapping"),
     "an empty run.json": (["train", "--config", "empty/run.json"], "'empty/run.json' is damaged (Expecting value"),
     "a run without a specification": (["train", "--config", "no-spec"], "is not a run as written by train or compare: it lacks 'spec'"),
@@ -342,7 +342,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "no checkpoint kept": ([*DDPO_IS, "--keep-checkpoints", "0"], "keep_checkpoints >= 1 and threads >= 0, got 10, 0 and 0"),
     "no checkpoint written": ([*DDPO_IS, "--checkpoint-every", "0"], "expected checkpoint_every >= 1"),
     "negative threads": ([*DDPO_IS, "--threads", "-1"], "threads >= 0, got 10, 1 and -1"),
-    "an unknown mode of wandb": ([*DDPO_IS, "--wandb", "maybe"], "invalid choice 'maybe' for argument '--wandb'. Expected one of ('off', 'offline', 'online')"),
+    "an unknown mode of wandb": ([*DDPO_IS, "--wandb", "maybe"], "--wandb must be one of off, offline, online, got 'maybe'"),
     # values
     "NaN learning rate": ([*DDPO_IS, "--learning-rate", "nan"], "learning_rate must be a finite number, got nan"),
     "infinite learning rate": ([*DDPO_IS, "--learning-rate", "inf"], "learning_rate must be a finite number, got inf"),
@@ -355,8 +355,8 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "held-out prompts that are trained on": ([*DDPO_IS, "--prompts", "ten-animals", "--evaluation.images", "4", "--evaluation.held-out-prompts", "animals@held-out"], "of the held-out prompts 'animals@held-out' are trained on"),
     "rank 0": ([*DDPO_IS, "--policy.lora.rank", "0"], "LoRA needs rank >= 1"),
     "no targets": ([*DDPO_IS, "--policy.lora.targets"], "at least one target"),
-    "half an environment": ([*DDPO_IS, "--num-envs", "2.5"], "Error parsing --num-envs: invalid literal for int()"),
-    "an unknown dtype": ([*DDPO_IS, "--dtype", "int8"], "invalid choice 'int8' for argument '--dtype'"),
+    "half an environment": ([*DDPO_IS, "--num-envs", "2.5"], "--num-envs takes INT: invalid literal for int()"),
+    "an unknown dtype": ([*DDPO_IS, "--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got 'int8'"),
     "blank lines as prompts": ([*DDPO_IS, "--prompts", "blank.txt"], "the prompt file 'blank.txt' holds no prompt"),
     "a folder as prompts": ([*DDPO_IS, "--prompts", "folder.txt"], "cannot read prompts from 'folder.txt': Is a directory"),
     "a missing reward file": ([*DDPO_IS, "--reward", "missing.py:f"], "there is no reward file 'missing.py'"),
@@ -373,13 +373,13 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "a stop when a distance falls": ([*DDPO_IS, "--evaluation.images", "4", "--stop-when-metric-falls", "exact-target-kl?beta=1"], "expected a metric of which more is better, got the distance 'exact-target-kl?beta=1'"),
     "a distance with a bad option": ([*DDPO_IS, "--metrics", "exact-target-kl?beta=-1"], "takes one option, beta=NUMBER with a positive number; got 'beta=-1'"),
     "the best on held-out prompts that are not there": ([*DDPO_IS, "--evaluation.images", "4", "--keep-best", "held_out/reward"], "a metric with held_out/ before it needs held-out prompts; set --evaluation.held-out-prompts"),
-    "a KL penalty of RWR": (["train", "rwr", "--kl-penalty", "0.1"], "Unrecognized options: --kl-penalty"),
+    "a KL penalty of RWR": (["train", "rwr", "--kl-penalty", "0.1"], "has no option --kl-penalty"),
     "a NaN KL penalty": ([*DDPO_IS, "--kl-penalty", "nan"], "kl_penalty must be a finite number, got nan"),
     "minibatches of 1 for PPO": (["train", "sb3-ppo", "--batch-size", "1"], "n_epochs must be at least 1 and batch_size at least 2, got 10 and 1"),
     # the other commands
     "PPO in a suite that does not know it": (["compare", "--suite", "paper", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
     "a search for PPO": (["search", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
-    "a report of nothing": (["report"], "Missing from diffusion-gym report: PATH"),
+    "a report of nothing": (["report"], "diffusion-gym report needs folder"),
     "a report of a missing folder": (["report", "nowhere"], "'nowhere' holds neither a run nor a comparison"),
     "a report of a file": (["report", "four.txt"], "'four.txt' holds neither a run nor a comparison"),
     "a report of a damaged run": (["report", "list"], "'list/run.json' holds a list; expected a mapping"),
@@ -395,7 +395,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "a comparison with negative processes": (["compare", "--processes", "-1"], "processes >= 0"),
     "a search without queries": (["search", "--reward-queries", "0"], "expected reward_queries >= 1"),
     "a throughput on no device": (["throughput", "--device", "gpu"], "unknown device 'gpu'; expected for example 'cpu'"),
-    "a seed in words": (["pretrain", "--seed", "x"], "Error parsing --seed: invalid literal for int()"),
+    "a seed in words": (["pretrain", "--seed", "x"], "--seed takes INT: invalid literal for int()"),
 }  # fmt: skip
 
 

@@ -345,7 +345,7 @@
       canvas.width = image.naturalWidth;
       canvas.height = image.naturalHeight;
       canvas.getContext("2d").drawImage(image, 0, 0);
-      const file = `${this.data.task}-${this.data.rows[row].algorithm}-${this.frame(row).queries}.png`;
+      const file = `${this.data.name}-${this.data.rows[row].algorithm}-${this.frame(row).queries}.png`;
       canvas.toBlob((blob) => download(file, URL.createObjectURL(blob)), "image/png");
     }
   }

@@ -1,0 +1,115 @@
+"""Reads options from the command line with tyro; a mistake is told in a few lines, with the name that was meant."""
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import tyro
+
+from diffusion_gym.naming import did_you_mean, one_line
+
+_FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
+
+
+class Mistake(ValueError):  # noqa: N818 - the user's
+    """What was typed is no command of ours; the message says what was expected, what came, and what to do."""
+
+
+def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
+    """Return the options that the words make.
+
+    Args:
+        kind: of the options, for ``tyro.cli``.
+        words: behind the command.
+        command: as it is typed, such as ``diffusion-gym train rwr``.
+        more: also for ``tyro.cli``.
+
+    Raises:
+        Mistake: an option or a value that does not exist, or is refused.
+        SystemExit: after ``--help``.
+    """
+
+    def flags() -> list[str]:
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+            tyro.cli(kind, args=["--help"], prog=command, **more)
+        return list(dict.fromkeys(_FLAG.findall(told.getvalue())))
+
+    def refuse(event: Any) -> None:
+        told = _told(event, command, flags)
+        if told is not None:
+            raise Mistake(f"{told}\nAll options: {command} --help")
+
+    with _heard(refuse):
+        return tyro.cli(kind, args=list(words), prog=command, **more)
+
+
+def unknown(
+    what: str, word: str, known: Sequence[str], command: str, meant: Mapping[str, str] | None = None
+) -> NoReturn:
+    """Refuse a word that names none of the known.
+
+    Args:
+        what: it should name, such as ``command``.
+        word: the word.
+        known: names.
+        command: whose help says more.
+        meant: further names that the word may stand for -> how they are typed.
+
+    Raises:
+        Mistake: always.
+    """
+    near = did_you_mean(word, known) or did_you_mean(word, meant or {})
+    for name, typed in (meant or {}).items():
+        near = near.replace(repr(name), repr(typed))
+    raise Mistake(
+        f"there is no {what} {one_line(word, 60)!r}; expected one of {', '.join(known)}.{near}\n"
+        f"More about them: {command} --help"
+    )
+
+
+@contextlib.contextmanager
+def _heard(refuse: Callable[[Any], None]) -> Iterator[None]:
+    """Let ``refuse`` hear of a mistake before tyro prints it.
+
+    tyro's hook is not public: a version that has none, or another, tells the mistake in its own words, at more length.
+    """
+    try:
+        from tyro._errors import on_parse_error
+    except ImportError:
+        yield
+        return
+    with on_parse_error(refuse):
+        yield
+
+
+def _told(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
+    """Return a mistake in one sentence and what was meant, or None where tyro is to tell it."""
+    argument: Any = getattr(event, "argument", None)
+    name = "" if argument is None else argument.display_name()
+    match type(event).__name__:
+        case "UnrecognizedArgs":
+            return _unrecognized(event.tokens, command, flags)
+        case "InvalidChoice":
+            value, choices = event.value, event.choices
+            near = did_you_mean(value, choices)
+            return f"{name} must be one of {', '.join(choices)}, got {one_line(value, 60)!r}.{near}"
+        case "BadValue" if event.reason == "too_few_values":
+            return f"{name} needs a value ({argument.lowered.metavar})."
+        case "MissingArgs":
+            missing = ", ".join(one.arg.display_name() for one in event.missing_arguments)
+            extra = f" {_unrecognized(event.unrecognized_tokens, command, flags)}" if event.unrecognized_tokens else ""
+            return f"{command} needs {missing}.{extra}"
+        case "InstantiationFailure":
+            return f"{name} takes {argument.lowered.metavar}: {event.message}." if name else str(event.message)
+    return None
+
+
+def _unrecognized(tokens: Sequence[str], command: str, flags: Callable[[], list[str]]) -> str:
+    """Say which option does not exist, or which word stands where none belongs."""
+    options = [token.partition("=")[0] for token in tokens if token.startswith("-")]
+    if not options:
+        return f"{command} has no use for {one_line(tokens[0], 60)!r}; expected options, such as --name value."
+    return f"{command} has no option {one_line(options[0], 60)}.{did_you_mean(options[0], flags())}"

@@ -1,0 +1,36 @@
+"""What can be chosen of a model and its sampler, without torch: the command line is read with it in a moment."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+DEFAULT_MODEL = "emoji-animals"
+#: Precision of a model's frozen networks.
+ModelDtype = Literal["float32", "bfloat16", "float16"]
+#: What of a model is trained.
+Trained = Literal["denoiser", "text_encoder", "both"]
+Sampler = Literal["auto", "ddim", "ddpm", "flow-sde", "cps"]
+#: How log-probabilities are put together over a latent's dimensions.
+Reduction = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021) through peft."""
+
+    rank: int = 4
+    """Rank of the update; 4 is the usual value for Stable Diffusion."""
+    alpha: float = 4.0
+    """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
+    targets: tuple[str, ...] = ("attention",)
+    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or layer-name suffixes."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that peft would fail on later."""
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
+            raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
+
+    def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """Return the suffixes of the adapted layers, with a family's groups of layers written out."""
+        return tuple(dict.fromkeys(layer for name in self.targets for layer in groups.get(name, (name,))))
