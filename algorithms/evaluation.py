@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from algorithms.split import Split
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.prompts import resolve_prompts
-from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum
+from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum, reward_name
 
 _STREAMS = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
 _CALIBRATION_IMAGES = 64
@@ -195,6 +196,26 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -
         chosen = torch.tensor([text == prompt for text in rollout.prompts])
         metrics[f"reward_by_prompt/{prompt}"] = float(rewards[chosen].mean())
     return metrics
+
+
+def warn_of_equal_rewards(rollout: Rollout, reward: RewardFunction, told: set[str]) -> None:
+    """Warn of the reward and its parts where one told no image of a prompt from another, and add it to those told."""
+    for name, scores in {reward_name(reward): rollout.rewards, **rollout.parts}.items():
+        what = None if name in told else _equal(scores.tolist(), rollout.prompts)
+        if what is not None:
+            told.add(name)
+            warnings.warn(f"the reward {name!r} gave {what}: there is nothing in it to learn from.", stacklevel=2)
+
+
+def _equal(scores: Sequence[float], prompts: Sequence[str]) -> str | None:
+    if len(scores) > 1 and len(set(scores)) == 1:
+        return f"all {len(scores)} images of a rollout the same score, {scores[0]:g}"
+    by_prompt: dict[str, list[float]] = {}
+    for prompt, score in zip(prompts, scores, strict=True):
+        by_prompt.setdefault(prompt, []).append(score)
+    if all(len(group) > 1 and len(set(group)) == 1 for group in by_prompt.values()):
+        return "the images of each prompt in a rollout the same score"
+    return None
 
 
 def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:

@@ -9,10 +9,12 @@ from diffusion_gym.rewards.base import Reward, RewardError, RewardFunction, eval
 from diffusion_gym.rewards.clip_score import ClipScore
 from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
 from diffusion_gym.rewards.exact import Linear, Quadratic
+from diffusion_gym.rewards.guard import settings_kept
 from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
 from diffusion_gym.rewards.options import parse_options
 from diffusion_gym.rewards.own import check_callable, load_function
 from diffusion_gym.rewards.spec import file_digests, file_function, parse_reward
+from diffusion_gym.rewards.trl import from_trl
 from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "check_reward",
     "evaluate_reward",
     "file_digests",
+    "from_trl",
     "jpeg_kilobytes",
     "resolve_reward",
     "reward_name",
@@ -92,7 +95,8 @@ def _named(name: str) -> RewardFunction:
     if file is not None:
         return load_function(*file)
     constructor, options = _constructor_and_options(name)
-    return constructor(**options)
+    with settings_kept(f"the reward {name!r}"):
+        return constructor(**options)
 
 
 def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], dict[str, Any]]:
