@@ -21,7 +21,7 @@ from benchmarks.settings import TaskConfig
 from diffusion_gym.envs.config import DEFAULT_MODEL, build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import ModelDtype
-from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
+from diffusion_gym.prompts import FORMATS, PROMPT_SETS, resolve_prompts
 
 #: Settings that a run's folder decides.
 _BASE_ONLY = ("num_inference_steps", "guidance_scale", "eta")
@@ -129,7 +129,7 @@ def sample(options: Sample) -> int:
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:
     """Return texts; a single word or sentence is one, and not the name of a set that does not exist."""
     source = given[0].removesuffix("@train").removesuffix("@held-out")
-    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or Path(source).is_file()):
+    if len(given) == 1 and (source in PROMPT_SETS or Path(source).suffix.lower() in FORMATS or Path(source).is_file()):
         return resolve_prompts(given[0])
     return given
 

@@ -264,7 +264,7 @@ PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 #: What ``make`` is given, of files and rewards -> the error's words; always a ValueError or a TypeError.
 MAKE: dict[str, tuple[dict[str, Any], str]] = {
-    "blank lines alone": ({"prompts": "blank.txt"}, "'blank.txt' holds no prompt; expected one prompt a line"),
+    "blank lines alone": ({"prompts": "blank.txt"}, "'blank.txt' holds no prompt; expected one prompt per line"),
     "latin-1 prompts": ({"prompts": "latin.txt"}, "cannot read prompts from 'latin.txt'.*Expected UTF-8"),
     "a folder of prompts": ({"prompts": "folder.txt"}, "cannot read prompts from 'folder.txt': Is a directory"),
     "a negative weight": ({"prompts": "bad.jsonl"}, "line 1 of 'bad.jsonl': the weight of 'cat' must be a positive number, got -1"),
