@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.rewards.captioner import to_pillow
-from diffusion_gym.rewards.weights import in_chunks, not_found, runs
+from diffusion_gym.rewards.trial import tried
+from diffusion_gym.rewards.weights import in_chunks, not_found
 
 
 @cache
@@ -46,7 +47,8 @@ class Clip:
             self._model = open_clip.create_model(**arguments, require_pretrained=True).eval().requires_grad_(False)
             self._tokenize = open_clip.get_tokenizer(arguments["model_name"])
         except Exception as error:  # open_clip, the hub client and torch raise many unrelated types
-            not_found("clip", source, error, _hub_id(arguments))
+            file = arguments.get("pretrained", "")
+            not_found("clip", file if Path(file).is_file() else source, error, _hub_id(arguments))
         self._device = device
         if device is not None:
             self._model.to(device)
@@ -55,7 +57,7 @@ class Clip:
         self._transform = open_clip.image_transform(
             wanted["size"], is_train=False, **{name: wanted[name] for name in names if name in wanted}
         )
-        with runs(f"clip={source}"):
+        with tried(f"clip={source}", "an image and a text tower with embeddings of one size"):
             self.dimension: int = self.embed_texts([""], 1).shape[1]
             self.embed_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 1) @ torch.zeros(self.dimension, 1)
 

@@ -1,7 +1,6 @@
 """Where reward models come from: the package's own small ones, a folder, or the model hub; and what to do without."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,26 +48,6 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
         else "Expected a folder or file with the weights, or a hub id such as 'owner/model'."
     )
     raise ValueError(f"the weights {option}={value} cannot be loaded ({why}). {advice}") from error
-
-
-@contextlib.contextmanager
-def runs(what: str) -> Iterator[None]:
-    """Let a model that was loaded but fails in a first small forward say so at once.
-
-    Args:
-        what: the reward's option and its value.
-
-    Raises:
-        ValueError: in place of whatever was raised inside.
-    """
-    try:
-        yield
-    except Exception as error:  # models of other kinds raise many unrelated types
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ValueError(
-            f"{what} was loaded, but cannot do what the reward needs of it ({why}); expected a model of a kind that "
-            "docs/rewards lists."
-        ) from error
 
 
 def check_placement(chunk_size: int, device: str | None) -> None:

@@ -221,3 +221,13 @@ def test_missing_embedded_models_are_named(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(weights, "EMBEDDED", tmp_path)
     with pytest.raises(ValueError, match=r"embedded reward model .*head.safetensors.* is missing"):
         resolve_reward("aesthetic")
+
+
+def test_a_clip_that_does_not_run_is_refused_when_it_is_loaded(
+    tiny_reward_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from open_clip.model import CLIP
+
+    monkeypatch.setattr(CLIP, "encode_image", lambda self, image, normalize=False: image.mean((2, 3)))
+    with pytest.raises(ValueError, match=r"clip=.* was loaded, but fails on a first small input .*of one size"):
+        Clip(str(tiny_reward_models / "clip"), None)
