@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_gym.rewards.base import RewardFunction, check_takes, reward_name
 
 #: ``(images 0 to 1, prompts, metadata) -> (scores, metadata)``.
-TRLReward = Callable[[Tensor, Sequence[str], Sequence[Any]], tuple[Any, Any]]
+TRLReward = Callable[[Tensor, Any, Any], tuple[Any, Any]]
 #: The entry of a mapping of scores that Flow-GRPO trains on.
 TOTAL = "avg"
 
