@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
+
 
 @contextlib.contextmanager
 def tried(what: str, expected: str) -> Iterator[None]:
@@ -17,6 +19,8 @@ def tried(what: str, expected: str) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # models of other kinds raise many unrelated types
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ValueError(
