@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from algorithms.fields import check_fields
 from algorithms.policy import PolicyConfig
-from diffusion_gym.envs.single import DenoiseEnv
 from diffusion_gym.prompts import resolve_prompts
 from diffusion_gym.transitions import Reduction
 
@@ -139,6 +138,8 @@ def _belongs(name: str) -> str | None:
     """Say where an argument belongs that is not the algorithm's, but the environment's or that of ``learn``."""
     if name in ("total_timesteps", "callback", "log_interval", "tb_log_name", "reset_num_timesteps", "progress_bar"):
         return f"{name} belongs to learn: algorithm.learn({name}=...)."
+    from diffusion_gym.envs.single import DenoiseEnv  # not at the top: the command line is parsed without it
+
     if name not in inspect.signature(DenoiseEnv).parameters:
         return None
     wrapper = (

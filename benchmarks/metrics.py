@@ -3,16 +3,18 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
 from algorithms.diversity import diversity, embedding_diversity
 from benchmarks.exact_targets import DISTANCES, parse_distance, read_tuned
-from diffusion_gym.models import DiffusionModel
-from diffusion_gym.models.loading import ASSETS
 from diffusion_gym.prompts import ANIMALS
 from diffusion_gym.rewards import check_reward, evaluate_reward, resolve_reward
+
+if TYPE_CHECKING:
+    from diffusion_gym.models import DiffusionModel
 
 Metric = Callable[[Tensor, Sequence[str]], float]
 #: A measure of the policy itself instead of its images.
@@ -29,7 +31,7 @@ def recognised(images: Tensor, prompts: Sequence[str]) -> float:
     return sum(hits) / len(hits)
 
 
-def check_world(model: DiffusionModel, prompts: Sequence[str]) -> None:
+def check_world(model: "DiffusionModel", prompts: Sequence[str]) -> None:
     """Refuse to have a model judged that draws no emoji animals, or prompts that ask for none.
 
     A model belongs to the embedded model's world if it knows its vocabulary and draws pictures of its size, as runs on
@@ -38,6 +40,8 @@ def check_world(model: DiffusionModel, prompts: Sequence[str]) -> None:
     Raises:
         ValueError: a model of another world, or a prompt that names none of the 45 animals.
     """
+    from diffusion_gym.models.loading import ASSETS
+
     vocabulary = json.loads((ASSETS / EMOJI / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
     tokenizer = getattr(getattr(model, "pipe", None), "tokenizer", None)
     known = {} if tokenizer is None else tokenizer.get_vocab()

@@ -269,7 +269,7 @@ def _named(name: str) -> PromptSet:
     if name in PROMPT_SETS:
         return PromptSet(PROMPT_SETS[name]())
     if Path(name).suffix or "/" in name or "\\" in name:
-        return read_prompts(Path(name).expanduser())
+        return read_prompts(Path(name))
     raise ValueError(
         f"unknown prompt set {name!r}; expected one of {sorted(PROMPT_SETS)}, one of these with @train or @held-out "
         f"behind it, a file such as 'prompts.txt' with one prompt per line, or, in Python, a list of prompts (for a "

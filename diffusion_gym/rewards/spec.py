@@ -44,7 +44,7 @@ def parse_reward(text: str) -> list[TermSpec]:
 def file_function(reward: str) -> tuple[Path, str] | None:
     """Return file and function of ``path/to/file.py:function``, or None where the text is a name."""
     match = None if "?" in reward else _FILE.fullmatch(reward)
-    return None if match is None else (Path(match["path"]).expanduser(), match["function"])
+    return None if match is None else (Path(match["path"]), match["function"])
 
 
 def file_digests(text: str) -> dict[str, str]:
