@@ -19,7 +19,14 @@ from torch import Tensor
 from algorithms.averaging import WeightAverage
 from algorithms.config import check_held_out, divisor, override
 from algorithms.distributed import RanksOutOfMemory, current_ranks, synchronising
-from algorithms.evaluation import Evaluation, calibrate_reward, evaluate, part_name, rollout_metrics
+from algorithms.evaluation import (
+    Evaluation,
+    calibrate_reward,
+    evaluate,
+    part_name,
+    rollout_metrics,
+    warn_of_equal_rewards,
+)
 from algorithms.optimizers import check_optimizer, make_optimizer
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
@@ -131,6 +138,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         self.last_rollout_reward: float | None = None
         #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
         self.after_backward: Callable[[], None] = lambda: None
+        self._told_equal: set[str] = set()
         self._committed_timesteps = 0
         self._exchanging = False  # gradients, with ranks that could not be told of memory running out
         if _init_setup_model:
@@ -281,6 +289,8 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
             self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
+            if self.ranks.is_first:
+                warn_of_equal_rewards(rollout, self.mdp.reward, self._told_equal)
             metrics |= self._update_within_memory(rollout) | {"train/chunk_size": self.policy.chunk_size}
             self.iteration += 1
             self._committed_timesteps = self.num_timesteps

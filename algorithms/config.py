@@ -1,6 +1,7 @@
 """Configuration: what all algorithms share, and frozen dataclasses to and from JSON."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,13 +198,33 @@ def override(config: T, **changes: Any) -> T:
     """Return the config with fields replaced, also fields of the dataclasses inside it (``guidance_scale=5``).
 
     Raises:
-        TypeError: a name that is no field anywhere; the message lists the fields.
+        TypeError: a name that is no field anywhere; the message lists the fields, or says where the name belongs.
     """
     known = _field_names(config)
     unknown = sorted(set(changes) - set(known))
     if unknown:
-        raise TypeError(f"{type(config).__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}.")
+        raise TypeError(
+            _belongs(unknown[0])
+            or f"{type(config).__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}."
+        )
     return _apply(config, changes)
+
+
+def _belongs(name: str) -> str | None:
+    """Say where an argument belongs that is not the algorithm's, but the environment's or that of ``learn``."""
+    if name in ("total_timesteps", "callback", "log_interval", "tb_log_name", "reset_num_timesteps", "progress_bar"):
+        return f"{name} belongs to learn: algorithm.learn({name}=...)."
+    from diffusion_gym.envs.single import DenoiseEnv  # not at the top: the command line is parsed without it
+
+    if name not in inspect.signature(DenoiseEnv).parameters:
+        return None
+    wrapper = (
+        f", or TerminalReward(env, {name}) around one (diffusion_gym.rewards.wrappers)" if name == "reward" else ""
+    )
+    return (
+        f"{name} belongs to the environment: gymnasium.make('DiffusionDenoise-v0', {name}=...){wrapper}; give that to "
+        "the algorithm."
+    )
 
 
 def _apply(config: Any, changes: Mapping[str, Any]) -> Any:

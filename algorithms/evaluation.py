@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.naming import log_name
 from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
-from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum
+from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum, reward_name
 
 _STREAMS = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
 _CALIBRATION_IMAGES = 64
@@ -192,6 +193,26 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -
 def part_name(reward: str) -> str:
     """Return what a combined reward's part is called in the log; ``reward`` itself is the name of the whole."""
     return log_name("reward/" if reward == "reward" else reward, _PART_NAME)
+
+
+def warn_of_equal_rewards(rollout: Rollout, reward: RewardFunction, told: set[str]) -> None:
+    """Warn of the reward and its parts where one told no image of a prompt from another, and add it to those told."""
+    for name, scores in {reward_name(reward): rollout.rewards, **rollout.parts}.items():
+        what = None if name in told else _equal(scores.tolist(), rollout.prompts)
+        if what is not None:
+            told.add(name)
+            warnings.warn(f"the reward {name!r} gave {what}: there is nothing in it to learn from.", stacklevel=2)
+
+
+def _equal(scores: Sequence[float], prompts: Sequence[str]) -> str | None:
+    if len(scores) > 1 and len(set(scores)) == 1:
+        return f"all {len(scores)} images of a rollout the same score, {scores[0]:g}"
+    by_prompt: dict[str, list[float]] = {}
+    for prompt, score in zip(prompts, scores, strict=True):
+        by_prompt.setdefault(prompt, []).append(score)
+    if all(len(group) > 1 and len(set(group)) == 1 for group in by_prompt.values()):
+        return "the images of each prompt in a rollout the same score"
+    return None
 
 
 def _nothing(images: Tensor, prompts: Sequence[str]) -> Tensor:

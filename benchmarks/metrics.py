@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from diffusion_gym import _lazy
+from diffusion_gym.prompts import ANIMALS
 from diffusion_gym.rewards import check_reward, resolve_reward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from algorithms import DiffusionAlgorithm
+    from diffusion_gym.models import DiffusionModel
 
 Metric: TypeAlias = "Callable[[Tensor, Sequence[str]], float]"
 #: A measure of the policy itself instead of its images.
 PolicyMetric: TypeAlias = "Callable[[DiffusionAlgorithm], float]"
+#: The embedded model, whose world the judge knows, and the shape of its pictures.
+EMOJI = "emoji-animals"
+JUDGED_SHAPE = (3, 64, 64)
 
 
 def recognised(images: Tensor, prompts: Sequence[str]) -> float:
-    """Share of images in which the embedded world's judge sees the prompted animal."""
-    from diffusion_gym.prompts import ANIMALS
-
+    """Share of images in which the embedded world's judge sees the prompted animal; see :func:`check_world`."""
     animals, _ = _judge().recognise(images)
-    named = [next((animal for animal in prompt.split() if animal in ANIMALS), None) for prompt in prompts]
-    hits = [name is not None and ANIMALS[int(seen)] == name for name, seen in zip(named, animals, strict=True)]
+    hits = [ANIMALS[int(seen)] == _animal(prompt) for prompt, seen in zip(prompts, animals, strict=True)]
     return sum(hits) / len(hits)
+
+
+def check_world(model: DiffusionModel, prompts: Sequence[str]) -> None:
+    """Refuse to have a model judged that draws no emoji animals, or prompts that ask for none.
+
+    A model belongs to the embedded model's world if it knows its vocabulary and draws pictures of its size, as runs on
+    it and ``pretrain`` make them.
+
+    Raises:
+        ValueError: a model of another world, or a prompt that names none of the 45 animals.
+    """
+    from diffusion_gym.models.loading import ASSETS
+
+    vocabulary = json.loads((ASSETS / EMOJI / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    tokenizer = getattr(getattr(model, "pipe", None), "tokenizer", None)
+    known = {} if tokenizer is None else tokenizer.get_vocab()
+    if not vocabulary.items() <= known.items() or tuple(model.image_shape) != JUDGED_SHAPE:
+        raise ValueError(
+            f"the metric 'recognised' judges pictures of {EMOJI} and of models tuned from it alone, got "
+            f"{model.name!r}; take a reward as a metric instead, for example clip_score with its own weights."
+        )
+    other = next((prompt for prompt in prompts if _animal(prompt) is None), None)
+    if other is not None:
+        raise ValueError(
+            f"the metric 'recognised' needs an animal in every prompt, got {other!r}; it knows those of the prompt set "
+            "'animals'."
+        )
+
+
+def _animal(prompt: str) -> str | None:
+    return next((word for word in prompt.split() if word in ANIMALS), None)
 
 
 @lru_cache(maxsize=1)

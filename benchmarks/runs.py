@@ -35,13 +35,14 @@ from benchmarks.folder import (
     told_when_full,
     write_json,
 )
+from benchmarks.metrics import check_world
 from benchmarks.model_card import write_model_card
 from benchmarks.recorder import JSONLines, OnProgress, Recorder
 from benchmarks.settings import RunSpec
 from benchmarks.tensorboard import TensorBoard
 from benchmarks.watch import safeguard_callbacks
 from benchmarks.weights_and_biases import WandbMode, WeightsAndBiases
-from diffusion_gym.prompts import evaluation_prompts
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardError, file_digests
 
 OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
@@ -231,5 +232,8 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
     )
     cls = ALGORITHMS[spec.algorithm].cls
     algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
-    spec.safeguards.check_prompts(algorithm.mdp.prompts, spec.config.evaluation)  # also the model's own
+    prompts, held_out = algorithm.mdp.prompts, spec.config.evaluation.held_out_prompts  # also the model's own
+    spec.safeguards.check_prompts(prompts, spec.config.evaluation)
+    if "recognised" in spec.metrics:
+        check_world(algorithm.mdp.model, [*prompts, *(resolve_prompts(held_out) if held_out else ())])
     return algorithm

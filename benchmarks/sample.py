@@ -14,7 +14,7 @@ from algorithms import ALGORITHMS, PolicyConfig
 from benchmarks.pictures import check_picture_file, grid
 from benchmarks.settings import TaskConfig
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
-from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
+from diffusion_gym.prompts import FORMATS, PROMPT_SETS, resolve_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,7 +136,7 @@ def sample(options: Sample) -> int:
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:
     """Return texts; a single word or sentence is one, and not the name of a set that does not exist."""
     source = given[0].removesuffix("@train").removesuffix("@held-out")
-    if len(given) == 1 and (source in PROMPT_SETS or source.endswith((".txt", ".jsonl")) or _is_file(source)):
+    if len(given) == 1 and (source in PROMPT_SETS or Path(source).suffix.lower() in FORMATS or _is_file(source)):
         return resolve_prompts(given[0])
     return given
 

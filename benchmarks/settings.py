@@ -46,8 +46,9 @@ class TaskConfig:
         str | None,
         tyro.conf.arg(
             metavar="SET|FILE",
-            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file with one prompt (or, in .jsonl, "
-            "one prompt and its weight) a line; either with @train or @held-out behind it for one side of its split.",
+            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file with one prompt per line "
+            "(.txt), or with weights (.jsonl, .json, .csv, .tsv); either with @train or @held-out behind it for one "
+            "side of its split.",
             help_behavior_hint="(default: the model's own)",
         ),
     ] = None

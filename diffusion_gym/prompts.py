@@ -3,11 +3,15 @@
 :func:`load_prompts` resolves names; ``NAME@train`` and ``NAME@held-out`` are the two sides of a fixed split.
 """
 
+import codecs
+import contextlib
+import csv
+import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ IMAGENET_ANIMALS = 398
 
 #: What ``prompts=`` accepts: a set's name, a file, or prompts, each a text or ``{"prompt": text, "weight": number}``.
 PromptSpec = str | Path | Sequence[str | Mapping[str, Any]]
+#: Prompts and their weights, as a file or a list gives them.
+_Items = list[tuple[str, float]]
 
 
 def with_article(noun: str) -> str:
@@ -100,10 +106,10 @@ def load_prompts(prompts: PromptSpec) -> PromptSet:
     """Turn a set's name, the path of a file, or a sequence into prompts.
 
     Args:
-        prompts: a key of :data:`PROMPT_SETS`; or a path (it has a suffix or a separator) of a UTF-8 file, with one
-            prompt a line or, where its name ends in ``.jsonl``, one JSON object ``{"prompt": text, "weight": number}``
-            a line; either with ``@train`` or ``@held-out`` behind it for one side of its split. Or the prompts
-            themselves, as texts or such objects. A single prompt is a sequence of one.
+        prompts: a key of :data:`PROMPT_SETS`; or a path (it has a suffix or a separator) of a UTF-8 file in the format
+            that its suffix names, see :data:`FORMATS`: ``.txt`` has one prompt per line; either with ``@train`` or
+            ``@held-out`` behind it for one side of its split. Or the prompts themselves, as texts or objects
+            ``{"prompt": text, "weight": number}``. A single prompt is a sequence of one.
 
     Raises:
         ValueError: an unknown set, an unreadable file, a weight that is not positive, or no prompt at all.
@@ -141,32 +147,117 @@ def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:
 
 
 def read_prompts(path: Path) -> PromptSet:
-    """Read a file of prompts, UTF-8: one a line, or JSON lines where its name ends in ``.jsonl``; no blank lines.
+    """Read a file of prompts in the format that its suffix names, in capitals too: :data:`FORMATS`.
 
     Raises:
-        ValueError: the file is missing, is not UTF-8 text, holds no prompt, or a line is not what it should be.
+        ValueError: the file is missing, its suffix names no format, it is not UTF-8 text, holds no prompt, or a part of
+            it is not what it should be.
     """
+    suffix = path.suffix.lower() or ".txt"
+    if suffix not in FORMATS:
+        raise ValueError(
+            f"the prompt file {str(path)!r} ends in {path.suffix!r}, which names no format; expected one of "
+            f"{list(FORMATS)}, of which '.txt' has one prompt per line."
+        )
+    expected, read = FORMATS[suffix]
+    text = _read_text(path, expected)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        items = read(text)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{str(path)!r}, {str(error).rstrip('.')}. Expected {expected}.") from error
+    if not items:
+        raise ValueError(f"the prompt file {str(path)!r} holds no prompt; expected {expected}.")
+    return _weighted(items)
+
+
+def _read_text(path: Path, expected: str) -> str:
+    """Return a file's text without a byte order mark, with DOS's and old Mac's ends of lines as the usual ones."""
+    try:
+        data = path.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("it is UTF-16; save it as UTF-8")
+        if b"\0" in data:
+            raise ValueError("it holds zero bytes, as binary files and UTF-16 do; save it as UTF-8")
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"cannot read prompts from {str(path)!r}: {reason}. Expected UTF-8 text, one prompt a line."
+            f"cannot read prompts from {str(path)!r}: {reason}. Expected UTF-8 text, {expected}."
         ) from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"the prompt file {str(path)!r} holds no prompt; expected one prompt a line.")
-    if path.suffix != ".jsonl":
-        return PromptSet(tuple(line for _, line in numbered))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _lines(text: str) -> _Items:
+    # Only "\n" ends a line: str.splitlines would cut prompts at U+2028, U+0085 and form feeds.
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for number, line in [(1, text.strip()), *lines]:
+        if line.startswith(("{", "[")) and _is_json(line):
+            raise ValueError(f"line {number}: this is JSON, which belongs into a file that ends in .jsonl or .json")
+    return [(line, 1.0) for _, line in lines]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_lines(text: str) -> _Items:
     items = []
-    for number, line in numbered:
-        try:
-            items.append(_item(json.loads(line), "it"))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f'line {number} of {str(path)!r}: {error} Expected {{"prompt": "a cat", "weight": 2}} a line.'
-            ) from error
-    return _weighted(items)
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            with _at(number):
+                items.append(_item(json.loads(line), "it"))
+    return items
+
+
+def _json(text: str) -> _Items:
+    data = json.loads(text)
+    if not isinstance(data, list):
+        raise TypeError(f"it holds {type(data).__name__}, no list")
+    return [_item(item, f"entry {index}") for index, item in enumerate(data, 1)]
+
+
+def _table(text: str, delimiter: str) -> _Items:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = [name.strip().lower() for name in reader.fieldnames or ()]
+    if sorted(columns) not in (["prompt"], ["prompt", "weight"]):
+        raise ValueError(f"line 1: the columns are {reader.fieldnames or []}")
+    reader.fieldnames = columns
+    items = []
+    for row in reader:
+        with _at(reader.line_num):
+            items.append(_row(row))
+    return items
+
+
+def _row(row: Mapping[str | None, Any]) -> tuple[str, float]:
+    if None in row or not (row["prompt"] or "").strip():
+        raise ValueError("more values than columns" if None in row else "an empty prompt")
+    return _item({**row, "weight": 1.0 if row.get("weight") is None else float(row["weight"])}, "it")
+
+
+@contextlib.contextmanager
+def _at(line: int) -> Iterator[None]:
+    """Let an error say in which line it arose."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"line {line}: {error}") from error
+
+
+_OBJECT = '{"prompt": "a cat", "weight": 2} or a text'
+_COLUMNS = "whose first line names the column prompt, and may name weight"
+#: Suffix -> what such a file holds, and its reader. A new format is one line here.
+FORMATS: dict[str, tuple[str, Callable[[str], _Items]]] = {
+    ".txt": ("one prompt per line", _lines),
+    ".jsonl": (f"one {_OBJECT} per line", _json_lines),
+    ".json": (f"a list, each entry {_OBJECT}", _json),
+    ".csv": (f"comma-separated values {_COLUMNS}", partial(_table, delimiter=",")),
+    ".tsv": (f"tab-separated values {_COLUMNS}", partial(_table, delimiter="\t")),
+}
 
 
 def held_out_indices(name: str, count: int) -> list[int]:
@@ -200,7 +291,7 @@ def _named(name: str) -> PromptSet:
         return read_prompts(Path(name))
     raise ValueError(
         f"unknown prompt set {name!r}; expected one of {sorted(PROMPT_SETS)}, one of these with @train or @held-out "
-        f"behind it, a file such as 'prompts.txt' with one prompt a line, or, in Python, a list of prompts (for a "
+        f"behind it, a file such as 'prompts.txt' with one prompt per line, or, in Python, a list of prompts (for a "
         f"single prompt: [{name!r}]).{did_you_mean(name.partition('@')[0], PROMPT_SETS)}"
     )
 

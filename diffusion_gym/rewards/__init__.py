@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
     from diffusion_gym.rewards.exact import Linear, Quadratic
     from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+    from diffusion_gym.rewards.trl import from_trl
     from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "check_reward",
     "evaluate_reward",
     "file_digests",
+    "from_trl",
     "jpeg_kilobytes",
     "resolve_reward",
     "reward_name",
@@ -71,6 +73,7 @@ _MODULES = {
     "combine": ("RewardTerm", "Scores", "WeightedSum", "score_images"),
     "exact": ("Linear", "Quadratic"),
     "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
+    "trl": ("from_trl",),
     "vlm_alignment": ("VLMAlignment",),
 }
 __getattr__, __dir__ = _lazy.attributes(
@@ -121,8 +124,11 @@ def _named(name: str) -> RewardFunction:
         from diffusion_gym.rewards.own import load_function
 
         return load_function(*file)
+    from diffusion_gym.rewards.guard import settings_kept
+
     constructor, options = _constructor_and_options(name)
-    return constructor(**options)
+    with settings_kept(f"the reward {name!r}"):
+        return constructor(**options)
 
 
 def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], dict[str, Any]]:

@@ -1,12 +1,16 @@
 """The Reward protocol, and the one check that every reward's output passes."""
 
+import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from diffusion_gym.rewards.guard import settings_kept
 
 
 @runtime_checkable
@@ -31,10 +35,22 @@ RewardFunction = Callable[[Tensor, Sequence[str]], Tensor]
 RewardSpec = str | RewardFunction | Mapping[str | RewardFunction, float]
 
 
-def reward_name(reward: RewardFunction) -> str:
+def reward_name(reward: Callable[..., object]) -> str:
     """Return the reward's name: its ``name`` attribute, or the function's or class's name."""
     name = getattr(reward, "name", None) or getattr(reward, "__name__", None)
     return str(name or type(reward).__name__)
+
+
+def check_takes(function: Callable[..., object], count: int, expected: str) -> None:
+    """Raise TypeError, saying what was expected, where a function cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        raise TypeError(f"the reward {reward_name(function)!r} takes {signature}; expected {expected}.") from None
 
 
 class RewardError(RuntimeError):
@@ -42,7 +58,10 @@ class RewardError(RuntimeError):
 
 
 def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Call the reward and check what it returns.
+    """Call the reward on a copy of the images and prompts, and check what it returns.
+
+    What it writes into them, and settings of the process that it changes, stay its own
+    (:func:`~diffusion_gym.rewards.guard.settings_kept`).
 
     Returns:
         (n,), float32, on the images' device.
@@ -53,7 +72,8 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
     """
     name = reward_name(reward)
     try:
-        scores = reward(images, prompts)
+        with settings_kept(f"the reward {name!r}"):
+            scores = reward(images.clone(), list(prompts))
     except Exception as error:
         why = str(error) if isinstance(error, RewardError) else f"{error!r}{_place(error)}"
         raise RewardError(
@@ -69,7 +89,10 @@ def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[st
         RewardError: no tensor, a wrong shape, or a score that is not finite.
     """
     try:
-        scores = torch.as_tensor(scores).detach()
+        scores = scores.tolist() if isinstance(scores, np.ndarray) else scores  # in any byte order and direction
+        scores = torch.as_tensor(scores).detach().to_dense()
+        # A copy, for a reward may return one tensor every time; float32 first, for MPS has no float64.
+        result = scores if scores.is_complex() else scores.to(torch.float32, copy=True).to(images.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
             f"reward {name!r} must return a tensor of shape ({len(prompts)},), got {scores!r}."
@@ -79,14 +102,13 @@ def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[st
             f"reward {name!r} must return real scores of shape ({len(prompts)},), got shape {tuple(scores.shape)} and "
             f"dtype {scores.dtype} (prompts {_some(prompts)})."
         )
-    scores = scores.float().to(images.device)  # in this order: MPS has no float64
-    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+    bad = (~torch.isfinite(result)).nonzero().flatten().tolist()
     if bad:
         raise RewardError(
-            f"reward {name!r} returned {scores[bad[0]].item()} for the prompt {prompts[bad[0]]!r}; expected "
+            f"reward {name!r} returned {result[bad[0]].item()} for the prompt {prompts[bad[0]]!r}; expected "
             "a finite score."
         )
-    return scores
+    return result
 
 
 def _place(error: BaseException) -> str:

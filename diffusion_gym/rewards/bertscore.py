@@ -1,6 +1,7 @@
 """BERTScore's recall (Zhang et al. 2020): how much of a reference text a candidate text says, token by token."""
 
 import csv
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.models.pipeline import no_progress_bars
+from diffusion_gym.rewards.trial import tried
 from diffusion_gym.rewards.weights import in_chunks, not_found
 
 #: Layers that bert_score's authors tuned on WMT16, by the last part of the model's name. Others use what their
@@ -69,7 +71,8 @@ class BERTScore:
             device: where the encoder runs; None follows the ``device`` of the call.
 
         Raises:
-            ValueError: weights that cannot be had, or a layer or baseline that is none.
+            ValueError: weights that cannot be had, a model of another kind, which is found by scoring a pair of texts,
+                or a layer or baseline that is none.
         """
         repair_torchvision()
         from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -95,10 +98,13 @@ class BERTScore:
         except Exception as error:
             not_found("bert", bert, error)
         _drop_layers_above(self._model, self.layer)
-        self._limit = min(self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
+        self._limit = min(self._tokenizer.model_max_length, _positions(self._model, config))
         self._chunk_size, self._device = chunk_size, device
         if device is not None:
             self._model.to(device)
+        with tried(f"bert={bert}", "an encoder like BERT, RoBERTa, DeBERTa or DistilBERT"):
+            if not math.isfinite(float(self(["a cat"], ["a dog"], self._model.device))):
+                raise ValueError("its score is not finite")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BERTScore":
         return self
@@ -158,6 +164,13 @@ class BERTScore:
     def _counted(self, ids: list[int]) -> list[bool]:
         special = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
         return [token not in special for token in ids]
+
+
+def _positions(model: Any, config: Any) -> int:
+    """Return the longest text in tokens; RoBERTa and its like count positions from the one after the padding's."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return int(getattr(config, "max_position_embeddings", 512)) - (0 if padding is None else padding + 1)
 
 
 def _drop_layers_above(model: Any, layer: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.models.base import DTYPES, ModelDtype
 from diffusion_gym.models.pipeline import no_progress_bars
+from diffusion_gym.rewards.trial import tried
 from diffusion_gym.rewards.weights import not_found
 
 
@@ -34,8 +35,18 @@ def load_captioner(
     return Captioner(model, device, dtype, chunk_size, max_new_tokens)
 
 
+#: What tests run of transformers' image-text-to-text models, by ``model_type``; others are tried when they are loaded.
+TESTED = (
+    *("gemma3", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl"),
+    "qwen3_vl",
+)
+
+
 class Captioner:
-    """LLaVA (Liu et al. 2023) or another model that transformers loads as image-text-to-text; decodes greedily."""
+    """LLaVA (Liu et al. 2023) or another model that continues a conversation about an image; decodes greedily.
+
+    :data:`TESTED` lists the kinds that are known to work. It needs a chat template; LLaVA alone can do without.
+    """
 
     def __init__(
         self,
@@ -55,7 +66,8 @@ class Captioner:
             max_new_tokens: longest answer.
 
         Raises:
-            ValueError: weights that cannot be had, or a dtype that is none.
+            ValueError: weights that cannot be had, a dtype that is none, or a model of another kind, which is found by
+                asking it about one picture.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}.")
@@ -73,6 +85,21 @@ class Captioner:
             self._model.to(device)
         self._device, self._dtype = device, DTYPES[dtype]
         self._chunk_size, self._max_new_tokens = chunk_size, max_new_tokens
+        kind = loaded.config.model_type
+        with tried(
+            f"model={model} (a {kind})", f"a vision-language model with a chat template, such as {list(TESTED)}"
+        ):
+            self._prepare(kind)
+            self._answer([Image.new("RGB", (64, 64))], "What is this?", loaded.device, 1)
+
+    def _prepare(self, kind: str) -> None:
+        """Set up the tokenizer.
+
+        Raises:
+            ValueError: a model that is asked in a way that is not known.
+        """
+        if kind != "llava" and getattr(self._processor, "chat_template", None) is None:
+            raise ValueError("it has no chat template, so how to ask it is not known")
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "left"  # so that generation goes on from each row's last token
         if tokenizer.pad_token_id is None:
@@ -89,21 +116,27 @@ class Captioner:
         for part in images.split(self._chunk_size):
             pictures = to_pillow(part)
             padding = [pictures[-1]] * (self._chunk_size - len(pictures))
-            answers += self._answer([*pictures, *padding], question, device)[: len(pictures)]
+            given = [*pictures, *padding]
+            answers += self._answer(given, question, device, self._max_new_tokens)[: len(pictures)]
         return answers
 
     @torch.no_grad()
-    def _answer(self, pictures: Sequence[Image.Image], question: str, device: torch.device) -> list[str]:
+    def _answer(
+        self, pictures: Sequence[Image.Image], question: str, device: torch.device, max_new_tokens: int
+    ) -> list[str]:
         inputs = self._inputs(pictures, question).to(device, self._dtype)
         # Temperature and its like stand in many models' files, and would only cause warnings here.
         sampling = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         tokens = self._model.generate(
             **inputs,
             **sampling,
-            max_new_tokens=self._max_new_tokens,
+            max_new_tokens=max_new_tokens,
             pad_token_id=self._processor.tokenizer.pad_token_id,
         )
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
+        asked = inputs["input_ids"].shape[1]
+        if not torch.equal(tokens[:, :asked], inputs["input_ids"]):
+            raise ValueError("it does not continue the question, but answers apart from it")
+        answers = tokens[:, asked:]
         return [text.strip() for text in self._processor.batch_decode(answers, skip_special_tokens=True)]
 
     def _inputs(self, pictures: Sequence[Image.Image], question: str) -> Any:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusion_gym._torchvision import repair_torchvision
+from diffusion_gym.rewards.captioner import to_pillow
+from diffusion_gym.rewards.trial import tried
 from diffusion_gym.rewards.weights import in_chunks, not_found
 
 
@@ -45,24 +47,19 @@ class Clip:
             self._model = open_clip.create_model(**arguments, require_pretrained=True).eval().requires_grad_(False)
             self._tokenize = open_clip.get_tokenizer(arguments["model_name"])
         except Exception as error:  # open_clip, the hub client and torch raise many unrelated types
-            not_found("clip", source, error, _hub_id(arguments))
+            file = arguments.get("pretrained", "")
+            not_found("clip", file if Path(file).is_file() else source, error, _hub_id(arguments))
         self._device = device
         if device is not None:
             self._model.to(device)
-        preprocessing = self._model.visual.preprocess_cfg
-        size, mode = preprocessing["size"], preprocessing["resize_mode"]
-        height, width = (size, size) if isinstance(size, int) else size
-        if mode not in ("shortest", "squash") or (mode == "shortest" and height != width):
-            raise ValueError(
-                f"clip={source} resizes to {height} x {width} by {mode!r}; supported are 'shortest' to a square, and "
-                "'squash'."
-            )
-        self._size, self._interpolation = [height, width], preprocessing["interpolation"]
-        self._resize_to = [height] if mode == "shortest" else [height, width]
-        self._mean = torch.tensor(preprocessing["mean"])[:, None, None]
-        self._std = torch.tensor(preprocessing["std"])[:, None, None]
-        with torch.no_grad():
-            self.dimension: int = self._model.encode_text(self._tokenize([""]).to(self._place("cpu"))).shape[1]
+        wanted = {**self._model.visual.preprocess_cfg}
+        names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+        self._transform = open_clip.image_transform(
+            wanted["size"], is_train=False, **{name: wanted[name] for name in names if name in wanted}
+        )
+        with tried(f"clip={source}", "an image and a text tower with embeddings of one size"):
+            self.dimension: int = self.embed_texts([""], 1).shape[1]
+            self.embed_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 1) @ torch.zeros(self.dimension, 1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Clip":
         return self
@@ -80,7 +77,7 @@ class Clip:
         """
         device = self._place(images.device)
         return in_chunks(
-            lambda part: self._model.encode_image(self.preprocess(part.to(device)), normalize=True), images, chunk_size
+            lambda part: self._model.encode_image(part.to(device), normalize=True), self.preprocess(images), chunk_size
         ).float()
 
     @torch.no_grad()
@@ -105,24 +102,18 @@ class Clip:
         return embedded_once[torch.tensor([index[text] for text in texts], device=device)].float()
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Resize, crop and normalise as open_clip's transform does to a Pillow image, to within one level of 255.
+        """Resize, crop and normalise with open_clip's own transform of Pillow images.
 
-        The shorter side is resized to the model's (bicubic as a rule, antialiased), values are rounded to whole levels
-        as Pillow stores them, and the centre is cropped; a model that squashes resizes both sides instead.
+        Pillow clips overshoots of bicubic resizing between its two passes; torchvision's resizing of tensors does not,
+        and is tens of levels off at hard edges.
 
         Args:
             images: (n, 3, H, W), uint8.
 
         Returns:
-            (n, 3, h, w), float32.
+            (n, 3, h, w), float32, on the images' device.
         """
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as transforms
-
-        resized = transforms.resize(images, self._resize_to, InterpolationMode(self._interpolation), antialias=True)
-        cropped = transforms.center_crop(resized, self._size)
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
-        return (cropped.float() / 255 - mean) / std
+        return torch.stack([self._transform(picture) for picture in to_pillow(images)]).to(images.device)
 
     def _place(self, default: torch.device | str) -> torch.device:
         """Move the model where it is to run, and return where that is."""

@@ -1,18 +1,26 @@
 """A user's own reward: a function in a file, ``path/to/file.py:function``, and what a callable is told at once."""
 
+import builtins
 import hashlib
 import importlib.util
 import inspect
 import sys
 import traceback
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from diffusion_gym.rewards.base import RewardFunction, reward_name
+from diffusion_gym.rewards.base import RewardFunction, check_takes
+from diffusion_gym.rewards.guard import settings_kept
 
 
 def load_function(path: Path, function: str) -> RewardFunction:
     """Run a Python file and return a function of it.
+
+    The file may import what lies beside it, also while it scores: its folder is put last on ``sys.path``, where it
+    hides nothing, and where another module has a neighbour's name, the file itself still gets its neighbour.
 
     Args:
         path: relative to the working directory, or absolute.
@@ -26,26 +34,78 @@ def load_function(path: Path, function: str) -> RewardFunction:
             f"there is no reward file {str(path)!r} (looked for at {str(path.resolve())!r}); expected "
             "'path/to/file.py:function', relative to the working directory."
         )
-    # Registered under a name of its own, as dataclasses and pickle in the file need; run anew each time.
-    name = f"diffusion_gym_reward_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    file = path.resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     try:
-        spec.loader.exec_module(module)
+        with settings_kept(f"the reward file {str(path)!r}"):
+            module = _run(file)
     except Exception as error:
-        del sys.modules[name]
         raise ValueError(f"the reward file {str(path)!r} does not run: {error!r}{_line(error, path)}.") from error
     function = unicodedata.normalize("NFKC", function)  # as Python spells its names
     if not hasattr(module, function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == name]
+        own = module.__name__
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == own]
         raise ValueError(f"the reward file {str(path)!r} has no {function!r}; its functions are {sorted(known)}.")
     try:
         return check_callable(getattr(module, function))
     except TypeError as error:
         raise ValueError(f"'{path}:{function}': {error}") from error
+
+
+def _run(file: Path) -> ModuleType:
+    """Run a file anew, as a registered module, which dataclasses and pickle in it need.
+
+    Its name is the one by which other processes can import it too, if that is free, or else one of its own.
+    """
+    name = file.stem if file.stem not in sys.modules and _is_found(file.stem, file) else _private_name(file)
+    folders = [str(file.parent)] if file.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import_of(file)}
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _private_name(file: Path) -> str:
+    return f"diffusion_gym_reward_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+
+
+def _import_of(file: Path) -> Callable[..., Any]:
+    """Return ``__import__`` for one file: a neighbour comes before another module of its name, but not before Python's.
+
+    Such a neighbour is run under a name of its own, so that nobody else gets it in place of theirs.
+    """
+
+    def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:  # noqa: A002
+        top, dot, rest = name.partition(".")
+        neighbour = None if level or top in sys.stdlib_module_names else _neighbour(file, top)
+        if neighbour is not None and not _is_found(top, neighbour):
+            private = _private_name(neighbour)
+            name = (private if private in sys.modules else _run(neighbour).__name__) + dot + rest
+        return builtins.__import__(name, globals, locals, fromlist, level)
+
+    return import_
+
+
+def _neighbour(file: Path, name: str) -> Path | None:
+    """Return the module or package of that name beside a file; a file is no neighbour of itself."""
+    beside = (file.parent / f"{name}.py", file.parent / name / "__init__.py")
+    return next((other for other in beside if other != file and other.is_file()), None)
+
+
+def _is_found(name: str, file: Path) -> bool:
+    """Whether Python's own import of a name leads to the file."""
+    loaded = sys.modules.get(name)
+    spec = importlib.util.find_spec(name) if loaded is None else getattr(loaded, "__spec__", None)
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
 
 
 def _line(error: Exception, path: Path) -> str:
@@ -69,15 +129,10 @@ def check_callable(reward: object) -> RewardFunction:
             f"reward must be a name, 'name:weight,...', 'path/to/file.py:function', a mapping to weights or a callable "
             f"(images, prompts) -> scores, got {type(reward).__name__}."
         )
-    try:
-        signature = inspect.signature(reward)
-    except (TypeError, ValueError):  # some built-in callables do not tell
-        return reward
-    try:
-        signature.bind(None, None)
-    except TypeError:
-        raise TypeError(
-            f"the reward {reward_name(reward)!r} takes {signature}; expected (images, prompts), images (n, 3, H, W) "
-            "uint8 and n texts, and a score for each."
-        ) from None
+    check_takes(
+        reward,
+        2,
+        "(images, prompts), images (n, 3, H, W) uint8 and n texts, and a score for each; "
+        "diffusion_gym.rewards.from_trl adapts a function of trl's, (images, prompts, metadata)",
+    )
     return reward

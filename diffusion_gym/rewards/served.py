@@ -3,6 +3,7 @@
 import base64
 import http.client
 import io
+import ipaddress
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import urllib.request
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from email.message import Message
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 from torch import Tensor
@@ -30,7 +32,8 @@ class ServedCaptioner:
 
     A request that fails for want of an answer (no connection, no answer in time, a status of :data:`RETRIED`) is
     repeated after a pause that doubles each time, drawn between its half and its whole; the server's Retry-After is
-    the least. The draws use a generator of their own, so that the run's random numbers stay what they are.
+    the least. The draws use a generator of their own, so that the run's random numbers stay what they are. The
+    system's proxy is used as usual, except for servers on this machine (localhost, 127.0.0.1, ::1).
     """
 
     def __init__(
@@ -70,6 +73,12 @@ class ServedCaptioner:
         if key_variable is not None and not os.environ.get(key_variable):
             raise ValueError(f"key_variable names the environment variable {key_variable!r}, which is not set.")
         self._endpoint = url.rstrip("/") + "/chat/completions"
+        proxy = _proxy_of(url)
+        self._opener = urllib.request.build_opener(*([] if proxy else [urllib.request.ProxyHandler({})]))
+        self._server = f"the server at {self._endpoint}"
+        if proxy:
+            through = f"through {urlsplit(url).scheme}_proxy, {proxy}"
+            self._server += f" ({through}; if it is to be reached directly, name its host in no_proxy)"
         self._model, self._key_variable, self._max_new_tokens = model, key_variable, max_new_tokens
         self._concurrency, self._timeout, self._retries, self._pause = concurrency, timeout, retries, pause
         self._jitter = random.Random()
@@ -116,7 +125,7 @@ class ServedCaptioner:
                 problem = f"status {error.code} {error.reason}: {_beginning(error)}"
                 if error.code not in RETRIED:
                     raise RewardError(
-                        f"the server at {self._endpoint} refused a request for the model {self._model!r} with "
+                        f"{self._server} refused a request for the model {self._model!r} with "
                         f"{problem}. This will not change by itself: check url, model and the server's log."
                     ) from error
                 asked = _retry_after(error.headers)
@@ -125,7 +134,7 @@ class ServedCaptioner:
             if attempt == self._retries or stop.wait(max(asked, self._backoff(attempt))):
                 break
         raise RewardError(
-            f"the server at {self._endpoint} gave no answer for the model {self._model!r} in {attempt + 1} attempts "
+            f"{self._server} gave no answer for the model {self._model!r} in {attempt + 1} attempts "
             f"over {time.monotonic() - started:.0f} s; the last ended with {problem}. Start the server (again), see "
             "that url and model are right, and resume the run from its checkpoint."
         )
@@ -150,12 +159,29 @@ class ServedCaptioner:
         if self._key_variable is not None:
             headers["Authorization"] = f"Bearer {os.environ[self._key_variable]}"
         request = urllib.request.Request(self._endpoint, body, headers)
-        with urllib.request.urlopen(request, timeout=self._timeout) as response:
+        with self._opener.open(request, timeout=self._timeout) as response:
             answer = json.loads(response.read())
         try:
             return str(answer["choices"][0]["message"]["content"] or "").strip()
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"no chat completion, but {json.dumps(answer)[:200]}") from error
+
+
+def _proxy_of(url: str) -> str | None:
+    """Return host and port of the proxy that requests go through; none is for this machine itself."""
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    proxy = urllib.request.getproxies().get(scheme)
+    if not proxy or _is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    return (urlsplit(proxy).netloc or proxy).rpartition("@")[2]  # a password may stand before
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _beginning(error: urllib.error.HTTPError) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -216,3 +217,71 @@ def test_an_error_beside_sampling_is_raised_at_once_and_the_next_rollout_is_soun
     algorithm.rollout_env.set_reward("exact-linear")
     rollout = sample(algorithm, 8)
     assert torch.equal(rollout.rewards, Linear()(rollout.images, rollout.prompts))
+
+
+# ---- rewards that spoil what is not theirs, and rewards that say nothing
+
+
+def _spoiling(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Write into pictures and prompts, and leave the process's settings changed."""
+    scores = images.float().mean((1, 2, 3))
+    images.zero_()
+    prompts[:] = ["nothing"] * len(prompts)  # type: ignore[index]
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float16)
+    torch.manual_seed(0)
+    return scores
+
+
+def _sound(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.float().mean((1, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:the reward '_spoiling' changed settings")
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_reward_that_spoils_what_it_touches_trains_like_a_sound_one(
+    make_env: Callable, digest: Callable, beside: bool
+) -> None:
+    seen = []
+    for first in (_sound, _spoiling):
+        algorithm = ddpo(make_env, {first: 1.0, "exact-linear": 1.0}, rewards_beside_sampling=beside)
+        algorithm.learn(2 * IMAGES * STEPS)
+        evaluation = algorithm.last_evaluation
+        assert evaluation is not None
+        scores = (evaluation.rewards.tolist(), evaluation.parts["exact-linear"].tolist())
+        seen.append((digest(algorithm), evaluation.images.tolist(), evaluation.prompts, scores))
+    assert seen[0] == seen[1]
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+
+
+def _constant(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.full((len(images),), 0.5)
+
+
+def _by_prompt(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (
+            _constant,
+            "the reward '_constant' gave all 8 images of a rollout the same score, 0.5: there is nothing in it",
+        ),
+        (_by_prompt, "the reward '_by_prompt' gave the images of each prompt in a rollout the same score"),
+        ({_constant: 1.0, "exact-linear": 1.0}, "the reward '_constant' gave all 8 images of a rollout the same"),
+    ],
+)
+def test_equal_rewards_are_said_once(make_env: Callable, reward: Any, message: str) -> None:
+    algorithm = ddpo(make_env, reward, prompts=("north", "west"), evaluation=EvaluationConfig())
+    with pytest.warns(UserWarning, match=message) as told:
+        algorithm.learn(2 * IMAGES * STEPS)
+    assert len([warning for warning in told if "nothing in it to learn from" in str(warning.message)]) == 1
+
+
+def test_rewards_that_differ_are_not_spoken_of(make_env: Callable) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ddpo(make_env, evaluation=EvaluationConfig()).learn(IMAGES * STEPS)

@@ -78,6 +78,22 @@ def test_an_unknown_field_lists_the_known_ones(make_env: Callable) -> None:
         from_dict(DDPOConfig, {"gamma": 1})
 
 
+@pytest.mark.parametrize("name", ["reward", "prompts", "model", "num_inference_steps", "vae_tiling"])
+def test_arguments_of_the_environment_are_sent_there(make_env: Callable, name: str) -> None:
+    message = rf"{name} belongs to the environment: gymnasium\.make\('DiffusionDenoise-v0', {name}=\.\.\.\)"
+    with pytest.raises(TypeError, match=message + (r", or TerminalReward\(env, reward\)" if name == "reward" else "")):
+        DDPO(make_env(), **{name: "compressibility"})
+    with pytest.raises(TypeError, match=message):
+        RWR("DiffusionDenoise-v0", **{name: "compressibility"})
+
+
+def test_arguments_of_learn_are_sent_there(make_env: Callable) -> None:
+    with pytest.raises(
+        TypeError, match=r"total_timesteps belongs to learn: algorithm\.learn\(total_timesteps=\.\.\.\)"
+    ):
+        DDPO(make_env(), total_timesteps=100)
+
+
 def test_the_config_of_another_algorithm_is_refused(make_env: Callable) -> None:
     with pytest.raises(TypeError, match="DDPO needs a DDPOConfig, got RWRConfig"):
         DDPO(make_env(), RWRConfig())

@@ -1,11 +1,16 @@
 """Measures of images: diversity by hand; the judge on pictures it cannot mistake."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from algorithms.diversity import diversity, embedding_diversity
-from benchmarks.metrics import METRICS, more_is_better
+from benchmarks.__main__ import main
+from benchmarks.metrics import METRICS, check_world, more_is_better
 from benchmarks.pictures import grid, read_grid
+from diffusion_gym.models import load_model
+from diffusion_gym.prompts import animal_activities
 
 
 def test_diversity_by_hand() -> None:
@@ -48,3 +53,20 @@ def test_what_falls_as_pictures_get_worse() -> None:
     """A peak is sought in these alone: KL and distances only rise as the policy leaves its start."""
     assert all(map(more_is_better, ("recognised", "diversity", "clip_score")))
     assert not any(map(more_is_better, ("kl_to_start", "exact-kl-from-start", "exact-target-kl?beta=1")))
+
+
+def test_the_judge_refuses_models_of_another_world_and_prompts_without_an_animal(tiny_sd: str) -> None:
+    emoji = load_model("emoji-animals")
+    check_world(emoji, ["cat", "a cat", *animal_activities()])
+    for name in (tiny_sd, "exact-gaussian"):
+        with pytest.raises(ValueError, match="judges pictures of emoji-animals and of models tuned from it alone, got"):
+            check_world(load_model(name), ["cat"])
+    with pytest.raises(ValueError, match="needs an animal in every prompt, got 'an owl'"):
+        check_world(emoji, ["cat", "an owl"])
+
+
+def test_a_run_is_refused_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "full", "--threads", "1"]
+    assert main([*command, "--metrics", "recognised", "--folder", str(tmp_path / "run")]) == 2
+    assert "error: the metric 'recognised' judges" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -142,3 +142,26 @@ def test_the_paper_layer_goes_with_the_model_name(encoders: dict[str, str], tmp_
 def test_a_model_of_another_kind_is_refused(tiny_reward_models: Path) -> None:
     with pytest.raises(ValueError, match="is no encoder of a kind that BERTScore is implemented for"):
         BERTScore(str(tiny_reward_models / "captioner"))
+
+
+def test_a_model_that_needs_other_inputs_is_refused_when_it_is_loaded(encoders: dict[str, str], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, ViltConfig, ViltModel
+
+    tokenizer = AutoTokenizer.from_pretrained(encoders["bert"])
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ViltModel(ViltConfig(**sizes, vocab_size=len(tokenizer), image_size=16, patch_size=8)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"was loaded, but fails on a first small input \(.*pixel_values.*like BERT"):
+        BERTScore(str(tmp_path))
+
+
+def test_long_texts_are_cut_where_positions_end(encoders: dict[str, str], tmp_path: Path) -> None:
+    """RoBERTa counts positions from the one after the padding's, and its tokenizer may not say where they end."""
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    tokenizer = AutoTokenizer.from_pretrained(encoders["bert"], model_max_length=10**9)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = RobertaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=16, pad_token_id=1)
+    RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert BERTScore(str(tmp_path))(["a cat " * 20], ["a cat"]).isfinite().all()

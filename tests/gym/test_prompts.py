@@ -85,7 +85,7 @@ def test_file_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"cannot read prompts from '.*absent\.txt'.*Expected UTF-8 text, one prompt a line"
+        ValueError, match=r"cannot read prompts from '.*absent\.txt'.*Expected UTF-8 text, one prompt per line"
     ):
         resolve_prompts(str(tmp_path / "absent.txt"))
 
@@ -93,14 +93,14 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_file_that_is_not_text(tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ValueError, match=r"cannot read prompts from '.*picture\.png'.*Expected UTF-8"):
+    with pytest.raises(ValueError, match=r"the prompt file .*picture\.png. ends in .\.png., which names no format"):
         resolve_prompts(str(file))
 
 
 def test_empty_file(tmp_path: Path) -> None:
     file = tmp_path / "empty.txt"
     file.write_text("\n \n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"empty\.txt' holds no prompt; expected one prompt a line"):
+    with pytest.raises(ValueError, match=r"empty\.txt' holds no prompt; expected one prompt per line"):
         resolve_prompts(str(file))
 
 
@@ -185,16 +185,79 @@ def test_equal_weights_are_none() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"line 2 of '.*p\.jsonl': Expecting property name"),
-        ("3", r"line 2 of .*must be text, got int: 3"),
-        ('{"text": "a dog"}', r"line 2 of .*must hold 'prompt', a text, .*got {'text': 'a dog'}"),
-        ('{"prompt": "a dog", "wieght": 2}', r"line 2 of .*and nothing else; got"),
-        ('{"prompt": "a dog", "weight": 0}', r"line 2 of .*the weight of 'a dog' must be a positive number, got 0"),
-        ('{"prompt": "a dog", "weight": NaN}', r"line 2 of .*must be a positive number, got nan"),
-        ('{"prompt": "a dog", "weight": "2"}', r"line 2 of .*must be a positive number, got '2'"),
+        ("{", r"'.*p\.jsonl', line 2: Expecting property name"),
+        ("3", r"line 2: it must be text, got int: 3"),
+        ('{"text": "a dog"}', r"line 2: it must hold 'prompt', a text, .*got {'text': 'a dog'}"),
+        ('{"prompt": "a dog", "wieght": 2}', r"line 2: .*and nothing else; got"),
+        ('{"prompt": "a dog", "weight": 0}', r"line 2: .*the weight of 'a dog' must be a positive number, got 0"),
+        ('{"prompt": "a dog", "weight": NaN}', r"line 2: .*must be a positive number, got nan"),
+        ('{"prompt": "a dog", "weight": "2"}', r"line 2: .*must be a positive number, got '2'"),
     ],
 )
 def test_bad_json_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "p.jsonl").write_text(f'"a cat"\n{line}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         resolve_prompts(str(tmp_path / "p.jsonl"))
+
+
+# ---- files as other programs write them
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("bom.txt", "\ufeffa cat\na dog\n", PromptSet(("a cat", "a dog"))),
+        ("bom.jsonl", '\ufeff{"prompt": "a cat", "weight": 2}\n"a dog"', PromptSet(("a cat", "a dog"), (2, 1))),
+        (
+            "bom.csv",
+            '\ufeff"Prompt","Weight"\r\n"a cat, sitting",2\r\na dog,1',
+            PromptSet(("a cat, sitting", "a dog"), (2, 1)),
+        ),
+        ("mac.txt", "a cat\ra dog\r", PromptSet(("a cat", "a dog"))),
+        ("next-line.txt", "a cat\u0085on a mat\na dog", PromptSet(("a cat\u0085on a mat", "a dog"))),
+        ("separators.txt", "a\u2028b\u2029c\x0cd\x1ee\nf", PromptSet(("a\u2028b\u2029c\x0cd\x1ee", "f"))),
+        ("separators.jsonl", '"a\u2028b"\n"c\u0085d"', PromptSet(("a\u2028b", "c\u0085d"))),
+        ("CAPITALS.JSONL", '{"prompt": "a cat"}', PromptSet(("a cat",))),
+        ("CAPITALS.TXT", "a cat", PromptSet(("a cat",))),
+        ("no-suffix", "a cat\na dog", PromptSet(("a cat", "a dog"))),
+        ("brackets.txt", "[V] dog\n{curly}", PromptSet(("[V] dog", "{curly}"))),
+        ("list.json", '["a cat",\n {"prompt": "a dog", "weight": 3}]', PromptSet(("a cat", "a dog"), (1, 3))),
+        ("some-weights.csv", "prompt,weight\na cat\na dog,2\n\n", PromptSet(("a cat", "a dog"), (1, 2))),
+        ("lines.csv", 'prompt\n"a cat\non a mat"\n', PromptSet(("a cat\non a mat",))),
+        (
+            "table.tsv",
+            'prompt\tweight\na "big" cat, sitting\t2\na dog\t1',
+            PromptSet(('a "big" cat, sitting', "a dog"), (2, 1)),
+        ),
+    ],
+)
+def test_files_of_other_programs(tmp_path: Path, name: str, content: str, expected: PromptSet) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    assert load_prompts(str(tmp_path / name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("utf16.txt", "a cat".encode("utf-16"), r"utf16\.txt': it is UTF-16; save it as UTF-8"),
+        ("unmarked.csv", "prompt".encode("utf-16-le"), r"zero bytes, as binary files and UTF-16 do; save it as UTF-8"),
+        ("latin.txt", "ein Käfer".encode("latin-1"), r"can't decode byte 0xe4.*Expected UTF-8 text, one"),
+        ("lines.txt", b'"a"\n{"prompt": "b"}', r"line 2: this is JSON, which belongs into a file that ends in \.jsonl"),
+        ("list.txt", b'[\n"a cat"\n]', "line 1: this is JSON"),
+        ("prompts.yaml", b"- a cat", r"ends in '\.yaml', which names no format; expected one of \['\.txt', "),
+        ("object.json", b'{"prompt": "a"}', r"object\.json', it holds dict, no list. Expected a list"),
+        ("entry.json", b'["a", 3]', "entry 2 must be text, got int: 3"),
+        ("plain.csv", b"a cat\na dog", r"line 1: the columns are \['a cat'\].*Expected .*the column prompt"),
+        ("more.csv", b"prompt,kind\na,b", r"line 1: the columns are \['prompt', 'kind'\]"),
+        ("semicolons.csv", b"prompt;weight\na;1", r"the columns are \['prompt;weight'\]"),
+        ("comma.csv", b"prompt,weight\na cat, sitting,1", "line 2: more values than columns"),
+        ("weight.csv", b"prompt,weight\na,1\nb,x", "line 3: could not convert string to float: 'x'"),
+        ("none.csv", b"prompt,weight\n,\n", "line 2: an empty prompt"),
+        ("open.csv", b'prompt\n"a', "unexpected end of data"),
+        ("header.tsv", b"prompt\n", "holds no prompt; expected tab-separated values"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_prompts(str(tmp_path / name))

@@ -115,6 +115,28 @@ def test_passing_failures_are_overcome(chat_server: Callable[..., Any], failure:
     assert torch.equal(torch.get_rng_state(), tensor)
 
 
+def test_a_server_on_this_machine_is_reached_in_spite_of_a_proxy(
+    chat_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = chat_server()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy")
+    for host in ("127.0.0.1", "localhost"):
+        url = server.url.replace("127.0.0.1", host)
+        assert len(served(url, retries=0)(pictures(2), QUESTION)) == 2
+
+
+def test_the_proxy_of_another_server_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(
+        RewardError, match=r"vlm\.invalid.*\(through http_proxy, 127\.0\.0\.1:9; .* no_proxy\)"
+    ) as error:
+        served("http://vlm.invalid/v1", retries=0)(pictures(1), QUESTION)
+    assert "secret" not in str(error.value)
+
+
 def test_retry_after_is_kept(chat_server: Callable[..., Any]) -> None:
     server = chat_server()
     server.behave = lambda attempt, picture: "429:1" if attempt == 0 else "answer"

@@ -264,12 +264,12 @@ PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 #: What ``make`` is given, of files and rewards -> the error's words; always a ValueError or a TypeError.
 MAKE: dict[str, tuple[dict[str, Any], str]] = {
-    "blank lines alone": ({"prompts": "blank.txt"}, "'blank.txt' holds no prompt; expected one prompt a line"),
+    "blank lines alone": ({"prompts": "blank.txt"}, "'blank.txt' holds no prompt; expected one prompt per line"),
     "latin-1 prompts": ({"prompts": "latin.txt"}, "cannot read prompts from 'latin.txt'.*Expected UTF-8"),
     "a folder of prompts": ({"prompts": "folder.txt"}, "cannot read prompts from 'folder.txt': Is a directory"),
-    "a negative weight": ({"prompts": "bad.jsonl"}, "line 1 of 'bad.jsonl': the weight of 'cat' must be a positive number, got -1"),
+    "a negative weight": ({"prompts": "bad.jsonl"}, "'bad.jsonl', line 1: the weight of 'cat' must be a positive number, got -1"),
     "a NaN weight": ({"prompts": "nan.jsonl"}, "the weight of 'cat' must be a positive number, got nan"),
-    "half a line of JSON": ({"prompts": "torn.jsonl"}, r'line 1 of .torn\.jsonl.: .*Expected \{"prompt": "a cat", "weight": 2\}'),
+    "half a line of JSON": ({"prompts": "torn.jsonl"}, r'.torn\.jsonl., line 1: .*Expected one \{"prompt": "a cat", "weight": 2\}'),
     "JSON with other keys": ({"prompts": "key.jsonl"}, "must hold 'prompt', a text"),
     "too few prompts to split": ({"prompts": "four.txt@held-out"}, "'four.txt' holds 4 prompts, too few to split"),
     "an unknown side of a split": ({"prompts": "animals@test"}, "unknown prompt set 'animals@test'; expected one of"),

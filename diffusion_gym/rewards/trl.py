@@ -1,0 +1,64 @@
+"""Reward functions that were written for trl's DDPOTrainer, or for Flow-GRPO, as rewards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_gym.rewards.base import RewardFunction, check_takes, reward_name
+
+#: ``(images 0 to 1, prompts, metadata) -> (scores, metadata)``.
+TRLReward = Callable[[Tensor, Any, Any], tuple[Any, Any]]
+#: The entry of a mapping of scores that Flow-GRPO trains on.
+TOTAL = "avg"
+
+
+def from_trl(reward_fn: TRLReward, metadata: Mapping[str, Any] | None = None) -> RewardFunction:
+    """Return trl's ``reward_fn(images, prompts, metadata) -> (scores, metadata)`` as a reward.
+
+    Args:
+        reward_fn: is given images (n, 3, H, W), float32 in [0, 1], n texts and n metadata, and returns a pair: n scores
+            (a tensor, an array or a list), or as in Flow-GRPO a mapping from names to such scores, of which ``"avg"``
+            or the only one is the reward; and metadata, which nothing here uses.
+        metadata: of each prompt, by its text; without it every prompt has ``{}``.
+
+    Raises:
+        TypeError: something that cannot be called with these three arguments.
+    """
+    if not callable(reward_fn):
+        raise TypeError(f"from_trl takes a function of trl's, got {type(reward_fn).__name__}.")
+    check_takes(reward_fn, 3, "trl's (images, prompts, metadata)")
+    return _FromTRL(reward_fn, metadata)
+
+
+class _FromTRL:
+    """What :func:`from_trl` returns; unlike a function inside a function, pickle knows it."""
+
+    def __init__(self, reward_fn: TRLReward, metadata: Mapping[str, Any] | None) -> None:
+        self.name = reward_name(reward_fn)
+        self._function, self._metadata = reward_fn, metadata
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,).
+
+        Raises:
+            ValueError: a prompt without metadata, where there is some.
+            TypeError: no pair, or several scores without a total.
+        """
+        result = self._function(images.float() / 255, tuple(prompts), tuple(map(self._of, prompts)))
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"expected a pair (scores, metadata) as for trl, got {type(result).__name__}")
+        scores = result[0]
+        if isinstance(scores, Mapping):
+            if TOTAL not in scores and len(scores) != 1:
+                raise TypeError(f"expected the total under {TOTAL!r}, or a single score; got {sorted(scores)}")
+            scores = scores.get(TOTAL, next(iter(scores.values())))
+        return scores if isinstance(scores, Tensor) else torch.as_tensor(scores)
+
+    def _of(self, prompt: str) -> Any:
+        if self._metadata is None:
+            return {}
+        if prompt not in self._metadata:
+            raise ValueError(f"from_trl was given metadata, but none of the prompt {prompt!r}")
+        return self._metadata[prompt]
