@@ -5,6 +5,7 @@ batch's shape: only so is the importance ratio exactly 1 before the first update
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,7 +39,7 @@ class PolicyConfig:
     eta: float = 1.0
     """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
     guidance_scale: float = 1.0
-    """Guidance in sampling and training; 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
+    """Guidance in sampling and training; up to 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
     chunk_size: int = 16
     """Rows a forward pass, halved where memory runs out; more is faster on a GPU; results change by rounding alone."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
@@ -52,7 +53,7 @@ class PolicyConfig:
         if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale must be at least 0 (1: no guidance), got {self.guidance_scale}.")
+            raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
 
@@ -106,6 +107,12 @@ class DenoisingPolicy(nn.Module):
         """Copy the model's denoiser; raises ValueError where model and config do not fit."""
         super().__init__()
         self.config, self.model = config, model
+        if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
+            warnings.warn(
+                f"guidance_scale {config.guidance_scale:g} is no guidance, as any scale up to 1 (diffusers has it so); "
+                "give 1, or more than 1 to strengthen the prompt.",
+                stacklevel=2,
+            )
         #: The one module the forward pass goes through; a wrapper (DDP) may replace it, and FSDP shard it in place.
         self.denoiser: nn.Module = self._build_denoiser()
         self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
@@ -137,8 +144,8 @@ class DenoisingPolicy(nn.Module):
 
     @property
     def guided(self) -> bool:
-        """Whether each row costs a second, unconditional forward."""
-        return self.config.guidance_scale != 1.0 and not self.model.embeds_guidance
+        """Whether each row costs a second, unconditional forward; as in diffusers a scale up to 1 is no guidance."""
+        return self.config.guidance_scale > 1.0 and not self.model.embeds_guidance
 
     @property
     def forwards_per_row(self) -> int:

@@ -287,7 +287,9 @@ class DenoisingMDP:
             )
             raise ValueError(
                 f"the action (next latent) {problem}. It is refused, not clipped: clipping would falsify its "
-                "log-probability. A policy that gets here has diverged; lower its learning rate."
+                f"log-probability. Before the first update {self.model.name!r} itself gives such values in "
+                f"{self.model.dtype} or in the autocast's precision: load it with dtype='bfloat16' or 'float32', and "
+                "leave out autocast float16. After updates the policy has diverged: lower its learning rate."
             )
         return actions
 

@@ -1,8 +1,9 @@
 """The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
 
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -36,12 +37,20 @@ class LoRAConfig:
     alpha: float = 4.0
     """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
     targets: tuple[str, ...] = ("attention",)
-    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or layer-name suffixes."""
+    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or endings of their names."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
         if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
             raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
+        for target in self.targets:
+            if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", target):
+                apart = " ".join(part for part in re.split(r"[\s,]+", target) if re.fullmatch(r"[\w.-]+", part))
+                raise ValueError(
+                    f"the LoRA target {target!r} is no layer's name: expected 'attention', 'all', or endings of "
+                    f"layers' names, each by itself ({apart or 'to_q to_k to_v'}); lists in one text and regular expressions "
+                    "are not read."
+                )
 
     def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """Return the suffixes of the adapted layers, with a family's groups of layers written out."""
@@ -124,6 +133,15 @@ class DiffusionModel(ABC):
             ValueError: the model knows no prompts.
         """
         return self.encode_prompts([""])
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """Tokens of a prompt, the special ones included, behind which the model reads nothing; None without a limit."""
+        return None
+
+    def read_of(self, prompts: Sequence[str]) -> list[Hashable]:
+        """Return what the model reads of each of n texts, equal for two that are one to it; here the texts."""
+        return list(prompts)
 
     @property
     def token_limits(self) -> Mapping[str, tuple[int, int]]:

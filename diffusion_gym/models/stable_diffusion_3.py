@@ -60,6 +60,13 @@ class StableDiffusion3(PipelineModel):
         if pipe.text_encoder_3 is not None:
             check_t5_tokenizer(self.name, "tokenizer_3", pipe.tokenizer_3, pipe.text_encoder_3)
 
+    @property
+    def prompt_readers(self) -> Mapping[str, int]:
+        """CLIP's tokenizers, and T5's where there is one."""
+        clip = dict.fromkeys(("tokenizer", "tokenizer_2"), int(self.pipe.tokenizer_max_length))
+        t5 = self.pipe.tokenizer_3
+        return clip if t5 is None else {**clip, "tokenizer_3": t5_tokens(t5, _T5_TOKENS)}
+
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         first, second = self.pipe.text_encoder.config, self.pipe.text_encoder_2.config
         tokens = self.pipe.tokenizer_max_length + t5_tokens(self.pipe.tokenizer_3, _T5_TOKENS)

@@ -1,11 +1,7 @@
 """Where reward models come from: the package's own small ones, a folder, or the model hub; and what to do without."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
-
-import torch
-from torch import Tensor
 
 from diffusion_gym.models import check_device
 from diffusion_gym.models.loading import ASSETS
@@ -56,23 +52,3 @@ def check_placement(chunk_size: int, device: str | None) -> None:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     if device is not None:
         check_device(device)
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
-    """Apply a function to exactly ``size`` rows at a time, the last ones padded with copies of the last row.
-
-    Kernels depend on the batch's shape; at one size a row's result does not depend on the rows beside it, to the bit.
-
-    Args:
-        function: (size, ...) -> (size, ...).
-        rows: (n, ...), n >= 1.
-        size: rows at a time.
-
-    Returns:
-        (n, ...), what the function made of the rows.
-    """
-    results = []
-    for part in rows.split(size):
-        index = torch.arange(size, device=rows.device).clamp(max=len(part) - 1)
-        results.append(function(part[index])[: len(part)])
-    return torch.cat(results)

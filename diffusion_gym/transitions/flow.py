@@ -38,6 +38,16 @@ class FlowSchedule(Schedule):
     kind: ClassVar[str] = "flow-matching"
     samplers: ClassVar[tuple[str, ...]] = ("flow-sde", "cps")
 
+    def __post_init__(self) -> None:
+        """Refuse a grid whose steps go nowhere: their std would be 0 or NaN."""
+        falling = bool((self.sigmas[1:] < self.sigmas[:-1]).all()) and bool((self.timesteps.diff() < 0).all())
+        if not (falling and 0 < float(self.sigmas[0]) <= 1 and float(self.sigmas[-1]) >= 0):
+            raise ValueError(
+                f"the {self.num_inference_steps} times of this flow model's grid must fall from at most 1 to 0, got "
+                f"{_shortened(self.sigmas)}. Its scheduler moves them there (shift {self.shift:g}): set shift (3 is "
+                "usual), shift_terminal or the number of steps so that they stay apart."
+            )
+
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n training times, (n,), float32: uniform u, shifted as the grid is.
 
@@ -92,6 +102,12 @@ def make_flow_schedule(
         sigmas=scheduler.sigmas.float(),
         shift=shift,
     )
+
+
+def _shortened(times: Tensor) -> str:
+    """Write at most eight times."""
+    shown = [f"{time:.7g}" for time in times.tolist()]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-3:]])
 
 
 def _resolution_shift(config: Any, tokens: int) -> float:
