@@ -33,8 +33,9 @@ def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[
     for component, (network, groups) in parts.items():
         if not _has(network, lora.layers(groups)):
             raise ValueError(
-                f"no layer of the {component} of {name!r} could be adapted with LoRA targets {lora.targets}, and it is to "
-                f"be trained. Give 'attention', or also endings of its layers: {_listed({component: parts[component]})}."
+                f"no layer of the {component} of {name!r} could be adapted with LoRA targets {lora.targets}, and it "
+                f"is to be trained. Give 'attention', or also endings of its layers: "
+                f"{_listed({component: parts[component]})}."
             )
 
 

@@ -48,8 +48,8 @@ class LoRAConfig:
                 apart = " ".join(part for part in re.split(r"[\s,]+", target) if re.fullmatch(r"[\w.-]+", part))
                 raise ValueError(
                     f"the LoRA target {target!r} is no layer's name: expected 'attention', 'all', or endings of "
-                    f"layers' names, each by itself ({apart or 'to_q to_k to_v'}); lists in one text and regular expressions "
-                    "are not read."
+                    f"layers' names, each by itself ({apart or 'to_q to_k to_v'}); lists in one text and regular "
+                    "expressions are not read."
                 )
 
     def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """What lies at a path that was given as a model: the state of its files, their variant, and advice where it is none."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 #: The first bytes of a file that Git LFS left in the place of a large one.
 _POINTER = b"version https://git-lfs"
 _LARGEST_POINTER = 1024
-#: Weights as diffusers and transformers name them, with shards and a variant: ``model-00001-of-00002.fp16.safetensors``.
+#: Weights as diffusers and transformers name them, a shard of a variant: ``model-00001-of-00002.fp16.safetensors``.
 _SHARD = r"(?:-\d+-of-\d+)?"
 _WEIGHTS = re.compile(rf"(?:diffusion_pytorch_|pytorch_)?model{_SHARD}(?:\.([\w-]+?){_SHARD})?\.(?:safetensors|bin)")
 _LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_config.json")
@@ -38,8 +37,8 @@ def check_not_pointers(path: Path, what: str) -> None:
     for file in [path] if path.is_file() else _files(path):
         if file.stat().st_size <= _LARGEST_POINTER and file.read_bytes().startswith(_POINTER):
             raise ValueError(
-                f"{str(file)!r} of {what} is a Git LFS pointer, {file.stat().st_size} bytes of text in the place of the "
-                "file itself: expected the file. Run 'git lfs pull' in that folder, or download it again with "
+                f"{str(file)!r} of {what} is a Git LFS pointer, {file.stat().st_size} bytes of text in the place of "
+                "the file itself: expected the file. Run 'git lfs pull' in that folder, or download it again with "
                 "'hf download'."
             )
 
@@ -85,12 +84,11 @@ def advice(path: Path) -> str | None:
         return base if _is_lora(path) else _FILE
     if (path / "run.json").is_file():
         exported = path / "pipeline"
-        again = (
-            f"model {str(exported)!r} is what it trained" if (exported / _INDEX).is_file() else f"its LoRA file {base}"
-        )
+        whole = (exported / _INDEX).is_file()
+        again = f"give the model that it trained, {str(exported)!r}" if whole else f"note that its LoRA file {base}"
         return (
-            f"is the folder of a run. 'sample --run {path}' draws with it, and the command that began it resumes it; as "
-            f"the start of another run, {again}"
+            f"is the folder of a run. 'sample --run {path}' draws with it, and the command that began it resumes it. "
+            f"To start another run from it, {again}"
         )
     if any((path / file).is_file() for file in _LORA_FILES) or any(_is_lora(f) for f in path.glob("*.safetensors")):
         return base
@@ -152,7 +150,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _variants(folder: Path) -> set[str]:
     """Return the variants of the weights in a component's folder, "" of full ones."""
-    matches = [_WEIGHTS.fullmatch(name) for name in os.listdir(folder)]
+    matches = [_WEIGHTS.fullmatch(file.name) for file in folder.iterdir()]
     return {match[1] or "" for match in matches if match}
 
 

@@ -21,7 +21,7 @@ from diffusion_gym.chunks import in_chunks
 from diffusion_gym.models.adapters import check_targets, merged, with_adapters
 from diffusion_gym.models.base import DTYPES, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
 from diffusion_gym.models.files import variant_of
-from diffusion_gym.models.probe import check_finite, check_runs, check_sizes
+from diffusion_gym.models.probe import check_channels, check_finite, check_runs, check_sample_size
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -163,7 +163,8 @@ class PipelineModel(DiffusionModel):
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """Return (c, h, w) of the latents and (3, H, W) of the images; here from the network's ``sample_size``."""
         network = getattr(self.pipe, self.denoiser_class.component)
-        check_sizes(self.name, network, self.pipe.vae)
+        check_sample_size(self.name, self.denoiser_config)
+        check_channels(self.name, network, self.pipe.vae)
         size = network.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
         scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)

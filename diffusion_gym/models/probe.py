@@ -20,25 +20,23 @@ _TOLD = (
 _MORE_CHANNELS = {9: " (it inpaints)", 8: " (it edits pictures, as instruct-pix2pix does, or upscales them)"}
 
 
-def check_sizes(name: str, network: Any, vae: Any) -> None:
-    """Raise ValueError unless a denoiser's settings say how large latents are, and it takes the VAE's and no more.
-
-    Args:
-        name: the model's.
-        network: the denoiser, whose latents go in unpacked.
-        vae: the pipeline's.
-    """
-    config, channels = network.config, vae.config.latent_channels
-    if config.sample_size is None:
+def check_sample_size(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a denoiser's settings do not say how large its latents are; name: the model's."""
+    if config.get("sample_size", 0) is None:
         raise ValueError(
-            f"the {type(network).__name__} of {name!r} has no sample_size; expected the height and width of its latents "
-            "in its config.json (64 for pictures of 512 pixels)."
+            f"the {config['_class_name']} of {name!r} has no sample_size; expected the height and width of its "
+            "latents in its config.json (64 for pictures of 512 pixels)."
         )
-    if config.in_channels != channels:
+
+
+def check_channels(name: str, network: Any, vae: Any) -> None:
+    """Raise ValueError unless a denoiser takes the latents of the VAE and nothing beside them; name: the model's."""
+    channels = vae.config.latent_channels
+    if network.config.in_channels != channels:
         raise ValueError(
-            f"the {type(network).__name__} of {name!r} takes {config.in_channels} channels"
-            f"{_MORE_CHANNELS.get(config.in_channels, '')}, and the latents of its VAE have {channels}; expected a "
-            "model that draws pictures from noise and a text alone."
+            f"the {type(network).__name__} of {name!r} takes {network.config.in_channels} channels"
+            f"{_MORE_CHANNELS.get(network.config.in_channels, '')}, and the latents of its VAE have {channels}; "
+            "expected a model that draws pictures from noise and a text alone."
         )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from diffusion_gym.models import check_device
+from diffusion_gym.models.files import check_not_pointers
 from diffusion_gym.models.loading import ASSETS
 
 #: The small reward models of the emoji-animals world: clip/, aesthetic/, captioner/ and bert/.
@@ -35,6 +36,7 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
         error: what the loading library raised.
         hub_id: the repository to download; by default the value, where it looks like one.
     """
+    check_not_pointers(Path(value), f"{option}={value}")
     why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if hub_id is None and value.count("/") == 1 and not value.startswith((".", "/")) and not Path(value).exists():
         hub_id = value

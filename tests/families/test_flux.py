@@ -44,14 +44,13 @@ def test_packing_is_the_pipelines(flux: Any) -> None:
 
 def test_what_the_transformer_is_given_is_the_pipelines(flux: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Places of image and text tokens, time, guidance and embeddings, as the pipeline itself passes them."""
-    pipe, given = flux.plain(), []
+    pipe, model, given = flux.plain(), flux.model, []
     forward = type(pipe.transformer).forward
     monkeypatch.setattr(
         type(pipe.transformer), "forward", lambda *args, **kwargs: given.append(kwargs) or forward(*args, **kwargs)
     )
     call = {"num_inference_steps": 2, "guidance_scale": 3.5, "height": 16, "width": 16, "max_sequence_length": 16}
     pipe(["a cat"], generator=torch.Generator().manual_seed(0), output_type="latent", **call)
-    model = flux.model
     policy = DenoisingPolicy(model, 2, PolicyConfig(guidance_scale=3.5, trainable="full", eta=0.0))
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
