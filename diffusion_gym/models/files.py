@@ -75,23 +75,24 @@ def advice(path: Path) -> str | None:
     Args:
         path: exists, and holds no model_index.json.
     """
-    base = (
-        "is a LoRA: weights that are added to a model. Give the model that it was trained on; to train on from both, "
-        f"save them as one: pipe = DiffusionPipeline.from_pretrained(MODEL); pipe.load_lora_weights({str(path)!r}); "
+    as_one = (
+        f"save both as one: pipe = DiffusionPipeline.from_pretrained(MODEL); pipe.load_lora_weights({str(path)!r}); "
         "pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)"
     )
+    lora = f"is a LoRA, weights that are added to a model: give the model that it was trained on, or {as_one}"
     if path.is_file():
-        return base if _is_lora(path) else _FILE
+        return lora if _is_lora(path) else _FILE
     if (path / "run.json").is_file():
         exported = path / "pipeline"
-        whole = (exported / _INDEX).is_file()
-        again = f"give the model that it trained, {str(exported)!r}" if whole else f"note that its LoRA file {base}"
+        again = f"add its LoRA to its model, and {as_one}"
+        if (exported / _INDEX).is_file():
+            again = f"give the model that it trained, {str(exported)!r}"
         return (
             f"is the folder of a run. 'sample --run {path}' draws with it, and the command that began it resumes it. "
             f"To start another run from it, {again}"
         )
     if any((path / file).is_file() for file in _LORA_FILES) or any(_is_lora(f) for f in path.glob("*.safetensors")):
-        return base
+        return lora
     if path.name.startswith("models--"):
         return f"is a folder of the hub's cache; {_in_cache(path)}"
     inside = sorted(index.parent for index in [*path.glob(f"*/{_INDEX}"), *path.glob(f"*/*/{_INDEX}")])

@@ -86,7 +86,8 @@ def make_flow_schedule(
     steps = check_steps(num_inference_steps, int(scheduler_config.get("num_train_timesteps", 1000)))
     if scheduler_config.get("invert_sigmas", False):
         raise ValueError("invert_sigmas is not supported: the samplers take t from 1 (noise) to 0. Set it to False.")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
+    with np.errstate(all="ignore"):  # times that are NaN are refused below, in our own words
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
     config = scheduler.config
     if config.shift_terminal and steps == 1:
         raise ValueError("with shift_terminal one step is not defined (its time is both 1 and the terminal); take 2.")
@@ -95,7 +96,8 @@ def make_flow_schedule(
         mu = _resolution_shift(config, image_sequence_length)
         shift = math.exp(mu) if config.time_shift_type == "exponential" else mu
     sigmas = np.linspace(1.0, 1 / steps, steps).tolist() if equal_steps else None
-    scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
+    with np.errstate(all="ignore"):
+        scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
     return FlowSchedule(
         timesteps=scheduler.timesteps.float(),
         num_train_timesteps=int(config.num_train_timesteps),

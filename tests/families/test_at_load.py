@@ -222,14 +222,14 @@ def _lora(file: Path) -> Path:
 def test_a_lora_is_no_model(tmp_path: Path, name: str) -> None:
     file = _lora(tmp_path / "lora" / name)
     for given in (file, file.parent):
-        with pytest.raises(ValueError, match=rf"model '{given}' is a LoRA: .*load_lora_weights\('{given}'\)"):
+        with pytest.raises(ValueError, match=rf"model '{given}' is a LoRA, .*load_lora_weights\('{given}'\)"):
             load_model(str(given))
 
 
 def test_a_runs_folder_is_no_model(build: Callable[[str], Any], tmp_path: Path) -> None:
     _lora(tmp_path / "pytorch_lora_weights.safetensors")
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"folder of a run. 'sample --run {tmp_path}' .*its LoRA file is a LoRA"):
+    with pytest.raises(ValueError, match=rf"folder of a run. 'sample --run {tmp_path}' .*add its LoRA to its model"):
         load_model(str(tmp_path))
     shutil.copytree(build("sd").folder, tmp_path / "pipeline")
     with pytest.raises(ValueError, match=rf"give the model that it trained, '{tmp_path}/pipeline'"):
