@@ -37,7 +37,7 @@ class LoRAConfig:
     alpha: float = 4.0
     """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
     targets: tuple[str, ...] = ("attention",)
-    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or endings of their names."""
+    """Adapted layers: "attention" (usual), "all" (other layers too), or endings of layers' names (to_q to_v)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
