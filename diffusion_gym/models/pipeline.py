@@ -218,6 +218,11 @@ class PipelineModel(DiffusionModel):
         return list(prompts) if convert is None else convert(list(prompts), tokenizer)
 
     @property
+    def decodes_whole(self) -> bool:
+        """Whether latents can be decoded only as a whole; the VAE's convolutions take any part of them."""
+        return type(self)._to_pixels is not PipelineModel._to_pixels
+
+    @property
     def denoiser_config(self) -> Mapping[str, Any]:
         """The network's configuration."""
         config: Mapping[str, Any] = getattr(self.pipe, self.denoiser_class.component).config

@@ -15,6 +15,7 @@ import torch
 from diffusion_gym import load_model, models
 from diffusion_gym.models.files import files_state, variant_of
 from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.rewards.weights import not_found
 
 Altered = Callable[..., str]
 
@@ -65,6 +66,7 @@ def test_a_unet_that_does_not_fit(altered: Altered, parts: dict[str, Any], told:
         ("sd3", configured("transformer", sample_size=64), "a step of its SD3Transformer2DModel .* failed"),
         ("sd", scaled("unet", "conv_in.weight", float("nan")), "float32 is not finite .*copy the model's folder again"),
         ("flux", scaled("transformer", "x_embedder.weight", float("nan")), "float32 is not finite"),
+        ("flux", scaled("text_encoder_2", "shared.weight", float("nan")), "the prompt embedding of .* is not finite"),
     ],
 )  # fmt: skip
 def test_settings_and_weights_that_do_not_run(
@@ -208,6 +210,12 @@ def test_git_lfs_pointers_are_named(build: Callable[[str], Any], tmp_path: Path,
     (folder / file).write_bytes(POINTER)
     with pytest.raises(ValueError, match=rf"{file}' of model .* is a Git LFS pointer, \d+ bytes.*git lfs pull"):
         load_model(str(folder))
+
+
+def test_git_lfs_pointers_of_reward_models_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(POINTER)
+    with pytest.raises(ValueError, match=r"model\.safetensors' of clip=.* is a Git LFS pointer"):
+        not_found("clip", str(tmp_path), OSError("header too large"))
 
 
 def _lora(file: Path) -> Path:
