@@ -81,7 +81,7 @@ def advice(path: Path) -> str | None:
     )
     lora = f"is a LoRA, weights that are added to a model: give the model that it was trained on, or {as_one}"
     if path.is_file():
-        return lora if _is_lora(path) else _FILE
+        return lora if _is_lora(path) else f"is a file; {_CONVERT}"
     if (path / "run.json").is_file():
         exported = path / "pipeline"
         again = f"add its LoRA to its model, and {as_one}"
@@ -101,7 +101,7 @@ def advice(path: Path) -> str | None:
     if (path.parent / _INDEX).is_file():
         return f"is one part of a model; give {str(path.parent)!r}"
     if any(path.glob("*.safetensors")) or any(path.glob("*.ckpt")):
-        return f"holds weights and no {_INDEX}; {_FILE}"
+        return f"holds weights and no {_INDEX}; {_CONVERT}"
     return None
 
 
@@ -116,9 +116,9 @@ def advice_for_name(name: str) -> str | None:
     return None
 
 
-#: Weights of a whole model in one file.
-_FILE = (
-    "is a file, and a model is a folder with a model_index.json. Convert it with diffusers: "
+#: What becomes of the weights of a whole model in one file.
+_CONVERT = (
+    f"expected a folder with a {_INDEX}. Convert a single-file checkpoint with diffusers' "
     "PIPELINE.from_single_file(FILE).save_pretrained(FOLDER), and give the folder"
 )
 

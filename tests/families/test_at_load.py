@@ -253,7 +253,7 @@ def test_other_things_that_are_no_model(build: Callable[[str], Any], tmp_path: P
         f"{source}/unet": f"is one part of a model; give '{source}'",
         str(snapshot.parents[1]): f"is a folder of .*give its hub id 'owner/name', or the folder '{snapshot}'",
         str(snapshot.parent): f"has a model inside; give '{snapshot}'",
-        str(tmp_path / "sd.ckpt"): "is a file, and a model is a folder .*from_single_file",
+        str(tmp_path / "sd.ckpt"): "is a file; expected a folder .*from_single_file",
         "models--owner--name": "would be a folder of the hub's cache, and there is none; give its hub id 'owner/name'",
         "https://huggingface.co/owner/name/tree/main": "is an address; give the hub id 'owner/name'",
     }
