@@ -43,7 +43,7 @@ class PolicyConfig:
     eta: float = 1.0
     """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
     guidance_scale: float = 1.0
-    """Guidance in sampling and training; 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
+    """Guidance in sampling and training; up to 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
     chunk_size: int = 16
     """Rows per forward pass, at most an update's images; halved where memory runs out; results change by rounding."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
@@ -57,7 +57,7 @@ class PolicyConfig:
         if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale must be at least 0 (1: no guidance), got {self.guidance_scale}.")
+            raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
 

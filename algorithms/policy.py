@@ -1,9 +1,10 @@
 """The policy: a pretrained denoiser that is tuned, and the sampler that makes a Gaussian policy of it.
 
-Sampling and scoring run in chunks of one fixed number of rows, the last one padded, because kernels depend on the
-batch's shape: only so is the importance ratio exactly 1 before the first update.
+A forward pass takes one chunk of rows. Kernels round by the batch's shape and by a row's place in it, so training
+scores the chunks that were sampled (see ``rollouts.py``).
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,12 @@ class DenoisingPolicy(nn.Module):
         """Copy the model's denoiser; raises ValueError where model and config do not fit."""
         super().__init__()
         self.config, self.model = config, model
+        if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
+            warnings.warn(
+                f"guidance_scale {config.guidance_scale:g} is no guidance, as any scale up to 1 (diffusers has it so); "
+                "give 1, or more than 1 to strengthen the prompt.",
+                stacklevel=2,
+            )
         #: The one module the forward pass goes through; a wrapper (DDP) may replace it, and FSDP shard it in place.
         self.denoiser: nn.Module = self._build_denoiser()
         self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
@@ -91,8 +98,8 @@ class DenoisingPolicy(nn.Module):
 
     @property
     def guided(self) -> bool:
-        """Whether each row costs a second, unconditional forward."""
-        return self.config.guidance_scale != 1.0 and not self.model.embeds_guidance
+        """Whether each row costs a second, unconditional forward; as in diffusers a scale up to 1 is no guidance."""
+        return self.config.guidance_scale > 1.0 and not self.model.embeds_guidance
 
     @property
     def forwards_per_row(self) -> int:

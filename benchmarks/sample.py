@@ -45,7 +45,7 @@ class Sample:
     num_inference_steps: int = 10
     """Denoising steps, where no run is given."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance, where no run is given."""
+    """Classifier-free guidance, where no run is given; up to 1 is none."""
     eta: float = 1.0
     """Noise of DDIM, where no run is given."""
     seed: int = 0

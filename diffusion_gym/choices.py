@@ -1,6 +1,7 @@
 """What can be chosen of a model and its sampler, without torch: the command line is read with it in a moment."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -24,12 +25,20 @@ class LoRAConfig:
     alpha: float = 4.0
     """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
     targets: tuple[str, ...] = ("attention",)
-    """Adapted layers: "attention" (usual for Stable Diffusion), "all" (other layers too), or layer-name suffixes."""
+    """Adapted layers: "attention" (usual), "all" (other layers too), or endings of layers' names (to_q to_v)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
         if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
             raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
+        for target in self.targets:
+            if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", target):
+                apart = " ".join(part for part in re.split(r"[\s,]+", target) if re.fullmatch(r"[\w.-]+", part))
+                raise ValueError(
+                    f"the LoRA target {target!r} is no layer's name: expected 'attention', 'all', or endings of "
+                    f"layers' names, each by itself ({apart or 'to_q to_k to_v'}); lists in one text and regular "
+                    "expressions are not read."
+                )
 
     def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """Return the suffixes of the adapted layers, with a family's groups of layers written out."""

@@ -171,6 +171,16 @@ def write_tokenizer() -> Callable[[Path], None]:
     return _write_tokenizer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def models_are_kept() -> Iterator[None]:
+    """Keep what tests load until the session ends: each tiny model is then loaded once, and not once a test."""
+    from diffusion_gym import models
+
+    ordinary, models._loaded = models._loaded, {}
+    yield
+    models._loaded = ordinary
+
+
 @pytest.fixture(scope="session")
 def build_tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Return a function from prediction type to the folder of a tiny pipeline; each is built once a session."""

@@ -37,6 +37,7 @@ def build_mdp(
     loaded = load_model(model, device, dtype, vae_tiling)
     drawn = load_prompts(loaded.default_prompts) if named is None else named
     mdp = DenoisingMDP(loaded, shared, drawn.texts, num_inference_steps, num_envs, drawn.weights, prompt_tokens)
+    mdp.prompt_cache.tell_apart(drawn.texts)
     mdp.prompt_cache(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
 

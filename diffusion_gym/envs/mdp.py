@@ -236,7 +236,7 @@ class DenoisingMDP:
             return Transitions(rewards, finished, None)
         if self._unchecked is not None:
             seen, self._unchecked = self._unchecked, None
-            _check_bounds(seen)
+            self._check_bounds(seen)
         rows = np.flatnonzero(finished).tolist()
         scored = self.score(self.latents[rows], [self.row_prompts[row] for row in rows])
         rewards[rows] = scored.rewards
@@ -305,8 +305,21 @@ class DenoisingMDP:
         if self.late_checks:
             self._unchecked = largest if self._unchecked is None else torch.maximum(self._unchecked, largest)
         else:
-            _check_bounds(largest)
+            self._check_bounds(largest)
         return actions
+
+    def _check_bounds(self, largest: Tensor) -> None:
+        """Raise ValueError where the largest absolute value of some actions is NaN or out of bounds."""
+        value = float(largest)
+        if value <= LATENT_BOUND:
+            return
+        problem = "holds NaN" if math.isnan(value) else f"lies outside [-{LATENT_BOUND:g}, {LATENT_BOUND:g}]"
+        raise ValueError(
+            f"the action (next latent) {problem}. It is refused, not clipped: clipping would falsify its "
+            f"log-probability. Before the first update {self.model.name!r} itself gives such values in "
+            f"{self.model.dtype} or in the autocast's precision: load it with dtype='bfloat16' or 'float32', and "
+            "leave out autocast float16. After updates the policy has diverged: lower its learning rate."
+        )
 
     def rng(self, row: int) -> np.random.Generator:
         """The generator that draws the row's prompts."""
@@ -339,18 +352,6 @@ class DenoisingMDP:
             seed = secrets.randbits(63)
         self._noise[row] = torch.Generator().manual_seed(int(seed))
         self._prompt_rng[row] = seeding.np_random(int(seed))[0]
-
-
-def _check_bounds(largest: Tensor) -> None:
-    """Raise ValueError where the largest absolute value of some actions is NaN or out of bounds."""
-    value = float(largest)
-    if value <= LATENT_BOUND:
-        return
-    problem = "holds NaN" if math.isnan(value) else f"lies outside [-{LATENT_BOUND:g}, {LATENT_BOUND:g}]"
-    raise ValueError(
-        f"the action (next latent) {problem}. It is refused, not clipped: clipping would falsify its log-probability. "
-        "A policy that gets here has diverged; lower its learning rate."
-    )
 
 
 def _check_seed(seed: object) -> None:

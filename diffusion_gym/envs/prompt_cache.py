@@ -1,12 +1,16 @@
 """Encoded prompts, each made by itself and kept in main memory; beyond a number of bytes the least recently used go."""
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from diffusion_gym.models import Conditioning, DiffusionModel
+from diffusion_gym.models.probe import way_out
 
 #: Bytes that encoded prompts take before the least recently used are dropped; Flux's take 8.4 MB each, SDXL's 0.63.
 PROMPT_CACHE_BYTES = 4 * 10**9
+#: Pairs of equal prompts that a warning names.
+_NAMED = 3
 
 
 class PromptCache:
@@ -26,6 +30,8 @@ class PromptCache:
         """
         self.model, self.tokens, self.limit, self.nbytes = model, tokens, limit, 0
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+        self._read: dict[Hashable, str] = {}
+        self._told: set[str] = set()
 
     def __len__(self) -> int:
         """Return the number of prompts kept."""
@@ -33,6 +39,7 @@ class PromptCache:
 
     def __call__(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Return each prompt's conditioning, name -> (1, ...), on the CPU. Not copies: do not write to them."""
+        self.tell_apart(prompts)
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._kept:
                 self._kept[prompt] = self._encode(prompt)
@@ -43,8 +50,31 @@ class PromptCache:
             self.nbytes -= _bytes(dropped)
         return [self._kept[prompt] for prompt in prompts]
 
+    def tell_apart(self, prompts: Sequence[str]) -> None:
+        """Warn once of prompts that are one to the model, as those that differ only behind the last token it reads."""
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._told]
+        self._told.update(fresh)
+        same = []
+        for prompt, read in zip(fresh, self.model.read_of(fresh) if fresh else [], strict=True):
+            first = self._read.setdefault(read, prompt)
+            if first != prompt:
+                same.append(f"{first!r} and {prompt!r}")
+        if same:
+            rest = f", and {len(same) - _NAMED} more pairs" if len(same) > _NAMED else ""
+            warnings.warn(
+                f"these prompts are one prompt to {self.model.name!r}, which reads at most {self.model.longest_prompt} "
+                f"tokens, and of them the same: {'; '.join(same[:_NAMED])}{rest}. Shorten them, or leave one out.",
+                stacklevel=2,
+            )
+
     def _encode(self, prompt: str) -> Conditioning:
         encoded = self.model.encode_prompts([prompt]) | (self.model.tokenize([prompt]) if self.tokens else {})
+        for name, value in encoded.items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"the {name.replace('_', ' ')} that {self.model.name!r} in {self.model.dtype} makes of {prompt!r} "
+                    f"is not finite (NaN or infinite): {way_out(self.model.dtype)}."
+                )
         return {name: value.to("cpu", copy=True) for name, value in encoded.items()}
 
 

@@ -1,46 +1,57 @@
 """Pretrained models by name, folder or hub id; each is one adapter around a diffusers pipeline."""
 
-from functools import lru_cache
+import os
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
 from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
-from diffusion_gym.models.loading import load_pipeline_model
+from diffusion_gym.models.loading import load_pipeline_model, state_of
 
 __all__ = ["Conditioning", "Denoiser", "DiffusionModel", "LoRAConfig", "ModelDtype", "check_device", "load_model"]
+
+#: What :func:`load_model` was given, and the state of the files -> the model, for as long as somebody holds it.
+_loaded: MutableMapping[tuple[Any, ...], DiffusionModel] = WeakValueDictionary()
 
 
 def load_model(
     name: str | Path | DiffusionModel, device: str = "cpu", dtype: ModelDtype = "float32", vae_tiling: bool = False
 ) -> DiffusionModel:
-    """Load a pretrained model once; later calls with the same arguments share it.
+    """Load a pretrained model, and run it once; later calls with the same arguments share it while somebody holds it.
+
+    A folder whose files have changed is loaded again; who holds the model that was loaded from it before keeps that.
 
     Args:
         name: ``"emoji-animals"`` (shipped with this package), an exact model (``"exact-gaussian"``,
             ``"exact-mixture"``; as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a folder in diffusers'
-            layout, or a hub id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned
-            as it is.
+            layout (full weights, or a variant such as fp16), or a hub id such as
+            ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
         device: a torch device.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         vae_tiling: decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes
             less memory and leaves faint differences where tiles meet.
 
     Raises:
-        ValueError: an unknown name, device, dtype or model family.
+        ValueError: an unknown name, device, dtype or model family, or a model that cannot run.
     """
     if isinstance(name, DiffusionModel):
         return name
-    if isinstance(name, Path):
-        name = str(name)
+    if isinstance(name, str | Path):
+        name = os.path.expanduser(name)  # noqa: PTH111 - a Path would shorten "./owner/model" to a hub id
     if not isinstance(name, str):
         raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}.")
-    return _load(name, str(check_device(device)), dtype, vae_tiling)
+    key = (name, str(check_device(device)), dtype, vae_tiling, state_of(name))
+    model = _loaded.get(key)
+    if model is None:
+        model = _loaded[key] = _load(*key[:-1])
+    return model
 
 
-@lru_cache(maxsize=4)
 def _load(name: str, device: str, dtype: ModelDtype, vae_tiling: bool) -> DiffusionModel:
     from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactFlowModel, ExactModel
 

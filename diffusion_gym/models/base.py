@@ -1,7 +1,7 @@
 """The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -101,6 +101,15 @@ class DiffusionModel(ABC):
             ValueError: the model knows no prompts.
         """
         return self.encode_prompts([""])
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """Tokens of a prompt, the special ones included, behind which the model reads nothing; None without a limit."""
+        return None
+
+    def read_of(self, prompts: Sequence[str]) -> list[Hashable]:
+        """Return what the model reads of each of n texts, equal for two that are one to it; here the texts."""
+        return list(prompts)
 
     @property
     def token_limits(self) -> Mapping[str, tuple[int, int]]:

@@ -81,9 +81,17 @@ class Flux(PipelineModel):
         check_t5_tokenizer(self.name, "tokenizer_2", self.pipe.tokenizer_2, self.pipe.text_encoder_2)
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        scale, size = self.pipe.vae_scale_factor, self.pipe.vae.config.sample_size
+        scale = self.pipe.vae_scale_factor
+        # A VAE that names no size (AutoencoderTiny) draws what the pipeline does.
+        size = getattr(self.pipe.vae.config, "sample_size", None) or self.pipe.default_sample_size * scale
         side = 2 * (size // (2 * scale))  # whole patches of 2 x 2 latents
         return (self.pipe.transformer.config.in_channels // 4, side, side), (3, side * scale, side * scale)
+
+    @property
+    def prompt_readers(self) -> Mapping[str, int]:
+        """CLIP's tokenizer, and T5's."""
+        t5 = t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS)
+        return {"tokenizer": int(self.pipe.tokenizer_max_length), "tokenizer_2": t5}
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
+from diffusion_gym.models.files import FilesState, advice, advice_for_name, check_not_pointers, files_state
 from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.models.stable_diffusion import StableDiffusion
@@ -28,13 +29,30 @@ FAMILIES: dict[str, type[PipelineModel]] = {
 }
 
 
+def state_of(name: str) -> FilesState | str:
+    """Return what changes with the files that a name leads to, before anything is loaded.
+
+    Of a hub id it is the folder of its newest download, and without one an empty text.
+    """
+    folder = Path(_source(name))
+    if folder.exists() or name.count("/") != 1:
+        return files_state(folder)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return str(try_to_load_from_cache(name, "model_index.json") or "")
+    except ValueError:  # no hub id either, as loading says
+        return ""
+
+
 def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False) -> DiffusionModel:
     """Load the model called ``name``.
 
     Raises:
         ValueError: nothing is found under that name, or its pipeline class is not supported.
     """
-    source = str(ASSETS / name) if name in EMBEDDED else name
+    source = _source(name)
+    check_not_pointers(Path(source), f"model {name!r}")
     family = _pipeline_class(name, source)
     if family not in FAMILIES:
         raise ValueError(
@@ -42,6 +60,10 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_
             "docs/your-own-family.md shows how to add a family."
         )
     return FAMILIES[family](name, source, device, dtype, vae_tiling)
+
+
+def _source(name: str) -> str:
+    return str(ASSETS / name) if name in EMBEDDED else name
 
 
 def _pipeline_class(name: str, source: str) -> str:
@@ -58,11 +80,9 @@ def _hub_file(name: str, source: str) -> Path:
     from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS
 
     known, path = [*EMBEDDED, *EXACT_MODELS, *EXACT_FLOW_MODELS], Path(source)
-    if path.is_file():
-        raise ValueError(
-            f"model {name!r} is a file; expected a folder with a model_index.json. Convert a single-file checkpoint "
-            "with diffusers' PIPELINE.from_single_file(FILE).save_pretrained(FOLDER), and pass the folder."
-        )
+    helps = advice(path) if path.exists() else advice_for_name(name)
+    if helps is not None:
+        raise ValueError(f"model {name!r} {helps}.")
     if path.exists() or source.count("/") != 1 or source.startswith((".", "/")):
         raise ValueError(
             f"unknown model {name!r}: expected one of {known}, a folder with a model_index.json (as written by "

@@ -1,6 +1,7 @@
 """The Stable Diffusion 3 family (3 and 3.5): a flow-matching transformer and three text encoders, T5 optional."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
+from diffusion_gym.models.probe import check_sample_size
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
@@ -48,8 +50,10 @@ class StableDiffusion3(PipelineModel):
 
     def _load_options(self, source: str) -> Mapping[str, Any]:
         """A folder saved without T5 leaves it out, and diffusers then asks to be told that it is meant to be None."""
-        from diffusers import DiffusionPipeline
+        from diffusers import DiffusionPipeline, SD3Transformer2DModel
 
+        if (Path(source) / "transformer").is_dir():  # without a size it could not even be made
+            check_sample_size(self.name, SD3Transformer2DModel.load_config(source, subfolder="transformer"))
         saved = DiffusionPipeline.load_config(source)
         return {part: None for part in ("text_encoder_3", "tokenizer_3") if not any(saved.get(part) or [])}
 
@@ -59,6 +63,13 @@ class StableDiffusion3(PipelineModel):
         self._check_tokenizer("tokenizer_2", pipe.text_encoder_2.config.max_position_embeddings)
         if pipe.text_encoder_3 is not None:
             check_t5_tokenizer(self.name, "tokenizer_3", pipe.tokenizer_3, pipe.text_encoder_3)
+
+    @property
+    def prompt_readers(self) -> Mapping[str, int]:
+        """CLIP's tokenizers, and T5's where there is one."""
+        clip = dict.fromkeys(("tokenizer", "tokenizer_2"), int(self.pipe.tokenizer_max_length))
+        t5 = self.pipe.tokenizer_3
+        return clip if t5 is None else {**clip, "tokenizer_3": t5_tokens(t5, _T5_TOKENS)}
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         first, second = self.pipe.text_encoder.config, self.pipe.text_encoder_2.config

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from diffusion_gym.models.adapters import share_weights
 from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, LoRAConfig, Trained
-from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel, share_weights
+from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 #: Groups of layers that LoRA adapts, by their suffixes in CLIP's text encoders.
@@ -70,6 +71,12 @@ class TrainableTextModel(PipelineModel):
         """
 
     @property
+    def prompt_readers(self) -> Mapping[str, int]:
+        """Each text encoder's tokenizer, which is filled up or cut to its own length."""
+        names = [_tokenizer_of(encoder) for encoder in self.text_encoders]
+        return {name: int(getattr(self.pipe, name).model_max_length) for name in names}
+
+    @property
     def token_limits(self) -> Mapping[str, tuple[int, int]]:
         """Name -> (L, size of the vocabulary), of each text encoder's tokens."""
         limits = {}
@@ -84,9 +91,8 @@ class TrainableTextModel(PipelineModel):
         for encoder, name in self.text_encoders.items():
             tokenizer = self._tokenizer(encoder)
             length = tokenizer.model_max_length
-            encoded = tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            )
+            texts = self._expanded(prompts, tokenizer)
+            encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             tokens[name] = encoded.input_ids.to(self.device)
         return tokens
 
@@ -108,10 +114,14 @@ class TrainableTextModel(PipelineModel):
                 raise ValueError(
                     f"the {encoder} of {self.name!r} masks padding, which is not supported in training it."
                 )
+        component = self.denoiser_class.component
+        adapted = dict.fromkeys(self.text_encoders, TEXT_LORA_GROUPS)
+        self._check_targets(lora, adapted | ({component: self.lora_groups} if trained == "both" else {}))
         encoders = {name: self._trainable(name, lora, TEXT_LORA_GROUPS) for name in self.text_encoders}
         if trained == "both":
-            return TextDenoiser(self.build_denoiser(lora), encoders, self.encode_tokens)
-        frozen = share_weights(getattr(self.pipe, self.denoiser_class.component))
+            denoiser = self.denoiser_class(self._trainable(component, lora, self.lora_groups))
+            return TextDenoiser(denoiser, encoders, self.encode_tokens)
+        frozen = share_weights(getattr(self.pipe, component))
         return TextDenoiser(self.denoiser_class(frozen), encoders, self.encode_tokens)
 
     def export(self, denoiser: Denoiser, folder: Path, lora: LoRAConfig | None) -> None:
@@ -125,4 +135,8 @@ class TrainableTextModel(PipelineModel):
         return self._save_pipeline(folder, {name: copy.deepcopy(part).to(dtype) for name, part in parts.items()})
 
     def _tokenizer(self, encoder: str) -> Any:
-        return getattr(self.pipe, encoder.replace("text_encoder", "tokenizer"))
+        return getattr(self.pipe, _tokenizer_of(encoder))
+
+
+def _tokenizer_of(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
+from diffusion_gym.models.probe import check_sample_size
 
 
 class PixelDenoiser(PipelineDenoiser):
@@ -47,6 +48,7 @@ class UnconditionalPixels(PipelineModel):
             )
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        check_sample_size(self.name, self.denoiser_config)
         size = self.pipe.unet.config.sample_size
         shape = (3, *((size, size) if isinstance(size, int) else size))
         return shape, shape

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_gym.chunks import in_chunks
 from diffusion_gym.rewards.clip import load_clip
-from diffusion_gym.rewards.weights import check_placement, embedded, in_chunks, not_found
+from diffusion_gym.rewards.weights import check_placement, embedded, not_found
 
 #: Positions of the linear layers in LAION's published head; dropout lies between them, and no activation.
 LAYERS = (0, 2, 4, 6, 7)

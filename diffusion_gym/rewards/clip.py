@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from diffusion_gym._torchvision import repair_torchvision
+from diffusion_gym.chunks import in_chunks
 from diffusion_gym.rewards.captioner import to_pillow
 from diffusion_gym.rewards.trial import tried
-from diffusion_gym.rewards.weights import in_chunks, not_found
+from diffusion_gym.rewards.weights import not_found
 
 
 @cache

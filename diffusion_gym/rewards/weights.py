@@ -1,14 +1,11 @@
 """Where reward models come from: the package's own small ones, a folder, or the model hub; and what to do without."""
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-from torch import Tensor
-
 from diffusion_gym.models import check_device
+from diffusion_gym.models.files import check_not_pointers
 from diffusion_gym.models.loading import ASSETS
 
 #: The small reward models of the emoji-animals world: clip/, aesthetic/, captioner/ and bert/.
@@ -40,6 +37,7 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
         error: what the loading library raised.
         hub_id: the repository to download; by default the value, where it looks like one.
     """
+    check_not_pointers(Path(value), f"{option}={value}")
     why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if hub_id is None and value.count("/") == 1 and not value.startswith((".", "/")) and not Path(value).exists():
         hub_id = value
@@ -58,23 +56,3 @@ def check_placement(chunk_size: int, device: str | None) -> None:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     if device is not None:
         check_device(device)
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
-    """Apply a function to exactly ``size`` rows at a time, the last ones padded with copies of the last row.
-
-    Kernels depend on the batch's shape; at one size a row's result does not depend on the rows beside it, to the bit.
-
-    Args:
-        function: (size, ...) -> (size, ...).
-        rows: (n, ...), n >= 1.
-        size: rows at a time.
-
-    Returns:
-        (n, ...), what the function made of the rows.
-    """
-    results = []
-    for part in rows.split(size):
-        index = torch.arange(size, device=rows.device).clamp(max=len(part) - 1)
-        results.append(function(part[index])[: len(part)])
-    return torch.cat(results)

@@ -88,6 +88,12 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
             f"num_inference_steps={steps} with steps_offset={scheduler.config.steps_offset} asks for the time "
             f"{int(scheduler.timesteps.max())}, beyond the last training time {limit - 1}; take fewer steps."
         )
+    a = scheduler.alphas_cumprod
+    if not bool(((a >= 0) & (a <= 1)).all()) or not bool((scheduler.timesteps.diff() < 0).all()):
+        raise ValueError(
+            f"the noise schedule must give every training time an a_t in [0, 1], and the {steps} steps falling times; "
+            f"got a_t from {float(a.max()):g} to {float(a.min()):g}. Check betas and timestep_spacing of the scheduler."
+        )
     if prediction_type == "epsilon" and bool((scheduler.alphas_cumprod[scheduler.timesteps] == 0).any()):
         raise ValueError(
             "epsilon prediction says nothing of x_0 at zero terminal SNR (rescale_betas_zero_snr); the model must "

@@ -38,6 +38,16 @@ class FlowSchedule(Schedule):
     kind: ClassVar[str] = "flow-matching"
     samplers: ClassVar[tuple[str, ...]] = ("flow-sde", "cps")
 
+    def __post_init__(self) -> None:
+        """Refuse a grid whose steps go nowhere: their std would be 0 or NaN."""
+        falling = bool((self.sigmas[1:] < self.sigmas[:-1]).all()) and bool((self.timesteps.diff() < 0).all())
+        if not (falling and 0 < float(self.sigmas[0]) <= 1 and float(self.sigmas[-1]) >= 0):
+            raise ValueError(
+                f"the {self.num_inference_steps} times of this flow model's grid must fall from at most 1 to 0, got "
+                f"{_shortened(self.sigmas)}. Its scheduler moves them there (shift {self.shift:g}): set shift (3 is "
+                "usual), shift_terminal or the number of steps so that they stay apart."
+            )
+
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n training times, (n,), float32: uniform u, shifted as the grid is.
 
@@ -76,7 +86,8 @@ def make_flow_schedule(
     steps = check_steps(num_inference_steps, int(scheduler_config.get("num_train_timesteps", 1000)))
     if scheduler_config.get("invert_sigmas", False):
         raise ValueError("invert_sigmas is not supported: the samplers take t from 1 (noise) to 0. Set it to False.")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
+    with np.errstate(all="ignore"):  # times that are NaN are refused below, in our own words
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
     config = scheduler.config
     if config.shift_terminal and steps == 1:
         raise ValueError("with shift_terminal one step is not defined (its time is both 1 and the terminal); take 2.")
@@ -85,13 +96,20 @@ def make_flow_schedule(
         mu = _resolution_shift(config, image_sequence_length)
         shift = math.exp(mu) if config.time_shift_type == "exponential" else mu
     sigmas = np.linspace(1.0, 1 / steps, steps).tolist() if equal_steps else None
-    scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
+    with np.errstate(all="ignore"):
+        scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
     return FlowSchedule(
         timesteps=scheduler.timesteps.float(),
         num_train_timesteps=int(config.num_train_timesteps),
         sigmas=scheduler.sigmas.float(),
         shift=shift,
     )
+
+
+def _shortened(times: Tensor) -> str:
+    """Write at most eight times."""
+    shown = [f"{time:.7g}" for time in times.tolist()]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-3:]])
 
 
 def _resolution_shift(config: Any, tokens: int) -> float:

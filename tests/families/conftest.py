@@ -93,8 +93,9 @@ def _unet(**config: Any) -> Any:
     """Return a UNet2DConditionModel for latents (4, 8, 8)."""
     from diffusers import UNet2DConditionModel
 
-    sizes = {"block_out_channels": (8, 16), "attention_head_dim": 4, "norm_num_groups": 4}
-    return UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, **{**sizes, **config})
+    sizes: dict[str, Any] = {"block_out_channels": (8, 16), "attention_head_dim": 4, "norm_num_groups": 4}
+    sizes |= {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1}
+    return UNet2DConditionModel(**{**sizes, **config})
 
 
 def _ddim(**config: Any) -> Any:
@@ -408,6 +409,28 @@ def built(request: pytest.FixtureRequest, build: Callable[[str], Built]) -> Buil
 def built_or_variant(request: pytest.FixtureRequest, build: Callable[[str], Built]) -> Built:
     """Each family's tiny pipeline, and each variant."""
     return build(request.param)
+
+
+@pytest.fixture
+def altered(build: Callable[[str], Built], tmp_path: Path) -> Callable[..., str]:
+    """``altered(family, change, unet={...})``: the folder of its tiny pipeline, of which something is different.
+
+    ``change(pipe)`` alters it in place; parts are modules to replace its own, or of Stable Diffusion's UNet and VAE the
+    settings that differ.
+    """
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    builders = {"unet": lambda **given: _unet(**{"cross_attention_dim": 32, **blocks, **given}), "vae": _vae}
+
+    def alter(family: str, change: Callable[[Any], None] = lambda pipe: None, **parts: Any) -> str:
+        pipe = build(family).plain()
+        for name, part in parts.items():
+            setattr(pipe, name, builders[name](**part) if isinstance(part, dict) else part)
+        change(pipe)
+        pipe.save_pretrained(tmp_path / "altered")
+        return str(tmp_path / "altered")
+
+    return alter
 
 
 @pytest.fixture

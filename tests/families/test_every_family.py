@@ -140,6 +140,28 @@ def test_prompts_and_guidance_matter(built: Any) -> None:
     assert (latents - draw(built, pipe, "latent", guidance=built.family.guidance)).abs().max() > 1e-2
 
 
+def test_guidance_of_at_most_1_is_none_as_in_diffusers(build: Callable) -> None:
+    """And costs no second forward; where a distilled model takes it as an input, 0 is a value like any other."""
+    for name in ("sd", "sd3"):
+        built = build(name)
+        policies = [DenoisingPolicy(built.model, STEPS, PolicyConfig(guidance_scale=g, eta=0.0)) for g in (0.0, 1.0)]
+        with pytest.warns(UserWarning, match=r"guidance_scale 0\.5 is no guidance"):
+            policies.append(DenoisingPolicy(built.model, STEPS, PolicyConfig(guidance_scale=0.5, eta=0.0)))
+        assert {policy.forwards_per_row for policy in policies} == {1}
+        latents = [denoise(built, policy)[0] for policy in policies]
+        assert torch.equal(latents[0], latents[1])
+        assert torch.equal(latents[2], latents[1])
+        theirs = draw(built, built.plain(), "latent", guidance=0.0)
+        torch.testing.assert_close(latents[0], theirs, rtol=1e-4, atol=1e-4)
+    distilled = build("flux")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policies = [
+            DenoisingPolicy(distilled.model, STEPS, PolicyConfig(guidance_scale=g, eta=0.0)) for g in (0.0, 0.5)
+        ]
+    assert (denoise(distilled, policies[0])[0] - denoise(distilled, policies[1])[0]).abs().max() > 1e-4
+
+
 # ---- training
 
 

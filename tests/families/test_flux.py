@@ -44,14 +44,13 @@ def test_packing_is_the_pipelines(flux: Any) -> None:
 
 def test_what_the_transformer_is_given_is_the_pipelines(flux: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Places of image and text tokens, time, guidance and embeddings, as the pipeline itself passes them."""
-    pipe, given = flux.plain(), []
+    pipe, model, given = flux.plain(), flux.model, []
     forward = type(pipe.transformer).forward
     monkeypatch.setattr(
         type(pipe.transformer), "forward", lambda *args, **kwargs: given.append(kwargs) or forward(*args, **kwargs)
     )
     call = {"num_inference_steps": 2, "guidance_scale": 3.5, "height": 16, "width": 16, "max_sequence_length": 16}
     pipe(["a cat"], generator=torch.Generator().manual_seed(0), output_type="latent", **call)
-    model = flux.model
     policy = DenoisingPolicy(model, 2, PolicyConfig(guidance_scale=3.5, trainable="full", eta=0.0))
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -102,9 +101,9 @@ def test_conditioning_is_the_pipelines(flux: Any) -> None:
 
 
 def test_size_is_the_vaes_in_whole_patches(flux: Any, tmp_path: Path) -> None:
-    """16 pixels are 8 latents, 4 tokens a side; of 18 pixels the last two are no whole patch; 1,024 are 512 latents."""
+    """16 pixels are 8 latents, 4 tokens a side; of 18 pixels the last two are no whole patch; 96 are 48 latents."""
     assert (flux.model.latent_shape, flux.model.image_shape) == ((4, 8, 8), (3, 16, 16))
-    for pixels, latents in ((18, 8), (1024, 512)):
+    for pixels, latents in ((18, 8), (96, 48)):
         folder = _copy(flux.folder, tmp_path / str(pixels), "vae/config.json", sample_size=pixels)
         model = load_model(str(folder))
         assert (model.latent_shape, model.image_shape) == ((4, latents, latents), (3, 2 * latents, 2 * latents))

@@ -33,6 +33,50 @@ def small(make_env: Callable, folder: str, cls: type = DDPO, **config: Any) -> D
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_a_textual_inversion_of_several_vectors_is_read_whole(
+    altered: Callable[..., str], make_env: Callable, name: str
+) -> None:
+    """Each tokenizer with its own, as the pipeline expands them; the policy's text encoders see what the frozen do."""
+
+    def learned(pipe: Any) -> None:
+        pipe.load_textual_inversion({"<toy>": torch.ones(3, 32)}, token="<toy>")
+        if name == "sdxl":
+            second = {"text_encoder": pipe.text_encoder_2, "tokenizer": pipe.tokenizer_2}
+            pipe.load_textual_inversion({"<toy>": torch.ones(2, 32)}, token="<toy>", **second)
+
+    model = load_model(altered(name, learned))
+    tokens = model.tokenize(["a <toy>"])
+    for key, vectors in zip(TOKENS[name], (3, 2), strict=False):
+        words = getattr(model.pipe, key.replace("prompt_tokens", "tokenizer")).convert_ids_to_tokens(tokens[key][0])
+        assert [word for word in words if "toy" in word] == ["<toy>", "<toy>_1", "<toy>_2"][:vectors]
+        assert int(tokens[key].max()) < model.token_limits[key][1]
+    encoders = {part: getattr(model.pipe, part) for part in model.text_encoders}
+    encoded, whole = model.encode_tokens(encoders, tokens), model.encode_prompts(["a <toy>"])
+    assert all(torch.allclose(encoded[key], whole[key], atol=1e-5) for key in encoded)
+    assert model.read_of(["a <toy>"]) != model.read_of(["a <toy"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "trained", "told"),
+    [
+        (
+            ("to_q", "to_k"),
+            "both",
+            r"no layer of the text_encoder of .*endings of its layers: text_encoder k_proj",
+        ),
+        (("to_q", "lora_te_q"), "both", r"none ends in 'lora_te_q'\. Expected 'attention'.*unet .*to_q"),
+        (("to_q",), "text_encoder", r"none ends in 'to_q'\. Expected 'attention'.*text_encoder k_proj"),
+    ],
+)
+def test_targets_meet_every_part(build: Callable, targets: tuple[str, ...], trained: Any, told: str) -> None:
+    """peft is silent of a name that no layer has, so long as another has one."""
+    model = build("sd").model
+    with pytest.raises(ValueError, match=told):
+        model.build_text_denoiser(LoRAConfig(targets=targets), trained)
+    model.build_text_denoiser(LoRAConfig(targets=("to_q", "q_proj")), "both")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_are_the_pipelines_and_a_valid_observation(build: Callable, make_env: Callable, name: str) -> None:
     built = build(name)
     env = make_env(built.folder, prompt_tokens=True)

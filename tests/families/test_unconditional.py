@@ -117,6 +117,7 @@ def test_prompts_reach_the_reward_alone(ddpm: Any, make_env: Callable) -> None:
 def test_guidance_is_refused(ddpm: Any, make_env: Callable) -> None:
     with pytest.raises(ValueError, match=r"is unconditional: .* Leave guidance_scale at 1"):
         DDPO(make_env(ddpm.folder), guidance_scale=2.0)
+    DDPO(make_env(ddpm.folder), guidance_scale=0.0, trainable="full")  # none, as in diffusers
 
 
 def test_merged_adapters_are_in_the_exported_unet(ddpm: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Flow-SDE and CPS: the grid and the noiseless step against diffusers' scheduler, the noisy ones against the papers."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -236,3 +237,23 @@ def test_samplers_by_name() -> None:
         expected = rf"sampler '{sampler}' does not fit this flow-matching model; .* \['flow-sde', 'cps'\]"
         with pytest.raises(ValueError, match=expected):
             make_transition(schedule, sampler, 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"shift": 1e9}, {"shift": 1e-9}, {"shift": 0.0}, {"shift": -3.0}, {"shift": 1e9, "shift_terminal": 0.1}],
+    ids=str,
+)
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_grid_whose_times_collapse_is_refused(config: dict[str, Any], equal: bool) -> None:
+    """Steps from a time to itself would have a std of 0, or NaN."""
+    shift = re.escape(f"(shift {config['shift']:g})")
+    told = rf"the 10 times of this flow model's grid must fall from at most 1 to 0, got .*{shift}"
+    with pytest.raises(ValueError, match=told):
+        _ours(config, 10, 1024, equal)
+
+
+def test_a_grid_made_by_hand_must_fall_too() -> None:
+    for sigmas in ([1.0, 1.0, 0.0], [1.0, math.nan, 0.0], [0.5, 0.7, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match="must fall from at most 1 to 0"):
+            FlowSchedule(torch.tensor(sigmas[:2]) * 1000, 1000, torch.tensor(sigmas), 1.0)

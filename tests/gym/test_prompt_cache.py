@@ -1,5 +1,6 @@
 """Encoded prompts: each made by itself, kept in main memory within a bound, and the same when one comes back."""
 
+import warnings
 from typing import Any
 
 import gymnasium
@@ -64,6 +65,35 @@ def test_tokens_are_kept_and_counted(tiny_sd: str) -> None:
     cache = PromptCache(load_model(tiny_sd), tokens=True)
     assert cache(["cat"])[0]["prompt_tokens"].shape == (1, 16)
     assert cache.nbytes == EMBEDDING + 16 * 8
+
+
+def test_prompts_that_are_one_to_the_model_are_said(tiny_sd: str) -> None:
+    """Of 16 tokens two are the beginning and the end; the vocabulary spells in letters, and knows no capitals."""
+    model = load_model(tiny_sd)
+    same = ["bbbbbbbbbbbbbb and a hat", "bbbbbbbbbbbbbb and a scarf"]
+    told = rf"one prompt to '.*', which reads at most 16 tokens, and of them the same: '{same[0]}' and '{same[1]}'\. "
+    cache = PromptCache(model)
+    with pytest.warns(UserWarning, match=told) as said:
+        cache(["cat", *same, "dog"])
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache([*same, "cat", "bird"])
+        PromptCache(load_model("exact-mixture"))(["", "anywhere", "north"])  # it reads no tokens
+    with pytest.warns(UserWarning, match=r"'cat' and 'CAT'\. "):
+        cache(["CAT"])
+    with pytest.warns(UserWarning, match="bbbbbbbbbbbbbb1.*and 2 more pairs") as said:
+        gymnasium.make("DiffusionDenoise-v0", model=tiny_sd, prompts=[f"bbbbbbbbbbbbbb{n}" for n in range(6)])
+    assert len(said) == 1
+
+
+def test_embeddings_that_overflow_are_refused(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of T5 in float16."""
+    model = load_model(tiny_sd, dtype="float16")
+    encoded = {"prompt_embedding": torch.full((1, 16, 32), torch.inf)}
+    monkeypatch.setattr(model, "encode_prompts", lambda prompts: encoded)
+    with pytest.raises(ValueError, match=r"embedding that '.*' in float16 makes of 'cat' is not finite.*'bfloat16' or"):
+        PromptCache(model)(["cat"])
 
 
 def test_a_prompt_that_cannot_be_encoded_leaves_the_cache_as_it_was() -> None:

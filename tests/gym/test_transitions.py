@@ -352,3 +352,9 @@ def test_learned_variance_is_refused_by_ddpm_alone() -> None:
     DDIM(schedule)
     with pytest.raises(ValueError, match="'fixed_small' and 'fixed_large', got 'learned'; use the DDIM sampler"):
         DDPM(schedule)
+
+
+def test_a_noise_schedule_out_of_bounds_is_refused() -> None:
+    """Betas beyond 1 make an a_t below 0, whose root is NaN."""
+    with pytest.raises(ValueError, match=r"must give every training time an a_t in \[0, 1\].*Check betas"):
+        make_schedule(_config(beta_start=1.2, beta_end=1.5), 10)

@@ -188,6 +188,8 @@ PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "fractional chunk": (lambda: PolicyConfig(chunk_size=2.5), ValueError, "chunk_size must be an integer, got 2.5"),
     "fractional rank": (lambda: PolicyConfig(lora=LoRAConfig(rank=1.5)), ValueError, "rank must be an integer, got 1.5"),
     "NaN alpha": (lambda: LoRAConfig(alpha=NAN), ValueError, "LoRA needs rank >= 1, alpha > 0 and at least one target, got .*alpha=nan"),
+    "targets in one text": (lambda: LoRAConfig(targets=("to_q,to_k",)), ValueError, "the LoRA target 'to_q,to_k' is no layer's name: .*each by itself .to_q to_k."),
+    "a target as a pattern": (lambda: LoRAConfig(targets=("attn2.to_.*",)), ValueError, "the LoRA target 'attn2.to_.*' is no layer's name"),
     "one target spelled out": (lambda: PolicyConfig(lora=LoRAConfig(targets="attention")), ValueError, "targets must be a tuple of texts, got 'attention'"),
     "a mapping as the policy": (lambda: ddpo(policy={"eta": 1.0}), ValueError, r"policy must be a PolicyConfig, got \{'eta': 1\.0\}"),
     "a number as the evaluation": (lambda: ddpo(evaluation=5), ValueError, "evaluation must be a EvaluationConfig, got 5"),

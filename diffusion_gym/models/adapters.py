@@ -1,0 +1,105 @@
+"""Low-rank adapters in a pipeline's networks: put in, checked against the layers' names, and merged."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from diffusion_gym.models.base import LoRAConfig
+
+#: Names for groups of layers -> the endings of the layers' names.
+Groups = Mapping[str, tuple[str, ...]]
+#: Endings that an error lists.
+_LISTED = 16
+
+
+def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[nn.Module, Groups]]) -> None:
+    """Raise ValueError for a target that no part has, and for a part that has none of the targets.
+
+    Args:
+        name: the model's.
+        lora: adapters, or None where all weights are trained.
+        parts: component of the pipeline -> (the network, its groups), all that are to be adapted.
+    """
+    if lora is None:
+        return
+    for target in lora.targets:
+        if not any(target in groups or _has(network, (target,)) for network, groups in parts.values()):
+            raise ValueError(
+                f"no layer of {name!r} could be adapted with LoRA targets {lora.targets}: none ends in {target!r}. "
+                f"Expected 'attention', 'all', or endings of its layers: {_listed(parts)}."
+            )
+    for component, (network, groups) in parts.items():
+        if not _has(network, lora.layers(groups)):
+            raise ValueError(
+                f"no layer of the {component} of {name!r} could be adapted with LoRA targets {lora.targets}, and it "
+                f"is to be trained. Give 'attention', or also endings of its layers: "
+                f"{_listed({component: parts[component]})}."
+            )
+
+
+def with_adapters(pretrained: nn.Module, lora: LoRAConfig, groups: Groups, own_method: bool) -> nn.Module:
+    """Return a copy on the same frozen weights, with float32 adapters to train.
+
+    Args:
+        pretrained: the pipeline's network.
+        lora: adapters whose targets :func:`check_targets` has seen.
+        groups: the network's.
+        own_method: whether the network has diffusers' or transformers' ``add_adapter``.
+
+    Raises:
+        ValueError: a target is a layer that peft cannot adapt.
+    """
+    import peft
+
+    network = share_weights(pretrained)
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.layers(groups)), init_lora_weights="gaussian"
+    )
+    if own_method:
+        network.add_adapter(config)
+    else:
+        peft.inject_adapter_in_model(config, network)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return network
+
+
+def share_weights(network: nn.Module) -> Any:
+    """Return a copy of a frozen network on the same weights: adapters can be put into it, and it takes no memory."""
+    weights = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """Merge a network's adapters into its weights, in place, and leave no trace of them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, layer.get_base_layer())
+    return network
+
+
+def _has(network: nn.Module, endings: tuple[str, ...]) -> bool:
+    """Whether a layer's name ends so, as peft compares them."""
+    after = tuple(f".{ending}" for ending in endings)
+    return any(name in endings or name.endswith(after) for name, _ in network.named_modules())
+
+
+def _listed(parts: Mapping[str, tuple[nn.Module, Groups]]) -> str:
+    """List the endings of the layers that can be adapted, of each part."""
+    told = []
+    for component, (network, _) in parts.items():
+        endings: dict[str, None] = {}
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                *before, last = name.rsplit(".", 2)
+                endings[f"{before[-1]}.{last}" if last.isdecimal() and before else last] = None
+        more = ", ..." if len(endings) > _LISTED else ""
+        told.append(f"{component} {', '.join(list(endings)[:_LISTED])}{more}")
+    return "; ".join(told)
