@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from algorithms.callback_locals import Step
 from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.reference import Reference
 from algorithms.scoring import RolloutScorer
@@ -124,7 +125,7 @@ def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
             rollout.log_probs[step, part] = policy.log_prob(chunk, next_latents[part])[0]
 
 
-OnStep = Callable[[Tensor], bool]
+OnStep = Callable[[Step], bool]
 
 
 class InterruptedRollout(Exception):  # noqa: N818 - a request, not an error
@@ -178,7 +179,7 @@ def collect(
         first_image: global index of the first image.
         whole_trajectory: keep all latents and log-probs, or the endpoints alone.
         streams: of the initial latents and of the steps' noise.
-        on_step: called after every step of the environments with ``dones`` (n,); False stops.
+        on_step: called after every step of the environments; False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
         reference: the starting model, if the KL to it is to be measured; a forward more a row.
         split: which images are denoised here; None is all of them. Every rank must collect at the same time.
@@ -237,11 +238,14 @@ def _round(
         noise = torch.stack([torch.randn(x.shape[1:], generator=source) for source in sources]).to(x.device)
         rows = Rows(x, torch.full((n,), t, dtype=torch.long, device=x.device), conditioning)
 
-        def step(rows: Rows = rows, noise: Tensor = noise) -> tuple[Tensor, Tensor, dict[str, Any], bool]:
+        def step(rows: Rows = rows, noise: Tensor = noise, t: int = t) -> tuple[Tensor, Tensor, dict[str, Any], bool]:
             x, log_prob = policy.sample(rows, noise, None if kl is None else kl.adder(mine))
-            _, _, dones, _, info = env.step(x)
+            observation, _, _, _, info = env.step(x)
             scorer.check()
-            return x, log_prob, info, on_step is None or on_step(dones)
+            if on_step is None:
+                return x, log_prob, info, True
+            ended = t == env.num_inference_steps - 1
+            return x, log_prob, info, on_step(Step(x, observation, info, scorer.latest if ended else None))
 
         x, log_prob, info, going = rollout.split.ranks.call(step)
         if whole:
