@@ -174,7 +174,6 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
     def _setup_model(self) -> None:
         """Build the policy; subclasses add optimizer and statistics."""
-        self._setup_lr_schedule()
         # peft draws new adapters from the global generator; here they belong to the run's seed, and the user's
         # generator is left as it was.
         with torch.random.fork_rng():

@@ -27,8 +27,8 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
     """
 
     config: Config
-    _current_rate: float = math.nan  # nothing is set yet
-    _group_rates: tuple[float, ...] = ()
+    _current_rate: float = math.nan  # of the last update, or of the first to come
+    _group_rates: tuple[float, ...] = ()  # as they were left in the optimizer
 
     @property
     def learning_rate(self) -> float | Schedule:
@@ -53,6 +53,8 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
         else:
             check_schedule(value)
         self._learning_rate = value
+        if math.isnan(self._current_rate):
+            self._current_rate = _checked(self.lr_schedule, 1.0)
 
     @property
     def lr_schedule(self) -> Schedule:
@@ -87,20 +89,19 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
         self._current_rate = rate
 
     def _set_rate(self, optimizer: Optimizer, rate: float) -> None:
-        found = _rates(optimizer)
-        if self._group_rates and found != self._group_rates:
-            raise ValueError(
-                f"the optimizer's learning rate was changed to {found[0]!r} in its param_groups, where neither the log "
-                f"nor a checkpoint sees it; set the algorithm's instead: model.learning_rate = {found[0]!r}."
-            )
+        for found, left in zip(_rates(optimizer), self._group_rates, strict=False):
+            if found not in (left, rate):
+                raise ValueError(
+                    f"the optimizer's learning rate was changed to {found!r} in its param_groups, where neither the "
+                    f"log nor a checkpoint sees it; set the algorithm's instead: model.learning_rate = {found!r}."
+                )
         for group in optimizer.param_groups:
             if group["lr"] == self._current_rate:  # a group with a rate of its own keeps it
                 group["lr"] = rate
         self._group_rates = _rates(optimizer)
 
     def _setup_lr_schedule(self) -> None:
-        """Begin with the schedule's first rate."""
-        self._current_rate = _checked(self.lr_schedule, 1.0)
+        """Do nothing: the schedule always is :attr:`learning_rate`'s."""
 
 
 def check_schedule(schedule: object) -> None:
