@@ -105,7 +105,7 @@ def test_a_resumed_schedule_equals_never_stopping(
     whole.learn(4 * ITERATION)
     stopped.learn(4 * ITERATION, lambda locals_, globals_: stopped.iteration < 2)
     stopped.save(tmp_path / "run")
-    with pytest.raises(ValueError, match="schedule of the learning rate.*give it again, load"):
+    with pytest.raises(ValueError, match=r"schedule of the learning rate.*give it again, load"):
         type(stopped).load(tmp_path / "run")
     resumed = type(stopped).load(tmp_path / "run", learning_rate=schedule)
     resumed.learn(2 * ITERATION, reset_num_timesteps=False)
@@ -236,7 +236,7 @@ MISTAKES: dict[str, tuple[Callable[[DDPO], Any], type[Exception], str]] = {
     "NaN": (set_rate(float("nan")), ValueError, "learning_rate must be a finite number, got nan"),
     "a schedule below 0": (set_rate(lambda progress: progress - 0.5), ValueError, "gave -0.5 at remaining progress 0"),
     "a schedule of NaN": (set_schedule(lambda progress: float("nan")), ValueError, "gave nan at remaining progress 1"),
-    "a schedule of text": (set_schedule(lambda progress: "fast"), TypeError, "must turn .* into a number; at 1 it failed"),
+    "a schedule of text": (set_schedule(lambda progress: "fast"), TypeError, "into a number; at 1 it failed"),
     "a schedule of nothing": (set_rate(lambda: 0.1), TypeError, "at 1 it failed: .*takes 0 positional arguments"),
     "in a configuration": (
         lambda _: DDPOConfig(learning_rate=linear), ValueError,  # type: ignore[arg-type]

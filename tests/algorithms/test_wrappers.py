@@ -180,7 +180,9 @@ def test_what_cannot_matter_passes(name: str) -> None:
 
 def test_a_time_limit_below_the_episode_is_refused() -> None:
     for env in (one(max_episode_steps=2), DummyVecEnv([lambda: single.TimeLimit(one(), 2)])):
-        with pytest.raises(ValueError, match=r"TimeLimit\(2\) would end episodes of 3 steps early.*num_inference_steps=2"):
+        with pytest.raises(
+            ValueError, match=r"TimeLimit\(2\) would end episodes of 3 steps early.*num_inference_steps=2"
+        ):
             find_mdp(env)
 
 
@@ -206,7 +208,7 @@ def test_what_only_looks_like_the_environment_is_refused() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.env, name)
 
-    with pytest.raises(TypeError, match="expected a DiffusionDenoise environment.*got Forwarding"):
+    with pytest.raises(TypeError, match=r"expected a DiffusionDenoise environment.*got Forwarding"):
         find_mdp(Forwarding(one().unwrapped))
 
 
@@ -215,8 +217,8 @@ LOOKED_AT = {
     single: "AtariPreprocessing DelayObservation DtypeObservation DiscretizeObservation FilterObservation "
     "FlattenObservation FrameStackObservation GrayscaleObservation TransformObservation MaxAndSkipObservation "
     "NormalizeObservation AddRenderObservation ResizeObservation ReshapeObservation RescaleObservation "
-    "TimeAwareObservation ClipAction DiscretizeAction TransformAction RescaleAction StickyAction RepeatAction ClipReward "
-    "TransformReward NormalizeReward ArrayConversion JaxToNumpy JaxToTorch NumpyToTorch",
+    "TimeAwareObservation ClipAction DiscretizeAction TransformAction RescaleAction StickyAction RepeatAction "
+    "ClipReward TransformReward NormalizeReward ArrayConversion JaxToNumpy JaxToTorch NumpyToTorch",
     vector: "VectorizeTransformObservation VectorizeTransformAction VectorizeTransformReward DtypeObservation "
     "FilterObservation FlattenObservation GrayscaleObservation TransformObservation NormalizeObservation "
     "ResizeObservation ReshapeObservation RescaleObservation ClipAction TransformAction RescaleAction ClipReward "
