@@ -314,6 +314,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         else:
             self._evaluate_if_due(final=True)
         callback.on_training_end()
+        self._callback_locals = CallbackLocals()  # the former ones hold this algorithm and its callbacks
         return self
 
     @abstractmethod

@@ -178,7 +178,7 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
         custom_objects: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` goes on to the bit.
+        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` resumes bit for bit.
 
         Args:
             path: what :meth:`save` wrote; a binary file that is open is read from its begin.

@@ -199,7 +199,8 @@ def test_a_step_is_copied_from_the_device_when_it_is_read(make: Callable, monkey
     model.learn(ITERATION, [stop, Count()])
     assert copied == []
     assert stop.n_episodes == IMAGES
-    assert not any(isinstance(value, callback_locals.Step) for value in model._callback_locals.data.values())
+    assert not any(isinstance(value, callback_locals.Step) for value in stop.locals.data.values())
+    assert model._callback_locals.data == {}
     make().learn(ITERATION, lambda locals_, globals_: locals_["actions"] is locals_["actions"])
     assert len(copied) == 2 * STEPS
 
