@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from algorithms.averaging import WeightAverage
+from algorithms.callback_locals import CallbackLocals, Step
 from algorithms.config import check_held_out, divisor, override
 from algorithms.distributed import RanksOutOfMemory, current_ranks, synchronising
 from algorithms.evaluation import (
@@ -27,16 +28,17 @@ from algorithms.evaluation import (
     rollout_metrics,
     warn_of_equal_rewards,
 )
-from algorithms.optimizers import check_optimizer, make_optimizer
+from algorithms.learning_rate import Config
+from algorithms.optimizers import check_optimizer
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
 from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
-from algorithms.saving import Config, SavedAlgorithm
+from algorithms.saving import SavedAlgorithm
 from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.sharding import whole
 from algorithms.skips import SkippedUpdates
 from algorithms.split import Chunk, Part, Split
-from algorithms.stable_baselines import check_learn_arguments
+from algorithms.stable_baselines import check_learn_arguments, unobserved
 from algorithms.vec_env import DenoiseVecEnv, find_mdp
 from algorithms.within_memory import is_out_of_memory, within_memory
 from diffusion_gym.envs.vector import DenoiseVectorEnv
@@ -104,7 +106,9 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             tensorboard_log: folder for TensorBoard events.
             device: where the environment of an id is made, "auto" on CUDA where there is, None on the CPU. An
                 environment that is given has its device already, and another is refused.
-            overrides: fields of the configuration, or of the dataclasses in it (``guidance_scale=5.0``).
+            overrides: fields of the configuration, or of the dataclasses in it (``guidance_scale=5.0``). The
+                ``learning_rate`` may also be Stable-Baselines3's schedule, a function of the share of ``learn``'s steps
+                that remains (1 to 0).
 
         Raises:
             TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
@@ -115,6 +119,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
             raise TypeError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}.")
+        schedule = overrides.pop("learning_rate") if callable(overrides.get("learning_rate")) else None
         self.config: Config = override(config, **overrides)
         self.check_config(self.config)
         check_optimizer(self.config)
@@ -124,7 +129,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),
-            self.config.learning_rate,
+            self.config.learning_rate if schedule is None else schedule,
             tensorboard_log=tensorboard_log if self.ranks.is_first else None,
             verbose=verbose if self.ranks.is_first else 0,
             device=mdp.model.device,
@@ -140,6 +145,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         self.after_backward: Callable[[], None] = lambda: None
         self._told_equal: set[str] = set()
         self._committed_timesteps = 0
+        self._callback_locals = CallbackLocals()
         self._exchanging = False  # gradients, with ranks that could not be told of memory running out
         if _init_setup_model:
             self._setup_model()
@@ -151,6 +157,13 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             return env
         mdp = find_mdp(env)
         return DenoiseVecEnv(mdp, mdp.num_envs)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the images and updates that follow, and, as in Stable-Baselines3, the global generators."""
+        if seed is not None:
+            self.config = override(self.config, seed=seed)
+            self.seed = seed
+        super().set_random_seed(seed)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another environment on the same model; its reward, prompts and steps are used from now on.
@@ -172,7 +185,6 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
     def _setup_model(self) -> None:
         """Build the policy; subclasses add optimizer and statistics."""
-        self._setup_lr_schedule()
         # peft draws new adapters from the global generator; here they belong to the run's seed, and the user's
         # generator is left as it was.
         with torch.random.fork_rng():
@@ -245,6 +257,19 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             "no step has a density; set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
         )
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        """Prepare as Stable-Baselines3 does, but observe nothing: rollouts do not pass through its environment."""
+        with unobserved(self):
+            total, _ = super()._setup_learn(total_timesteps, None, reset_num_timesteps, tb_log_name)
+        return total, self._init_callback(callback, progress_bar)
+
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def learn(
@@ -277,7 +302,9 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         self._committed_timesteps = self.num_timesteps
-        callback.on_training_start(locals(), globals())
+        self.update_learning_rate(total_timesteps)
+        self._callback_locals = CallbackLocals(locals())
+        callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]
         if self.num_timesteps < total_timesteps:
             within_memory(self.policy, lambda: calibrate_reward(self.mdp, self.policy, self.config, self.ranks))
         while self.num_timesteps < total_timesteps:
@@ -286,11 +313,12 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             rollout = self._collect(callback)
             if rollout is None:
                 break
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            self.update_learning_rate(total_timesteps)
             metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
             self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
             if self.ranks.is_first:
                 warn_of_equal_rewards(rollout, self.mdp.reward, self._told_equal)
+            self._count_episodes(rollout)
             metrics |= self._update_within_memory(rollout) | {"train/chunk_size": self.policy.chunk_size}
             self.iteration += 1
             self._committed_timesteps = self.num_timesteps
@@ -300,6 +328,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         else:
             self._evaluate_if_due(final=True)
         callback.on_training_end()
+        self._callback_locals = CallbackLocals()  # the former ones hold this algorithm and its callbacks
         return self
 
     @abstractmethod
@@ -370,9 +399,10 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         images = assigned.flatten().tolist()
         callback.on_rollout_start()
 
-        def on_step(dones: Tensor) -> bool:
-            self.num_timesteps += len(dones) * self.ranks.size
-            callback.update_locals(locals())  # callbacks look for the name "dones"
+        def on_step(step: Step) -> bool:
+            self.num_timesteps += len(step) * self.ranks.size
+            self._callback_locals.take(step)
+            callback.update_locals(self._callback_locals)  # type: ignore[arg-type]
             return callback.on_step()
 
         try:
@@ -393,6 +423,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 self._forget_rollout,
             )
             callback.on_rollout_end()
+            self._callback_locals.forget()
         except InterruptedRollout:
             self._forget_rollout()
             return None
@@ -403,6 +434,12 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         self.costs["images"] += n
         self.costs["forward_equivalents"] += n * self.mdp.num_inference_steps * self.policy.forwards_per_row
         return rollout
+
+    def _count_episodes(self, rollout: Rollout) -> None:
+        """Put the images where Stable-Baselines3's users look for the latest episodes."""
+        assert self.ep_info_buffer is not None
+        steps = self.mdp.num_inference_steps
+        self.ep_info_buffer.extend({"r": reward, "l": steps} for reward in rollout.rewards.tolist())
 
     def _forget_rollout(self) -> None:
         """An unfinished rollout never happened."""
@@ -467,10 +504,6 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         with self.averaged():
             return super().predict(*args, **kwargs)
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh optimizer over the trained weights."""
-        return make_optimizer(self.trained_parameters().values(), self.config)
-
     def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
         """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping.
 
@@ -512,6 +545,11 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
     # -- logging and evaluation -------------------------------------------------------------------------------------
 
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write a line of the log now, as LogEveryNTimesteps does; it is :meth:`learn` that counts iterations."""
+        episodes = [episode["r"] for episode in self.ep_info_buffer or ()]
+        self._log({"rollout/ep_rew_mean": sum(episodes) / len(episodes)} if episodes else {})
+
     def _log(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self.logger.record(name, value)
@@ -519,7 +557,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             self.logger.record(f"cost/{name}", value)
         self.logger.record("time/iterations", self.iteration)
         self.logger.record("time/total_timesteps", self.num_timesteps)
-        self.logger.record("train/learning_rate", self.config.learning_rate)
+        self.logger.record("train/learning_rate", self._current_rate)
         self.logger.record("train/n_updates", self._n_updates)
         if self.loss_scaler.is_enabled():
             self.logger.record("train/loss_scale", self.loss_scaler.get_scale())

@@ -134,6 +134,11 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
+        if callable(self.learning_rate):
+            raise ValueError(
+                "learning_rate must be a number here, because a configuration is saved as JSON; give a schedule to the "
+                "algorithm: DDPO(env, config, learning_rate=schedule)."
+            )
         check_fields(self)
         for name in ("images_per_iteration", "images_per_prompt", "num_envs"):
             _positive_integer(name, getattr(self, name))

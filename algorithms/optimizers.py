@@ -18,8 +18,10 @@ def check_optimizer(config: AlgorithmConfig) -> None:
         )
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: AlgorithmConfig) -> torch.optim.Optimizer:
-    """Return a fresh optimizer over the parameters.
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: AlgorithmConfig, learning_rate: float | None = None
+) -> torch.optim.Optimizer:
+    """Return a fresh optimizer over the parameters, at the configuration's learning rate if no other is given.
 
     The moments of bitsandbytes have 8 bits where a tensor has at least 4,096 values, and 32 where it is smaller.
 
@@ -28,7 +30,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: AlgorithmConfig) 
     """
     check_optimizer(config)
     settings = {
-        "lr": config.learning_rate,
+        "lr": config.learning_rate if learning_rate is None else learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.weight_decay,
     }

@@ -242,6 +242,18 @@ class DenoisingPolicy(nn.Module):
     def set_training_mode(self, mode: bool) -> None:
         """Do nothing: sampling and scoring must run in the same mode, so the denoiser stays in evaluation mode."""
 
+    def save(self, path: Any) -> None:
+        """Refuse: a policy is saved with its algorithm. Raises NotImplementedError."""
+        raise NotImplementedError(
+            "a denoising policy is not saved alone; algorithm.save(path) writes it with all that training needs, and "
+            "algorithm.export(folder) the tuned weights in diffusers' own format."
+        )
+
+    @classmethod
+    def load(cls, path: Any, device: Any = "auto") -> "DenoisingPolicy":
+        """Refuse, as :meth:`save` does."""
+        raise NotImplementedError("a denoising policy is loaded with its algorithm: DDPO.load(path).policy.")
+
     def _build_denoiser(self) -> nn.Module:
         if self.config.trains_text:
             return self.model.build_text_denoiser(self.lora, self.config.train)

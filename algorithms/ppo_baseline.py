@@ -40,7 +40,7 @@ def actor_critic_arguments(env: Any, config: PolicyConfig | None = None, **overr
         TypeError: an environment of another kind, or an unknown field.
         ValueError: a value that is refused.
     """
-    mdp = find_mdp(env)
+    mdp = find_mdp(env, stepped=True)  # PPO steps the environment that it is given itself
     return {
         "model": mdp.model.name,
         "num_inference_steps": mdp.num_inference_steps,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from algorithms.callback_locals import Step
 from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.reference import Reference
 from algorithms.scoring import RolloutScorer
@@ -175,7 +176,7 @@ def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
             rollout.log_probs[step, images] = policy.log_prob(rows, next_latents)[0]
 
 
-OnStep = Callable[[Tensor], bool]
+OnStep = Callable[[Step], bool]
 
 
 class InterruptedRollout(Exception):  # noqa: N818 - a request, not an error
@@ -228,7 +229,7 @@ def collect(
             images of one update, at most ``policy.chunk_size``.
         whole_trajectory: keep all latents and log-probs, or the endpoints alone.
         streams: of the initial latents and of the steps' noise.
-        on_step: called after every step of the environments with ``dones`` (n,); False stops.
+        on_step: called after every step of the environments; False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
         reference: the starting model, if the KL to it is to be measured; a forward more a row.
         split: which images are denoised here; None is all of them. Every rank must collect at the same time.
@@ -296,9 +297,12 @@ def _round(
                 rollout.latents[after, chunk] = x
                 if rollout.is_whole:
                     rollout.log_probs[t, chunk] = log_prob
-            _, _, dones, _, info = env.step(rollout.latents[after, mine])
+            observation, _, _, _, info = env.step(rollout.latents[after, mine])
             scorer.check()
-            return info, on_step is None or on_step(dones)
+            if on_step is None:
+                return info, True
+            ended = t == env.num_inference_steps - 1
+            return info, on_step(Step(observation["latent"], observation, info, scorer.latest if ended else None))
 
         info, going = rollout.split.ranks.call(step)
         if not rollout.split.ranks.all(going):

@@ -4,19 +4,28 @@ import copy
 import os
 import platform
 import warnings
-from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import gymnasium
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from algorithms.averaging import WeightAverage
-from algorithms.checkpoint import Checkpoint, checkpoint_path, read_checkpoint, write_checkpoint
-from algorithms.config import AlgorithmConfig, from_dict, to_dict
+from algorithms.callback_locals import CallbackLocals
+from algorithms.checkpoint import (
+    Checkpoint,
+    Place,
+    check_place,
+    checkpoint_path,
+    name_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from algorithms.config import from_dict, to_dict
 from algorithms.distributed import Ranks
+from algorithms.learning_rate import Config, ScheduledAlgorithm
 from algorithms.parameters import Groups, check_averages, flatten, get_tensors, set_tensors, unflatten
 from algorithms.policy import DenoisingPolicy
 from algorithms.skips import SkippedUpdates
@@ -25,13 +34,12 @@ from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.models.fingerprint import Fingerprint, difference, fingerprint, same_last_part, same_name
 from diffusion_gym.rewards import WeightedSum
 
-Config = TypeVar("Config", bound=AlgorithmConfig)
 Self = TypeVar("Self", bound="SavedAlgorithm[Any]")
 #: What the state of every checkpoint holds, whatever version wrote it.
 _STATE = {"algorithm", "config", "env", "iteration", "num_timesteps", "n_updates", "costs", "extra"}
 
 
-class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
+class SavedAlgorithm(ScheduledAlgorithm[Config]):
     """The state of an algorithm, and Stable-Baselines3's get_parameters, set_parameters, save and load.
 
     A checkpoint is the state at an iteration's start: weights, moments, averages, counters, costs, statistics. Random
@@ -75,10 +83,26 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
             "costs": self.costs,
             "chunk_size": self.policy.chunk_size,
             "loss_scaler": self.loss_scaler.state_dict(),
+            "schedule": repr(self.learning_rate) if callable(self.learning_rate) else None,
             "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
             "extra": self.extra_state(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        """A second algorithm in the same state, with an environment and a model of its own, and without the logger."""
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        kept = {name: value for name, value in vars(self).items() if name not in ("_logger", "_callback_locals")}
+        clone.__dict__.update(copy.deepcopy(kept, memo), _callback_locals=CallbackLocals(), _custom_logger=False)
+        return clone
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: TypeError."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled; save(path) writes a checkpoint, or save(io.BytesIO()) one in "
+            "memory, from which load() builds it again, in another process too."
+        )
 
     def _snapshot(self) -> Checkpoint:
         return Checkpoint(copy.deepcopy(self._state()), flatten(self._get_parameters("cpu")))
@@ -104,7 +128,7 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def set_parameters(  # type: ignore[override]
         self,
-        load_path_or_dict: str | os.PathLike[str] | Groups,
+        load_path_or_dict: Place | Groups,
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
@@ -115,11 +139,6 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             ValueError: names or shapes that are not this policy's.
         """
-        if not isinstance(load_path_or_dict, str | os.PathLike | dict):
-            raise TypeError(
-                "expected a checkpoint's path, or what get_parameters() returned, got "
-                f"{type(load_path_or_dict).__name__}."
-            )
         given = (
             load_path_or_dict
             if isinstance(load_path_or_dict, dict)
@@ -133,9 +152,11 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
             self.average.load(given.get("average", averaged))
 
     def save(  # type: ignore[override]
-        self, path: str | os.PathLike[str], exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+        self, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Write a checkpoint to ``path`` (with ``.zip``), atomically: safetensors and JSON, no pickle.
+        """Write a checkpoint to ``path`` (with ``.zip``), atomically, or into an open binary file.
+
+        It is safetensors and JSON, no pickle; a schedule of the learning rate is not in it, and given again to `load`.
 
         Of several ranks all must call this; the first writes, and the others wait until it has.
 
@@ -143,36 +164,53 @@ class SavedAlgorithm(BaseAlgorithm, Generic[Config]):
         """
         if exclude or include:
             raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
+        check_place(path, "writable")
+        target = checkpoint_path(path) if isinstance(path, str | os.PathLike) else path
         saved = self._snapshot()
-        self.ranks.first(lambda: write_checkpoint(checkpoint_path(path), saved.state, saved.tensors))
+        self.ranks.first(lambda: write_checkpoint(target, saved.state, saved.tensors))
 
     @classmethod
     def load(  # type: ignore[override]
         cls: type[Self],
-        path: str | os.PathLike[str],
+        path: Place,
         env: str | gymnasium.Env | gymnasium.vector.VectorEnv | VecEnv | None = None,
         device: torch.device | str = "auto",
+        custom_objects: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` goes on to the bit.
+        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` resumes bit for bit.
 
         Args:
-            path: what :meth:`save` wrote.
+            path: what :meth:`save` wrote; a binary file that is open is read from its begin.
             env: the environment, whose model may lie elsewhere than it did; None rebuilds the saved one (possible where
                 its reward was given by name).
             device: for a rebuilt environment, "auto" is the device it was saved on; else as the constructor's.
-            kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change.
+            custom_objects: Stable-Baselines3's name for what replaces saved values, here fields of the configuration;
+                its ``lr_schedule`` is a ``learning_rate``.
+            kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change; the ``learning_rate``
+                may be a schedule, and must be given where the saved one was.
 
         Raises:
-            ValueError: a missing, damaged or foreign checkpoint, or an environment of another model.
+            TypeError: a name that is no field of the configuration.
+            ValueError: a missing, damaged or foreign checkpoint, an environment of another model, or no learning rate
+                in place of a schedule.
         """
+        custom = dict(custom_objects or {})
+        if "lr_schedule" in custom:
+            custom.setdefault("learning_rate", custom.pop("lr_schedule"))
+        kwargs = {**custom, **kwargs}
         checkpoint = read_checkpoint(path)
         state = checkpoint.state
         lacking = sorted(_STATE - set(state))
         if lacking:
-            raise ValueError(f"{str(path)!r} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
+            raise ValueError(f"{name_of(path)} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
         if state["algorithm"] != cls.__name__:
-            raise ValueError(f"{str(path)!r} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
+            raise ValueError(f"{name_of(path)} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
+        if state.get("schedule") and "learning_rate" not in kwargs:
+            raise ValueError(
+                f"{name_of(path)} was trained with a schedule of the learning rate, {state['schedule']}, which no file "
+                "can hold; give it again, load(path, learning_rate=schedule), or a number in its place."
+            )
         config = from_dict(cls.config_class, state["config"])
         if env is None:
             env = rebuild_env(state["env"], device)

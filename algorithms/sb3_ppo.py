@@ -69,12 +69,16 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size", category=UserWarning)
             ppo = PPO(
                 DenoisingActorCritic, env, n_steps=self.mdp.num_inference_steps, gamma=1.0, device=self.device,
-                learning_rate=config.learning_rate, max_grad_norm=math.inf, n_epochs=config.n_epochs,
+                learning_rate=self._rate_at, max_grad_norm=math.inf, n_epochs=config.n_epochs,
                 batch_size=config.batch_size, clip_range=config.clip_range, gae_lambda=config.gae_lambda,
                 vf_coef=config.vf_coef, policy_kwargs={**arguments, "build_actor": lambda: self.policy},
             )  # fmt: skip
         ppo.set_logger(Logger(None, []))
         return ppo
+
+    def _rate_at(self, progress_remaining: float) -> float:
+        """The shell's learning rate, which PPO writes into the optimizer."""
+        return self._current_rate
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of the policy, and of the critic."""

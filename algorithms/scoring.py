@@ -33,6 +33,11 @@ class RolloutScorer:
         self._rounds[-1].set_result(scores)
         return scores
 
+    @property
+    def latest(self) -> Future[Scores]:
+        """The scores of the round that ended last, which may not be there yet."""
+        return self._rounds[-1]
+
     def check(self) -> None:
         """Raise the error of a round that has failed, as soon as it is known."""
         for round_ in self._rounds:

@@ -1,7 +1,10 @@
-"""What Stable-Baselines3 leaves unchecked in the arguments of ``learn``, and would only stumble over later."""
+"""Before Stable-Baselines3 learns: arguments that it leaves unchecked, and an environment that it need not reset."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 
@@ -30,3 +33,21 @@ def check_learn_arguments(total_timesteps: object, callback: object, log_interva
 
 def _is_integer(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+@contextlib.contextmanager
+def unobserved(algorithm: BaseAlgorithm) -> Iterator[None]:
+    """Keep Stable-Baselines3 from resetting the environment, whose observations nobody would look at."""
+    env = algorithm.env
+    algorithm.env = _Unobserved()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        algorithm.env = env
+
+
+class _Unobserved:
+    num_envs = 0
+
+    def reset(self) -> Any:
+        return None

@@ -1,6 +1,7 @@
 """The environment as Stable-Baselines3 sees it, a VecEnv in NumPy; and from an environment to its MDP and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -10,8 +11,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from algorithms.wrappers import check_methods, check_wrappers, layers
 from diffusion_gym import ENV_ID
 from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.envs.single import DenoiseEnv
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import WeightedSum
@@ -21,15 +24,21 @@ class DenoiseVecEnv(VecEnv):
     """n denoising environments on a shared model, reward and prompt set.
 
     Rollouts do not pass through here: algorithms use :attr:`mdp` directly, in torch. A reward set here is theirs too.
+    Nothing is allocated before it is used. Pictures of the present latents can always be had (``render``), whatever
+    the render mode of the environment that the MDP came from.
     """
 
     def __init__(self, mdp: DenoisingMDP, num_envs: int) -> None:
         """Args: mdp: whose model, reward, prompts and steps are used."""
         self.mdp = mdp
-        self.venv = DenoiseVectorEnv.sharing(mdp, num_envs, "numpy", AutoresetMode.SAME_STEP)
-        self.render_mode = None
-        super().__init__(num_envs, self.venv.single_observation_space, self.venv.single_action_space)
+        super().__init__(num_envs, mdp.observation_space(), mdp.action_space())
+        self.metadata = dict(DenoiseVectorEnv.metadata)
         self._actions: np.ndarray | None = None
+
+    @cached_property
+    def venv(self) -> DenoiseVectorEnv:
+        """The batched environment."""
+        return DenoiseVectorEnv.sharing(self.mdp, self.num_envs, "numpy", AutoresetMode.SAME_STEP)
 
     def reset(self) -> VecEnvObs:
         """Start n episodes, with the seeds and options set before."""
@@ -61,7 +70,8 @@ class DenoiseVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of the environments, once for each index."""
-        return [getattr(self.venv, attr_name) for _ in self._get_indices(indices)]
+        value = "rgb_array" if attr_name == "render_mode" else getattr(self.venv, attr_name)
+        return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of all environments at once."""
@@ -89,7 +99,12 @@ class DenoiseVecEnv(VecEnv):
         return [{name: info[name][row] for name in names} for row in range(self.num_envs)]
 
 
-def find_mdp(env: Any, prompt_tokens: bool = False, device: torch.device | str | None = None) -> DenoisingMDP:
+_KNOWN = (DenoiseEnv, DenoiseVectorEnv, DenoiseVecEnv, DummyVecEnv, SyncVectorEnv)
+
+
+def find_mdp(
+    env: Any, prompt_tokens: bool = False, device: torch.device | str | None = None, *, stepped: bool = False
+) -> DenoisingMDP:
     """Return the denoising MDP inside an environment, or make the environment an id names.
 
     Args:
@@ -97,28 +112,34 @@ def find_mdp(env: Any, prompt_tokens: bool = False, device: torch.device | str |
             as many episodes as it has environments.
         prompt_tokens: whether its observation must hold the prompt's tokens.
         device: where an id's environment is made, "auto" on CUDA where there is; a given one must be there already.
+        stepped: whether the environment itself is stepped, so that its wrappers have their effect; else all that would
+            be ignored is refused.
 
     Raises:
         TypeError: an environment of another kind, or environments in other processes.
-        ValueError: an id that Gymnasium does not know, an observation that lacks the tokens, another device, or
-            environments that differ.
+        ValueError: an id that Gymnasium does not know, an observation that lacks the tokens, another device,
+            environments that differ, or a wrapper that would be ignored.
     """
     if isinstance(env, str):
         env, device = _make(env, prompt_tokens, device), None
-    inner = env if isinstance(env, DenoiseVecEnv) else getattr(env, "unwrapped", env)
+    around, inner = layers(env)
     if isinstance(inner, SubprocVecEnv | AsyncVectorEnv):
         raise TypeError(
             f"{type(inner).__name__} keeps its environments in other processes, out of reach of training; write "
             f"gymnasium.make_vec({ENV_ID!r}, num_envs={inner.num_envs}, ...), which denoises them in one batch."
         )
     if isinstance(inner, DummyVecEnv | SyncVectorEnv):
-        return _joined([find_mdp(one, prompt_tokens, device) for one in inner.envs])
-    mdp = getattr(inner, "mdp", None)
-    if not isinstance(mdp, DenoisingMDP):
+        mdp = _joined([find_mdp(one, prompt_tokens, device, stepped=stepped) for one in inner.envs])
+    elif isinstance(inner, DenoiseEnv | DenoiseVectorEnv | DenoiseVecEnv):
+        mdp = inner.mdp
+    else:
         raise TypeError(
             f"expected a DiffusionDenoise environment (gymnasium.make or make_vec), got {type(inner).__name__}. Other "
             "environments have no denoising trajectory to train on."
         )
+    if not stepped:
+        check_wrappers(around, mdp.num_inference_steps)
+        check_methods(inner, next(base for base in _KNOWN if isinstance(inner, base)))
     if prompt_tokens and not mdp.prompt_tokens:
         raise ValueError(
             "to train the text encoder, the policy must see the prompt's tokens, which this environment's observation "

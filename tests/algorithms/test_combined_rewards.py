@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from algorithms import DDPO, RWR, EvaluationConfig
+from algorithms.callback_locals import Step
 from algorithms.rollouts import Rollout
 from diffusion_gym.rewards import Linear, Quadratic, RewardError, RewardTerm, WeightedSum
 
@@ -179,7 +180,7 @@ def test_sampling_goes_on_while_rewards_wait(make_env: Callable, sample: Callabl
 
     steps = iter(range(100))
 
-    def on_step(dones: Tensor) -> bool:
+    def on_step(step: Step) -> bool:
         if next(steps) == 2 * STEPS - 1:
             second.set()
         return True
@@ -201,7 +202,7 @@ def test_an_error_beside_sampling_is_raised_at_once_and_the_next_rollout_is_soun
 
     taken: list[int] = []
 
-    def on_step(dones: Tensor) -> bool:
+    def on_step(step: Step) -> bool:
         taken.append(len(taken))
         if len(taken) >= STEPS:
             assert failed.wait(timeout=60)

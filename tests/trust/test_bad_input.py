@@ -164,7 +164,8 @@ def nothing_is_computed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     # fields
     "text as a learning rate": (lambda: ddpo(learning_rate="fast"), ValueError, "learning_rate must be a finite number, got 'fast'"),
-    "a schedule as a learning rate": (lambda: ddpo(learning_rate=lambda left: 0.1), ValueError, "learning_rate must be a finite number, got <function"),
+    "a schedule in a configuration": (lambda: DDPOConfig(learning_rate=lambda left: 0.1), ValueError, "learning_rate must be a number here.*give a schedule to the algorithm"),
+    "a schedule below 0": (lambda: ddpo(learning_rate=lambda left: left - 1), ValueError, "schedule gave -1.0 at remaining progress 0; it must give a finite number of at least 0"),
     "NaN beta1": (lambda: ddpo(adam_beta1=NAN), ValueError, "adam_beta1 must be a finite number, got nan"),
     "beta2 of 1": (lambda: ddpo(adam_beta2=1.0), ValueError, r"adam_beta2 must lie in \[0, 1\), got 1\.0"),
     "negative weight decay": (lambda: ddpo(weight_decay=-1e-4), ValueError, "weight_decay must be at least 0, got -0.0001"),
@@ -250,7 +251,7 @@ PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "NaN latents": (lambda: ddpo().predict(observation(latent=np.full((4, 2, 1, 1), NAN, np.float32))), ValueError, "latent holds NaN or infinity"),
     # parameters and checkpoints
     "parameters without a policy": (lambda: ddpo().set_parameters({"weights": {}}), ValueError, "lacks 'log_stds'.*3 missing"),
-    "parameters as a list": (lambda: ddpo().set_parameters([1]), TypeError, r"expected a checkpoint's path, or what get_parameters\(\) returned, got list"),
+    "parameters as a list": (lambda: ddpo().set_parameters([1]), TypeError, r"expected a checkpoint's path, or a readable binary file.*got list"),
     "NaN weights": (lambda: ddpo().set_parameters({"policy": {k: NAN * v for k, v in parameters()["policy"].items()}}), ValueError, "holds NaN or infinity; weights and moments must be finite"),
     "moments of another model": (lambda: ddpo().set_parameters(parameters(optimizer={"conv/exp_avg": torch.zeros(1)})), ValueError, "optimizer's 'conv/exp_avg' .*fits no weight"),
     "moments of another shape": (lambda: ddpo().set_parameters(parameters(optimizer={"means/exp_avg": torch.zeros(7)})), ValueError, r"'means/exp_avg' of shape \(7,\) fits no weight"),

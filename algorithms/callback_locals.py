@@ -1,0 +1,96 @@
+"""What Stable-Baselines3's callbacks find in ``self.locals``: NumPy, made from the device's tensors when it is read."""
+
+from collections import UserDict
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from diffusion_gym.rewards import Scores
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of n environments, on the device.
+
+    Attributes:
+        latents: (n, c, h, w), float32, after the step.
+        observation: name -> (n, ...), after the step; of an episode's last one too.
+        info: the vector environment's.
+        scores: of an episode's last step, the images' rewards, which a thread may still be working on; else None.
+    """
+
+    latents: Tensor
+    observation: Mapping[str, Tensor]
+    info: Mapping[str, Any]
+    scores: Future[Scores] | None
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.latents)
+
+    @property
+    def dones(self) -> np.ndarray:
+        """(n,), bool: all environments end at the same step."""
+        return np.full(len(self), self.scores is not None)
+
+    @property
+    def actions(self) -> np.ndarray:
+        """(n, c, h, w), float32, the next latents."""
+        return _array(self.latents)
+
+    @cached_property
+    def rewards(self) -> np.ndarray:
+        """(n,), float32: 0 until the last step, then the images' rewards; waits for them where they are not there."""
+        return np.zeros(len(self), np.float32) if self.scores is None else _array(self.scores.result().rewards)
+
+    @cached_property
+    def new_obs(self) -> dict[str, np.ndarray]:
+        """Name -> (n, ...); after the last step it is the ended episode's, for the next one has not begun."""
+        return {name: _array(value) for name, value in self.observation.items()}
+
+    @property
+    def infos(self) -> list[dict[str, Any]]:
+        """Prompt and step of each environment, and at the end the image (H, W, 3) and what a Monitor would add."""
+        arrays = {name: value for name, value in self.info.items() if not name.startswith("_")}
+        if "image" in arrays:
+            arrays["image"] = _array(arrays["image"].permute(0, 2, 3, 1))
+        infos = [{name: value[row] for name, value in arrays.items()} for row in range(len(self))]
+        if self.scores is not None:
+            for row, info in enumerate(infos):
+                info["terminal_observation"] = {name: value[row] for name, value in self.new_obs.items()}
+                info["TimeLimit.truncated"] = False
+                info["episode"] = {"r": float(self.rewards[row]), "l": int(info["step_index"])}
+        return infos
+
+
+class CallbackLocals(UserDict[str, Any]):
+    """The variables of ``learn``, and those of its latest step, of which the costly ones are made when first read."""
+
+    def take(self, step: Step) -> None:
+        """Hold the latest step."""
+        self.data |= {"dones": step.dones, **dict.fromkeys(("rewards", "infos", "new_obs", "actions"), step)}
+
+    def forget(self) -> None:
+        """Let go of what nobody has read, which would keep the step's tensors on the device."""
+        self.data = {name: value for name, value in self.data.items() if not isinstance(value, Step)}
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a variable; one of the step is made now."""
+        value = self.data[name]
+        if isinstance(value, Step):
+            value = self.data[name] = getattr(value, name)
+        return value
+
+    def update(self, *others: Any, **variables: Any) -> None:
+        """As a dict's; from itself, as Stable-Baselines3 does after each step, there is nothing to take."""
+        if not (others and others[0] is self):
+            super().update(*others, **variables)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
