@@ -127,8 +127,8 @@ def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
 OnStep = Callable[[Tensor], bool]
 
 
-class InterruptedRollout(Exception):  # noqa: N818 - a request, not an error
-    """A callback asked to stop in the middle of a rollout."""
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """Training is to stop in the middle of a rollout, an update or an evaluation, which then never happened."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def collect(
         split: which images are denoised here; None is all of them. Every rank must collect at the same time.
 
     Raises:
-        InterruptedRollout: ``on_step`` returned False, here or on another rank.
+        Interrupted: ``on_step`` returned False, here or on another rank.
         RewardError: the reward failed, here or on another rank.
         RankError: another rank is lost.
     """
@@ -247,6 +247,6 @@ def _round(
         if whole:
             rollout.latents[t + 1, mine], rollout.log_probs[t, mine] = x, log_prob
         if not rollout.split.ranks.all(going):
-            raise InterruptedRollout
+            raise Interrupted
     rollout.latents[-1, mine] = x
     rollout.images[mine] = info["image"]

@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from algorithms.checkpoint import write_atomically
+from algorithms.files import check_replaceable, published
 from benchmarks.aggregate import aggregate, improvements
 from benchmarks.curves import curves
 from benchmarks.dry_run import dry_run
 from benchmarks.folder import check_same
-from benchmarks.ledger import Ledger
+from benchmarks.ledger import Ledger, holds_results
+from benchmarks.ownership import claimed
 from benchmarks.pool import local_pool
 from benchmarks.ray_pool import RayPool
-from benchmarks.report import Source, write_report
+from benchmarks.report import PAGE, Source, write_report
 from benchmarks.settings import RunSpec, check_names
 from benchmarks.suite import SUITES
 from benchmarks.sweep import Pool, is_complete, run_all
@@ -37,6 +38,7 @@ def _option(metavar: str, default: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+_TABLE = "table.md"
 _DEFAULT_FOLDERS = {"jpeg": Path("runs/compare"), "quick": Path("runs/compare-quick")}
 
 
@@ -121,9 +123,15 @@ def compare(options: Compare) -> int:
     if options.dry_run:
         print(dry_run(plan))
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, holds_results, "comparison"):
+        return _compare(options, plan, folder)
+
+
+def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int:
+    # Now, rather than as many failures at the end.
+    check_replaceable(folder, (PAGE, _TABLE))
     for name, spec in plan.items():
-        check_same(spec, folder / name)  # now, rather than as many failures at the end
+        check_same(spec, folder / name)
     sweep = Ledger(plan, folder, options.results[:1], options.results[1:])
     pool, where = _pool(options, sweep.own, folder)
     print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
@@ -138,7 +146,8 @@ def compare(options: Compare) -> int:
         return 1
     report = write_report(Source(folder, results, []))
     text = summary_text(results)
-    write_atomically(folder / "table.md", text.encode())
+    with published(folder) as fresh:
+        (fresh / _TABLE).write_text(text, encoding="utf-8")
     print(f"\n{text}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes; report: {report}")
     return 1 if failures else 0

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from algorithms.checkpoint import write_atomically
+from algorithms.files import write_atomically
 from benchmarks.blocks import Block, drawn_figures
 from benchmarks.curves import curves
 from benchmarks.report.charts import styles

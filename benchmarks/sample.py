@@ -11,6 +11,7 @@ import tyro
 from torch import Tensor
 
 from algorithms import ALGORITHMS, PolicyConfig
+from algorithms.files import check_output, published
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import collect
 from algorithms.within_memory import within_memory
@@ -88,7 +89,8 @@ def sample(options: Sample) -> int:
             f"{str(options.run)!r} holds no {BEST}; expected a run that was trained with --keep-best. Leave out "
             "--checkpoint best to draw with its last weights."
         )
-    options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
+    check_output(options.output)  # now: pictures that cannot be written are not drawn
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     prompts = _prompts(options.prompts)
     if options.run is None:
         task = TaskConfig(options.model or DEFAULT_MODEL, num_inference_steps=options.num_inference_steps)
@@ -120,7 +122,9 @@ def sample(options: Sample) -> int:
         drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
-    grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale).save(options.output)
+    with published(options.output.parent) as fresh:
+        picture = grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale)
+        picture.save(fresh / options.output.name)
     sides = "left: base, right: tuned" if len(drawn) == 2 else "one row a prompt"
     print(f"{options.output}: {len(prompts)} prompts x {options.images} pictures ({sides})")
     return 0

@@ -16,8 +16,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 import diffusion_gym
 from algorithms import ALGORITHMS, AlgorithmConfig, DiffusionAlgorithm, PolicyConfig
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
-from algorithms.checkpoint import write_atomically
 from algorithms.config import EvaluationConfig
+from algorithms.files import check_output, published
 from algorithms.rollouts import Rollout
 from benchmarks.floors import Floor
 from benchmarks.machine import available_cores
@@ -82,6 +82,10 @@ class Throughput:
         if self.pairs < 1 or self.threads < 0:
             raise ValueError(f"expected pairs >= 1 and threads >= 0, got {self.pairs} and {self.threads}.")
         self.config()
+        if self.output.suffix == ".md":
+            raise ValueError(
+                f"output {str(self.output)!r} is where the tables go; name the file of the raw numbers, as with .json."
+            )
 
     def task(self) -> TaskConfig:
         """Return the task."""
@@ -96,6 +100,9 @@ class Throughput:
 
 def throughput(options: Throughput) -> int:
     """Measure, print the tables and write the files; returns the exit status."""
+    tables = options.output.with_suffix(".md")
+    for file in (options.output, tables):
+        check_output(file)  # now: what cannot be written is not measured
     torch.set_num_threads(options.threads or available_cores())
     bench = Bench(options)
     result: dict[str, Any] = {
@@ -110,8 +117,9 @@ def throughput(options: Throughput) -> int:
     if options.profile:
         result["profile"] = bench.profile()
     text = markdown(result)
-    write_atomically(options.output, (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(options.output.with_suffix(".md"), text.encode())
+    with published(options.output.parent) as fresh:
+        (fresh / options.output.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (fresh / tables.name).write_text(text, encoding="utf-8")
     print(f"{text}\nraw numbers: {options.output}")
     return 0
 

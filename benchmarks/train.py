@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig, AlgorithmEntry, EvaluationConfig
 from algorithms.distributed import current_ranks
-from benchmarks.folder import BEST
+from benchmarks.folder import BEST, CHECKPOINT
 from benchmarks.machine import available_cores
 from benchmarks.memory import estimate_memory
 from benchmarks.progress import ProgressBar
@@ -22,6 +21,7 @@ from benchmarks.recorder import Progress
 from benchmarks.runs import run
 from benchmarks.safeguards import Safeguards
 from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.stopping import StopSignal, status_of
 from benchmarks.weights_and_biases import WandbMode
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
@@ -65,9 +65,9 @@ class Extent:
     folder: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/REWARD-ALGORITHM-SEED)")
     ] = None
-    """The run's folder. An interrupted run there is resumed."""
+    """The run's folder. An interrupted run there is resumed; other files there are refused."""
     reward_queries: int = 2048
-    """Images to sample and reward in all, rounded up to whole iterations."""
+    """Images to sample and reward in all, rounded up to whole iterations; more of them make a finished run longer."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,29 @@ class Train(Generic[Config]):
 
 
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
-    """Run; returns the exit status (130 after Ctrl-C)."""
-    spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
+    """Run; returns the exit status (130 after Ctrl-C, 143 after SIGTERM)."""
+    spec = spec_of(name, options)
     folder = options.output.folder or Path("runs") / f"{_file_name(spec.task.reward)}-{name}-{spec.config.seed}"
-    cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # ranks share a machine's
-    return train_spec(spec, folder, options.output, options.output.threads or cores)
+    return train_spec(spec, folder, options.output)
 
 
-def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> int:
-    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C).
+def spec_of(name: str, options: Train[AlgorithmConfig]) -> RunSpec:
+    """Return what the options say is to be run."""
+    return RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
+
+
+def threads_of(writing: Writing) -> int:
+    """Return how many threads torch is to have here."""
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks share a machine's
+    return writing.threads or max(1, cores)
+
+
+def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
+    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C, 143 after SIGTERM).
 
     Of several ranks all run it; the first writes and prints.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads_of(writing))
     ranks = current_ranks()
     say: Callable[[str], None] = print if ranks.is_first else _nothing
     name = spec.algorithm
@@ -110,25 +120,31 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
         f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, "
         f"{torch.get_num_threads()} threads{of_ranks}, folder {folder}"
     )
-    with ProgressBar(spec.total_queries) as bar:
+    checkpoint = folder / CHECKPOINT
+    try:
+        with ProgressBar(spec.total_queries) as bar, StopSignal("a checkpoint is written after this step") as stop:
 
-        def show(progress: Progress) -> None:
-            bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})
+            def show(progress: Progress) -> None:
+                bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})
 
-        record = run(
-            spec,
-            folder,
-            on_progress=show,
-            should_stop=_StopSignal(),
-            checkpoint_every=writing.checkpoint_every,
-            keep_checkpoints=writing.keep_checkpoints,
-            tensorboard=writing.tensorboard,
-            wandb=writing.wandb,
-            on_built=lambda algorithm: say(estimate_memory(algorithm).describe()),
-        )
+            record = run(
+                spec,
+                folder,
+                on_progress=show,
+                should_stop=stop,
+                checkpoint_every=writing.checkpoint_every,
+                keep_checkpoints=writing.keep_checkpoints,
+                tensorboard=writing.tensorboard,
+                wandb=writing.wandb,
+                on_built=lambda algorithm: say(estimate_memory(algorithm).describe()),
+            )
+    except KeyboardInterrupt as interrupt:
+        left = f"the last checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
+        say(f"stopped at once; {left}. The same command resumes.")
+        return status_of(interrupt)
     if not record.complete:
-        say(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")
-        return 130
+        say(f"stopped; the checkpoint is {checkpoint}. The same command resumes.")
+        return stop.status if stop() else 130  # another rank heard it
     if record.stopped_early is not None:
         say(f"stopped early: {record.stopped_early}.")
     if record.best is not None:
@@ -147,22 +163,6 @@ def _nothing(text: str) -> None:
 def _file_name(reward: str) -> str:
     """Return a reward's text as part of a folder's name: ``a:0.5,b`` as ``a-0.5+b``."""
     return re.sub(r"[^\w.+=-]+", "-", reward.replace(",", "+")).strip("-.")
-
-
-class _StopSignal:
-    """True once the user pressed Ctrl-C; a second Ctrl-C ends the process at once, the last checkpoint stays."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        self._asked = True
-        print("\nstopping after this step (Ctrl-C again: at once) ...", flush=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __call__(self) -> bool:
-        return self._asked
 
 
 def defaults(entry: AlgorithmEntry) -> Train[AlgorithmConfig]:

@@ -4,7 +4,7 @@
 """
 
 from benchmarks.report.command import Report, report
-from benchmarks.report.page import write_report
+from benchmarks.report.page import PAGE, write_report
 from benchmarks.report.source import Source, read_source
 
-__all__ = ["Report", "Source", "read_source", "report", "write_report"]
+__all__ = ["PAGE", "Report", "Source", "read_source", "report", "write_report"]

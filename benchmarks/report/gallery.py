@@ -54,8 +54,14 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
-    """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side."""
+def write_pictures(results: Mapping[str, Any], folder: Path, into: Path) -> None:
+    """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side.
+
+    Args:
+        results: the runs.
+        folder: that their folders are named from.
+        into: where the files go.
+    """
     strips: dict[str, list[Tensor]] = {}
     for run, found in _rows(results, folder):
         lines = [run["evaluations"][index] for index in found]
@@ -64,7 +70,7 @@ def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
         for line in (lines[0], middle, lines[-1]):
             strips.setdefault(task_of(run), []).append(_images(folder, run, line, GRID_COLUMNS))
     for task, images in strips.items():
-        grid(torch.cat(images), 3 * GRID_COLUMNS).save(folder / f"pictures-{task}.png")
+        grid(torch.cat(images), 3 * GRID_COLUMNS).save(into / f"pictures-{task}.png")
 
 
 def _images(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any], count: int) -> Tensor:

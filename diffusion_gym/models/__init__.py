@@ -1,5 +1,6 @@
 """Pretrained models by name, folder or hub id; each is one adapter around a diffusers pipeline."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def load_model(
     """
     if isinstance(name, DiffusionModel):
         return name
-    if isinstance(name, Path):
-        name = str(name)
-    if not isinstance(name, str):
+    if isinstance(name, str | Path):
+        name = os.path.expanduser(name)  # noqa: PTH111 - Path's raises for a name that nobody has
+    else:
         raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}.")

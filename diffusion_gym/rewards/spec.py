@@ -9,6 +9,7 @@ is written ``%2C``.
 
 import hashlib
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,8 @@ def parse_reward(text: str) -> list[TermSpec]:
 def file_function(reward: str) -> tuple[Path, str] | None:
     """Return file and function of ``path/to/file.py:function``, or None where the text is a name."""
     match = None if "?" in reward else _FILE.fullmatch(reward)
-    return None if match is None else (Path(match["path"]), match["function"])
+    # Not Path's expanduser, which raises for a name that nobody has.
+    return None if match is None else (Path(os.path.expanduser(match["path"])), match["function"])  # noqa: PTH111
 
 
 def file_digests(text: str) -> dict[str, str]:
