@@ -77,7 +77,7 @@ def published(folder: Path) -> Iterator[Path]:
         }
         check_replaceable(folder, digests, digests)
         # Noted before, beside what is there now: wherever a process is killed, the file is one of the two.
-        noted = {name: [_digest(folder / name), new] for name, new in digests.items()}
+        noted = {name: sorted({_digest(folder / name), new} - {""}) for name, new in digests.items()}
         write_atomically(folder / RECORD, json.dumps({**_record(folder), **noted}, indent=1).encode())
         share_as(folder / RECORD, (fresh / name for name in digests))
         for name in digests:

@@ -123,9 +123,9 @@ def run(
     """
     ranks = current_ranks()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(told_when_full(folder))
         # Before the model is loaded, so that two that start together do not share the folder.
         ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
-        stack.enter_context(told_when_full(folder))
         ranks.first(lambda: prepare(spec, folder))
         ranks.call(lambda: check_same(spec, folder))
         if is_finished(spec, folder):

@@ -41,7 +41,7 @@ from algorithms.policy import DenoisingPolicy
 from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
 from algorithms.reference import Reference
 from benchmarks.__main__ import main
-from benchmarks.folder import locked
+from benchmarks.ownership import locked
 from diffusion_gym import LoRAConfig
 from diffusion_gym.rewards import RewardError
 
