@@ -116,14 +116,16 @@ def check_replaceable(folder: Path, names: Iterable[str], contents: Mapping[str,
 
 
 def check_output(path: Path) -> None:
-    """Check, before work is done for it, that a file can be written in the place of what is there.
+    """Check, before work is done for it, that a file can be written in the place of what is there; make its folder.
 
     Raises:
         ValueError: there is a folder, or a file of somebody else's.
+        OSError: its folder cannot be made.
     """
     if path.is_dir():
         raise ValueError(f"expected a file's name, got {str(path)!r}, which is a folder.")
     check_replaceable(path.parent, [path.name])
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def listed(names: Iterable[str]) -> str:

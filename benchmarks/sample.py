@@ -90,7 +90,6 @@ def sample(options: Sample) -> int:
             "--checkpoint best to draw with its last weights."
         )
     check_output(options.output)  # now: pictures that cannot be written are not drawn
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     prompts = _prompts(options.prompts)
     if options.run is None:
         task = TaskConfig(options.model or DEFAULT_MODEL, num_inference_steps=options.num_inference_steps)
