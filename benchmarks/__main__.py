@@ -109,7 +109,10 @@ def _run(given: list[str]) -> int:
         if repeated is not None:
             config, words = repeated
             name, recorded_options = recorded(config)
-            words = words[1:] if words[:1] == [name] else words
+            if words[:1] and words[0] in ALGORITHMS:
+                if words[0] != name:
+                    raise ValueError(f"{str(config)!r} is a run of {name}, not of {words[0]}; leave out {words[0]}.")
+                words = words[1:]
             return repeat(config, name, _train_options(name, words, recorded_options, f"{CONFIG} {config}"))
         if given[1:2] and given[1] in ALGORITHMS:
             name = given[1]
