@@ -19,6 +19,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
+from algorithms.checkpoint import read_checkpoint
 from algorithms.distributed import current_ranks
 from algorithms.evaluation import evaluation_prompts
 from algorithms.files import check_replaceable, published
@@ -129,6 +130,8 @@ def run(
         ranks.first(lambda: prepare(spec, folder))
         ranks.call(lambda: check_same(spec, folder))
         if is_finished(spec, folder):
+            if (folder / CHECKPOINT).exists():
+                read_checkpoint(folder / CHECKPOINT)  # a damaged one is told while a copy may still be had
             return read_run(folder)
         algorithm = ranks.call(lambda: _build(spec, folder))
         on_built(algorithm)

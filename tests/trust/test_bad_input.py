@@ -441,7 +441,6 @@ def test_command(mistake: str, here: Path, capsys: pytest.CaptureFixture[str], m
     words, expected = COMMANDS[mistake]
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr("benchmarks.train._StopSignal", lambda: lambda: False)
     before = {file: file.stat().st_mtime_ns for file in here.rglob("*")}
     try:
         status: object = main(words)
