@@ -19,7 +19,6 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
-from algorithms.checkpoint import read_checkpoint
 from algorithms.distributed import current_ranks
 from algorithms.evaluation import evaluation_prompts
 from algorithms.files import check_replaceable, published
@@ -123,17 +122,16 @@ def run(
         RankError: another rank failed or is lost; the last checkpoint stays.
     """
     ranks = current_ranks()
+    digests = ranks.call(lambda: file_digests(spec.task.reward))
     with contextlib.ExitStack() as stack:
         stack.enter_context(told_when_full(folder))
         # Before the model is loaded, so that two that start together do not share the folder.
         ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
         ranks.first(lambda: prepare(spec, folder))
         ranks.call(lambda: check_same(spec, folder))
-        if is_finished(spec, folder):
-            if (folder / CHECKPOINT).exists():
-                read_checkpoint(folder / CHECKPOINT)  # a damaged one is told while a copy may still be had
-            return read_run(folder)
         algorithm = ranks.call(lambda: _build(spec, folder))
+        if is_finished(spec, folder):
+            return read_run(folder)
         on_built(algorithm)
         logs: list[TensorBoard | WeightsAndBiases] = []
         writers: list[KVWriter] = []
@@ -151,16 +149,17 @@ def run(
         algorithm.set_logger(Logger(str(folder), writers))
         stack.callback(algorithm.logger.close)
         recorder = Recorder(spec, folder, on_progress, should_stop, checkpoint_every, keep_checkpoints, logs)
-        _learn(spec, folder, algorithm, recorder)
+        _learn(spec, folder, algorithm, recorder, digests)
     return read_run(folder)
 
 
-def _learn(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder) -> None:
+def _learn(
+    spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder, digests: dict[str, str]
+) -> None:
     """Train, save, and at the end of the budget, or where a safeguard stops the run, export."""
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
     ranks = algorithm.ranks
     if steps > 0:
-        digests = file_digests(spec.task.reward)
         ranks.first(lambda: record_reward_files(folder, digests, algorithm.iteration))
     safeguards = safeguard_callbacks(spec.safeguards, folder, log_lines(folder, EVALUATIONS), lambda: recorder.line)
     try:

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from diffusion_gym.rewards.base import RewardFunction, reward_name
+from diffusion_gym.rewards.spec import check_file
 
 
 def load_function(path: Path, function: str) -> RewardFunction:
@@ -20,11 +21,7 @@ def load_function(path: Path, function: str) -> RewardFunction:
     Raises:
         ValueError: no such file, one that fails to run, or one without such a function; see :func:`check_callable`.
     """
-    if not path.is_file():
-        raise ValueError(
-            f"there is no reward file {str(path)!r} (looked for at {str(path.resolve())!r}); expected "
-            "'path/to/file.py:function', relative to the working directory."
-        )
+    check_file(path)
     # Registered under a name of its own, as dataclasses and pickle in the file need; run anew each time.
     name = f"diffusion_gym_reward_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())

@@ -319,10 +319,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     # train --config
     "no run to repeat": (["train", "--config", "nowhere"], "'nowhere' is no run; expected a folder written by train or compare"),
     "a prompt file to repeat": (["train", "--config", "four.txt"], "'four.txt' is no run; expected a folder"),
-    "nothing to repeat": (["train", "--config"], "Missing value for argument '--config'"),
+    "nothing to repeat": (["train", "--config"], "expected one run's folder, or its run.json, behind --config"),
     "a run onto itself": (["train", "--config", "run", "--folder", "run"], "'run' is the run that is to be repeated. Choose another --folder"),
-    "a change of what is repeated": (["train", "--config", "run", "--learning-rate", "1"], "Unrecognized options: --learning-rate"),
-    "a run and an algorithm": ([*DDPO_IS, "--config", "run"], "Unrecognized options: --config"),
+    "a change of what is repeated": (["train", "--config", "run", "--beta", "1"], "Unrecognized options: --beta"),
+    "a run and another algorithm": (["train", "rwr", "--config", "run"], "'run' is a run of ddpo-is, not of rwr"),
     "a list as a run": (["train", "--config", "list"], "'list/run.json' holds a list; expected a mapping"),
     "an empty run.json": (["train", "--config", "empty/run.json"], "'empty/run.json' is damaged (Expecting value"),
     "a run without a specification": (["train", "--config", "no-spec"], "is not a run as written by train or compare: it lacks 'spec'"),

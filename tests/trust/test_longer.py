@@ -65,7 +65,7 @@ def test_a_finished_run_made_longer_is_one_that_was_asked_for_at_once(name: str,
 def test_a_finished_run_is_read_back_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of("ddpo-is", 16)
     first = run(spec, tmp_path)
-    monkeypatch.setattr("benchmarks.runs._build", lambda *given: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("benchmarks.runs._learn", lambda *given: pytest.fail("it was trained or exported again"))
     assert run(spec, tmp_path) == first
     assert run(dataclasses.replace(spec, reward_queries=15), tmp_path) == first, "two iterations as well"
 
