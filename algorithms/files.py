@@ -64,32 +64,50 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
 def published(folder: Path) -> Iterator[Path]:
     """Yield an empty folder, whose files take their places in ``folder`` once the block has ended well.
 
+    ``folder`` is made before the block, so that work whose result cannot be written is not done; where it stays empty,
+    it is taken away again.
+
     Raises:
         ValueError: a file in the way that was not written here, or was changed since; nothing is replaced then.
         OSError: the disk is full or not writable; each file is the old one or the new one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+    with made(folder):
+        fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        try:
+            yield fresh
+            _publish(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder and those it lies in, and in the end take away again those that were made here and are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield fresh
-        digests = {
-            file.relative_to(fresh).as_posix(): _digest(file) for file in sorted(fresh.rglob("*")) if file.is_file()
-        }
-        check_replaceable(folder, digests, digests)
-        # Noted before, beside what is there now: wherever a process is killed, the file is one of the two.
-        noted = {name: sorted({_digest(folder / name), new} - {""}) for name, new in digests.items()}
-        write_atomically(folder / RECORD, json.dumps({**_record(folder), **noted}, indent=1).encode())
-        share_as(folder / RECORD, (fresh / name for name in digests))
-        for name in digests:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with (fresh / name).open("rb") as file:
-                _flush_to_disk(file.fileno())
-            os.replace(fresh / name, target)
-        for parent in {(folder / name).parent for name in digests}:
-            _flush_names(parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the first that holds something
+            for path in missing:
+                path.rmdir()
+
+
+def _publish(fresh: Path, folder: Path) -> None:
+    digests = {file.relative_to(fresh).as_posix(): _digest(file) for file in sorted(fresh.rglob("*")) if file.is_file()}
+    check_replaceable(folder, digests, digests)
+    # Noted before, beside what is there now: wherever a process is killed, the file is one of the two.
+    noted = {name: sorted({_digest(folder / name), new} - {""}) for name, new in digests.items()}
+    write_atomically(folder / RECORD, json.dumps({**_record(folder), **noted}, indent=1).encode())
+    share_as(folder / RECORD, (fresh / name for name in digests))
+    for name in digests:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (fresh / name).open("rb") as file:
+            _flush_to_disk(file.fileno())
+        os.replace(fresh / name, target)
+    for parent in {(folder / name).parent for name in digests}:
+        _flush_names(parent)
 
 
 def check_replaceable(folder: Path, names: Iterable[str], contents: Mapping[str, str] | None = None) -> None:
@@ -116,16 +134,14 @@ def check_replaceable(folder: Path, names: Iterable[str], contents: Mapping[str,
 
 
 def check_output(path: Path) -> None:
-    """Check, before work is done for it, that a file can be written in the place of what is there; make its folder.
+    """Check, before work is done for it, that a file can be written in the place of what is there.
 
     Raises:
         ValueError: there is a folder, or a file of somebody else's.
-        OSError: its folder cannot be made.
     """
     if path.is_dir():
         raise ValueError(f"expected a file's name, got {str(path)!r}, which is a folder.")
     check_replaceable(path.parent, [path.name])
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def listed(names: Iterable[str]) -> str:

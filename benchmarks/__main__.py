@@ -41,7 +41,9 @@ _Algorithm = Union[SUBCOMMANDS]  # type: ignore[valid-type]  # noqa: UP007 - bui
 _Train = Annotated[
     tyro.conf.OmitSubcommandPrefixes[_Algorithm],
     tyro.conf.subcommand(
-        "train", description="Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run."
+        "train",
+        description="Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run, also with "
+        "changes (--seed 1).",
     ),
 ]
 Command: Any = Union[

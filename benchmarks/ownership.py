@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from algorithms.files import RECORD, UNFINISHED, listed, warn_once
+from algorithms.files import RECORD, UNFINISHED, listed, made, warn_once
 
 
 @contextlib.contextmanager
@@ -24,18 +24,12 @@ def claimed(folder: Path, is_ours: Callable[[Path], bool], what: str) -> Iterato
         ValueError: it holds other files, or another process works in it.
         OSError: it cannot be written in.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with locked(folder):
-            if not is_ours(folder):
-                _check_empty(folder, what)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(errno.EACCES, "it is read-only", str(folder))
-            yield
-    finally:
-        with contextlib.suppress(OSError):  # the first that holds something
-            for path in made:
-                path.rmdir()
+    with made(folder), locked(folder):
+        if not is_ours(folder):
+            _check_empty(folder, what)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only", str(folder))
+        yield
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from PIL import Image
 from torch import Tensor
 
 from algorithms import ALGORITHMS, PolicyConfig
@@ -89,7 +90,16 @@ def sample(options: Sample) -> int:
             f"{str(options.run)!r} holds no {BEST}; expected a run that was trained with --keep-best. Leave out "
             "--checkpoint best to draw with its last weights."
         )
-    check_output(options.output)  # now: pictures that cannot be written are not drawn
+    check_output(options.output)
+    with published(options.output.parent) as fresh:  # now: pictures that cannot be written are not drawn
+        picture, said = _sample(options, file)
+        picture.save(fresh / options.output.name)
+    print(f"{options.output}: {said}")
+    return 0
+
+
+def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
+    """Draw; return the picture, and what it shows. ``file`` holds the tuned weights."""
     prompts = _prompts(options.prompts)
     if options.run is None:
         task = TaskConfig(options.model or DEFAULT_MODEL, num_inference_steps=options.num_inference_steps)
@@ -121,12 +131,9 @@ def sample(options: Sample) -> int:
         drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
-    with published(options.output.parent) as fresh:
-        picture = grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale)
-        picture.save(fresh / options.output.name)
+    picture = grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale)
     sides = "left: base, right: tuned" if len(drawn) == 2 else "one row a prompt"
-    print(f"{options.output}: {len(prompts)} prompts x {options.images} pictures ({sides})")
-    return 0
+    return picture, f"{len(prompts)} prompts x {options.images} pictures ({sides})"
 
 
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:

@@ -102,7 +102,17 @@ def throughput(options: Throughput) -> int:
     """Measure, print the tables and write the files; returns the exit status."""
     tables = options.output.with_suffix(".md")
     for file in (options.output, tables):
-        check_output(file)  # now: what cannot be written is not measured
+        check_output(file)
+    with published(options.output.parent) as fresh:  # now: what cannot be written is not measured
+        result = _measure(options)
+        text = markdown(result)
+        (fresh / options.output.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (fresh / tables.name).write_text(text, encoding="utf-8")
+    print(f"{text}\nraw numbers: {options.output}")
+    return 0
+
+
+def _measure(options: Throughput) -> dict[str, Any]:
     torch.set_num_threads(options.threads or available_cores())
     bench = Bench(options)
     result: dict[str, Any] = {
@@ -116,12 +126,7 @@ def throughput(options: Throughput) -> int:
         result["growth"] = measure_growth(options)
     if options.profile:
         result["profile"] = bench.profile()
-    text = markdown(result)
-    with published(options.output.parent) as fresh:
-        (fresh / options.output.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (fresh / tables.name).write_text(text, encoding="utf-8")
-    print(f"{text}\nraw numbers: {options.output}")
-    return 0
+    return result
 
 
 class Bench:
