@@ -396,3 +396,26 @@ def test_a_tilde_is_the_home_folder_in_every_path(
     with pytest.raises(ValueError, match="~nobody-at-all"):
         gymnasium.make(diffusion_gym.ENV_ID, model="~nobody-at-all/model")
     assert {path.name for path in here.iterdir()} == {"home"}
+
+
+def test_pretraining_keeps_what_its_new_folder_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.pretrain.pipeline import replaced_folder
+
+    def make(text: str) -> None:
+        with replaced_folder(tmp_path / "model") as fresh:
+            (fresh / "card.json").write_text(text)
+
+    make("one")
+    make("two")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "model" / "notes.txt").write_bytes(MINE)
+    make("three")
+    assert (tmp_path / "model" / "card.json").read_text() == "three"
+    (kept,) = tmp_path.glob("model-before-*")
+    assert (kept / "notes.txt").read_bytes() == MINE
+    assert f"{kept} is kept" in capsys.readouterr().out
+    (tmp_path / "model" / "card.json").unlink()
+    (tmp_path / "model" / "notes.txt").write_bytes(MINE)
+    with pytest.raises(ValueError, match="holds no model that pretrain made"):
+        make("four")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["notes.txt"]
