@@ -41,8 +41,11 @@ def test_ratio_is_one_on_stable_diffusion(
 
 
 @pytest.mark.parametrize("targets", [("attention",), ("all",)])
-def test_ratio_is_one_on_the_embedded_model(largest_log_ratios: Callable, targets: tuple[str, ...]) -> None:
-    algorithm = DDPO("DiffusionDenoise-v0", targets=targets, updates_per_iteration=1)
+def test_ratio_is_one_on_the_embedded_model(
+    make_env: Callable, largest_log_ratios: Callable, targets: tuple[str, ...]
+) -> None:
+    env = make_env("emoji-animals", steps=2, reward="compressibility", prompts=["cat", "dog"])
+    algorithm = DDPO(env, targets=targets, updates_per_iteration=1)
     assert set(largest_log_ratios(algorithm, ((16, 1), (16, 2), (3, 1), (3, 2))).values()) == {0.0}
 
 
