@@ -135,16 +135,16 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: str) -> li
     if arguments is None:
         return [f"# call it as {pipeline} is called, with num_inference_steps={steps}, guidance_scale={guidance}"]
     arguments = {**arguments, "num_inference_steps": steps}
-    if sampler != "ddim":
-        return [*_call("image = pipe", _keywords(arguments), ".images[0]"), 'image.save("tuned.png")']
-    eta = _finite_eta(algorithm)
-    lines = (
-        []
-        if eta == policy.config.eta
-        else [f"# eta {policy.config.eta} in the run, where this step of diffusers gives NaN"]
-    )
-    lines += _call("image = pipe", _keywords({**arguments, "eta": eta}), ".images[0]")
-    return [*lines, 'image.save("tuned.png")']
+    lines = []
+    if sampler == "ddim":
+        import diffusers
+
+        asked, arguments["eta"] = policy.config.eta, _finite_eta(algorithm)
+        if arguments["eta"] != asked:
+            lines = [f"# eta {asked} in the run, where this step of diffusers gives NaN"]
+        elif "eta" not in inspect.signature(getattr(diffusers, pipeline).__call__).parameters:
+            lines = [f"# without the run's noise, eta {arguments.pop('eta')}, which {pipeline} does not take"]
+    return [*lines, *_call("image = pipe", _keywords(arguments), ".images[0]"), 'image.save("tuned.png")']
 
 
 def _finite_eta(algorithm: DiffusionAlgorithm[Any]) -> float:
