@@ -72,7 +72,7 @@ def used_sampler(algorithm: DiffusionAlgorithm[Any]) -> str:
 
 def base_name(model: str) -> str:
     """Return the base model as a card names it: a folder by its last name, for where it lies is one machine's."""
-    return Path(model).resolve().name if model not in EMBEDDED and is_folder(model) else model
+    return Path(model).absolute().name if is_folder(model) else model
 
 
 def is_folder(model: str) -> bool:
