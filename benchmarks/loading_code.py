@@ -54,14 +54,21 @@ def loading_code(algorithm: DiffusionAlgorithm[Any]) -> str:
     """
     model: Any = algorithm.policy.model
     sampler = used_sampler(algorithm)
-    pipeline = type(model.pipe).__name__
-    if isinstance(model, UnconditionalPixels):
-        pipeline = f"{sampler.upper()}Pipeline"
+    kind = _pipeline_class(model, sampler)
     one_file = model.exports_lora_file(algorithm.policy.lora)
-    steps = scheduler_lines(model, sampler, algorithm.config.policy.eta, pipeline)
-    lines = [*_load(model, pipeline, one_file), *steps]
-    lines += _draw(algorithm, sampler, pipeline)
-    return "\n".join([*_imports(lines, pipeline), "", *lines])
+    steps = scheduler_lines(model, sampler, algorithm.config.policy.eta, kind.__name__)
+    lines = [*_load(model, kind.__name__, one_file), *steps]
+    lines += _draw(algorithm, sampler, kind)
+    return "\n".join([*_imports(lines, kind), "", *lines])
+
+
+def _pipeline_class(model: Any, sampler: str) -> type:
+    """Return the pipeline that draws: the model's own, or of pixel models, which have one per sampler, that."""
+    if not isinstance(model, UnconditionalPixels):
+        return type(model.pipe)
+    import diffusers
+
+    return {"ddim": diffusers.DDIMPipeline, "ddpm": diffusers.DDPMPipeline}[sampler]
 
 
 def used_sampler(algorithm: DiffusionAlgorithm[Any]) -> str:
@@ -80,13 +87,17 @@ def is_folder(model: str) -> bool:
     return model not in EMBEDDED and (Path(model).expanduser().is_dir() or Path(model).is_absolute())
 
 
-def _imports(lines: list[str], pipeline: str) -> list[str]:
+def _imports(lines: list[str], pipeline: type) -> list[str]:
     """Return the imports that the lines need."""
     code = "\n".join(lines)
     schedulers = [name for name in (*_SCHEDULERS.values(), _FLOW) if name in code]
     plain = [f"import {name}" for name in ("math", "torch") if f"{name}." in code]
     assets = ["from diffusion_gym.models.loading import ASSETS"] if "ASSETS" in code else []
-    return [*plain, f"from diffusers import {', '.join(sorted([pipeline, *schedulers]))}", *assets]
+    if pipeline.__module__.startswith("diffusers."):
+        names = sorted([pipeline.__name__, *schedulers])
+        return [*plain, f"from diffusers import {', '.join(names)}", *assets]
+    own = f"from {pipeline.__module__} import {pipeline.__name__}"
+    return [*plain, f"from diffusers import {', '.join(schedulers)}", own, *assets]
 
 
 def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
@@ -126,24 +137,24 @@ def scheduler_lines(model: Any, sampler: str, eta: float, pipeline: str) -> list
     return _call(f"pipe.scheduler = {kind.__name__}.from_config", ["pipe.scheduler.config", *_keywords(named)])
 
 
-def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: str) -> list[str]:
+def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:
     """Return the lines that draw a picture and save it."""
     policy, model = algorithm.policy, cast(PipelineModel, algorithm.policy.model)
     guidance = policy.config.guidance_scale if policy.guided or model.embeds_guidance else 1.0
     arguments = model.pipeline_arguments(algorithm.mdp.prompts[0], guidance)
     steps = algorithm.mdp.num_inference_steps
     if arguments is None:
-        return [f"# call it as {pipeline} is called, with num_inference_steps={steps}, guidance_scale={guidance}"]
+        return [
+            f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, guidance_scale={guidance}"
+        ]
     arguments = {**arguments, "num_inference_steps": steps}
     lines = []
     if sampler == "ddim":
-        import diffusers
-
         asked, arguments["eta"] = policy.config.eta, _finite_eta(algorithm)
         if arguments["eta"] != asked:
             lines = [f"# eta {asked} in the run, where this step of diffusers gives NaN"]
-        elif "eta" not in inspect.signature(getattr(diffusers, pipeline).__call__).parameters:
-            lines = [f"# without the run's noise, eta {arguments.pop('eta')}, which {pipeline} does not take"]
+        elif "eta" not in inspect.signature(pipeline.__call__).parameters:
+            lines = [f"# without the run's noise, eta {arguments.pop('eta')}, which {pipeline.__name__} does not take"]
     return [*lines, *_call("image = pipe", _keywords(arguments), ".images[0]"), 'image.save("tuned.png")']
 
 
@@ -158,7 +169,7 @@ def _finite_eta(algorithm: DiffusionAlgorithm[Any]) -> float:
     scheduler.set_timesteps(algorithm.mdp.num_inference_steps)
     eta, zeros = algorithm.config.policy.eta, torch.zeros(1, 1, 1, 1)
     stepped = [scheduler.step(zeros, t, zeros, eta=eta, variance_noise=zeros).prev_sample for t in scheduler.timesteps]
-    return eta if bool(torch.cat(stepped).isfinite().all()) else eta * 0.9999
+    return eta if bool(torch.cat(stepped).isfinite().all()) else eta * 0.99999
 
 
 def _keywords(arguments: dict[str, Any]) -> list[str]:

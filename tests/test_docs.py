@@ -27,6 +27,7 @@ import tyro
 
 from algorithms import ALGORITHMS, DDPO
 from benchmarks.__main__ import Command
+from benchmarks.loading_code import loading_code
 from benchmarks.repeat import Repeat
 from diffusion_gym import PROMPT_SETS, REWARDS
 from diffusion_gym.models.loading import FAMILIES
@@ -158,6 +159,9 @@ def test_own_family_is_the_pipeline(folder: Path) -> None:
     assert names["difference"] <= 1
     assert names["ours"].float().std() > 5, "a flat picture would prove nothing"
     assert names["first"]["train/log_ratio_abs_max"] == 0.0
+    code = loading_code(names["algorithm"])
+    assert 'pipe = DiTPipeline.from_pretrained(".")' in code
+    assert code.endswith("# call it as DiTPipeline is called, with num_inference_steps=5, guidance_scale=1.0")
     latents, times, labels = names["latents"], torch.tensor([500]), torch.tensor([207])
     conditioning = names["model"].encode_prompts(["207"])
     with torch.no_grad():

