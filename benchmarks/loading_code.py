@@ -109,6 +109,8 @@ def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
         source = _literal(base_name(model.name))
         note = "  # the base model's folder" if is_folder(model.name) else ""
     arguments = {name: value for name, value in model.load_arguments.items() if value != torch.float32}
+    if not one_file or arguments.get("variant") is None:
+        arguments.pop("variant", None)  # what is exported has none
     lines = _call(f"pipe = {pipeline}.from_pretrained", [source, *_keywords(arguments)])
     lines[min(1, len(lines) - 1)] += note
     return [*lines, 'pipe.load_lora_weights(".")'] if one_file else lines
