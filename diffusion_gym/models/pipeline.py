@@ -108,6 +108,7 @@ class PipelineModel(DiffusionModel):
 
     Attributes:
         pipe: the diffusers pipeline, frozen and in evaluation mode.
+        load_arguments: what ``from_pretrained`` was given beside the folder.
         vae_tiling: whether large images are decoded in overlapping tiles, which takes less memory.
     """
 
@@ -284,6 +285,18 @@ class PipelineModel(DiffusionModel):
                 network = network.to(DTYPES[self.dtype])
             self._save_pipeline(folder, {denoiser.component: network})
 
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any] | None:
+        """Return arguments, beside steps and eta, with which the pipeline draws as the policy does.
+
+        Args:
+            prompt: to draw.
+            guidance_scale: the policy's; 1 where it takes none.
+
+        Returns:
+            Name -> value, or None where the family does not say (the model card then leaves the call to its reader).
+        """
+        return None
+
     def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
         """Whether :meth:`export` writes one LoRA file; otherwise it writes a pipeline folder."""
         return lora is not None and self.has_lora_loader
@@ -309,12 +322,12 @@ class PipelineModel(DiffusionModel):
         repair_torchvision()
         from diffusers import DiffusionPipeline
 
-        options: dict[str, Any] = {**_dtype_argument(DTYPES[self.dtype]), **self._load_options(source)}
+        self.load_arguments: dict[str, Any] = {**_dtype_argument(DTYPES[self.dtype]), **self._load_options(source)}
         if Path(source).is_dir():
-            options["variant"] = variant_of(self.name, Path(source), DiffusionPipeline.load_config(source))
+            self.load_arguments["variant"] = variant_of(self.name, Path(source), DiffusionPipeline.load_config(source))
         try:
             with no_progress_bars():
-                return DiffusionPipeline.from_pretrained(source, **options)
+                return DiffusionPipeline.from_pretrained(source, **self.load_arguments)
         except Exception as error:  # the libraries raise many unrelated types; all mean "not a complete pipeline"
             raise ValueError(f"diffusers could not load the model {self.name!r} from {source!r}: {error}") from error
 

@@ -48,6 +48,13 @@ class StableDiffusion3(PipelineModel):
         patch = self.pipe.transformer.config.patch_size
         return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // patch) * (w // patch))
 
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
+        """Return the prompt, the picture's size, T5's tokens and the guidance scale."""
+        _, height, width = self.image_shape
+        tokens = t5_tokens(self.pipe.tokenizer_3, _T5_TOKENS)
+        size = {"height": height, "width": width, "max_sequence_length": tokens}
+        return {"prompt": prompt, **size, "guidance_scale": guidance_scale}
+
     def _load_options(self, source: str) -> Mapping[str, Any]:
         """A folder saved without T5 leaves it out, and diffusers then asks to be told that it is meant to be None."""
         from diffusers import DiffusionPipeline, SD3Transformer2DModel

@@ -1,7 +1,7 @@
 """The unconditional pixel-space family: a UNet2DModel that denoises pictures themselves (Ho et al. 2020)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class UnconditionalPixels(PipelineModel):
             f"{self.name!r} is unconditional: it reads no prompt that guidance could strengthen. Leave "
             "guidance_scale at 1."
         )
+
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
+        """Return none: the pipeline takes no prompt."""
+        return {}
 
     def _to_pixels(self, latents: Tensor) -> Tensor:
         return latents
