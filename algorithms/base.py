@@ -6,7 +6,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium
@@ -28,11 +27,12 @@ from algorithms.evaluation import (
     rollout_metrics,
     warn_of_equal_rewards,
 )
+from algorithms.files import published, user_path
 from algorithms.learning_rate import Config
 from algorithms.optimizers import check_optimizer
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
-from algorithms.rollouts import InterruptedRollout, Rollout, collect, rescore
+from algorithms.rollouts import Interrupted, OnStep, Rollout, collect, rescore
 from algorithms.saving import SavedAlgorithm
 from algorithms.seeding import Stream, derive_seed, prompt_order
 from algorithms.sharding import whole
@@ -130,7 +130,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),
             self.config.learning_rate if schedule is None else schedule,
-            tensorboard_log=tensorboard_log if self.ranks.is_first else None,
+            tensorboard_log=str(user_path(tensorboard_log)) if tensorboard_log and self.ranks.is_first else None,
             verbose=verbose if self.ranks.is_first else 0,
             device=mdp.model.device,
             support_multi_env=True,
@@ -143,6 +143,9 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         self.last_rollout_reward: float | None = None
         #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
         self.after_backward: Callable[[], None] = lambda: None
+        #: Asked in the middle of updates and evaluations, where callbacks are not: True ends ``learn``, as a callback
+        #: does that returns False. An update of sharded weights, of which there is no second copy, is made to its end.
+        self.should_stop: Callable[[], bool] = lambda: False
         self._told_equal: set[str] = set()
         self._committed_timesteps = 0
         self._callback_locals = CallbackLocals()
@@ -307,26 +310,29 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]
         if self.num_timesteps < total_timesteps:
             within_memory(self.policy, lambda: calibrate_reward(self.mdp, self.policy, self.config, self.ranks))
-        while self.num_timesteps < total_timesteps:
-            self._evaluate_if_due()
-            started = time.perf_counter()
-            rollout = self._collect(callback)
-            if rollout is None:
-                break
-            self.update_learning_rate(total_timesteps)
-            metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
-            self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
-            if self.ranks.is_first:
-                warn_of_equal_rewards(rollout, self.mdp.reward, self._told_equal)
-            self._count_episodes(rollout)
-            metrics |= self._update_within_memory(rollout) | {"train/chunk_size": self.policy.chunk_size}
-            self.iteration += 1
-            self._committed_timesteps = self.num_timesteps
-            self.costs["seconds"] += time.perf_counter() - started
-            if self.iteration % log_interval == 0:
-                self._log(metrics)
-        else:
+        costs = dict(self.costs)
+        try:
+            while self.num_timesteps < total_timesteps:
+                self._evaluate_if_due()
+                started = time.perf_counter()
+                rollout = self._collect(callback)
+                self.update_learning_rate(total_timesteps)
+                metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
+                self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
+                if self.ranks.is_first:
+                    warn_of_equal_rewards(rollout, self.mdp.reward, self._told_equal)
+                self._count_episodes(rollout)
+                metrics |= self._update_within_memory(rollout) | {"train/chunk_size": self.policy.chunk_size}
+                self.iteration += 1
+                self._committed_timesteps = self.num_timesteps
+                self.costs["seconds"] += time.perf_counter() - started
+                costs = dict(self.costs)
+                if self.iteration % log_interval == 0:
+                    self._log(metrics)
             self._evaluate_if_due(final=True)
+        except Interrupted:  # the iteration never happened
+            self._forget_rollout()
+            self.costs = costs
         callback.on_training_end()
         self._callback_locals = CallbackLocals()  # the former ones hold this algorithm and its callbacks
         return self
@@ -389,8 +395,12 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
         self.ranks.call(tell)
 
-    def _collect(self, callback: BaseCallback) -> Rollout | None:
-        """Sample this iteration's images; None if a callback asked to stop (the iteration then never happened)."""
+    def _collect(self, callback: BaseCallback) -> Rollout:
+        """Sample this iteration's images.
+
+        Raises:
+            Interrupted: a callback asked to stop.
+        """
         n = self.config.images_per_iteration
         first = self.iteration * n
         prompts, weights = self.mdp.prompts, self.mdp.prompt_weights
@@ -424,9 +434,6 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             )
             callback.on_rollout_end()
             self._callback_locals.forget()
-        except InterruptedRollout:
-            self._forget_rollout()
-            return None
         except BaseException:  # also Ctrl-C
             self._forget_rollout()
             raise
@@ -467,7 +474,11 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             self.num_timesteps = timesteps
             self.policy.zero_grad(set_to_none=True)
 
-        return within_memory(self.policy, update, undo)
+        try:
+            return within_memory(self.policy, update, undo)
+        except Interrupted:
+            undo()
+            raise
 
     def _rescored_update(self, rollout: Rollout, sampled_in: int) -> dict[str, float]:
         if self.policy.chunk_size != sampled_in:
@@ -510,12 +521,19 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         In float16 the losses are scaled up, and a gradient that overflows halves the scale.
 
         Raises:
-            DivergedError: as :meth:`step`.
+            DivergedError, Interrupted: as :meth:`step`.
         """
         for loss in losses:
             self.loss_scaler.scale(loss).backward()
             self.after_backward()
+            if self.ranks.size == 1:
+                self._stop_if_asked()
         return self.step(optimizer)
+
+    def _stop_if_asked(self) -> None:
+        """Raise Interrupted in an update, on all ranks at once, where one of them is asked to stop."""
+        if not self.ranks.sharded and not self.ranks.all(not self.should_stop()):
+            raise Interrupted
 
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Clip the gradients that are there, and step; return the norm before clipping.
@@ -524,7 +542,9 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
         Raises:
             DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
+            Interrupted: ``should_stop`` said so; the iteration is taken back.
         """
+        self._stop_if_asked()
         self.loss_scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
@@ -569,10 +589,11 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         done = self.last_evaluation is not None and self.last_evaluation.iteration == self.iteration
         if config.images == 0 or done or (self.iteration % config.every and not final):
             return
+        going: OnStep = lambda dones: not self.should_stop()  # noqa: E731
         with self.averaged():
             self.last_evaluation = within_memory(
                 self.policy,
-                lambda: evaluate(self.mdp, self.policy, self.config, self.iteration, self.reference, self.ranks),
+                lambda: evaluate(self.mdp, self.policy, self.config, self.iteration, self.reference, self.ranks, going),
             )
         self._log(self.last_evaluation.metrics())
 
@@ -589,14 +610,17 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder.
 
         With ``ema_decay`` they are the averaged ones. Of several ranks all must call this; the first writes.
+
+        Raises:
+            ValueError: a file in the way that no export wrote, or that was changed since; nothing is replaced then.
         """
-        target = Path(folder)
+        target = user_path(folder)
         with self.averaged():
             with self.ranks.ending_together():
                 denoiser: Any = self.policy.whole_denoiser()
 
             def write() -> None:
-                target.mkdir(parents=True, exist_ok=True)
-                self.policy.model.export(denoiser, target, self.policy.lora)
+                with published(target) as fresh:
+                    self.policy.model.export(denoiser, fresh, self.policy.lora)
 
             self.ranks.first(write)

@@ -14,7 +14,7 @@ from algorithms.distributed import ALONE, Ranks
 from algorithms.diversity import diversity
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
-from algorithms.rollouts import Rollout, collect
+from algorithms.rollouts import OnStep, Rollout, collect
 from algorithms.seeding import Stream
 from algorithms.split import Split
 from diffusion_gym.envs.mdp import DenoisingMDP
@@ -87,17 +87,21 @@ def evaluate(
     iteration: int,
     reference: Reference | None = None,
     ranks: Ranks = ALONE,
+    on_step: OnStep | None = None,
 ) -> Evaluation:
     """Denoise ``config.evaluation.images`` images with the stochastic sampler and score them.
 
     Held-out prompts are evaluated in the same way, on the same noise. With a reference the KL to it is measured on the
     trajectories of the prompts that are trained on. Ranks share the images, and all return the whole.
+
+    Raises:
+        Interrupted: ``on_step`` returned False; see :func:`algorithms.rollouts.collect`.
     """
-    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration, reference, ranks)
+    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration, reference, ranks, on_step)
     if config.evaluation.held_out_prompts is None:
         return evaluation
     texts = resolve_prompts(config.evaluation.held_out_prompts)
-    held_out = _evaluate_on(texts, mdp, policy, config, iteration, None, ranks)
+    held_out = _evaluate_on(texts, mdp, policy, config, iteration, None, ranks, on_step)
     return dataclasses.replace(evaluation, held_out=held_out)
 
 
@@ -109,9 +113,10 @@ def _evaluate_on(
     iteration: int,
     reference: Reference | None,
     ranks: Ranks,
+    on_step: OnStep | None,
 ) -> Evaluation:
     n, prompts = config.evaluation.images, evaluation_prompts(texts, config.evaluation.images)
-    rollout = _denoise(prompts, mdp, policy, config, ranks, reference=reference)
+    rollout = _denoise(prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step)
     images = rollout.split.gather(rollout.images)[:n]
     parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
     kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()
@@ -126,6 +131,7 @@ def _denoise(
     ranks: Ranks,
     reward: RewardSpec | None = None,
     reference: Reference | None = None,
+    on_step: OnStep | None = None,
 ) -> Rollout:
     """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them.
 
@@ -141,6 +147,7 @@ def _denoise(
         config.evaluation.seed,
         whole_trajectory=False,
         streams=_STREAMS,
+        on_step=on_step,
         score_beside=config.rewards_beside_sampling,
         reference=reference,
         split=Split(ranks, len(shared)),

@@ -16,6 +16,7 @@ def get_tensors(
     optimizer: torch.optim.Optimizer | None,
     device: torch.device | str | None = None,
     averages: Mapping[str, Tensor] | None = None,
+    copy: bool = True,
 ) -> Groups:
     """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}, "average": {name: tensor}}``.
 
@@ -24,24 +25,25 @@ def get_tensors(
         optimizer: its moments; bitsandbytes' step counter, an integer, becomes a tensor of shape (), int64.
         device: of the copies; None leaves each beside its original.
         averages: the weights' moving averages, where there are any.
+        copy: False for what is read at once: the tensors themselves, where they lie on the device.
 
     Of sharded ones the copies are whole, and every rank must call this.
     """
-    groups: Groups = {"policy": {name: _copy(value, device) for name, value in named.items()}}
+    groups: Groups = {"policy": {name: _read(value, device, copy) for name, value in named.items()}}
     if optimizer is not None:
         groups["optimizer"] = {
-            f"{name}/{key}": _copy(torch.as_tensor(moment), device)
+            f"{name}/{key}": _read(torch.as_tensor(moment), device, copy)
             for name, value in named.items()
             for key, moment in optimizer.state.get(value, {}).items()
         }
     if averages is not None:
-        groups["average"] = {name: _copy(value, device) for name, value in averages.items()}
+        groups["average"] = {name: _read(value, device, copy) for name, value in averages.items()}
     return groups
 
 
-def _copy(value: Tensor, device: torch.device | str | None) -> Tensor:
+def _read(value: Tensor, device: torch.device | str | None, copy: bool) -> Tensor:
     value = whole(value)
-    return value.detach().to(value.device if device is None else device, copy=True)
+    return value.detach().to(value.device if device is None else device, copy=copy)
 
 
 def set_tensors(

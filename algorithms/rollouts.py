@@ -179,8 +179,8 @@ def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
 OnStep = Callable[[Step], bool]
 
 
-class InterruptedRollout(Exception):  # noqa: N818 - a request, not an error
-    """A callback asked to stop in the middle of a rollout."""
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """Training is to stop in the middle of a rollout, an update or an evaluation, which then never happened."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def collect(
         split: which images are denoised here; None is all of them. Every rank must collect at the same time.
 
     Raises:
-        InterruptedRollout: ``on_step`` returned False, here or on another rank.
+        Interrupted: ``on_step`` returned False, here or on another rank.
         RewardError: the reward failed, here or on another rank.
         RankError: another rank is lost.
     """
@@ -306,5 +306,5 @@ def _round(
 
         info, going = rollout.split.ranks.call(step)
         if not rollout.split.ranks.all(going):
-            raise InterruptedRollout
+            raise Interrupted
     rollout.images[mine] = info["image"]

@@ -121,10 +121,10 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
         """
         return self._get_parameters()
 
-    def _get_parameters(self, device: str | None = None) -> Groups:
+    def _get_parameters(self, device: str | None = None, copy: bool = True) -> Groups:
         averages = None if self.average is None else self.average.tensors
         with self.ranks.ending_together():
-            return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), device, averages)
+            return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), device, averages, copy)
 
     def set_parameters(  # type: ignore[override]
         self,
@@ -160,14 +160,16 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
 
         Of several ranks all must call this; the first writes, and the others wait until it has.
 
-        ``exclude`` and ``include`` are Stable-Baselines3's; a checkpoint has fixed content, so they are refused.
+        A file there that is no checkpoint is not replaced. ``exclude`` and ``include`` are Stable-Baselines3's; a
+        checkpoint has fixed content, so they are refused.
         """
         if exclude or include:
             raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
         check_place(path, "writable")
         target = checkpoint_path(path) if isinstance(path, str | os.PathLike) else path
-        saved = self._snapshot()
-        self.ranks.first(lambda: write_checkpoint(target, saved.state, saved.tensors))
+        # Written where they lie, not copied first; sharded ones are put together, which is for the main memory.
+        tensors = flatten(self._get_parameters("cpu" if self.ranks.sharded else None, copy=False))
+        self.ranks.first(lambda: write_checkpoint(target, self._state(), tensors))
 
     @classmethod
     def load(  # type: ignore[override]

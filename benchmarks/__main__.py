@@ -9,11 +9,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
 from benchmarks.parsing import Mistake, parse, unknown
+from benchmarks.stopping import Stopped, ended_at_once, status_of
 from benchmarks.terminal import prepare_terminal
 from diffusion_gym import _lazy
 
@@ -29,33 +31,61 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 _PROGRAM = "diffusion-gym"
-_TRAIN = "Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run."
+_TRAIN = (
+    "Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run, also with changes "
+    "(--seed 1)."
+)
 _WHAT = "Tune diffusion models with reinforcement learning: DDPO, RWR."
+
+
+#: ``~`` is the home folder in every option that is a path, also where no shell has replaced it (``--folder=~/runs``).
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _user_path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: _lazy.found("algorithms.files:user_path")(words[0]),
+        is_instance=lambda instance: isinstance(instance, Path),
+        str_from_instance=lambda instance: [str(instance)],
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the command, and return its exit status.
 
-    That is 2 for a user's mistake, a reward that failed, a training that diverged, a full disk or a lost rank, 130 for
-    Ctrl-C.
+    That is 2 for a user's mistake, a reward that failed, a training that diverged, a disk that cannot be written or a
+    lost rank, 130 for Ctrl-C, 143 for SIGTERM.
     """
     given = sys.argv[1:] if arguments is None else arguments
     prepare_terminal()
     try:
-        return _run(given)
+        with ended_at_once(), _REGISTRY:
+            return _run(given)
+    except Stopped as stopped:
+        print(stopped)
+        return stopped.status
+    except KeyboardInterrupt as interrupt:
+        print("stopped; what was under way is not kept. The same command begins again.", file=sys.stderr)
+        return status_of(interrupt)
     except (ValueError, MemoryError) as error:
         return _failed(error)
     except BrokenPipeError:  # who read our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _failed(f"{str(error.filename)!r} is too long for the name of a file; expected a shorter one.")
+        where = "" if error.filename is None else f" {str(error.filename)!r}"
         return _failed(
-            f"cannot write {str(error.filename)!r}: {error.strerror}. Expected a place where you may write; name "
-            "another with --folder or --output."
+            f"cannot write{where}: {error.strerror or error}. Expected a place where you may write and there is space; "
+            "name another with --folder or --output."
         )
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            return _failed(f"{str(error.filename)!r} is too long for the name of a file; expected a shorter one.")
         return _told(error)
 
 
@@ -63,14 +93,10 @@ def _told(error: Exception) -> int:
     """Tell an error of ours, whose class is known once its module is, in a line; raise any other."""
     from algorithms.distributed import RankError
     from algorithms.skips import DivergedError
-    from benchmarks.folder import DiskFullError
-    from benchmarks.sweep import Stopped
+    from benchmarks.folder import WriteError
     from diffusion_gym.rewards import RewardError
 
-    if isinstance(error, Stopped):
-        print("stopped; the same command resumes.")
-        return 130
-    if isinstance(error, RewardError | DivergedError | DiskFullError | RankError):
+    if isinstance(error, RewardError | DivergedError | WriteError | RankError):
         return _failed(error)
     raise error
 
@@ -104,21 +130,40 @@ def _run(given: Sequence[str]) -> int:
 def _train(words: list[str]) -> int:
     from algorithms import ALGORITHMS
 
-    name, command = words[0] if words else "", f"{_PROGRAM} train"
+    command = f"{_PROGRAM} train"
+    if any(word.partition("=")[0] == "--config" for word in words):
+        return _repeat(words)
+    name = words[0] if words else ""
     if name in ALGORITHMS:
-        from benchmarks.train import Train, defaults, train
+        from benchmarks.train import defaults, train
 
-        entry = ALGORITHMS[name]
-        kind: Any = Train[type(entry.config)]  # type: ignore[misc]
-        more = {"default": defaults(entry), "description": entry.summary}
-        return train(name, parse(kind, words[1:], f"{command} {name}", **more))
-    if name.partition("=")[0] == "--config":
-        from benchmarks.repeat import Repeat, repeat
-
-        return repeat(parse(Repeat, words, command))
+        return train(name, _train_options(name, words[1:], defaults(ALGORITHMS[name]), f"{command} {name}"))
     if name and not name.startswith("-"):
         unknown("algorithm", name, list(ALGORITHMS), command)
     return _choose({key: entry.summary for key, entry in ALGORITHMS.items()}, words, command, _TRAIN, "an algorithm")
+
+
+def _repeat(words: list[str]) -> int:
+    from algorithms import ALGORITHMS
+    from benchmarks.repeat import CONFIG, recorded, repeat, take_config
+
+    config, words = take_config(words)
+    name, options = recorded(config)
+    if words[:1] and words[0] in ALGORITHMS:
+        if words[0] != name:
+            raise ValueError(f"{str(config)!r} is a run of {name}, not of {words[0]}; leave out {words[0]}.")
+        words = words[1:]
+    return repeat(config, name, _train_options(name, words, options, f"{_PROGRAM} train {CONFIG} {config}"))
+
+
+def _train_options(name: str, words: list[str], default: Any, command: str) -> Any:
+    """Parse the options of ``train`` with one algorithm; what is not given is as in ``default``."""
+    from algorithms import ALGORITHMS
+    from benchmarks.train import Train
+
+    entry = ALGORITHMS[name]
+    kind: Any = Train[type(entry.config)]  # type: ignore[misc]
+    return parse(kind, words, command, default=default, description=entry.summary)
 
 
 def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, description: str, what: str) -> int:

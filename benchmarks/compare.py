@@ -22,6 +22,7 @@ def _option(metavar: str, default: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+_TABLE = "table.md"
 _DEFAULT_FOLDERS = {"jpeg": Path("runs/compare"), "quick": Path("runs/compare-quick")}
 
 
@@ -101,21 +102,30 @@ class Compare:
 
 def compare(options: Compare) -> int:
     """Run what is missing, then print the tables and write the report; returns the exit status."""
-    from algorithms.checkpoint import write_atomically
     from benchmarks.dry_run import dry_run
-    from benchmarks.folder import check_same
-    from benchmarks.ledger import Ledger
-    from benchmarks.report import Source, write_report
-    from benchmarks.sweep import run_all
+    from benchmarks.ledger import holds_results
+    from benchmarks.ownership import claimed
 
     folder = options.folder or _DEFAULT_FOLDERS.get(options.suite_name, Path("runs") / options.suite_name)
     plan = options.plan()
     if options.dry_run:
         print(dry_run(plan))
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, holds_results, "comparison"):
+        return _compare(options, plan, folder)
+
+
+def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int:
+    from algorithms.files import check_replaceable, published
+    from benchmarks.folder import check_same
+    from benchmarks.ledger import Ledger
+    from benchmarks.report import PAGE, Source, write_report
+    from benchmarks.sweep import run_all
+
+    # Now, rather than as many failures at the end.
+    check_replaceable(folder, (PAGE, _TABLE))
     for name, spec in plan.items():
-        check_same(spec, folder / name)  # now, rather than as many failures at the end
+        check_same(spec, folder / name)
     sweep = Ledger(plan, folder, options.results[:1], options.results[1:])
     pool, where = _pool(options, sweep.own, folder)
     print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
@@ -130,7 +140,8 @@ def compare(options: Compare) -> int:
         return 1
     report = write_report(Source(folder, results, []))
     text = summary_text(results)
-    write_atomically(folder / "table.md", text.encode())
+    with published(folder) as fresh:
+        (fresh / _TABLE).write_text(text, encoding="utf-8")
     print(f"\n{text}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes; report: {report}")
     return 1 if failures else 0

@@ -4,13 +4,16 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from algorithms.checkpoint import read_checkpoint, write_atomically
+from algorithms.checkpoint import read_iteration
+from algorithms.files import FULL, UNFINISHED, check_replaceable, write_atomically
 from benchmarks.jsonlines import read_lines
 from benchmarks.provenance import DECIDES, provenance
 from benchmarks.settings import RunSpec
@@ -21,89 +24,104 @@ BEST = "best.zip"
 #: Of a log, what counts its lines' iterations.
 _KEYS = {METRICS: "time/iterations", EVALUATIONS: "iteration"}
 IMAGES, CHECKPOINTS = "images", "checkpoints"
-#: What a write that was killed leaves behind: see ``write_atomically``.
-_UNFINISHED = (*(f".{name}.*" for name in (RUN, CHECKPOINT, BEST, METRICS, EVALUATIONS)), f"{IMAGES}/.*.png.*")
-#: What the system says of a disk, or a share of it, that is full.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IMAGE = re.compile(r"(\d{6,})(-held-out)?\.png")
+#: Where a model card goes where the user has a README of their own.
+CARD_BESIDE = "model-card"
 
 
-class DiskFullError(RuntimeError):
+class WriteError(RuntimeError):
     """Nothing more could be written; what was there before is whole."""
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
+class DiskFullError(WriteError):
+    """The disk, or the user's share of it, is full."""
 
-    Raises:
-        ValueError: another process trains in it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {str(folder)!r}. Wait until it is done, stop it, or choose another "
-                "folder."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(handle)
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a run was begun in a folder."""
+    return (folder / RUN).is_file()
+
+
+def is_finished(spec: RunSpec, folder: Path) -> bool:
+    """Return whether a folder's run, which must be this one, has nothing left to do."""
+    return holds_run(folder) and read_json(folder / RUN).get("complete") is True and not _is_longer(spec, folder)
 
 
 @contextlib.contextmanager
 def told_when_full(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises into an error that says what is left.
+    """Turn what a full or a broken disk raises into an error that says what is left.
 
     Raises:
         DiskFullError: the disk, or the user's share of it, is full.
+        WriteError: the system refuses to write for another reason.
     """
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in FULL
-        if not full and os.strerror(errno.ENOSPC) not in str(error):  # safetensors and others have errors of their own
+        # Before there is a run there is nothing to tell of it.
+        refused = isinstance(error, OSError) and error.errno not in (None, errno.EPIPE) and holds_run(folder)
+        # safetensors and others have errors of their own
+        full = os.strerror(errno.ENOSPC) in str(error) or (isinstance(error, OSError) and error.errno in FULL)
+        if not refused and not full:
             raise
         left = "It has no checkpoint yet"
-        with contextlib.suppress(ValueError, OSError):
-            iteration = read_checkpoint(folder / CHECKPOINT).state["iteration"]
+        with contextlib.suppress(ValueError):
+            iteration = read_iteration(folder / CHECKPOINT)
             left = f"Its last checkpoint, of iteration {iteration}, is whole: {folder / CHECKPOINT}"
-        raise DiskFullError(
-            f"the disk is full: {error}. The run in {str(folder)!r} stopped. {left}. Make space; the same command then "
-            "resumes there."
+        kind, what, remedy = (
+            (DiskFullError, "the disk is full", "Make space")
+            if full
+            else (WriteError, "the system refused to write or read", "Put it right")
+        )
+        raise kind(
+            f"{what}: {error}. The run in {str(folder)!r} stopped. {left}. {remedy}; the same command then resumes "
+            "there."
         ) from error
 
 
+def prepare(spec: RunSpec, folder: Path) -> None:
+    """Before anything is loaded: take away what killed writes left, and what a run left that never got anywhere.
+
+    Raises:
+        ValueError: the folder holds another run, or weights that no run wrote.
+    """
+    for left in folder.rglob(f"{UNFINISHED}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    check_same(spec, folder)
+    check_replaceable(folder, ["pytorch_lora_weights.safetensors"])
+    pipeline = folder / "pipeline"
+    check_replaceable(pipeline, [file.relative_to(pipeline).as_posix() for file in pipeline.rglob("*.safetensors")])
+    if holds_run(folder) and not _has_begun(folder) and _is_another(spec, folder):
+        logs = [folder / name for name in (CHECKPOINT, BEST, METRICS, EVALUATIONS)]
+        kept = [*folder.glob(f"{CHECKPOINTS}/[0-9]*.zip"), *_images_from(0, folder)]
+        for file in [*logs, *kept, *folder.glob("tensorboard/events.out.tfevents.*")]:
+            file.unlink(missing_ok=True)
+
+
 def begin(spec: RunSpec, folder: Path, facts: dict[str, Any], iteration: int) -> None:
-    """Write ``run.json`` of a new run; in one that goes on, note with what it goes on, if that has changed.
+    """Write ``run.json`` of a new run; in one that resumes, note with what, and how long it is now, if that changed.
 
     Args:
         spec: what is run.
-        folder: where.
+        folder: where, prepared.
         facts: of the model and the evaluation.
         iteration: of the checkpoint.
     """
-    for pattern in (*_UNFINISHED, f"{CHECKPOINTS}/.*.zip.*"):
-        for file in folder.glob(pattern):
-            file.unlink()
     now = provenance()
-    if not (folder / RUN).is_file():
+    if not holds_run(folder) or (not _has_begun(folder) and _is_another(spec, folder)):
         write_json(folder / RUN, {"spec": spec.to_json(), "complete": False, **facts, "provenance": now})
         return
     data = read_json(folder / RUN)
+    longer = _is_longer(spec, folder)
+    if longer:
+        data |= {"spec": spec.to_json(), "complete": False}
     later: list[dict[str, Any]] = data.get("resumed_with", [])
     latest = later[-1]["provenance"] if later else data["provenance"]
-    if not data["complete"] and any(latest.get(name) != now[name] for name in DECIDES):
-        later.append({"from_iteration": iteration, "provenance": now})
-        write_json(folder / RUN, {**data, "resumed_with": later})
+    other = not data["complete"] and any(latest.get(name) != now[name] for name in DECIDES)
+    if other:
+        data["resumed_with"] = [*later, {"from_iteration": iteration, "provenance": now}]
+    if longer or other:
+        write_json(folder / RUN, data)
 
 
 def rewind(folder: Path, iteration: int) -> None:
@@ -115,9 +133,17 @@ def rewind(folder: Path, iteration: int) -> None:
 
     wanted = {METRICS: logged_before, EVALUATIONS: lambda line: line[_KEYS[EVALUATIONS]] < iteration}
     kept = {name: [line for line in log_lines(folder, name) if wanted[name](line)] for name in wanted}
+    for file in _images_from(iteration, folder):
+        file.unlink()
     for name, lines in kept.items():  # once both were read: a damaged one leaves the other as it is
         if (folder / name).is_file():
             write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _images_from(iteration: int, folder: Path) -> list[Path]:
+    """Return the grids of evaluations at an iteration and after it."""
+    found = [(_IMAGE.fullmatch(file.name), file) for file in folder.glob(f"{IMAGES}/*.png")]
+    return [file for match, file in found if match and int(match[1]) >= iteration]
 
 
 def log_lines(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -156,7 +182,7 @@ def replace_by_link(source: Path, target: Path) -> None:
 
     It is a hard link where the file system has them, and takes no space until ``source`` is replaced.
     """
-    temporary = target.with_name(f".{target.name}.link")
+    temporary = target.with_name(f"{UNFINISHED}{target.name}")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
@@ -170,17 +196,51 @@ def replace_by_link(source: Path, target: Path) -> None:
 
 
 def check_same(spec: RunSpec, folder: Path) -> None:
-    """Refuse a folder in which another run was begun.
+    """Refuse a folder in which another run has got anywhere; the same one may be made longer.
 
     Raises:
         ValueError: naming what differs.
     """
-    if not (folder / RUN).is_file():
+    if not holds_run(folder) or not _has_begun(folder):
         return
     # Read back, so that fields which the folder's version did not have yet have their defaults.
-    different = differences(read_spec(folder).to_json(), spec.to_json())
+    held = read_spec(folder)
+    different = differences(replace(held, reward_queries=spec.reward_queries).to_json(), spec.to_json())
     if different:
         raise ValueError(f"{str(folder)!r} holds another run ({different}). Choose another folder, or delete this one.")
+    if spec.total_queries < held.total_queries:
+        raise ValueError(
+            f"{str(folder)!r} holds a run of {held.total_queries} reward queries, and {spec.total_queries} were asked "
+            "for: a run can be made longer, not shorter. Ask for more, or choose another folder."
+        )
+    reason = read_json(folder / RUN).get("stopped_early")
+    if reason is not None and spec.total_queries > held.total_queries:
+        raise ValueError(
+            f"the run in {str(folder)!r} was stopped by its safeguards, not by its reward queries ({reason}), so more "
+            "of them do not make it longer. Choose another folder, and other safeguards."
+        )
+
+
+def _is_longer(spec: RunSpec, folder: Path) -> bool:
+    """Whether more reward queries are asked for than the folder's run, otherwise the same, was begun with."""
+    return spec.total_queries > read_spec(folder).total_queries
+
+
+def _is_another(spec: RunSpec, folder: Path) -> bool:
+    try:
+        return read_spec(folder) != spec
+    except ValueError:  # of a reward, say, whose file is gone
+        return True
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a folder's run has completed an iteration."""
+    if read_json(folder / RUN).get("complete") or any(line[_KEYS[METRICS]] for line in log_lines(folder, METRICS)):
+        return True
+    try:
+        return (folder / CHECKPOINT).exists() and read_iteration(folder / CHECKPOINT) > 0
+    except ValueError:  # damaged: what it was is not known
+        return True
 
 
 def differences(there: dict[str, Any], wanted: dict[str, Any], whose: str = "asked for") -> str:
@@ -191,13 +251,17 @@ def differences(there: dict[str, Any], wanted: dict[str, Any], whose: str = "ask
         wanted: the other.
         whose: words behind the other's values.
     """
-    found, asked, missing = _flat(there), _flat(wanted), object()
-    lines = [
-        f"{key} {found.get(key, 'unset')!r} there, {asked.get(key, 'unset')!r} {whose}"
-        for key in [*asked, *(key for key in found if key not in asked)]
-        if found.get(key, missing) != asked.get(key, missing)
-    ]
+    found = changes(there, wanted)
+    lines = [f"{key} {before!r} there, {after!r} {whose}" for key, (before, after) in found.items()]
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def changes(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return name -> both values of what differs between two specifications as JSON; 'unset' where one has none."""
+    found, asked = _flat(json.loads(json.dumps(there))), _flat(json.loads(json.dumps(wanted)))
+    names = [*asked, *(key for key in found if key not in asked)]
+    pairs = {name: (found.get(name, "unset"), asked.get(name, "unset")) for name in names}
+    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
 
 
 def read_spec(folder: Path) -> RunSpec:

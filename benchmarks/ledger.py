@@ -23,6 +23,13 @@ from benchmarks.runs import read_run
 from benchmarks.settings import RunSpec
 from benchmarks.sweep import is_complete
 
+RESULTS = "results.json"
+
+
+def holds_results(folder: Path) -> bool:
+    """Return whether a folder holds a comparison or a search: results, or runs that were begun."""
+    return (folder / RESULTS).is_file() or any(folder.glob("*/*/*/run.json"))
+
 
 class Ledger:
     """The runs of a plan: those that are made here, and those that results files hold already.
@@ -48,7 +55,7 @@ class Ledger:
                 that is written and holds a run of the plan's name with other settings.
         """
         self._plan, self._folder = plan, folder
-        self._written = [folder / "results.json", *also_written]
+        self._written = [folder / RESULTS, *also_written]
         held_in = {file: _runs_in(file) for file in self._written}
         self._check_none_is_lost(held_in)
         held = [run for runs in held_in.values() for run in runs]

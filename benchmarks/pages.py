@@ -7,7 +7,6 @@ A page holds blocks between ``<!-- results: NAME/KIND ... -->`` and ``<!-- end -
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,28 +36,42 @@ class Tables:
 
 
 def tables(options: Tables) -> int:
-    """Rewrite every page's blocks, and draw the figures that they show; returns the exit status."""
-    from algorithms.checkpoint import write_atomically
+    """Rewrite every page's blocks, and draw the figures that they show; returns the exit status.
 
-    stale, missing, wanted = [], [], set()
+    Raises:
+        ValueError: a block shows a figure for the first time, and a file of its name is there: somebody else's.
+    """
+    from algorithms.files import listed, write_atomically
+
+    pages, wanted = {}, set()
+    shown: list[str] = []
+    shown_before: set[str] = set()
     for page in sorted(options.docs.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = rendered(before, options.docs)
         wanted |= {(b.name, word) for b in blocks(before) if b.kind == "figures" for word in b.words}
-        missing += [name for name in _figures(after) if not (options.docs / name).is_file()]
+        shown += _figures(after)
+        shown_before |= set(_figures(before))
         if after != before:
-            stale.append(page)
-            if not options.check:
-                write_atomically(page, after.encode())
+            pages[page] = after
     if options.check:
-        for page in stale:
+        missing = [name for name in shown if not (options.docs / name).is_file()]
+        for page in pages:
             print(f"{page} is not what its results say; run: diffusion-gym tables")
         for name in missing:
             print(f"{options.docs / name} is shown and not there; run: diffusion-gym tables")
-        return 1 if stale or missing else 0
+        return 1 if pages or missing else 0
+    others = [name for name in shown if name not in shown_before and (options.docs / name).exists()]
+    if others:
+        raise ValueError(
+            f"{str(options.docs)!r} holds {listed(others)}, which no page has shown so far, and which would be "
+            "replaced. Move it away, or delete it."
+        )
+    for page, text in pages.items():
+        write_atomically(page, text.encode())
     for name in sorted({name for name, _ in wanted}):
         _draw(options.docs / "results" / name, sorted(word for of, word in wanted if of == name))
-    print(f"{len(stale)} pages changed")
+    print(f"{len(pages)} pages changed")
     return 0
 
 
@@ -91,6 +104,7 @@ def _figures(page: str) -> list[str]:
 
 def _draw(folder: Path, names: list[str]) -> None:
     """Draw the results' figures and keep those that are shown, PNG and SVG."""
+    from algorithms.files import write_atomically
     from benchmarks.blocks import drawn_figures
     from benchmarks.curves import curves
     from benchmarks.report.charts import styles
@@ -106,4 +120,4 @@ def _draw(folder: Path, names: list[str]) -> None:
         write_figures(summary, styles(variants), Path(drawn))
         for name in drawn_figures(names, summary):
             for suffix in _SUFFIXES:
-                shutil.copy(Path(drawn) / f"{name}{suffix}", folder / f"{name}{suffix}")
+                write_atomically(folder / f"{name}{suffix}", (Path(drawn) / f"{name}{suffix}").read_bytes())

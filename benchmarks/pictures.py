@@ -23,7 +23,7 @@ def dispensable(what: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from benchmarks.folder import FULL
+        from algorithms.files import FULL
 
         if isinstance(error, OSError) and error.errno in FULL:
             raise

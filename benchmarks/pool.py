@@ -47,8 +47,8 @@ def processes_held(threads: int, cores: int, memory: int) -> int:
 class LocalPool:
     """A fixed number of processes, each with its own channel, and a thread that waits for each of them.
 
-    Only this process hears Ctrl-C; it asks the others to checkpoint and end. They also end, with a checkpoint, when
-    this process is gone.
+    Only this process hears Ctrl-C and SIGTERM; it asks the others to checkpoint and end. They also end, with a
+    checkpoint, when this process is gone.
     """
 
     def __init__(self, processes: int, threads: int, gpus: Sequence[str] = ()) -> None:
@@ -70,9 +70,13 @@ class LocalPool:
     def __enter__(self) -> "LocalPool":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: object) -> None:
+        if isinstance(raised[1], KeyboardInterrupt):
+            self._stopping = True
+            for slot in list(self._slots.values()):
+                slot.kill()
         self._waiting.shutdown(cancel_futures=True)
-        for slot in self._slots.values():
+        for slot in list(self._slots.values()):
             slot.executor.shutdown()
 
     def submit(self, name: str, spec: RunSpec, folder: Path) -> "Future[None]":
@@ -119,7 +123,12 @@ class _Slot:
         self.executor = ProcessPoolExecutor(1, context, _start_worker, (self.queue, self.stop))
         # It starts here and with this environment: later, something that it imports may have asked CUDA already.
         with _environment({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}):
-            self.executor.submit(os.getpid)
+            self._pid = self.executor.submit(os.getpid)
+
+    def kill(self) -> None:
+        """End the process at once; its run's last checkpoint stays."""
+        with contextlib.suppress(OSError, BrokenProcessPool):
+            os.kill(self._pid.result(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
     def received(self) -> list[Message]:
         """Return the messages that have come."""
@@ -160,7 +169,9 @@ def _start_worker(messages: Any, stop: Any) -> None:
     global _channel
     _channel = messages, stop
     messages.cancel_join_thread()  # progress that nobody reads any more keeps no process alive
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # which a terminal or a cluster sends to all: the parent passes it on
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
-from algorithms.checkpoint import write_atomically
 from algorithms.distributed import current_ranks
 from algorithms.evaluation import Evaluation
+from algorithms.files import write_atomically
 from benchmarks.folder import CHECKPOINT, EVALUATIONS, IMAGES, keep_checkpoint
 from benchmarks.jsonlines import append_line
 from benchmarks.metrics import is_distance, resolve_distance, resolve_metric
@@ -91,6 +91,8 @@ class Recorder(BaseCallback):
         self.keep_checkpoints, self.events = keep_checkpoints, events
         self._ranks = current_ranks()
         self._recorded = -1
+        #: Whether the run was asked to stop.
+        self.stopped = False
         #: The latest evaluation's line in ``evaluations.jsonl``.
         self.line: dict[str, Any] = {}
         self._work = _IterationWork(spec)
@@ -101,7 +103,7 @@ class Recorder(BaseCallback):
         return self.model  # type: ignore[return-value]
 
     def _on_training_start(self) -> None:
-        self.algorithm.after_backward = self._on_backward
+        self.algorithm.after_backward, self.algorithm.should_stop = self._on_backward, self._is_to_stop
 
     def _on_rollout_start(self) -> None:
         self._record_evaluation()
@@ -118,7 +120,11 @@ class Recorder(BaseCallback):
     def _on_step(self) -> bool:
         self._work.sampled += self.spec.config.num_envs
         self._tell()
-        return not self.should_stop()
+        return not self._is_to_stop()
+
+    def _is_to_stop(self) -> bool:
+        self.stopped = self.stopped or self.should_stop()
+        return self.stopped
 
     def _on_backward(self) -> None:
         self._work.trained += 1

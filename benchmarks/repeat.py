@@ -1,50 +1,74 @@
-"""``train --config RUN``: a run once more, from what its folder says of it."""
+"""``train --config RUN``: a run once more, from what its folder says of it, as it was or with other options."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
+from algorithms import AlgorithmConfig
+from algorithms.files import user_path
+from benchmarks import folder as folders
 from benchmarks.folder import RUN, read_json, read_spec
 from benchmarks.provenance import DECIDES, provenance
 from benchmarks.settings import RunSpec
-from benchmarks.train import Writing, train_spec
+from benchmarks.train import Output, Train, spec_of, threads_of, train_spec
+from diffusion_gym.naming import file_name
 from diffusion_gym.rewards import file_digests
 
-
-@dataclass(frozen=True, kw_only=True)
-class Repeat:
-    """Repeat a run: the same configuration, task, seed, budget and number of threads, in a folder of its own."""
-
-    config: Annotated[Path, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, or its run.json."""
-    folder: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/NAME-repeat)")] = (
-        None
-    )
-    """Where the repetition goes. An interrupted one there is resumed."""
-    writing: tyro.conf.OmitArgPrefixes[Writing] = field(default_factory=Writing)
-    """What is written beside the log; threads 0 takes as many as the run had."""
+CONFIG = "--config"
 
 
-def repeat(options: Repeat) -> int:
-    """Run what the folder describes; returns the exit status (130 after Ctrl-C)."""
-    source = options.config.parent if options.config.name == RUN else options.config
-    if not (source / RUN).is_file():
-        raise ValueError(
-            f"{str(options.config)!r} is no run; expected a folder written by train or compare, or its {RUN}."
-        )
-    spec, data = read_spec(source), read_json(source / RUN)
-    folder = options.folder or Path("runs") / f"{source.resolve().name}-repeat"
+def take_config(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """Return the run that ``--config`` names among a command line's words, and the other words.
+
+    Raises:
+        ValueError: it names none, or stands there twice.
+    """
+    places = [place for place, word in enumerate(words) if word.partition("=")[0] == CONFIG]
+    first = places[0]
+    _, joined, value = words[first].partition("=")
+    behind = first + 1 if joined else first + 2
+    given = value if joined else "".join(words[first + 1 : behind])
+    if len(places) > 1 or not given or given.startswith("-"):
+        raise ValueError(f"expected one run's folder, or its {RUN}, behind {CONFIG}: train {CONFIG} RUN.")
+    return user_path(given), [*words[:first], *words[behind:]]
+
+
+def recorded(config: Path) -> tuple[str, Train[AlgorithmConfig]]:
+    """Return a run's algorithm, and the options that make it again, with as many threads as it had.
+
+    Raises:
+        ValueError: there is no run, or a damaged one.
+    """
+    source = _source(config)
+    if not folders.holds_run(source):
+        raise ValueError(f"{str(config)!r} is no run; expected a folder written by train or compare, or its {RUN}.")
+    spec, made_by = read_spec(source), read_json(source / RUN).get("provenance", {})
+    output = Output(reward_queries=spec.reward_queries, threads=made_by.get("torch_threads") or torch.get_num_threads())
+    return spec.algorithm, Train(task=spec.task, output=output, safeguards=spec.safeguards, algorithm=spec.config)
+
+
+def repeat(config: Path, name: str, options: Train[AlgorithmConfig]) -> int:
+    """Run what the folder describes, with the options' changes; returns the exit status, as ``train`` does.
+
+    Where no folder is named it is ``runs/NAME-repeat``, or ``runs/NAME-`` and what was changed.
+    """
+    source, spec = _source(config), spec_of(name, options)
+    changed = folders.changes(read_spec(source).to_json(), spec.to_json())
+    what = file_name(",".join(f"{key.rpartition('.')[2]}={now}" for key, (_, now) in changed.items()))
+    folder = options.output.folder or Path("runs") / f"{source.resolve().name}-{what or 'repeat'}"
     if folder.resolve() == source.resolve():
         raise ValueError(f"{str(folder)!r} is the run that is to be repeated. Choose another --folder.")
-    made_by = data.get("provenance", {})
-    threads = options.writing.threads or made_by.get("torch_threads") or torch.get_num_threads()
     print(f"repeating {source}")
-    for line in differences(data, spec, threads):
+    told = [f"{key} {before}, now {now}" for key, (before, now) in changed.items()]
+    for line in [*told, *differences(read_json(source / RUN), spec, threads_of(options.output))]:
         print(f"  not as it was: {line}")
-    return train_spec(spec, folder, options.writing, threads)
+    return train_spec(spec, folder, options.output)
+
+
+def _source(config: Path) -> Path:
+    return config.parent if config.name == RUN else config
 
 
 def differences(data: dict[str, Any], spec: RunSpec, threads: int) -> list[str]:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from algorithms.checkpoint import write_atomically
+from algorithms.files import write_atomically
 from benchmarks.provenance import provenance
 from benchmarks.runs import RunRecord
 from benchmarks.settings import RunSpec

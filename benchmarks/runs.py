@@ -8,6 +8,7 @@ evaluation), and, at the end, the tuned weights in diffusers' own format beside 
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,19 @@ from stable_baselines3.common.logger import KVWriter, Logger
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.distributed import current_ranks
+from algorithms.files import check_replaceable, published
 from benchmarks.folder import (
+    CARD_BESIDE,
     CHECKPOINT,
     EVALUATIONS,
     METRICS,
     RUN,
     begin,
     check_same,
-    locked,
+    holds_run,
+    is_finished,
     log_lines,
+    prepare,
     read_json,
     read_spec,
     record_reward_files,
@@ -36,7 +41,8 @@ from benchmarks.folder import (
     write_json,
 )
 from benchmarks.metrics import check_world
-from benchmarks.model_card import write_model_card
+from benchmarks.model_card import CARD, CURVE, write_model_card
+from benchmarks.ownership import claimed
 from benchmarks.recorder import JSONLines, OnProgress, Recorder
 from benchmarks.settings import RunSpec
 from benchmarks.tensorboard import TensorBoard
@@ -89,13 +95,17 @@ def run(
     wandb: WandbMode = "off",
     on_built: OnBuilt = lambda algorithm: None,
 ) -> RunRecord:
-    """Train to the end of the budget, from the folder's checkpoint if there is one.
+    """Train to the end of the budget, from the folder's checkpoint if there is one; a finished run is read back.
+
+    A finished run resumes where more reward queries are asked for. One that never completed an iteration does not keep
+    another from beginning in its folder.
 
     Args:
         spec: what to run.
         folder: of this run alone.
         on_progress: called after every step of the environments, and after every chunk of an update.
-        should_stop: asked after every step of the environments; True checkpoints and returns.
+        should_stop: asked after every step of the environments, and in updates after every chunk (after every step of
+            the optimizer where ranks must agree); True checkpoints and returns.
         checkpoint_every: iterations between checkpoints.
         keep_checkpoints: with 2 or more, the latest so many checkpoints are also kept in ``checkpoints/``.
         tensorboard: also write TensorBoard events: the log's curves, and the evaluations' grids and metrics.
@@ -105,27 +115,29 @@ def run(
     Of several ranks all must call this, with one folder that all can read; the first writes.
 
     Raises:
-        ValueError: the folder holds another run or a damaged one, another process trains in it, or a log is asked for
-            whose package is not installed.
+        ValueError: the folder holds another run, a damaged one or files of somebody else's, another process trains in
+            it, or a log is asked for whose package is not installed.
         RewardError: the reward failed; the checkpoint is that of the iteration's start.
         DivergedError: too many gradients in a row were not finite; the last checkpoint stays.
-        DiskFullError: nothing more could be written; the last checkpoint stays.
+        WriteError: nothing more could be written, as on a full disk; the last checkpoint stays.
         RankError: another rank failed or is lost; the last checkpoint stays.
     """
     ranks = current_ranks()
-    ranks.call(lambda: check_same(spec, folder))
+    digests = ranks.call(lambda: file_digests(spec.task.reward))
     with contextlib.ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(locked(folder)) if folder.is_dir() else None)
-        algorithm = ranks.call(lambda: _build(spec, folder))
-        on_built(algorithm)
         stack.enter_context(told_when_full(folder))
+        # Before the model is loaded, so that two that start together do not share the folder.
+        ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
+        ranks.first(lambda: prepare(spec, folder))
+        ranks.call(lambda: check_same(spec, folder))
+        algorithm = ranks.call(lambda: _build(spec, folder))
+        if is_finished(spec, folder):
+            return read_run(folder)
+        on_built(algorithm)
         logs: list[TensorBoard | WeightsAndBiases] = []
         writers: list[KVWriter] = []
 
         def open_folder() -> None:
-            if not folder.is_dir():  # only now: a run that cannot be built leaves no folder behind
-                folder.mkdir(parents=True)
-                stack.enter_context(locked(folder))
             begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
             rewind(folder, algorithm.iteration)
             if tensorboard:
@@ -138,16 +150,17 @@ def run(
         algorithm.set_logger(Logger(str(folder), writers))
         stack.callback(algorithm.logger.close)
         recorder = Recorder(spec, folder, on_progress, should_stop, checkpoint_every, keep_checkpoints, logs)
-        _learn(spec, folder, algorithm, recorder)
+        _learn(spec, folder, algorithm, recorder, digests)
     return read_run(folder)
 
 
-def _learn(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder) -> None:
+def _learn(
+    spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder, digests: dict[str, str]
+) -> None:
     """Train, save, and at the end of the budget, or where a safeguard stops the run, export."""
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
     ranks = algorithm.ranks
     if steps > 0:
-        digests = file_digests(spec.task.reward)
         ranks.first(lambda: record_reward_files(folder, digests, algorithm.iteration))
     safeguards = safeguard_callbacks(spec.safeguards, folder, log_lines(folder, EVALUATIONS), lambda: recorder.line)
     try:
@@ -159,7 +172,8 @@ def _learn(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], reco
             "is mended, the same command resumes there."
         ) from error
     recorder.save()
-    spent = algorithm.costs["reward_queries"] >= spec.total_queries
+    # Asked to stop in the last evaluation, a run has spent its budget and is not finished.
+    spent = algorithm.costs["reward_queries"] >= spec.total_queries and ranks.all(not recorder.stopped)
     reason = None if spent else next((each.reason for each in safeguards if each.reason is not None), None)
     if spent or reason is not None:
         _export(spec, folder, algorithm)
@@ -172,9 +186,16 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
     model = algorithm.policy.model
     exported = folder if model.exports_lora_file(algorithm.policy.lora) else folder / "pipeline"
     algorithm.export(exported)
-    if model.networks and algorithm.ranks.is_first:  # the exact family's parameters are nothing that diffusers loads
-        packages = read_json(folder / RUN)["provenance"]["packages"]
-        write_model_card(exported, spec, algorithm, read_log(folder), log_lines(folder, EVALUATIONS), packages)
+    if not model.networks or not algorithm.ranks.is_first:  # the exact family's is nothing that diffusers loads
+        return
+    packages = read_json(folder / RUN)["provenance"]["packages"]
+    try:
+        check_replaceable(exported, (CARD, CURVE))
+    except ValueError as error:
+        exported = folder / CARD_BESIDE
+        warnings.warn(f"{error} It stays; the run's own model card is in {str(exported)!r}.", stacklevel=2)
+    with published(exported) as fresh:
+        write_model_card(fresh, spec, algorithm, read_log(folder), log_lines(folder, EVALUATIONS), packages)
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -17,6 +17,7 @@ from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.prompts import FORMATS, PROMPT_SETS, resolve_prompts
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from algorithms.policy import DenoisingPolicy
@@ -81,13 +82,8 @@ class Sample:
 
 def sample(options: Sample) -> int:
     """Write the picture; returns the exit status."""
-    import torch
-
-    from algorithms.policy import DenoisingPolicy
+    from algorithms.files import check_output, published
     from benchmarks.folder import BEST, CHECKPOINT
-    from benchmarks.runs import read_run
-    from diffusion_gym.envs.config import build_mdp
-    from diffusion_gym.envs.vector import DenoiseVectorEnv
 
     file = None if options.run is None else options.run / (BEST if options.checkpoint == "best" else CHECKPOINT)
     if options.checkpoint == "best" and file is not None and not file.is_file():
@@ -95,7 +91,23 @@ def sample(options: Sample) -> int:
             f"{str(options.run)!r} holds no {BEST}; expected a run that was trained with --keep-best. Leave out "
             "--checkpoint best to draw with its last weights."
         )
-    options.output.parent.mkdir(parents=True, exist_ok=True)  # now: pictures that cannot be written are not drawn
+    check_output(options.output)
+    with published(options.output.parent) as fresh:  # now: pictures that cannot be written are not drawn
+        picture, said = _sample(options, file)
+        picture.save(fresh / options.output.name)
+    print(f"{options.output}: {said}")
+    return 0
+
+
+def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
+    """Draw; return the picture, and what it shows. ``file`` holds the tuned weights."""
+    import torch
+
+    from algorithms.policy import DenoisingPolicy
+    from benchmarks.runs import read_run
+    from diffusion_gym.envs.config import build_mdp
+    from diffusion_gym.envs.vector import DenoiseVectorEnv
+
     prompts = _prompts(options.prompts)
     if options.run is None:
         task = TaskConfig(options.model or DEFAULT_MODEL, num_inference_steps=options.num_inference_steps)
@@ -127,10 +139,9 @@ def sample(options: Sample) -> int:
         drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
-    grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale).save(options.output)
+    picture = grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale)
     sides = "left: base, right: tuned" if len(drawn) == 2 else "one row a prompt"
-    print(f"{options.output}: {len(prompts)} prompts x {options.images} pictures ({sides})")
-    return 0
+    return picture, f"{len(prompts)} prompts x {options.images} pictures ({sides})"
 
 
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:

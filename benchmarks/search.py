@@ -149,14 +149,15 @@ class Search:
 
 def search(options: Search) -> int:
     """Run all candidates, write ``results.json`` and print each algorithm's candidates, best first."""
-    from benchmarks.ledger import Ledger
+    from benchmarks.ledger import Ledger, holds_results
+    from benchmarks.ownership import claimed
     from benchmarks.pool import local_pool
     from benchmarks.sweep import run_all
 
-    ledger = Ledger(options.plan(), options.folder, options.results[:1], options.results[1:])
-    options.folder.mkdir(parents=True, exist_ok=True)
-    pool = local_pool(ledger.own.values(), options.processes, 1)
-    failures = run_all(ledger.own, options.folder, pool, lambda name: ledger.write())
+    with claimed(options.folder, holds_results, "search"):
+        ledger = Ledger(options.plan(), options.folder, options.results[:1], options.results[1:])
+        pool = local_pool(ledger.own.values(), options.processes, 1)
+        failures = run_all(ledger.own, options.folder, pool, lambda name: ledger.write())
     for name, error in failures.items():
         print(f"run {name} failed: {error.splitlines()[-1]}")
     print(f"\n{ranking(ledger.write(failures))}")

@@ -13,12 +13,9 @@ from typing import Protocol
 from benchmarks.progress import ProgressBar
 from benchmarks.runs import read_run
 from benchmarks.settings import RunSpec
+from benchmarks.stopping import Stopped, StopSignal, status_of
 
 _ATTEMPTS = 2
-
-
-class Stopped(Exception):  # noqa: N818 - the user's wish, not an error
-    """The user pressed Ctrl-C; every run has left its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,8 @@ class Pool(Protocol):
 
     def __enter__(self) -> "Pool": ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, *raised: object) -> None:
+        """Wait for the runs; after a KeyboardInterrupt end them at once."""
 
     def submit(self, name: str, spec: RunSpec, folder: Path) -> "Future[None]":
         """Run ``spec`` in ``folder`` as soon as there is room, from its checkpoint if it has one."""
@@ -75,8 +73,24 @@ def run_all(
         name -> error text of the runs that failed twice; the others are complete.
 
     Raises:
-        Stopped: after Ctrl-C.
+        Stopped: after Ctrl-C or SIGTERM.
     """
+    with StopSignal("every run writes its checkpoint") as stop:
+        try:
+            return _run_all(specs, root, pool, on_finished, stop)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(
+                "stopped at once; the same command resumes every run from its last checkpoint.", status_of(interrupt)
+            ) from None
+
+
+def _run_all(
+    specs: Mapping[str, RunSpec],
+    root: Path,
+    pool: Pool,
+    on_finished: Callable[[str], object],
+    stop: StopSignal,
+) -> dict[str, str]:
     todo = {name: spec for name, spec in specs.items() if not is_complete(spec, root / name)}
     total = sum(spec.total_queries for spec in specs.values())
     already = total - sum(spec.total_queries for spec in todo.values())
@@ -85,34 +99,30 @@ def run_all(
         for name in todo:
             _submit(sweep, pool, name, todo[name], root)
         while sweep.pending:
-            try:
-                done, _ = wait(sweep.pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in done:
-                    name = sweep.pending.pop(future)
-                    if future.cancelled() or stopping:
-                        continue
-                    error = future.exception()
-                    if error is None:
-                        sweep.finished += 1
-                        on_finished(name)
-                    elif sweep.attempts[name] < _ATTEMPTS:
-                        bar.write(f"run {name} failed ({last_line(error)}); it is tried once more.")
-                        _submit(sweep, pool, name, todo[name], root)
-                    else:
-                        bar.write(f"run {name} failed again ({last_line(error)}); the others go on.")
-                        sweep.failures[name] = "".join(traceback.format_exception(error)).strip()
-                _show(bar, pool.messages(), sweep, len(specs))
-            except KeyboardInterrupt:
-                if stopping:
-                    raise
-                bar.write("stopping: every run writes its checkpoint (Ctrl-C again: at once) ...")
+            if stop() and not stopping:
                 stopping = True
                 pool.stop()
                 for future in sweep.pending:
                     future.cancel()
+            done, _ = wait(sweep.pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                name = sweep.pending.pop(future)
+                if future.cancelled() or stopping:
+                    continue
+                error = future.exception()
+                if error is None:
+                    sweep.finished += 1
+                    on_finished(name)
+                elif sweep.attempts[name] < _ATTEMPTS:
+                    bar.write(f"run {name} failed ({last_line(error)}); it is tried once more.")
+                    _submit(sweep, pool, name, todo[name], root)
+                else:
+                    bar.write(f"run {name} failed again ({last_line(error)}); the others go on.")
+                    sweep.failures[name] = "".join(traceback.format_exception(error)).strip()
+            _show(bar, pool.messages(), sweep, len(specs))
         _show(bar, pool.messages(), sweep, len(specs))
     if stopping:
-        raise Stopped
+        raise Stopped("stopped; the same command resumes.", stop.status)
     return sweep.failures
 
 

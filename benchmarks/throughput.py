@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
-from algorithms.checkpoint import write_atomically
+from algorithms.files import check_output, published
 from algorithms.rollouts import Rollout
 from benchmarks.floors import Floor
 from benchmarks.machine import available_cores
@@ -32,6 +32,19 @@ _GROWTH_REPEATS = 3
 
 def throughput(options: Throughput) -> int:
     """Measure, print the tables and write the files; returns the exit status."""
+    tables = options.output.with_suffix(".md")
+    for file in (options.output, tables):
+        check_output(file)
+    with published(options.output.parent) as fresh:  # now: what cannot be written is not measured
+        result = _measure(options)
+        text = markdown(result)
+        (fresh / options.output.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (fresh / tables.name).write_text(text, encoding="utf-8")
+    print(f"{text}\nraw numbers: {options.output}")
+    return 0
+
+
+def _measure(options: Throughput) -> dict[str, Any]:
     torch.set_num_threads(options.threads or available_cores())
     bench = Bench(options)
     result: dict[str, Any] = {
@@ -45,11 +58,7 @@ def throughput(options: Throughput) -> int:
         result["growth"] = measure_growth(options)
     if options.profile:
         result["profile"] = bench.profile()
-    text = markdown(result)
-    write_atomically(options.output, (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(options.output.with_suffix(".md"), text.encode())
-    print(f"{text}\nraw numbers: {options.output}")
-    return 0
+    return result
 
 
 class Bench:

@@ -59,6 +59,10 @@ class Throughput:
         if self.pairs < 1 or self.threads < 0:
             raise ValueError(f"expected pairs >= 1 and threads >= 0, got {self.pairs} and {self.threads}.")
         self.config()
+        if self.output.suffix == ".md":
+            raise ValueError(
+                f"output {str(self.output)!r} is where the tables go; name the file of the raw numbers, as with .json."
+            )
 
     def task(self) -> TaskConfig:
         """Return the task."""

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,9 +56,9 @@ class Extent:
     folder: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/REWARD-ALGORITHM-SEED)")
     ] = None
-    """The run's folder. An interrupted run there is resumed."""
+    """The run's folder. An interrupted run there is resumed; other files there are refused."""
     reward_queries: int = 2048
-    """Images to sample and reward in all, rounded up to whole iterations."""
+    """Images to sample and reward in all, rounded up to whole iterations; more of them make a finished run longer."""
 
 
 @dataclass(frozen=True)
@@ -81,30 +80,41 @@ class Train(Generic[Config]):
 
 
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
-    """Run; returns the exit status (130 after Ctrl-C)."""
+    """Run; returns the exit status (130 after Ctrl-C, 143 after SIGTERM)."""
+    spec = spec_of(name, options)
+    folder = options.output.folder or Path("runs") / f"{file_name(spec.task.reward)}-{name}-{spec.config.seed}"
+    return train_spec(spec, folder, options.output)
+
+
+def spec_of(name: str, options: Train[AlgorithmConfig]) -> RunSpec:
+    """Return what the options say is to be run."""
+    return RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
+
+
+def threads_of(writing: Writing) -> int:
+    """Return how many threads torch is to have here."""
     from benchmarks.machine import available_cores
 
-    spec = RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
-    folder = options.output.folder or Path("runs") / f"{file_name(spec.task.reward)}-{name}-{spec.config.seed}"
-    cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # ranks share a machine's
-    return train_spec(spec, folder, options.output, options.output.threads or cores)
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks share a machine's
+    return writing.threads or max(1, cores)
 
 
-def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> int:
-    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C).
+def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
+    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C, 143 after SIGTERM).
 
     Of several ranks all run it; the first writes and prints.
     """
     import torch
 
     from algorithms.distributed import current_ranks
-    from benchmarks.folder import BEST
+    from benchmarks.folder import BEST, CHECKPOINT
     from benchmarks.memory import estimate_memory
     from benchmarks.progress import ProgressBar
     from benchmarks.recorder import Progress
     from benchmarks.runs import run
+    from benchmarks.stopping import StopSignal, status_of
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads_of(writing))
     ranks = current_ranks()
     say: Callable[[str], None] = print if ranks.is_first else _nothing
     name = spec.algorithm
@@ -113,25 +123,31 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
         f"{name} on {one_line(spec.task.model)} toward {one_line(spec.task.reward)}: {spec.total_queries} reward "
         f"queries, {torch.get_num_threads()} threads{of_ranks}, folder {folder}"
     )
-    with ProgressBar(spec.total_queries) as bar:
+    checkpoint = folder / CHECKPOINT
+    try:
+        with ProgressBar(spec.total_queries) as bar, StopSignal("a checkpoint is written after this step") as stop:
 
-        def show(progress: Progress) -> None:
-            bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})
+            def show(progress: Progress) -> None:
+                bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})
 
-        record = run(
-            spec,
-            folder,
-            on_progress=show,
-            should_stop=_StopSignal(),
-            checkpoint_every=writing.checkpoint_every,
-            keep_checkpoints=writing.keep_checkpoints,
-            tensorboard=writing.tensorboard,
-            wandb=writing.wandb,
-            on_built=lambda algorithm: say(estimate_memory(algorithm).describe()),
-        )
+            record = run(
+                spec,
+                folder,
+                on_progress=show,
+                should_stop=stop,
+                checkpoint_every=writing.checkpoint_every,
+                keep_checkpoints=writing.keep_checkpoints,
+                tensorboard=writing.tensorboard,
+                wandb=writing.wandb,
+                on_built=lambda algorithm: say(estimate_memory(algorithm).describe()),
+            )
+    except KeyboardInterrupt as interrupt:
+        left = f"the last checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
+        say(f"stopped at once; {left}. The same command resumes.")
+        return status_of(interrupt)
     if not record.complete:
-        say(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")
-        return 130
+        say(f"stopped; the checkpoint is {checkpoint}. The same command resumes.")
+        return stop.status if stop() else 130  # another rank heard it
     if record.stopped_early is not None:
         say(f"stopped early: {record.stopped_early}.")
     if record.best is not None:
@@ -145,22 +161,6 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
 
 def _nothing(text: str) -> None:
     """Another rank says it."""
-
-
-class _StopSignal:
-    """True once the user pressed Ctrl-C; a second Ctrl-C ends the process at once, the last checkpoint stays."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        self._asked = True
-        print("\nstopping after this step (Ctrl-C again: at once) ...", flush=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __call__(self) -> bool:
-        return self._asked
 
 
 def defaults(entry: AlgorithmEntry) -> Train[AlgorithmConfig]:

@@ -27,6 +27,9 @@ def safeguard_callbacks(
     if safeguards.keep_best is not None:
         name = safeguards.keep_best
         earlier = [value_of(line, name) for line in lines]
+        # Also of an evaluation that the log no longer has: the last one of a run that was then made longer.
+        held = read_json(folder / RUN).get("best") or {}
+        earlier += [held["value"]] if held.get("metric") == name else []
         callbacks.append(_KeepBestInFolder(folder, name, lambda _: value_of(latest(), name), earlier))
     if safeguards.stop_at_kl is not None:
         callbacks.append(StopAtKL(safeguards.stop_at_kl))

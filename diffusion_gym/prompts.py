@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -288,7 +289,7 @@ def _named(name: str) -> PromptSet:
     if name in PROMPT_SETS:
         return PromptSet(PROMPT_SETS[name]())
     if Path(name).suffix or "/" in name or "\\" in name:
-        return read_prompts(Path(name))
+        return read_prompts(Path(os.path.expanduser(name)))  # noqa: PTH111 - Path's raises for a name that nobody has
     raise ValueError(
         f"unknown prompt set {name!r}; expected one of {sorted(PROMPT_SETS)}, one of these with @train or @held-out "
         f"behind it, a file such as 'prompts.txt' with one prompt per line, or, in Python, a list of prompts (for a "

@@ -1,6 +1,7 @@
 """``python -m benchmarks pretrain``: makes the embedded model emoji-animals and its judge from a seed."""
 
 from benchmarks.pretrain.config import PretrainConfig
+from benchmarks.stopping import Stopped, status_of
 
 __all__ = ["PretrainConfig", "pretrain"]
 
@@ -12,5 +13,10 @@ def pretrain(config: PretrainConfig) -> int:
     repair_torchvision()  # before diffusers and transformers are imported
     from benchmarks.pretrain.stages import run_stages
 
-    run_stages(config)
+    try:
+        run_stages(config)
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(
+            "stopped at once; the same command resumes from the last checkpoint.", status_of(interrupt)
+        ) from None
     return 0

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algorithms.files import write_atomically
 from benchmarks.pretrain.training import Schedule, mixed_precision, optimise, step_generator
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS
 
@@ -99,9 +100,7 @@ def train_judge(
 
 def save_judge(judge: Judge, path: Path) -> None:
     """Write the weights in float16."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, path)
-    path.chmod(0o644)  # safetensors are written for their owner alone
+    write_atomically(path, save({name: value.half().contiguous() for name, value in judge.state_dict().items()}))
 
 
 def load_judge(path: Path = JUDGE_FILE) -> Judge:

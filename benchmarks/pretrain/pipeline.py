@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,23 +13,42 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from algorithms.files import share_as
 from benchmarks.pretrain.denoiser import build_scheduler
 from benchmarks.pretrain.vae import to_bytes
 
 
+def check_replaced(target: Path) -> None:
+    """Raise ValueError where what is made would replace something that pretrain did not make."""
+    if target.exists() and not (target / "card.json").is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(
+            f"{str(target)!r} is not empty and holds no model that pretrain made (no card.json). Choose another place, "
+            "or move it away."
+        )
+
+
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``target`` that takes its place when the block ends well, and vanishes when not."""
+    """Yield a new folder beside ``target`` that takes its place when the block ends well, and vanishes when not.
+
+    An old one with files that the new one lacks stays, under another name, which is printed.
+    """
+    check_replaced(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    mark = secrets.token_hex(4)
+    fresh, old = target.with_name(f".{target.name}-{mark}"), target.with_name(f"{target.name}-before-{mark}")
+    fresh.mkdir()
     try:
         yield fresh
-        fresh.chmod(0o755)
-        old = target.with_name(f".{target.name}-old-{os.getpid()}")
+        share_as(fresh / "card.json", fresh.rglob("*.safetensors"))
         if target.exists():
             os.replace(target, old)
         os.replace(fresh, target)
-        shutil.rmtree(old, ignore_errors=True)
+        lacking = [file for file in old.rglob("*") if not (target / file.relative_to(old)).exists()]
+        if lacking:
+            print(f"{old} is kept: {target} has no {lacking[0].relative_to(old)}")
+        else:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -51,8 +70,6 @@ def save_pipeline(
     pipe.save_pretrained(folder)
     _save_slow_tokenizer(tokenizer, folder / "tokenizer")
     clean_configs(folder)
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors are written for their owner alone
 
 
 def _save_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -8,11 +8,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from benchmarks.ownership import claimed
 from benchmarks.pretrain.card import SAMPLERS, draw_grid, folder_megabytes, measure, write_card
 from benchmarks.pretrain.config import PretrainConfig
 from benchmarks.pretrain.denoiser import TextToNoise, build_unet, train_denoiser
 from benchmarks.pretrain.judge import Judge, load_judge, save_judge, train_judge
-from benchmarks.pretrain.pipeline import load_pipeline, replaced_folder, save_pipeline
+from benchmarks.pretrain.pipeline import check_replaced, load_pipeline, replaced_folder, save_pipeline
 from benchmarks.pretrain.reward_models.stages import run_reward_stages
 from benchmarks.pretrain.text import build_text_encoder, build_tokenizer, tokenize
 from benchmarks.pretrain.training import claim, describe_stage, run_stage, save_atomically
@@ -24,7 +25,16 @@ from benchmarks.provenance import processor
 def run_stages(config: PretrainConfig) -> None:
     """Run all stages; see :func:`benchmarks.pretrain.pretrain`."""
     torch.set_num_threads(config.threads)
-    config.work.mkdir(parents=True, exist_ok=True)
+    if config.only != "reward-models":
+        check_replaced(config.output)
+        _check_judge(config.judge_output)
+    if config.only != "generator":
+        check_replaced(config.rewards.output)
+    with claimed(config.work, lambda folder: (folder / "settings.json").is_file(), "stages of pretrain"):
+        _run_stages(config)
+
+
+def _run_stages(config: PretrainConfig) -> None:
     _claim(config)
     pictures = _pictures(config, "pictures", config.pictures, config.seed)
     held_out = _pictures(config, "held-out", config.held_out, config.seed + 1)
@@ -35,6 +45,17 @@ def run_stages(config: PretrainConfig) -> None:
         _assemble(config, vae, judge, model, held_out)
     if config.only != "generator":
         run_reward_stages(config, pictures, held_out)
+
+
+def _check_judge(file: Path) -> None:
+    """Raise ValueError where the judge would replace a file that holds none."""
+    if file.exists():
+        try:
+            load_judge(file)
+        except Exception as error:  # a file of any kind fails in its own way
+            raise ValueError(
+                f"{str(file)!r} holds no judge, and is not replaced by one. Choose another place."
+            ) from error
 
 
 def _claim(config: PretrainConfig) -> None:

@@ -1,7 +1,6 @@
 """The one training loop of all stages: AdamW, warm-up and cosine decay, averaged weights, resumable checkpoints."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from algorithms.files import write_atomically
+from benchmarks.folder import read_json, write_json
 from benchmarks.pretrain.config import Schedule as Schedule
+from benchmarks.stopping import Stopped, StopSignal
 
 
 class Average:
@@ -50,9 +52,7 @@ def mixed_precision() -> torch.autocast:
 
 def save_atomically(state: dict[str, object], path: Path) -> None:
     """Write ``state`` with ``torch.save`` so that an interruption leaves the old file or the new one."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def optimise(
@@ -73,6 +73,9 @@ def optimise(
 
     Returns:
         Seconds of wall time spent in training, those before an interruption included.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM; the state is kept.
     """
     optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=0.01)
     average = Average(model, schedule.ema_decay) if schedule.ema_decay > 0.0 else None
@@ -94,21 +97,24 @@ def optimise(
     model.train()
     smooth, saved = None, time.monotonic()
     bar = tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=checkpoint.stem, mininterval=2.0)
-    for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.lr_at(step)
-        value = loss(step)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        if average is not None:
-            average.update(model, step)
-        smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
-        bar.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
-        if time.monotonic() - saved > save_every_seconds or step + 1 == schedule.steps:
-            save(step + 1)
-            saved = time.monotonic()
+    with StopSignal("a checkpoint is written after this step") as stop:
+        for step in bar:
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.lr_at(step)
+            value = loss(step)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            if average is not None:
+                average.update(model, step)
+            smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
+            bar.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
+            if stop() or time.monotonic() - saved > save_every_seconds or step + 1 == schedule.steps:
+                save(step + 1)
+                saved = time.monotonic()
+            if stop():
+                raise Stopped("stopped; the same command resumes.", stop.status)
     if average is not None:
         average.copy_to(model)
     model.eval()
@@ -143,11 +149,11 @@ def claim(file: Path, wanted: dict[str, Any]) -> None:
     """
     wanted = json.loads(json.dumps(wanted))
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         changed = sorted(name for name in wanted if found.get(name) != wanted[name])
         if changed:
             raise ValueError(
                 f"{str(file.parent)!r} holds stages made with another {', '.join(changed)}; choose another work "
                 "folder, or delete it."
             )
-    file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    write_json(file, wanted)

@@ -9,14 +9,15 @@ from benchmarks.report.command import Report, report
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
-    from benchmarks.report.page import write_report
+    from benchmarks.report.page import PAGE, write_report
     from benchmarks.report.source import Source, read_source
 
-__all__ = ["Report", "Source", "read_source", "report", "write_report"]
+__all__ = ["PAGE", "Report", "Source", "read_source", "report", "write_report"]
 
 __getattr__, __dir__ = _lazy.attributes(
     __name__,
     {
+        "PAGE": "benchmarks.report.page",
         "Source": "benchmarks.report.source",
         "read_source": "benchmarks.report.source",
         "write_report": "benchmarks.report.page",

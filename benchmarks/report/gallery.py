@@ -58,8 +58,14 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
-    """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side."""
+def write_pictures(results: Mapping[str, Any], folder: Path, into: Path) -> None:
+    """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side.
+
+    Args:
+        results: the runs.
+        folder: that their folders are named from.
+        into: where the files go.
+    """
     strips: dict[str, list[Tensor]] = {}
     for run, found in _rows(results, folder):
         lines = [run["evaluations"][index] for index in found]
@@ -69,7 +75,7 @@ def write_pictures(results: Mapping[str, Any], folder: Path) -> None:
             strip = [_images(folder, run, line, GRID_COLUMNS) for line in (lines[0], middle, lines[-1])]
             strips.setdefault(task_of(run), []).extend(strip)
     for task, images in strips.items():
-        path = folder / f"pictures-{file_name(task)}.png"
+        path = into / f"pictures-{file_name(task)}.png"
         with dispensable(path):
             grid(torch.cat(images), 3 * GRID_COLUMNS).save(path)
 

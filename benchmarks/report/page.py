@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from algorithms.checkpoint import write_atomically
+from algorithms.files import published
 from benchmarks.aggregate import aggregate, improvements
 from benchmarks.curves import Curves, curves
 from benchmarks.report.charts import AXES, evaluation_charts, label_of, log_charts, styles
@@ -23,6 +23,7 @@ from benchmarks.report.source import Source
 from benchmarks.results import task_of, variant_of
 from benchmarks.tables import interval_note, metric_names, score_note, shared_note
 
+PAGE = "report.html"
 _HERE = Path(__file__).parent
 #: Drawn with Observable Plot, which draws with D3; both stand in the page, so that it opens offline.
 _LIBRARIES = ("d3.min.js", "plot.umd.min.js")
@@ -32,7 +33,7 @@ def write_report(source: Source) -> Path:
     """Render the page and the figures' files into the source's folder; returns the page's path.
 
     Raises:
-        ValueError: there is nothing to show, or runs that cannot be put together.
+        ValueError: there is nothing to show, runs that cannot be put together, or files of somebody else's in the way.
     """
     runs = source.results["runs"]
     if not runs:
@@ -41,9 +42,6 @@ def write_report(source: Source) -> Path:
     variants = list(dict.fromkeys(variant_of(run) for run in runs))
     chosen = styles(variants)
     pictures = galleries(source.results, source.folder)
-    if summary:
-        write_figures(summary, chosen, source.folder)
-    write_pictures(source.results, source.folder)
     shown = {**_results(summary), "galleries": pictures}
     if source.log:
         shown["charts"] += log_charts(variants[0], source.log)
@@ -73,9 +71,12 @@ def write_report(source: Source) -> Path:
         log=_embedded(source.log),
         is_run=bool(source.log),
     )  # fmt: skip
-    path = source.folder / "report.html"
-    write_atomically(path, page.encode())
-    return path
+    with published(source.folder) as fresh:
+        if summary:
+            write_figures(summary, chosen, fresh)
+        write_pictures(source.results, source.folder, fresh)
+        (fresh / PAGE).write_text(page, encoding="utf-8")
+    return source.folder / PAGE
 
 
 def _results(summary: Curves) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from diffusion_gym.rewards.base import RewardFunction, check_takes
 from diffusion_gym.rewards.guard import settings_kept
+from diffusion_gym.rewards.spec import check_file
 
 
 def load_function(path: Path, function: str) -> RewardFunction:
@@ -29,11 +30,7 @@ def load_function(path: Path, function: str) -> RewardFunction:
     Raises:
         ValueError: no such file, one that fails to run, or one without such a function; see :func:`check_callable`.
     """
-    if not path.is_file():
-        raise ValueError(
-            f"there is no reward file {str(path)!r} (looked for at {str(path.resolve())!r}); expected "
-            "'path/to/file.py:function', relative to the working directory."
-        )
+    check_file(path)
     file = path.resolve()
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))

@@ -9,6 +9,7 @@ is written ``%2C``.
 
 import hashlib
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,19 +45,30 @@ def parse_reward(text: str) -> list[TermSpec]:
 def file_function(reward: str) -> tuple[Path, str] | None:
     """Return file and function of ``path/to/file.py:function``, or None where the text is a name."""
     match = None if "?" in reward else _FILE.fullmatch(reward)
-    return None if match is None else (Path(match["path"]), match["function"])
+    # Not Path's expanduser, which raises for a name that nobody has.
+    return None if match is None else (Path(os.path.expanduser(match["path"])), match["function"])  # noqa: PTH111
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError where there is no such reward file."""
+    if not path.is_file():
+        raise ValueError(
+            f"there is no reward file {str(path)!r} (looked for at {str(path.resolve())!r}); expected "
+            "'path/to/file.py:function', relative to the working directory."
+        )
 
 
 def file_digests(text: str) -> dict[str, str]:
     """Return path -> SHA-256 of each file that the specification names, in hexadecimal.
 
     Raises:
-        ValueError: a file that cannot be read.
+        ValueError: a file that is not there, or cannot be read.
     """
     digests = {}
     for term in parse_reward(text):
         named = file_function(term.reward)
         if named is not None:
+            check_file(named[0])
             try:
                 digests[str(named[0])] = hashlib.sha256(named[0].read_bytes()).hexdigest()
             except OSError as error:

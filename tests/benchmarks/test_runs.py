@@ -78,9 +78,11 @@ def test_a_run_killed_between_log_lines_drops_the_torn_line(tmp_path: Path) -> N
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
-    run(spec_of("ddpo-is", 16), tmp_path)
-    with pytest.raises(ValueError, match=r"holds another run \(reward_queries \d+ there, \d+ asked for\)"):
-        run(spec_of("ddpo-is", 32), tmp_path)
+    spec = spec_of("ddpo-is", 16)
+    run(spec, tmp_path)
+    other = dataclasses.replace(spec, config=override(spec.config, seed=1))
+    with pytest.raises(ValueError, match=r"holds another run \(config\.seed 0 there, 1 asked for\)"):
+        run(other, tmp_path)
 
 
 def test_progress_counts_to_the_budget(tmp_path: Path) -> None:

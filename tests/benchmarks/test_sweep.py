@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from algorithms import ALGORITHMS, EvaluationConfig
@@ -19,7 +22,8 @@ from benchmarks.report import read_source
 from benchmarks.results import name_of, read_results
 from benchmarks.runs import run
 from benchmarks.settings import RunSpec, TaskConfig
-from benchmarks.sweep import Message, Stopped, run_all
+from benchmarks.stopping import Stopped
+from benchmarks.sweep import Message, run_all
 
 TASK = TaskConfig(model="exact-gaussian", reward="exact-linear", num_inference_steps=2)
 
@@ -96,12 +100,10 @@ def test_complete_runs_are_skipped(tmp_path: Path) -> None:
 def test_ctrl_c_asks_every_run_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import benchmarks.sweep
 
-    waits = iter([KeyboardInterrupt])
-
     def interrupted(*given: Any, **options: Any) -> Any:
-        for error in waits:
-            raise error
-        return original(*given, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(benchmarks.sweep, "wait", original)
+        return set(), set()
 
     original = benchmarks.sweep.wait
     monkeypatch.setattr(benchmarks.sweep, "wait", interrupted)
@@ -110,6 +112,33 @@ def test_ctrl_c_asks_every_run_to_stop(tmp_path: Path, monkeypatch: pytest.Monke
         run_all(plan_of(0), tmp_path, pool, finished.append)
     assert pool.asked_to_stop
     assert finished == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals to processes")
+def test_a_second_signal_ends_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a terminal or a cluster tells the workers too, they leave to the process that started them."""
+    pool, workers = LocalPool(1, 1), []
+    ordinary = pool.messages
+
+    def messages() -> list[Message]:
+        found = ordinary()
+        if found and workers:  # it went on
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        if found:
+            children = psutil.Process().children()
+            workers.extend(child for child in children if "spawn_main" in " ".join(child.cmdline()))
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                workers[-1].send_signal(number)
+        return found
+
+    monkeypatch.setattr(pool, "messages", messages)
+    long = {"line/ddpo-is/seed-0": dataclasses.replace(spec_of(0), reward_queries=10**6)}
+    with pytest.raises(Stopped, match="stopped at once; the same command resumes every run") as stopped:
+        run_all(long, tmp_path, pool)
+    assert stopped.value.status == 143
+    assert workers
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
 def test_runs_of_another_day_are_taken_over_and_none_is_lost(tmp_path: Path) -> None:

@@ -330,13 +330,15 @@ def in_folder(folder: Path, iterations: int) -> Report:
     config = override(ALGORITHMS["ddpo-is"].config, **CONFIG, trainable="full", evaluation=EvaluationConfig(images=5))
     task = TaskConfig("exact-mixture", "exact-linear:normalise,exact-quadratic:0.5", num_inference_steps=STEPS)
     spec = RunSpec("ddpo-is", config, task, ITERATIONS * IMAGES)
-    steps: list[int] = []
+    seen = [0.0]
 
     def enough() -> bool:
-        steps.append(1)
-        return len(steps) > iterations * (IMAGES // CONFIG["num_envs"]) * STEPS
+        """In the middle of an update, and on the first rank alone, which is the one that hears of progress."""
+        return iterations < ITERATIONS and seen[-1] > (iterations + 0.5) * IMAGES
 
-    record = run(spec, folder, checkpoint_every=1, should_stop=enough)
+    record = run(
+        spec, folder, checkpoint_every=1, should_stop=enough, on_progress=lambda progress: seen.append(progress.images)
+    )
     return {"complete": record.complete}
 
 

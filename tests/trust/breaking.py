@@ -34,6 +34,7 @@ import diffusion_gym
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.checkpoint import read_checkpoint
 from algorithms.config import override
+from algorithms.files import UNFINISHED
 from benchmarks.folder import DiskFullError, log_lines
 from benchmarks.runs import run
 from benchmarks.safeguards import Safeguards
@@ -146,7 +147,7 @@ def compare(folder: Path, expected: dict[str, Any]) -> None:
 
 def unfinished(folder: Path) -> list[str]:
     """Temporary files of writes that never ended."""
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob(".*"))
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob(f"{UNFINISHED}*"))
 
 
 def iteration_of(folder: Path) -> int | None:

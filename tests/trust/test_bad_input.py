@@ -41,7 +41,7 @@ from algorithms.policy import DenoisingPolicy
 from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
 from algorithms.reference import Reference
 from benchmarks.__main__ import main
-from benchmarks.folder import locked
+from benchmarks.ownership import locked
 from diffusion_gym import LoRAConfig
 from diffusion_gym.rewards import RewardError
 
@@ -322,10 +322,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     # train --config
     "no run to repeat": (["train", "--config", "nowhere"], "'nowhere' is no run; expected a folder written by train or compare"),
     "a prompt file to repeat": (["train", "--config", "four.txt"], "'four.txt' is no run; expected a folder"),
-    "nothing to repeat": (["train", "--config"], "--config needs a value (RUN)"),
+    "nothing to repeat": (["train", "--config"], "expected one run's folder, or its run.json, behind --config"),
     "a run onto itself": (["train", "--config", "run", "--folder", "run"], "'run' is the run that is to be repeated. Choose another --folder"),
-    "a change of what is repeated": (["train", "--config", "run", "--learning-rate", "1"], "has no option --learning-rate"),
-    "a run and an algorithm": ([*DDPO_IS, "--config", "run"], "has no option --config"),
+    "a change of what is repeated": (["train", "--config", "run", "--beta", "1"], "Unrecognized options: --beta"),
+    "a run and another algorithm": (["train", "rwr", "--config", "run"], "'run' is a run of ddpo-is, not of rwr"),
     "a list as a run": (["train", "--config", "list"], "'list/run.json' holds a list; expected a mapping"),
     "an empty run.json": (["train", "--config", "empty/run.json"], "'empty/run.json' is damaged (Expecting value"),
     "a run without a specification": (["train", "--config", "no-spec"], "is not a run as written by train or compare: it lacks 'spec'"),
@@ -444,7 +444,6 @@ def test_command(mistake: str, here: Path, capsys: pytest.CaptureFixture[str], m
     words, expected = COMMANDS[mistake]
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr("benchmarks.train._StopSignal", lambda: lambda: False)
     before = {file: file.stat().st_mtime_ns for file in here.rglob("*")}
     try:
         status: object = main(words)

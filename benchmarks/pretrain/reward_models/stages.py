@@ -57,8 +57,6 @@ def run_reward_stages(config: PretrainConfig, pictures: Pictures, held_out: Pict
         save_head(head, folder / "aesthetic")
         save_captioner(captioner, folder / "captioner")
         save_bert(bert, folder / "bert")
-        for file in folder.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors are written for their owner alone
         models, judge = RewardModels.load(folder), load_judge(config.judge_output)
         trained = {"clip": model.clip, "aesthetic": head, "captioner": captioner, "bert": bert.bert}
         card = {
