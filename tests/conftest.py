@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+# Before NumPy and torch: processes that tests start have one thread too, or as many would wait for each other as cores
+# times workers.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
@@ -18,20 +23,33 @@ from PIL import Image
 
 from diffusion_gym._torchvision import repair_torchvision
 
-torch.set_num_threads(1)
 repair_torchvision()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a browser or the built site, or takes minutes, unless ``-m`` names it.
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Bit equality is promised for one number of threads; one is also quickest on networks this small."""
+    torch.set_num_threads(1)
 
-    Any other ``-m`` means what it says.
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist hand out files in their order here, not the one with the most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a browser or the built site, or takes minutes, unless ``-m`` names it; long files first.
+
+    Any other ``-m`` means what it says. Files whose tests are marked slow begin, so that none of them is what all
+    workers but one wait for at the end.
     """
     apart = [marker for marker in ("browser", "docs", "long") if marker not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in apart)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 TOKENS = 16

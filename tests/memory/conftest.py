@@ -17,11 +17,6 @@ SMALL: dict[str, Any] = {"num_envs": 3, "images_per_iteration": 6, "updates_per_
 """6 images of 3 steps: sampled 3 rows at a time, scored 4 at a time, the last chunk padded."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def small_run(tiny_sd: str) -> Callable[..., DiffusionAlgorithm[Any]]:
     """``small_run(cls=DDPO, make={...}, **config)``: an algorithm on the tiny pipeline, nothing trained yet."""
