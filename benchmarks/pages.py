@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from algorithms.checkpoint import write_atomically
-from benchmarks.blocks import Block, drawn_figures
-from benchmarks.curves import curves
+from benchmarks.blocks import Block, Results, drawn_figures
 from benchmarks.report.charts import styles
 from benchmarks.report.figures import write_figures
-from benchmarks.results import read_results
 
 _BLOCK = re.compile(r"<!-- results: (?P<head>[^\n]+?) -->\n(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
 _FIGURE = re.compile(r"!\[[^]]*\]\((results/[^)]+)\.png\)")
@@ -40,9 +38,10 @@ class Tables:
 def tables(options: Tables) -> int:
     """Rewrite every page's blocks, and draw the figures that they show; returns the exit status."""
     stale, missing, wanted = [], [], set()
+    kept = _Kept(options.docs)
     for page in sorted(options.docs.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
-        after = rendered(before, options.docs)
+        after = _rendered(before, kept)
         wanted |= {(b.name, word) for b in blocks(before) if b.kind == "figures" for word in b.words}
         missing += [name for name in _figures(after) if not (options.docs / name).is_file()]
         if after != before:
@@ -56,7 +55,7 @@ def tables(options: Tables) -> int:
             print(f"{options.docs / name} is shown and not there; run: diffusion-gym tables")
         return 1 if stale or missing else 0
     for name in sorted({name for name, _ in wanted}):
-        _draw(options.docs / "results" / name, sorted(word for of, word in wanted if of == name))
+        _draw(kept[name], options.docs / "results" / name, sorted(word for of, word in wanted if of == name))
     print(f"{len(stale)} pages changed")
     return 0
 
@@ -66,7 +65,18 @@ def blocks(page: str) -> list[Block]:
     return [Block.parse(match["head"]) for match in _BLOCK.finditer(page)]
 
 
-def rendered(page: str, docs: Path) -> str:
+class _Kept(dict[str, Results]):
+    """Name -> results of a documentation's folder, each read once."""
+
+    def __init__(self, docs: Path) -> None:
+        self.docs = docs
+
+    def __missing__(self, name: str) -> Results:
+        self[name] = Results(self.docs / "results" / name / "results.json")
+        return self[name]
+
+
+def _rendered(page: str, kept: _Kept) -> str:
     """Return the page's text with every block made anew.
 
     Raises:
@@ -74,7 +84,8 @@ def rendered(page: str, docs: Path) -> str:
     """
 
     def replaced(match: re.Match[str]) -> str:
-        return f"<!-- results: {match['head']} -->\n\n{Block.parse(match['head']).render(docs)}\n\n<!-- end -->"
+        block = Block.parse(match["head"])
+        return f"<!-- results: {match['head']} -->\n\n{block.render(kept.docs, kept[block.name])}\n\n<!-- end -->"
 
     return _BLOCK.sub(replaced, page)
 
@@ -85,15 +96,13 @@ def _figures(page: str) -> list[str]:
     return [f"{name}{suffix}" for name in drawn for suffix in _SUFFIXES]
 
 
-def _draw(folder: Path, names: list[str]) -> None:
-    """Draw the results' figures and keep those that are shown, PNG and SVG."""
-    file = folder / "results.json"
-    if not file.is_file():
+def _draw(results: Results, folder: Path, names: list[str]) -> None:
+    """Draw the results' figures into their folder and keep those that are shown, PNG and SVG."""
+    if not results.data["runs"]:
         return
-    summary = curves(read_results(file))
-    variants = list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant))
+    variants = list(dict.fromkeys(name for by_variant in results.curves.values() for name in by_variant))
     with tempfile.TemporaryDirectory() as drawn:
-        write_figures(summary, styles(variants), Path(drawn))
-        for name in drawn_figures(names, summary):
+        write_figures(results.curves, styles(variants), Path(drawn))
+        for name in drawn_figures(names, results):
             for suffix in _SUFFIXES:
                 shutil.copy(Path(drawn) / f"{name}{suffix}", folder / f"{name}{suffix}")

@@ -85,7 +85,10 @@ def _build_pipeline(folder: Path, prediction_type: str) -> None:
             out_channels=4,
             layers_per_block=1,
             block_out_channels=(16, 32),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),  # attention in all but the inmost, as the real ones
+            down_block_types=(
+                "CrossAttnDownBlock2D",
+                "DownBlock2D",
+            ),  # attention in all but the inmost, as the real ones
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=32,
             attention_head_dim=4,

@@ -5,7 +5,6 @@ from typing import Any
 
 import gymnasium
 import pytest
-import torch
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
