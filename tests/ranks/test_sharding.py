@@ -15,6 +15,7 @@ from algorithms.distributed import current_ranks
 from algorithms.sharding import check_sharded, shard
 
 PROGRAM = "sharded.py"
+pytestmark = pytest.mark.slow
 Reports = dict[str, list[dict[str, Any]]]
 RUNS = pytest.mark.parametrize(("name", "size"), [("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2)])
 
