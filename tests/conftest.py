@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-# Before NumPy and torch: processes that tests start have one thread too, or as many would wait for each other as cores
-# times workers.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Before NumPy and torch, and for the processes that tests start: one thread, or all workers' threads would share the
+# cores; and where a test wants two, they sleep while they wait, for on a busy machine spinning takes ten times as long.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import numpy as np
 import pytest
