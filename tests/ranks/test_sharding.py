@@ -14,6 +14,7 @@ from algorithms.checkpoint import read_checkpoint
 from algorithms.sharding import check_sharded, shard
 
 PROGRAM = "sharded.py"
+pytestmark = pytest.mark.slow
 Reports = dict[str, list[dict[str, Any]]]
 RUNS = pytest.mark.parametrize(("name", "size"), [("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2)])
 
