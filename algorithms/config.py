@@ -3,16 +3,20 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from algorithms.fields import check_fields
 from algorithms.policy import PolicyConfig
+from diffusion_gym.models import DiffusionModel
+from diffusion_gym.models import recommended as recommends
 from diffusion_gym.prompts import resolve_prompts
 from diffusion_gym.transitions import Reduction
 
-__all__ = ["AlgorithmConfig", "EvaluationConfig", "Reduction", "from_dict", "override", "to_dict"]
+__all__ = ["AlgorithmConfig", "EvaluationConfig", "Reduction", "from_dict", "override", "recommended", "to_dict"]
 
 T = TypeVar("T")
+C = TypeVar("C", bound="AlgorithmConfig")
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,38 @@ class AlgorithmConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
 
+    @classmethod
+    def for_model(cls: type[C], model: str | Path | DiffusionModel, **changes: Any) -> C:
+        """Return what a model recommends for training it with this algorithm, with changes, as :func:`override` takes.
+
+        ``DDPO(env, **changes)`` begins with it, unless it is given a configuration, which is used as it is.
+
+        Raises:
+            TypeError, ValueError: as :func:`recommended` and :func:`override`.
+        """
+        return override(recommended(cls(), cls.variant(**changes), model), **changes)
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """Return the registered name of the algorithm that ``changes`` make of the defaults; here none."""
+        return ""
+
+
+def recommended(config: C, name: str, model: str | Path | DiffusionModel) -> C:
+    """Return the configuration with what a model recommends for the algorithm of a registered name.
+
+    Raises:
+        ValueError: an unknown model, or one that recommends what the configuration does not have, or refuses.
+    """
+    found = recommends(model)
+    try:
+        return override(config, **found.settings(name))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the settings recommended for {str(getattr(model, 'name', model))!r} do not fit {name or 'every algorithm'} "
+            f"({found.source}): {error}"
+        ) from error
+
 
 def _positive_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -137,11 +173,10 @@ def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
         name: value for name, value in changes.items() if name not in own
     }  # a name at both levels is the outer one
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in changes:
-            replaced[item.name] = changes[item.name]
-        elif dataclasses.is_dataclass(value) and set(inner) & set(_field_names(value)):
-            replaced[item.name] = _apply(value, {k: v for k, v in inner.items() if k in _field_names(value)})
+        value = changes.get(item.name, getattr(config, item.name))
+        if dataclasses.is_dataclass(value):  # a dataclass that is given is changed too, by fields given beside it
+            value = _apply(value, {k: v for k, v in inner.items() if k in _field_names(value)})
+        replaced[item.name] = value
     return dataclasses.replace(config, **replaced)
 
 

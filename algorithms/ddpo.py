@@ -68,6 +68,11 @@ class DDPOConfig(AlgorithmConfig):
             raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
         PerPromptStatistics(self.statistics_buffer, self.statistics_min_count)
 
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """DDPO-SF without importance sampling."""
+        return "ddpo-is" if changes.get("importance_sampling", True) else "ddpo-sf"
+
 
 class DDPO(DiffusionAlgorithm[DDPOConfig]):
     """``DDPO("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""

@@ -61,6 +61,11 @@ class RWRConfig(AlgorithmConfig):
                 f"{self.batch_size}."
             )
 
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """Return the sparse form's name where it is asked for."""
+        return "sparse-rwr" if changes.get("sparse", False) else "rwr"
+
 
 class RWR(DiffusionAlgorithm[RWRConfig]):
     """``RWR("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""

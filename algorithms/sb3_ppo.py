@@ -57,6 +57,11 @@ class SB3PPOConfig(AlgorithmConfig):
         if not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}.")
 
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """One name, whatever changes."""
+        return "sb3-ppo"
+
 
 class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
     """``SB3PPO("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""

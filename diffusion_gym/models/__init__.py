@@ -6,9 +6,20 @@ from pathlib import Path
 import torch
 
 from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
-from diffusion_gym.models.loading import load_pipeline_model
+from diffusion_gym.models.loading import load_pipeline_model, pipeline_recommends
+from diffusion_gym.models.recommended import Recommended
 
-__all__ = ["Conditioning", "Denoiser", "DiffusionModel", "LoRAConfig", "ModelDtype", "check_device", "load_model"]
+__all__ = [
+    "Conditioning",
+    "Denoiser",
+    "DiffusionModel",
+    "LoRAConfig",
+    "ModelDtype",
+    "Recommended",
+    "check_device",
+    "load_model",
+    "recommended",
+]
 
 
 def load_model(
@@ -21,7 +32,7 @@ def load_model(
             ``"exact-mixture"``; as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a folder in diffusers'
             layout, or a hub id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned
             as it is.
-        device: a torch device.
+        device: a torch device, or "auto": "cuda" where torch sees a GPU, and "cpu" elsewhere.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         vae_tiling: decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes
             less memory and leaves faint differences where tiles meet.
@@ -40,6 +51,21 @@ def load_model(
     return _load(name, str(check_device(device)), dtype, vae_tiling)
 
 
+def recommended(model: str | Path | DiffusionModel) -> Recommended:
+    """Return the settings that a model recommends for its training, without loading its weights.
+
+    Raises:
+        ValueError: an unknown name or model family, or a folder's file of settings that is none.
+    """
+    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactModel
+
+    if isinstance(model, DiffusionModel):
+        return model.recommended
+    if str(model) in {**EXACT_MODELS, **EXACT_FLOW_MODELS}:
+        return ExactModel.recommended
+    return pipeline_recommends(str(model))
+
+
 @lru_cache(maxsize=4)
 def _load(name: str, device: str, dtype: ModelDtype, vae_tiling: bool) -> DiffusionModel:
     from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactFlowModel, ExactModel
@@ -52,16 +78,20 @@ def _load(name: str, device: str, dtype: ModelDtype, vae_tiling: bool) -> Diffus
 
 
 def check_device(device: str) -> torch.device:
-    """Return the device.
+    """Return the device; "auto" is CUDA's where torch sees a GPU, and the CPU elsewhere.
+
+    MPS must be asked for: it is not tested here.
 
     Raises:
         ValueError: torch does not know it, or this machine does not have it.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"unknown device {device!r}; expected for example 'cpu', 'cuda', 'cuda:1' or 'mps'."
+            f"unknown device {device!r}; expected for example 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
         ) from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(

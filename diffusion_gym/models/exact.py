@@ -7,7 +7,7 @@ Images are a code for points, not pictures: coordinate i fills the 8 x 8 block i
 fixed-point value over [-8, 8] (red the high byte, green the low byte), so rewards see the point to 1.2e-4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,17 +17,29 @@ from torch import Tensor
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning, Denoiser, DiffusionModel, LoRAConfig
 from diffusion_gym.models.exact_denoisers import ExactDenoiser, ExactFlowDenoiser, MixtureDenoiser
 from diffusion_gym.models.gaussian_mixture import GaussianMixture
+from diffusion_gym.models.recommended import Recommended
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 POINT_RANGE = 8.0
 _BLOCK = 8
 _LEVELS = 2**16 - 1
+_RWR: Mapping[str, Any] = {"images_per_iteration": 128, "updates_per_iteration": 10, "learning_rate": 0.01}
 
 
 class ExactModel(DiffusionModel):
     """A Gaussian mixture as a diffusion model; each prompt names one component, ``"anywhere"`` and ``""`` all."""
 
     default_prompts: ClassVar[tuple[str, ...]] = ("anywhere",)
+    recommended = Recommended(
+        sections={
+            "any": {"trainable": "full", "learning_rate": 0.02, "chunk_size": 64},
+            "ddpo-is": {"updates_per_iteration": 2},
+            "rwr": _RWR,
+            "sparse-rwr": _RWR,
+            "sb3-ppo": {"n_epochs": 1, "batch_size": 320},
+        },
+        source="the exact family",
+    )
 
     def __init__(self, name: str, mixture: GaussianMixture, components: Sequence[str], device: torch.device) -> None:
         """Args: components: K prompts, one for each component of the mixture."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
+from diffusion_gym.models.recommended import Recommended
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
@@ -65,6 +66,13 @@ class Flux(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = FluxDenoiser
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+    #: Guidance is left to the user: dev was distilled for 3.5, schnell for none.
+    recommended = Recommended(
+        sections={
+            "any": {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1},
+        },
+        source="its family, Flux",
+    )
 
     @property
     def embeds_guidance(self) -> bool:

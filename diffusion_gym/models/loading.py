@@ -8,6 +8,7 @@ import torch
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
 from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.recommended import Recommended, in_folder
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
@@ -33,6 +34,18 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_
     Raises:
         ValueError: nothing is found under that name, or its pipeline class is not supported.
     """
+    source, family = _family(name)
+    return family(name, source, device, dtype, vae_tiling)
+
+
+def pipeline_recommends(name: str) -> Recommended:
+    """Return what the model called ``name`` recommends, without loading its weights; raises as loading them does."""
+    source, family = _family(name)
+    return in_folder(source, family.recommended)
+
+
+def _family(name: str) -> tuple[str, type[PipelineModel]]:
+    """Return the folder or hub id of a model, and its family."""
     source = str(ASSETS / name) if name in EMBEDDED else name
     family = _pipeline_class(name, source)
     if family not in FAMILIES:
@@ -40,7 +53,7 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_
             f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}. "
             "docs/your-own-family.md shows how to add a family."
         )
-    return FAMILIES[family](name, source, device, dtype, vae_tiling)
+    return source, FAMILIES[family]
 
 
 def _pipeline_class(name: str, source: str) -> str:

@@ -6,6 +6,7 @@ are here.
 
 import contextlib
 import copy
+import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.models.base import DTYPES, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
+from diffusion_gym.models.recommended import FILE, in_folder
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -120,10 +122,11 @@ class PipelineModel(DiffusionModel):
         """Load the pipeline from the folder or hub id ``source``.
 
         Raises:
-            ValueError: diffusers cannot load it (a missing file, a network that is not there), or the family cannot
-                use what it holds.
+            ValueError: diffusers cannot load it (a missing file, a network that is not there), the family cannot use
+                what it holds, or its recommended settings are no such file.
         """
         self.name, self.device, self.dtype, self.vae_tiling = name, device, dtype, vae_tiling
+        self.recommended = in_folder(source, type(self).recommended)
         self.pipe = self._load(source).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         for part in self.networks:
@@ -304,12 +307,14 @@ class PipelineModel(DiffusionModel):
         type(self.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(dict(parts)))
 
     def _save_pipeline(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
-        """Write the pipeline with some components replaced."""
+        """Write the pipeline with some components replaced; the settings it recommends are its copy's too."""
         tuned = copy.copy(self.pipe)
         for name, part in parts.items():
             setattr(tuned, name, part)
         with no_progress_bars():
             tuned.save_pretrained(folder)
+        if Path(self.recommended.source).is_file():
+            shutil.copyfile(self.recommended.source, folder / FILE)
 
 
 def share_weights(network: nn.Module) -> Any:

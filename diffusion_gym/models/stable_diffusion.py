@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser
+from diffusion_gym.models.recommended import Recommended
 from diffusion_gym.models.text import TrainableTextModel
 
 
@@ -29,6 +30,16 @@ class StableDiffusion(TrainableTextModel):
 
     text_encoders: ClassVar[Mapping[str, str]] = MappingProxyType({"text_encoder": "prompt_tokens"})
     denoiser_class: ClassVar[type[PipelineDenoiser]] = UNetDenoiser
+    #: ddpo-pytorch's: LoRA on attention at 3e-4, 256 images per iteration and 4 updates; guidance as in the paper.
+    recommended = Recommended(
+        num_inference_steps=50,
+        sections={
+            "any": {"guidance_scale": 5.0, "num_envs": 32, "chunk_size": 8},
+            "ddpo-is": {"images_per_iteration": 256},
+            "ddpo-sf": {"images_per_iteration": 256},
+        },
+        source="its family, Stable Diffusion",
+    )
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     )

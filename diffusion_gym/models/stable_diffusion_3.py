@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
+from diffusion_gym.models.recommended import Recommended
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
@@ -39,6 +40,13 @@ class StableDiffusion3(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = SD3Denoiser
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+    #: Flow-GRPO's noise, steps, guidance and adapters.
+    recommended = Recommended(
+        sections={
+            "any": {"eta": 0.7, "guidance_scale": 4.5, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 4},
+        },
+        source="its family, Stable Diffusion 3",
+    )
 
     def schedule(self, num_inference_steps: int) -> FlowSchedule:
         """Return the scheduler's own grid; where its shift follows the resolution, that of this model's images."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser
+from diffusion_gym.models.recommended import Recommended
 from diffusion_gym.models.stable_diffusion import check_not_distilled
 from diffusion_gym.models.text import NO_PROMPT, TrainableTextModel
 
@@ -41,6 +42,15 @@ class StableDiffusionXL(TrainableTextModel):
         {"text_encoder": "prompt_tokens", "text_encoder_2": "prompt_tokens_2"}
     )
     denoiser_class: ClassVar[type[PipelineDenoiser]] = SDXLDenoiser
+    recommended = Recommended(
+        num_inference_steps=30,
+        sections={
+            "any": {"guidance_scale": 5.0, "num_envs": 32, "chunk_size": 4},
+            "ddpo-is": {"images_per_iteration": 256},
+            "ddpo-sf": {"images_per_iteration": 256},
+        },
+        source="its family, SDXL",
+    )
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"add_watermarker": False})
     float32_vae: ClassVar[bool] = True
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
+from diffusion_gym.models.recommended import Recommended
 
 
 class PixelDenoiser(PipelineDenoiser):
@@ -26,6 +27,11 @@ class UnconditionalPixels(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = PixelDenoiser
     has_lora_loader: ClassVar[bool] = False
     default_prompts: ClassVar[tuple[str, ...]] = ("an image",)
+    recommended = Recommended(
+        num_inference_steps=50,
+        sections={"any": {"trainable": "full", "learning_rate": 1e-5}},
+        source="its family, pixel-space DDPM",
+    )
 
     def _check_parts(self) -> None:
         config, variance = self.pipe.unet.config, self.scheduler_config.get("variance_type") or "fixed_small"
