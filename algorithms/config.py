@@ -138,7 +138,7 @@ def recommended(config: C, name: str, model: str | Path | DiffusionModel) -> C:
         return override(config, **found.settings(name))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the settings recommended for {str(getattr(model, 'name', model))!r} do not fit {name or 'every algorithm'} "
+            f"what {str(getattr(model, 'name', model))!r} recommends does not fit {name or 'every algorithm'} "
             f"({found.source}): {error}"
         ) from error
 
@@ -159,7 +159,7 @@ def override(config: T, **changes: Any) -> T:
     Raises:
         TypeError: a name that is no field anywhere; the message lists the fields.
     """
-    known = _field_names(config)
+    known = field_values(config)
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise TypeError(f"{type(config).__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}.")
@@ -175,19 +175,16 @@ def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
     for item in dataclasses.fields(config):
         value = changes.get(item.name, getattr(config, item.name))
         if dataclasses.is_dataclass(value):  # a dataclass that is given is changed too, by fields given beside it
-            value = _apply(value, {k: v for k, v in inner.items() if k in _field_names(value)})
+            value = _apply(value, {k: v for k, v in inner.items() if k in field_values(value)})
         replaced[item.name] = value
     return dataclasses.replace(config, **replaced)
 
 
-def _field_names(config: Any) -> list[str]:
-    names = []
-    for item in dataclasses.fields(config):
-        names.append(item.name)
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            names += _field_names(value)
-    return names
+def field_values(config: Any) -> dict[str, Any]:
+    """Return the fields of a config and of the dataclasses in it, by the names that :func:`override` takes."""
+    own = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    inside = [field_values(value) for value in own.values() if dataclasses.is_dataclass(value)]
+    return {name: value for values in (*inside, own) for name, value in values.items()}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from benchmarks.repeat import Repeat, repeat
 from benchmarks.report import Report, report
 from benchmarks.sample import Sample, sample
 from benchmarks.search import Search, search
+from benchmarks.settings import named_model
 from benchmarks.sweep import Stopped
 from benchmarks.throughput import Throughput, throughput
 from benchmarks.train import SUBCOMMANDS, Train, defaults, train
@@ -79,16 +80,17 @@ def _run(given: list[str]) -> int:
     if given and given[0] in COMMANDS:
         _check_one_process(given[0])
         options, command = COMMANDS[given[0]]
-        return command(tyro.cli(options, args=given[1:], prog=f"{_PROGRAM} {given[0]}"))
+        default = Throughput.of_model(named_model(given[1:])) if options is Throughput else None
+        return command(tyro.cli(options, args=given[1:], default=default, prog=f"{_PROGRAM} {given[0]}"))
     if given[:1] == ["train"] and given[1:2] and given[1] in ALGORITHMS:
-        entry = ALGORITHMS[given[1]]
+        entry, model = ALGORITHMS[given[1]], named_model(given[2:])
         kind: Any = Train[type(entry.config)]  # type: ignore[misc]
         options = tyro.cli(
             kind,
             args=given[2:],
-            default=defaults(entry),
+            default=defaults(given[1], model),
             prog=f"{_PROGRAM} train {given[1]}",
-            description=entry.summary,
+            description=f"{entry.summary} Defaults follow --model; these are for {model}.",
         )
         return train(given[1], options)
     if given[:1] == ["train"] and given[1:] and given[1].partition("=")[0] == "--config":

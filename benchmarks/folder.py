@@ -87,20 +87,22 @@ def begin(spec: RunSpec, folder: Path, facts: dict[str, Any], iteration: int) ->
     Args:
         spec: what is run.
         folder: where.
-        facts: of the model and the evaluation.
+        facts: of the model and the evaluation, and the device, which belongs to the provenance.
         iteration: of the checkpoint.
     """
     for pattern in (*_UNFINISHED, f"{CHECKPOINTS}/.*.zip.*"):
         for file in folder.glob(pattern):
             file.unlink()
-    now = provenance()
+    facts = dict(facts)
+    now = {**provenance(), "device": facts.pop("device")}
     if not (folder / RUN).is_file():
         write_json(folder / RUN, {"spec": spec.to_json(), "complete": False, **facts, "provenance": now})
         return
     data = read_json(folder / RUN)
     later: list[dict[str, Any]] = data.get("resumed_with", [])
     latest = later[-1]["provenance"] if later else data["provenance"]
-    if not data["complete"] and any(latest.get(name) != now[name] for name in DECIDES):
+    moved = latest.get("device", now["device"]) != now["device"]  # older runs do not tell
+    if not data["complete"] and (moved or any(latest.get(name) != now[name] for name in DECIDES)):
         later.append({"from_iteration": iteration, "provenance": now})
         write_json(folder / RUN, {**data, "resumed_with": later})
 

@@ -1,7 +1,8 @@
 """What a run is: the task, the algorithm, the budget; frozen dataclasses that are also the command line."""
 
+import argparse
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -12,8 +13,16 @@ from algorithms.config import from_dict, to_dict
 from algorithms.evaluation import check_held_out
 from benchmarks.metrics import check_metric
 from benchmarks.safeguards import Safeguards
+from diffusion_gym.envs.config import DEFAULT_MODEL
 from diffusion_gym.prompts import PROMPT_SETS, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward
+
+
+def named_model(words: Sequence[str]) -> str:
+    """Return the model that a command line names, before it is parsed: what it leaves out depends on the model."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", nargs="?")
+    return parser.parse_known_args(words)[0].model or DEFAULT_MODEL
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
@@ -27,7 +36,7 @@ def check_names(kind: str, given: Collection[str], known: Collection[str], at_le
 class TaskConfig:
     """What is tuned toward what."""
 
-    model: str = "emoji-animals"
+    model: str = DEFAULT_MODEL
     """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
     reward: Annotated[
         str,
@@ -49,9 +58,9 @@ class TaskConfig:
     ] = None
     """A prompt set or a file of prompts, or one side of its split; None takes the model's own."""
     num_inference_steps: int = 10
-    """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
-    device: str = "cpu"
-    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    """Denoising steps per image."""
+    device: str = "auto"
+    """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
     vae_tiling: bool = False

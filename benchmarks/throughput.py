@@ -19,15 +19,16 @@ from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoint import write_atomically
 from algorithms.config import EvaluationConfig
 from algorithms.rollouts import Rollout
+from benchmarks.chunk_sizes import largest_useful, sizes_beside
 from benchmarks.floors import Floor
 from benchmarks.machine import available_cores
 from benchmarks.meters import PeakMemory, Seconds, Stopwatch, seconds_by_operation, timed_parts
 from benchmarks.provenance import provenance
 from benchmarks.settings import TaskConfig
 from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
-from benchmarks.throughput_tables import PHASES, markdown
+from benchmarks.throughput_tables import PHASES, fastest, markdown
 from diffusion_gym.envs.config import DEFAULT_MODEL
-from diffusion_gym.models import DiffusionModel, load_model
+from diffusion_gym.models import DiffusionModel, load_model, recommended
 
 _CHUNK_TRIALS = 3
 _GROWTH_CHUNK = 8  # divides every number of rows in the growth table, so that no row is padding
@@ -39,8 +40,8 @@ _GROWTH_REPEATS = 3
 class Throughput:
     """Measure sampling and training against the denoiser, VAE, reward and optimizer alone, in the same run.
 
-    The default is the setting of compare on the embedded model. Floor and program take turns; the figures are
-    medians over the pairs.
+    The default is the setting of compare on the embedded model; steps and policy follow --model. Floor and program
+    take turns; the figures are medians over the pairs. The fastest chunk size is named.
     """
 
     model: str = DEFAULT_MODEL
@@ -50,9 +51,9 @@ class Throughput:
     prompts: str | None = None
     """A prompt set or a file of prompts; None takes ten-animals on the embedded model, elsewhere its own."""
     num_inference_steps: int = 10
-    """Denoising steps an image."""
-    device: str = "cpu"
-    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    """Denoising steps per image."""
+    device: str = "auto"
+    """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
     algorithm: str = "ddpo-is"
@@ -83,6 +84,12 @@ class Throughput:
             raise ValueError(f"expected pairs >= 1 and threads >= 0, got {self.pairs} and {self.threads}.")
         self.config()
 
+    @classmethod
+    def of_model(cls, model: str) -> "Throughput":
+        """Return the defaults for a model: its own number of steps, and the policy that it recommends."""
+        policy = AlgorithmConfig.for_model(model).policy
+        return cls(model=model, num_inference_steps=recommended(model).num_inference_steps, policy=policy)
+
     def task(self) -> TaskConfig:
         """Return the task."""
         prompts = PROMPTS if self.prompts is None and self.model == DEFAULT_MODEL else self.prompts
@@ -102,6 +109,7 @@ def throughput(options: Throughput) -> int:
         "settings": {name: value for name, value in dataclasses.asdict(options).items() if name != "output"},
         "iteration": bench.describe(),
         "chunks": bench.chunks,
+        "iteration_chunks": bench.time_program(),
         **bench.measure(options.pairs),
         "provenance": provenance(),
     }
@@ -126,9 +134,10 @@ class Bench:
         iterate(self.algorithm)  # encodes the prompts, and warms up kernels and allocator
         self.rows = self._training_rows()
         self.floor = Floor(self.algorithm, self.algorithm._n_updates, self.rows // self.algorithm._n_updates)
-        chunk, images = options.policy.chunk_size, options.images
-        sizes = sorted({min(size, images) for size in (max(1, chunk // 2), chunk, 2 * chunk)})
-        self.chunks = {phase: self._try_chunks(phase, sizes) for phase in PHASES}
+        self.chunks = {
+            phase: self._try_chunks(phase, self.floor.sizes(phase, options.policy.chunk_size))
+            for phase in (*PHASES, "decoding")
+        }
 
     def _training_rows(self) -> int:
         """Rows the first iteration trained on, from the costs it counted."""
@@ -150,9 +159,20 @@ class Bench:
         return Seconds.now(self.device) - started
 
     def run_floor(self, phase: str) -> None:
-        """One iteration's floor at its best chunk size."""
-        sizes = self.chunks[phase]
-        getattr(self.floor, phase)(min(sizes, key=lambda size: sizes[size]))
+        """One iteration's floor, each part at its best chunk size."""
+        for part in ("sampling", "decoding") if phase == "sampling" else (phase,):
+            getattr(self.floor, part)(fastest(self.chunks[part]))
+
+    def time_program(self) -> dict[int, float]:
+        """Return the least seconds of the program's iteration in some trials, by chunk size around its own."""
+        policy, here = self.algorithm.policy, self.algorithm.policy.chunk_size
+        times: dict[int, list[float]] = {size: [] for size in sizes_beside(here, largest_useful(self.algorithm), 4)}
+        for _ in range(_CHUNK_TRIALS):
+            for size in times:
+                policy.chunk_size = size
+                times[size].append(sum(phase.wall for phase in iterate(self.algorithm).values()))
+        policy.chunk_size = here
+        return {size: min(values) for size, values in times.items()}
 
     def describe(self) -> dict[str, Any]:
         """What an iteration is."""

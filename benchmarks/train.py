@@ -7,13 +7,15 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 import tyro
 
-from algorithms import ALGORITHMS, AlgorithmConfig, AlgorithmEntry, EvaluationConfig
+from algorithms import ALGORITHMS, AlgorithmConfig, DiffusionAlgorithm, EvaluationConfig
+from algorithms.config import field_values, recommended
 from algorithms.distributed import current_ranks
+from benchmarks.chunk_sizes import advice, time_chunks
 from benchmarks.folder import BEST
 from benchmarks.machine import available_cores
 from benchmarks.memory import estimate_memory
@@ -23,6 +25,8 @@ from benchmarks.runs import run
 from benchmarks.safeguards import Safeguards
 from benchmarks.settings import RunSpec, TaskConfig
 from benchmarks.weights_and_biases import WandbMode
+from diffusion_gym.envs.config import DEFAULT_MODEL
+from diffusion_gym.models import recommended as recommends
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 #: ``train``'s evaluations where nothing else is said: they add 2 % to DDPO-IS's forwards on emoji-animals.
@@ -110,6 +114,16 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
         f"{name} on {spec.task.model} toward {spec.task.reward}: {spec.total_queries} reward queries, "
         f"{torch.get_num_threads()} threads{of_ranks}, folder {folder}"
     )
+
+    def built(algorithm: DiffusionAlgorithm[Any]) -> None:
+        estimate = estimate_memory(algorithm)
+        say(f"{_taken(spec, algorithm)}\n{estimate.describe()}")
+        images = spec.total_queries - algorithm.costs["reward_queries"]
+        seconds = time_chunks(algorithm, estimate, round(images * algorithm.policy.num_inference_steps))
+        faster = advice(seconds, algorithm.policy.chunk_size)
+        if faster is not None:
+            say(faster)
+
     with ProgressBar(spec.total_queries) as bar:
 
         def show(progress: Progress) -> None:
@@ -124,7 +138,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
             keep_checkpoints=writing.keep_checkpoints,
             tensorboard=writing.tensorboard,
             wandb=writing.wandb,
-            on_built=lambda algorithm: say(estimate_memory(algorithm).describe()),
+            on_built=built,
         )
     if not record.complete:
         say(f"stopped; the checkpoint is {folder / 'checkpoint.zip'}. The same command resumes.")
@@ -138,6 +152,19 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing, threads: int) -> i
     say(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
     say(f"look at it: diffusion-gym report {folder}")
     return 0
+
+
+def _taken(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> str:
+    """Say which of the settings that the model recommends a run has."""
+    found = algorithm.policy.model.recommended
+    wanted = {"num_inference_steps": found.num_inference_steps, **found.settings(spec.algorithm)}
+    has = {**field_values(spec.config), "num_inference_steps": spec.task.num_inference_steps}
+    taken = [f"{name} {_shown(value)}" for name, value in wanted.items() if has[name] == value]
+    return f"taken from what {spec.task.model} recommends: {', '.join(taken) or 'nothing'}"
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _nothing(text: str) -> None:
@@ -165,22 +192,27 @@ class _StopSignal:
         return self._asked
 
 
-def defaults(entry: AlgorithmEntry) -> Train[AlgorithmConfig]:
-    """What ``train`` does where nothing is said: the registry's configuration, and evaluations unless it has its own.
+def defaults(name: str, model: str = DEFAULT_MODEL) -> Train[AlgorithmConfig]:
+    """What ``train`` does with a model where nothing else is said: what the model recommends for the algorithm.
 
-    They are for the run's pictures and curve; Python's ``learn``, which writes neither, makes none by default.
+    The rest is as in the registry, with evaluations unless the algorithm has its own. They are for the run's pictures
+    and curve; Python's ``learn``, which writes neither, makes none by default.
+
+    Raises:
+        ValueError: as :func:`algorithms.config.recommended`.
     """
-    config = entry.config
+    config = recommended(ALGORITHMS[name].config, name, model)
     if config.evaluation == EvaluationConfig():
         every = max(1, _QUERIES_PER_EVALUATION // config.images_per_iteration)
         config = replace(config, evaluation=EvaluationConfig(images=_EVALUATION_IMAGES, every=every))
-    return Train(algorithm=config)
+    task = TaskConfig(model, num_inference_steps=recommends(model).num_inference_steps)
+    return Train(algorithm=config, task=task)
 
 
 SUBCOMMANDS = tuple(
     Annotated[
         Train[type(entry.config)],  # type: ignore[misc]
-        tyro.conf.subcommand(name, default=defaults(entry), description=entry.summary),
+        tyro.conf.subcommand(name, default=defaults(name), description=entry.summary),
     ]
     for name, entry in ALGORITHMS.items()
 )

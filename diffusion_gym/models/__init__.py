@@ -1,5 +1,6 @@
 """Pretrained models by name, folder or hub id; each is one adapter around a diffusers pipeline."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,9 +62,8 @@ def recommended(model: str | Path | DiffusionModel) -> Recommended:
 
     if isinstance(model, DiffusionModel):
         return model.recommended
-    if str(model) in {**EXACT_MODELS, **EXACT_FLOW_MODELS}:
-        return ExactModel.recommended
-    return pipeline_recommends(str(model))
+    name = os.path.expanduser(model)  # noqa: PTH111 - a Path would shorten "./owner/model" to a hub id
+    return ExactModel.recommended if name in {**EXACT_MODELS, **EXACT_FLOW_MODELS} else pipeline_recommends(str(name))
 
 
 @lru_cache(maxsize=4)

@@ -28,15 +28,15 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_train_evaluates_every_256_queries_where_nothing_is_said(name: str) -> None:
+def test_train_evaluates_every_256_queries_where_nothing_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ALGORITHMS[name]
-    config = defaults(entry).algorithm
-    assert config == replace(entry.config, evaluation=config.evaluation)
+    config = defaults(name).algorithm
     assert config.evaluation.images == 16
     assert config.evaluation.every * config.images_per_iteration == 256
     assert entry.config.evaluation.images == 0, "Python's learn writes no pictures"
-    own = replace(entry, config=replace(entry.config, evaluation=EvaluationConfig(images=3)))
-    assert defaults(own).algorithm == own.config
+    own = EvaluationConfig(images=3)
+    monkeypatch.setitem(ALGORITHMS, "own", replace(entry, config=replace(entry.config, evaluation=own)))
+    assert defaults("own").algorithm.evaluation == own
 
 
 @pytest.mark.parametrize(("options", "pictures"), [([], 2), (["--evaluation.images", "0"], 0)])
