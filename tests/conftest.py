@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,8 @@ from PIL import Image
 
 from diffusion_gym._torchvision import repair_torchvision
 
+# --device auto would take a GPU, on which the tests' sums come out otherwise; name the GPUs to test on them.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)
 repair_torchvision()
 
