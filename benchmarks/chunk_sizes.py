@@ -1,6 +1,5 @@
 """Which number of rows per forward pass is fastest here: a few passes of the denoiser, which change nothing."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ from algorithms import DDPOConfig, DiffusionAlgorithm
 from algorithms.policy import DenoisingPolicy
 from algorithms.within_memory import is_out_of_memory
 from benchmarks.memory import MemoryEstimate, blank_rows, free_bytes
-from benchmarks.meters import synchronize
+from benchmarks.meters import Seconds
 
-#: Another size is worth a line where a row takes so many times as long at the present one.
+#: Another size is worth a line where it is so many times as fast.
 WORTH = 1.1
 _PASSES = 3  # the first of them warms up and does not count
 _SHARE = 50  # of a run's rows, one is the most that the passes may be
@@ -36,8 +35,8 @@ def sizes_beside(size: int, most: int, factor: int = 2) -> list[int]:
     return sorted(each for each in found if each <= max(size, most))
 
 
-def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, rows_left: int) -> dict[int, float]:
-    """Return chunk size -> seconds per row that is sampled and trained on: at the present size, half and twice it.
+def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, rows_left: int) -> dict[int, Seconds]:
+    """Return chunk size -> least time per row that is sampled and trained on: at the present size, half and twice it.
 
     Empty where several ranks share the work, and where the passes would be more than 2 % of the rows that are left.
     Left out is a size for which memory does not suffice. No weight, gradient or random state is changed.
@@ -46,48 +45,56 @@ def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, ro
     sizes = sizes_beside(here, most)
     if algorithm.ranks.size > 1 or len(sizes) < 2 or sum(sizes) * _PASSES * _SHARE > rows_left:
         return {}
-    seconds: dict[int, float] = {}
-    for size in sizes:
-        if size > here and estimate.total + estimate.working > free_bytes(algorithm.policy.model.device):
-            continue
-        try:
-            seconds[size] = min(_pass(algorithm.policy, size) for _ in range(_PASSES)) / min(size, most)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+    fits = estimate.total + estimate.working <= free_bytes(algorithm.policy.model.device)
+    times: dict[int, list[Seconds]] = {size: [] for size in sizes if size <= here or fits}
+    for _ in range(_PASSES):  # by turns, as the machine may do other work meanwhile
+        for size in list(times):
+            try:
+                times[size].append(_pass(algorithm.policy, size))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                del times[size]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # larger chunks than the run's leave more than it needs
-    return seconds
+    return {
+        size: Seconds(min(one.wall for one in taken) / min(size, most), min(one.cpu for one in taken) / min(size, most))
+        for size, taken in times.items()
+    }
 
 
-def faster_size(seconds: Mapping[int, float], here: int) -> int | None:
-    """Return the size with the least seconds per row, if the present one takes at least :data:`WORTH` times as long."""
-    best = min(seconds, key=lambda size: seconds[size], default=here)
-    return best if here in seconds and seconds[here] >= WORTH * seconds[best] else None
+def gain(seconds: Mapping[int, Seconds], size: int, here: int) -> float:
+    """Return how many times as long a row takes in chunks of ``here`` as of ``size``, on the clock and the processor.
+
+    It is the lesser of the two: other work on the machine moves the one, threads that wait for one another the other.
+    """
+    before, after = seconds[here], seconds[size]
+    return min(before.wall / after.wall, before.cpu / after.cpu)
 
 
-def advice(seconds: Mapping[int, float], here: int) -> str | None:
-    """Return what to say of a faster size, if there is one."""
-    best = faster_size(seconds, here)
-    if best is None:
+def advice(seconds: Mapping[int, Seconds], here: int) -> str | None:
+    """Return what to say of a faster size, if one is at least :data:`WORTH` times as fast."""
+    if here not in seconds:
         return None
-    before, after, gain = 1e3 * seconds[here], 1e3 * seconds[best], seconds[here] / seconds[best] - 1
+    best = max(seconds, key=lambda size: gain(seconds, size, here))
+    if gain(seconds, best, here) < WORTH:
+        return None
+    before, after, more = 1e3 * seconds[here].wall, 1e3 * seconds[best].wall, gain(seconds, best, here) - 1
     return (
-        f"chunks of {best} rows are {gain:.0%} faster here than chunks of {here}: sampling and training a row takes "
+        f"chunks of {best} rows are {more:.0%} faster here than chunks of {here}: sampling and training a row took "
         f"{after:.3g} ms, not {before:.3g}. Start with --policy.chunk-size {best} to have them."
     )
 
 
-def _pass(policy: DenoisingPolicy, size: int) -> float:
-    """Return the seconds of a forward pass, and of a forward and backward pass, of one chunk."""
+def _pass(policy: DenoisingPolicy, size: int) -> Seconds:
+    """Return what a forward pass, and a forward and backward pass, of one chunk take."""
     rows, device = blank_rows(policy, size), policy.model.device
     trained = list(policy.trainable_parameters().values())
-    synchronize(device)
-    started = time.perf_counter()
+    started = Seconds.now(device)
     with torch.no_grad():
         policy.distribution(rows)
     with torch.enable_grad():
         mean = policy.distribution(rows).mean
         torch.autograd.grad(mean.sum(), trained, allow_unused=True)  # not backward(), which would keep them
-    synchronize(device)
-    return time.perf_counter() - started
+    took = Seconds.now(device) - started
+    return took if device.type == "cpu" else Seconds(took.wall, took.wall)  # the processor has nothing to do with it

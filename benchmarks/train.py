@@ -159,7 +159,7 @@ def _taken(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> str:
     found = algorithm.policy.model.recommended
     wanted = {"num_inference_steps": found.num_inference_steps, **found.settings(spec.algorithm)}
     has = {**field_values(spec.config), "num_inference_steps": spec.task.num_inference_steps}
-    taken = [f"{name} {_shown(value)}" for name, value in wanted.items() if has[name] == value]
+    taken = [f"{name} {_shown(value)}" for name, value in wanted.items() if name in has and has[name] == value]
     return f"taken from what {spec.task.model} recommends: {', '.join(taken) or 'nothing'}"
 
 
