@@ -78,7 +78,7 @@ def test_bad_values_are_refused_before_anything_is_loaded(
     [
         (["train", "ddpo-is", *EXACT[:-2], "--policy.eta", "0"], "needs a stochastic sampler"),
         (["train", "ddpo-is", "--model", "no-such-model"], "unknown model 'no-such-model'"),
-        (["train", "ddpo-is", "--model", "exact-gaussian"], "no linear layers for LoRA"),
+        (["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "lora"], "no linear layers for LoRA"),
         (["train", "rwr", "--model", "exact-flow-gaussian", *EXACT[2:-2], "--policy.sampler", "ddim"], "'cps']"),
         (["train", "ddpo-is", "--device", "quantum"], "unknown device 'quantum'"),
         (["sample", "--run", "no-such-folder"], "holds no run"),
