@@ -291,7 +291,7 @@ MAKE: dict[str, tuple[dict[str, Any], str]] = {
     "a reward file's number": ({"reward": "three.py:x"}, "'three.py:x': reward must be .*got int"),
     "a reward file's class": ({"reward": "unmade.py:F"}, "'unmade.py:F': the reward 'F' is a class; give an instance"),
     "a reward of one argument": ({"reward": "one.py:f"}, r"the reward 'f' takes \(images\); expected \(images, prompts\)"),
-    "no device": ({"device": None}, "unknown device None; expected for example 'cpu'"),
+    "no device": ({"device": None}, "unknown device None; expected for example 'auto', 'cpu'"),
     "no dtype": ({"dtype": None}, "unknown dtype None; expected one of"),
     "text as steps": ({"num_inference_steps": "10"}, "num_inference_steps must be an integer from 1 to 1000, got '10'"),
 }  # fmt: skip
@@ -394,7 +394,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "a comparison of nothing": (["compare", "--algorithms"], "unknown algorithm '(none)'; expected some of"),
     "a comparison with negative processes": (["compare", "--processes", "-1"], "processes >= 0"),
     "a search without queries": (["search", "--reward-queries", "0"], "expected reward_queries >= 1"),
-    "a throughput on no device": (["throughput", "--device", "gpu"], "unknown device 'gpu'; expected for example 'cpu'"),
+    "a throughput on no device": (["throughput", "--device", "gpu"], "unknown device 'gpu'; expected for example 'auto', 'cpu'"),
     "a seed in words": (["pretrain", "--seed", "x"], "Error parsing --seed: invalid literal for int()"),
 }  # fmt: skip
 
