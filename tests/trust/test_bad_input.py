@@ -375,7 +375,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "the best on held-out prompts that are not there": ([*DDPO_IS, "--evaluation.images", "4", "--keep-best", "held_out/reward"], "a metric with held_out/ before it needs held-out prompts; set --evaluation.held-out-prompts"),
     "a KL penalty of RWR": (["train", "rwr", "--kl-penalty", "0.1"], "Unrecognized options: --kl-penalty"),
     "a NaN KL penalty": ([*DDPO_IS, "--kl-penalty", "nan"], "kl_penalty must be a finite number, got nan"),
-    "minibatches of 1 for PPO": (["train", "sb3-ppo", "--batch-size", "1"], "n_epochs must be at least 1 and batch_size at least 2, got 10 and 1"),
+    "minibatches of 1 for PPO": (["train", "sb3-ppo", "--batch-size", "1"], "n_epochs must be at least 1 and batch_size at least 2, got 1 and 1"),
     # the other commands
     "PPO in a suite that does not know it": (["compare", "--suite", "paper", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
     "a search for PPO": (["search", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
