@@ -119,6 +119,10 @@ class Ranks:
         """Whether ranks can agree, before an update's gradients are exchanged, that all of them got so far (DDP)."""
         return self.size > 1 and not self.sharded
 
+    def device(self, asked: torch.device | str | None) -> torch.device | str | None:
+        """Return the device that was asked for, in the place of "auto" that of the ranks where there are several."""
+        return self._accelerator.device.type if str(asked) == "auto" and self.size > 1 else asked
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module as one whose backward pass averages gradients over the ranks (DDP, or FSDP in place).
 

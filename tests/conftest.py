@@ -15,6 +15,8 @@ from typing import Any
 # Before NumPy and torch, and for the processes that tests start: one thread, or all workers' threads would share the
 # cores; and where a test wants two, they sleep while they wait, for on a busy machine spinning takes ten times as long.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# --device auto would take a GPU, on which the tests' sums come out otherwise; name the GPUs to test on them.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import numpy as np
 import pytest

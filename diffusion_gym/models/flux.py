@@ -10,6 +10,7 @@ from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
+from diffusion_gym.recommended import FLUX
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 #: Tokens that T5 reads of a prompt, as the pipeline has it.
@@ -65,6 +66,7 @@ class Flux(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = FluxDenoiser
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+    recommended = FLUX
 
     @property
     def embeds_guidance(self) -> bool:

@@ -7,6 +7,7 @@ are here.
 import contextlib
 import copy
 import math
+import shutil
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffusion_gym.models.base import DTYPES, Denoiser, DiffusionModel, LoRAConf
 from diffusion_gym.models.files import variant_of
 from diffusion_gym.models.probe import check_channels, check_finite, check_runs, check_sample_size
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
+from diffusion_gym.recommended import FILE, in_folder
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 #: Groups of layers that LoRA adapts, by their suffixes in diffusers' UNets.
@@ -133,9 +135,10 @@ class PipelineModel(DiffusionModel):
 
         Raises:
             ValueError: diffusers cannot load it (a missing file, a network that is not there), the family cannot use
-                what it holds, or its parts do not run together.
+                what it holds, its parts do not run together, or its recommended settings are no such file.
         """
         self.name, self.device, self.dtype, self.vae_tiling = name, device, dtype, vae_tiling
+        self.recommended = in_folder(source, type(self).recommended)
         self.pipe = self._load(source).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         for part in self.networks:
@@ -374,12 +377,14 @@ class PipelineModel(DiffusionModel):
         type(self.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(dict(parts)))
 
     def _save_pipeline(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
-        """Write the pipeline with some components replaced."""
+        """Write the pipeline with some components replaced; the settings it recommends are its copy's too."""
         tuned = copy.copy(self.pipe)
         for name, part in parts.items():
             setattr(tuned, name, part)
         with no_progress_bars():
             tuned.save_pretrained(folder)
+        if Path(self.recommended.source).is_file():
+            shutil.copyfile(self.recommended.source, folder / FILE)
 
 
 def _vae_scale(vae: Any) -> tuple[float | Tensor, float | Tensor]:

@@ -12,6 +12,7 @@ from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoi
 from diffusion_gym.models.probe import check_sample_size
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
+from diffusion_gym.recommended import STABLE_DIFFUSION_3
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 #: Tokens that T5 reads of a prompt, as the pipeline has it; CLIP reads 77.
@@ -41,6 +42,7 @@ class StableDiffusion3(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = SD3Denoiser
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+    recommended = STABLE_DIFFUSION_3
 
     def schedule(self, num_inference_steps: int) -> FlowSchedule:
         """Return the scheduler's own grid; where its shift follows the resolution, that of this model's images."""

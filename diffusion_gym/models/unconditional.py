@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
 from diffusion_gym.models.probe import check_sample_size
+from diffusion_gym.recommended import PIXELS
 
 
 class PixelDenoiser(PipelineDenoiser):
@@ -27,6 +28,7 @@ class UnconditionalPixels(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = PixelDenoiser
     has_lora_loader: ClassVar[bool] = False
     default_prompts: ClassVar[tuple[str, ...]] = ("an image",)
+    recommended = PIXELS
 
     def _check_parts(self) -> None:
         config, variance = self.pipe.unet.config, self.scheduler_config.get("variance_type") or "fixed_small"

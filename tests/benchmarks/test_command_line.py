@@ -29,15 +29,15 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_train_evaluates_every_256_queries_where_nothing_is_said(name: str) -> None:
+def test_train_evaluates_every_256_queries_where_nothing_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ALGORITHMS[name]
-    config = defaults(entry).algorithm
-    assert config == replace(entry.config, evaluation=config.evaluation)
+    config = defaults(name).algorithm
     assert config.evaluation.images == 16
     assert config.evaluation.every * config.images_per_iteration == 256
     assert entry.config.evaluation.images == 0, "Python's learn writes no pictures"
-    own = replace(entry, config=replace(entry.config, evaluation=EvaluationConfig(images=3)))
-    assert defaults(own).algorithm == own.config
+    own = EvaluationConfig(images=3)
+    monkeypatch.setitem(ALGORITHMS, "own", replace(entry, config=replace(entry.config, evaluation=own)))
+    assert defaults("own").algorithm.evaluation == own
 
 
 @pytest.mark.parametrize(("options", "pictures"), [([], 2), (["--evaluation.images", "0"], 0)])
@@ -79,7 +79,7 @@ def test_bad_values_are_refused_before_anything_is_loaded(
     [
         (["train", "ddpo-is", *EXACT[:-2], "--policy.eta", "0"], "needs a stochastic sampler"),
         (["train", "ddpo-is", "--model", "no-such-model"], "unknown model 'no-such-model'"),
-        (["train", "ddpo-is", "--model", "exact-gaussian"], "no linear layers for LoRA"),
+        (["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "lora"], "no linear layers for LoRA"),
         (["train", "rwr", "--model", "exact-flow-gaussian", *EXACT[2:-2], "--policy.sampler", "ddim"], "'cps']"),
         (["train", "ddpo-is", "--device", "quantum"], "unknown device 'quantum'"),
         (["sample", "--run", "no-such-folder"], "holds no run"),

@@ -12,8 +12,9 @@ from algorithms import DDPO, RWR, DiffusionAlgorithm
 from algorithms.rollouts import Rollout, collect
 
 STEPS, PROMPTS = 3, ["cat", "dog"]
-SMALL: dict[str, Any] = {"num_envs": 3, "images_per_iteration": 6, "updates_per_iteration": 1, "chunk_size": 4}
-"""6 images of 3 steps in rounds of 3."""
+SIZES = {"num_envs": 3, "images_per_iteration": 6, "updates_per_iteration": 1, "chunk_size": 4}
+SMALL: dict[str, Any] = {**SIZES, "guidance_scale": 1.0}
+"""6 images of 3 steps in rounds of 3, without guidance."""
 
 
 @pytest.fixture
