@@ -56,8 +56,8 @@ def repeat(config: Path, name: str, options: Train[AlgorithmConfig]) -> int:
     """
     source, spec = _source(config), spec_of(name, options)
     changed = folders.changes(read_spec(source).to_json(), spec.to_json())
-    what = file_name(",".join(f"{key.rpartition('.')[2]}={now}" for key, (_, now) in changed.items()))
-    folder = options.output.folder or Path("runs") / f"{source.resolve().name}-{what or 'repeat'}"
+    what = ",".join(f"{key.rpartition('.')[2]}={now}" for key, (_, now) in changed.items())
+    folder = options.output.folder or Path("runs") / f"{source.resolve().name}-{file_name(what or 'repeat')}"
     if folder.resolve() == source.resolve():
         raise ValueError(f"{str(folder)!r} is the run that is to be repeated. Choose another --folder.")
     print(f"repeating {source}")

@@ -178,10 +178,9 @@ def _is_file(text: str) -> bool:
 
 
 def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, texts: list[str], seed: int) -> Tensor:
-    """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU; no chunk is larger than there are pictures."""
+    """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU."""
     from algorithms.rollouts import collect
     from algorithms.within_memory import within_memory
 
-    policy.chunk_size = min(policy.chunk_size, len(texts))
     rollout = within_memory(policy, lambda: collect(env, policy, texts, seed, whole_trajectory=False))
     return rollout.images.cpu()

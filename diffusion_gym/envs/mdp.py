@@ -300,6 +300,8 @@ class DenoisingMDP:
                 f"{tuple(self.latents.shape)}; got {tuple(actions.shape)}."
             )
         actions = actions.detach().to(self.model.device)
+        if not active.any():
+            return actions
         checked = actions if active.all() else actions[np.flatnonzero(active).tolist()]
         largest = checked.abs().max()  # NaN where there is one
         if self.late_checks:

@@ -21,6 +21,11 @@ class Gaussian:
     mean: Tensor
     std: Tensor
 
+    @property
+    def dimensions(self) -> int:
+        """D, of one latent."""
+        return math.prod(self.mean.shape[1:])
+
     def sample(self, noise: Tensor) -> Tensor:
         """Return ``mean + std * noise``; noise: (n, c, h, w), standard normal."""
         return self.mean + per_row(self.std, self.mean) * noise
@@ -58,11 +63,11 @@ class Gaussian:
                 "Transition.has_density is true, or sample with eta > 0."
             )
         joint = self.relative_log_prob(latents) - self.entropy()
-        return joint if reduction == "sum" else joint / latents[0].numel()
+        return joint if reduction == "sum" else joint / self.dimensions
 
     def entropy(self) -> Tensor:
         """Joint entropy ``D (log std + log(2 pi e) / 2)``, nats, (n,); minus infinity for a row of std 0."""
-        return self.mean[0].numel() * (self.std.log() + 0.5 * math.log(2 * math.pi * math.e))
+        return self.dimensions * (self.std.log() + 0.5 * math.log(2 * math.pi * math.e))
 
     def kl(self, other: "Gaussian") -> Tensor:
         """KL(self || other) of two Gaussians with the same std, joint nats, (n,): ``|mu - mu'|^2 / (2 s^2)``.

@@ -152,7 +152,7 @@ def test_the_kl_in_training_is_the_evaluations_quantity(make_env: Callable, samp
     for fraction in (1.0, 0.5):
         algorithm = DDPO(
             make_env(steps=STEPS), trainable="full", kl_penalty=0.01, images_per_iteration=1024, num_envs=1024,
-            chunk_size=1024 if fraction == 1 else 16, importance_sampling=False, updates_per_iteration=1,
+            chunk_size=1024 if fraction == 1 else 4, importance_sampling=False, updates_per_iteration=1,
             timestep_fraction=fraction,
         )  # fmt: skip
         set_model(algorithm, START + 0.1)

@@ -192,8 +192,8 @@ def test_gradient_checkpointing_reaches_the_text_encoder(
     layer = next(m for n, m in algorithm.policy.denoiser.named_modules() if n.endswith("layers.0.mlp.fc1"))
     rollout = sample(algorithm, 4)
     layer.register_forward_hook(count)
-    metrics = algorithm.update(rollout)  # 8 transitions in chunks of 3
-    assert calls == (6 if checkpointing else 3)
+    metrics = algorithm.update(rollout)  # 2 steps of 4 images in chunks of 3 and 1
+    assert calls == (8 if checkpointing else 4)
     assert metrics["train/log_ratio_abs_max"] == 0.0
 
 

@@ -329,7 +329,8 @@ def little_memory_in_update(name: str, model: str, synchronising: bool) -> Repor
 
     def short(rows: Any) -> Any:
         calls.append(torch.is_grad_enabled())
-        scarce = len(rows) == 1 if synchronising else len(rows) == 4 and sum(calls) > 5
+        large = algorithm.policy.chunk_size == 4 and len(rows) > 1
+        scarce = len(rows) == 1 if synchronising else large and sum(calls) > 5
         if torch.is_grad_enabled() and algorithm.ranks.rank == 1 and scarce:
             raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
         return distribution(rows)

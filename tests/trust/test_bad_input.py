@@ -324,7 +324,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "a prompt file to repeat": (["train", "--config", "four.txt"], "'four.txt' is no run; expected a folder"),
     "nothing to repeat": (["train", "--config"], "expected one run's folder, or its run.json, behind --config"),
     "a run onto itself": (["train", "--config", "run", "--folder", "run"], "'run' is the run that is to be repeated. Choose another --folder"),
-    "a change of what is repeated": (["train", "--config", "run", "--beta", "1"], "Unrecognized options: --beta"),
+    "a change of what is repeated": (["train", "--config", "run", "--beta", "1"], "has no option --beta"),
     "a run and another algorithm": (["train", "rwr", "--config", "run"], "'run' is a run of ddpo-is, not of rwr"),
     "a list as a run": (["train", "--config", "list"], "'list/run.json' holds a list; expected a mapping"),
     "an empty run.json": (["train", "--config", "empty/run.json"], "'empty/run.json' is damaged (Expecting value"),

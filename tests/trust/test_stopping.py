@@ -149,7 +149,7 @@ def test_before_the_first_checkpoint_it_says_so(
 def test_a_command_without_checkpoints_ends_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.sample.build_mdp", sending(signal.SIGTERM, 1, 1, lambda *given: None))
+    monkeypatch.setattr("diffusion_gym.envs.config.build_mdp", sending(signal.SIGTERM, 1, 1, lambda *given: None))
     assert main(["sample", "--output", str(tmp_path / "a.png")]) == 143
     error = capsys.readouterr().err
     assert error == "stopped; what was under way is not kept. The same command begins again.\n"
@@ -211,7 +211,7 @@ def test_what_nohup_hides_stays_hidden() -> None:
 
 def test_ranks_wait_for_their_launcher_to_end_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal tells the ranks of Ctrl-C, and then the launcher does: that is no second one."""
-    monkeypatch.setattr("benchmarks.stopping.launched_size", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with StopSignal("nothing") as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

@@ -53,8 +53,8 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*given: object, **named: object) -> None:
         pytest.fail("a model was loaded first")
 
-    for name in ("runs._build", "sample.build_mdp", "throughput.build"):
-        monkeypatch.setattr(f"benchmarks.{name}", load)
+    for name in ("benchmarks.runs._build", "diffusion_gym.envs.config.build_mdp", "benchmarks.throughput.build"):
+        monkeypatch.setattr(name, load)
 
 
 # -- never replaced ----------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_a_read_only_file_system_gets_a_sentence(
 
     monkeypatch.setattr(os, "mkdir", refuse)
     monkeypatch.setattr("benchmarks.throughput.Bench", lambda options: pytest.fail("measured first"))
-    monkeypatch.setattr("benchmarks.sample.build_mdp", lambda *given: pytest.fail("drawn first"))
+    monkeypatch.setattr("diffusion_gym.envs.config.build_mdp", lambda *given: pytest.fail("drawn first"))
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: cannot write 'new")
