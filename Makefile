@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 compare: install
 	$(BIN)/python -m benchmarks compare
 
-# A file's tests run in one process, so that what they share is made once.
+# A file's tests run in one process, so that what they share is made once; the longest files begin (tests/conftest.py).
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
 

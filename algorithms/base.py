@@ -39,7 +39,7 @@ from algorithms.sharding import whole
 from algorithms.skips import SkippedUpdates
 from algorithms.split import Chunk, Part, Split
 from algorithms.stable_baselines import check_learn_arguments, unobserved
-from algorithms.vec_env import DenoiseVecEnv, find_mdp
+from algorithms.vec_env import DenoiseVecEnv, find_mdp, model_of
 from algorithms.within_memory import is_out_of_memory, within_memory
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
@@ -91,7 +91,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         *,
         verbose: int = 0,
         tensorboard_log: str | None = None,
-        device: torch.device | str | None = None,
+        device: torch.device | str | None = "auto",
         _init_setup_model: bool = True,
         **overrides: Any,
     ) -> None:
@@ -101,14 +101,14 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             env: an environment's id, or a DiffusionDenoise environment, single or vectorised (also as DummyVecEnv or
                 SyncVectorEnv). Its model, reward (also one that is set later), prompts and number of steps are used;
                 rollouts run ``config.num_envs`` side by side.
-            config: the algorithm's configuration; default values if None.
+            config: the algorithm's configuration, used as it is; None takes what the environment's model recommends.
             verbose: 1 prints the log to the terminal.
             tensorboard_log: folder for TensorBoard events.
-            device: where the environment of an id is made, "auto" on CUDA where there is, None on the CPU. An
-                environment that is given has its device already, and another is refused.
-            overrides: fields of the configuration, or of the dataclasses in it (``guidance_scale=5.0``). The
-                ``learning_rate`` may also be Stable-Baselines3's schedule, a function of the share of ``learn``'s steps
-                that remains (1 to 0).
+            device: where the environment of an id is made: "auto" on CUDA where there is, None on the CPU. An
+                environment that is given has its device already; another than that or "auto" is refused.
+            overrides: fields of the configuration that differ, or of the dataclasses in it (``guidance_scale=5.0``).
+                The ``learning_rate`` may also be Stable-Baselines3's schedule, a function of the share of ``learn``'s
+                steps that remains (1 to 0).
 
         Raises:
             TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
@@ -116,16 +116,18 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 device or without the prompt tokens that training the text encoder needs, or more ranks than can share
                 the work.
         """
-        config = self.config_class() if config is None else config
-        if not isinstance(config, self.config_class):
+        if config is not None and not isinstance(config, self.config_class):
             raise TypeError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}.")
         schedule = overrides.pop("learning_rate") if callable(overrides.get("learning_rate")) else None
-        self.config: Config = override(config, **overrides)
+        self.config: Config = (
+            self.config_class.for_model(model_of(env), **overrides) if config is None else override(config, **overrides)
+        )
         self.check_config(self.config)
         check_optimizer(self.config)
         self.ranks = current_ranks()
         self._check_ranks()
-        mdp = find_mdp(env, self.config.policy.trains_text, device)
+        where = self.ranks.device(device) if isinstance(env, str) else device
+        mdp = find_mdp(env, self.config.policy.trains_text, where)
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),

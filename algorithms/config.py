@@ -5,11 +5,16 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from algorithms.fields import check_fields
 from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
 from diffusion_gym.prompts import check_prompts, resolve_prompts
+from diffusion_gym.recommended import recommended as recommends
+
+if TYPE_CHECKING:
+    from diffusion_gym.models import DiffusionModel
 
 __all__ = [
     "AlgorithmConfig",
@@ -22,10 +27,12 @@ __all__ = [
     "divisor",
     "from_dict",
     "override",
+    "recommended",
     "to_dict",
 ]
 
 T = TypeVar("T")
+C = TypeVar("C", bound="AlgorithmConfig")
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,38 @@ class AlgorithmConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
 
+    @classmethod
+    def for_model(cls: type[C], model: "str | Path | DiffusionModel", /, **changes: Any) -> C:
+        """Return what a model recommends for training it with this algorithm, with changes, as :func:`override` takes.
+
+        ``DDPO(env, **changes)`` begins with it, unless it is given a configuration, which is used as it is.
+
+        Raises:
+            TypeError, ValueError: as :func:`recommended` and :func:`override`.
+        """
+        return override(recommended(cls(), cls.variant(**changes), model), **changes)
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """Return the registered name of the algorithm that ``changes`` make of the defaults; here none."""
+        return ""
+
+
+def recommended(config: C, name: str, model: "str | Path | DiffusionModel") -> C:
+    """Return the configuration with what a model recommends for the algorithm of a registered name.
+
+    Raises:
+        ValueError: an unknown model, or one that recommends what the configuration does not have, or refuses.
+    """
+    found = recommends(model)
+    try:
+        return override(config, **found.settings(name))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"what {str(getattr(model, 'name', model))!r} recommends does not fit {name or 'every algorithm'} "
+            f"({found.source}): {error}"
+        ) from error
+
 
 def _positive_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -205,7 +244,7 @@ def override(config: T, **changes: Any) -> T:
     Raises:
         TypeError: a name that is no field anywhere; the message lists the fields, or says where the name belongs.
     """
-    known = _field_names(config)
+    known = field_values(config)
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise TypeError(
@@ -239,22 +278,18 @@ def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
         name: value for name, value in changes.items() if name not in own
     }  # a name at both levels is the outer one
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in changes:
-            replaced[item.name] = changes[item.name]
-        elif dataclasses.is_dataclass(value) and set(inner) & set(_field_names(value)):
-            replaced[item.name] = _apply(value, {k: v for k, v in inner.items() if k in _field_names(value)})
+        value = changes.get(item.name, getattr(config, item.name))
+        if dataclasses.is_dataclass(value):  # a dataclass that is given is changed too, by fields given beside it
+            value = _apply(value, {k: v for k, v in inner.items() if k in field_values(value)})
+        replaced[item.name] = value
     return dataclasses.replace(config, **replaced)
 
 
-def _field_names(config: Any) -> list[str]:
-    names = []
-    for item in dataclasses.fields(config):
-        names.append(item.name)
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            names += _field_names(value)
-    return names
+def field_values(config: Any) -> dict[str, Any]:
+    """Return the fields of a config and of the dataclasses in it, by the names that :func:`override` takes."""
+    own = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    inside = [field_values(value) for value in own.values() if dataclasses.is_dataclass(value)]
+    return {name: value for values in (*inside, own) for name, value in values.items()}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,12 +27,51 @@ T = TypeVar("T")
 #: Environment variable: seconds that ranks wait for one another, the slowest reward included, before the run ends.
 TIMEOUT = "DIFFUSION_GYM_RANK_TIMEOUT"
 _DEFAULT_TIMEOUT = 1800.0
-#: What ``accelerate launch --use_fsdp`` sets, by its variables, and the values that mean what is done here.
+_DATA_PARALLEL = "launch with --multi_gpu, in which every rank holds all weights, or with --use_fsdp"
+_OFF = ("false", "no", "0")
+#: What ``accelerate launch`` or its configuration asks for: variable -> option, values that mean what is done here, and
+#: what to do about others.
+_LAUNCH_OPTIONS = {
+    "ACCELERATE_USE_DEEPSPEED": ("--use_deepspeed", _OFF, _DATA_PARALLEL),
+    "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", _OFF, _DATA_PARALLEL),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("--use_parallelism_config", _OFF, _DATA_PARALLEL),
+    "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": ("SageMaker's distributed type", _OFF, _DATA_PARALLEL),
+    "XLA_USE_BF16": ("--tpu, with XLA_USE_BF16", _OFF, "train on GPUs or CPUs, for TPUs are not supported"),
+    "XLA_DOWNCAST_BF16": ("--downcast_bf16", _OFF, "train on GPUs or CPUs, for TPUs are not supported"),
+    "ACCELERATE_DYNAMO_BACKEND": (
+        "--dynamo_backend",
+        ("no",),
+        "leave it out, for compiled networks are not supported",
+    ),
+    "ACCELERATE_MIXED_PRECISION": (
+        "--mixed_precision",
+        ("no",),
+        "give --policy.autocast bfloat16 or float16 to train in its place, so that sampling and scoring share it",
+    ),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        "--gradient_accumulation_steps",
+        ("1",),
+        "set an update's images with --images-per-iteration and --updates-per-iteration, and the rows that lie in "
+        "memory at a time with --policy.chunk-size; their gradients are added up",
+    ),
+}
+_FOLLOWED = (
+    "leave it out: here FSDP shards weights, gradients and moments by the networks' own blocks, gathers weights anew "
+    "for the backward pass, and offloads nothing; activations are computed again with --policy.gradient-checkpointing"
+)
+#: The same of what follows ``--use_fsdp``.
 _FSDP_OPTIONS = {
-    "FSDP_SHARDING_STRATEGY": ("full_shard", "1"),
-    "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"),
-    "FSDP_OFFLOAD_PARAMS": ("false",),
-    "FSDP_ACTIVATION_CHECKPOINTING": ("false",),
+    name: (f"--{name.lower()}", followed, _FOLLOWED)
+    for name, followed in {
+        "FSDP_SHARDING_STRATEGY": ("full_shard", "1"),
+        "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"),
+        "FSDP_OFFLOAD_PARAMS": _OFF,
+        "FSDP_ACTIVATION_CHECKPOINTING": _OFF,
+        "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": _OFF,
+        "FSDP_AUTO_WRAP_POLICY": ("transformer_based_wrap",),
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": ("",),
+        "FSDP_IGNORED_MODULES": ("",),
+    }.items()
 }
 _GRACE = timedelta(seconds=5)  # for a rank that lives to say so, once another was lost
 
@@ -80,20 +119,26 @@ class Ranks:
         """Whether ranks can agree, before an update's gradients are exchanged, that all of them got so far (DDP)."""
         return self.size > 1 and not self.sharded
 
+    def device(self, asked: torch.device | str | None) -> torch.device | str | None:
+        """Return the device that was asked for, in the place of "auto" that of the ranks where there are several."""
+        return self._accelerator.device.type if str(asked) == "auto" and self.size > 1 else asked
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module as one whose backward pass averages gradients over the ranks (DDP, or FSDP in place).
 
         Raises:
             ValueError: its weights lie on a device that the ranks do not exchange gradients on, or cannot be sharded.
         """
-        if self.size == 1:
-            return module
-        found, expected = next(module.parameters()).device.type, self._accelerator.device.type
+        found = next(module.parameters()).device.type
+        alone = "cpu" if _launched_with("CPU") else found
+        expected = alone if self.size == 1 else self._accelerator.device.type
         if found != expected:
             raise ValueError(
                 f"the ranks were launched for {expected!r}, but the model is on {found!r}. Give the environment "
                 f"device={expected!r}, or, to train on CPUs beside GPUs, hide those with CUDA_VISIBLE_DEVICES=''."
             )
+        if self.size == 1:
+            return module
         if self.sharded:
             shard(module, found, self.size)
             return module
@@ -226,25 +271,21 @@ def current_ranks() -> Ranks:
     """Return this process's ranks, set up through Accelerate where a launcher started several; the same ones each time.
 
     Raises:
-        ValueError: a kind of training that is not supported, or a timeout that is no number.
+        ValueError: an option of ``accelerate launch`` that would not be followed, or a timeout that is no number.
     """
+    _check_launch_options(_LAUNCH_OPTIONS)
+    if _launched_with("FSDP"):
+        _check_launch_options(_FSDP_OPTIONS)
     if launched_size() == 1:
         return ALONE
     timeout = os.environ.get(TIMEOUT, str(_DEFAULT_TIMEOUT))
     if not timeout.replace(".", "", 1).isdigit() or float(timeout) <= 0:
         raise ValueError(f"{TIMEOUT} must be a positive number of seconds, got {timeout!r}.")
-    for name in ("DEEPSPEED", "MEGATRON_LM"):
-        if _launched_with(name):
-            raise ValueError(
-                f"{name} was asked for of accelerate launch; expected data-parallel training: launch with --multi_gpu, "
-                "in which every rank holds all weights, or with --use_fsdp (docs/several-gpus.md)."
-            )
     from accelerate import Accelerator, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     cpu, wait = not torch.cuda.is_available(), timedelta(seconds=float(timeout))
     if _launched_with("FSDP"):
-        _check_fsdp_options()
         # Accelerate would make DDP of it on gloo, without a word.
         return Ranks(PartialState(cpu=cpu, timeout=wait), float(timeout), sharded=True)
     handlers = [
@@ -261,15 +302,14 @@ def _launched_with(name: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")
 
 
-def _check_fsdp_options() -> None:
-    """Raise ValueError where FSDP was asked for with an option that would not be followed."""
-    for name, kept in _FSDP_OPTIONS.items():
-        value = os.environ.get(name, kept[0])
-        if value.lower() not in kept:
+def _check_launch_options(options: Mapping[str, tuple[str, tuple[str, ...], str]]) -> None:
+    """Raise ValueError where a launcher was asked for what would not be followed, also of one process alone."""
+    for name, (option, followed, instead) in options.items():
+        value = os.environ.get(name, "")
+        if value and value.lower() not in followed:
             raise ValueError(
-                f"accelerate launch asks for --{name.lower()} {value}; expected {kept[0]}. Here FSDP shards weights, "
-                "gradients and moments, gathers weights anew for the backward pass, and offloads nothing; activations "
-                "are computed again with --policy.gradient-checkpointing."
+                f"accelerate launch, or Accelerate's configuration ({name}), asks for {option} {value}, which would "
+                f"not be followed; expected {followed[0] or 'none'}: {instead} (docs/several-gpus.md)."
             )
 
 

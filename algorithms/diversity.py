@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def diversity(images: Tensor, prompts: Sequence[str]) -> float:
-    """Root mean square deviation of pixels from their prompt's mean picture, in levels of 255; 0 is full collapse.
+    """Standard deviation of pixels over the images of a prompt, in levels of 255; 0 is full collapse.
+
+    The variance divides by n - 1 and is averaged over pixels before the root: it is half the mean squared difference of
+    two different images, so that prompts with other numbers of images measure the same.
 
     Args:
         images: (n, 3, H, W), uint8.

@@ -4,6 +4,7 @@ An algorithm of your own may have its configuration in its own file.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from algorithms.config import AlgorithmConfig, Reduction, divisor
 from algorithms.fields import check_statistics
@@ -61,6 +62,11 @@ class DDPOConfig(AlgorithmConfig):
             raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
         check_statistics(self.statistics_buffer, self.statistics_min_count)
 
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """DDPO-SF without importance sampling."""
+        return "ddpo-is" if changes.get("importance_sampling", True) else "ddpo-sf"
+
 
 @dataclass(frozen=True)
 class RWRConfig(AlgorithmConfig):
@@ -100,6 +106,11 @@ class RWRConfig(AlgorithmConfig):
                 f"{self.batch_size}."
             )
 
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """Return the sparse form's name where it is asked for."""
+        return "sparse-rwr" if changes.get("sparse", False) else "rwr"
+
 
 @dataclass(frozen=True)
 class SB3PPOConfig(AlgorithmConfig):
@@ -129,3 +140,8 @@ class SB3PPOConfig(AlgorithmConfig):
             )
         if not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}.")
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """One name, whatever changes."""
+        return "sb3-ppo"

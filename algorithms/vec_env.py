@@ -13,9 +13,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from algorithms.wrappers import check_methods, check_wrappers, layers
 from diffusion_gym import ENV_ID
+from diffusion_gym.envs.config import DEFAULT_MODEL
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.single import DenoiseEnv
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.models import DiffusionModel
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import WeightedSum
 
@@ -154,11 +156,28 @@ def find_mdp(
     return mdp
 
 
+def model_of(env: Any) -> str | DiffusionModel:
+    """Return an environment's model, or the one that an id's environment is made with; raises as :func:`find_mdp`."""
+    if not isinstance(env, str):
+        return find_mdp(env).model
+    model: str | DiffusionModel = _registered(env).get("model", DEFAULT_MODEL)
+    return model
+
+
+def _registered(env_id: str) -> Mapping[str, Any]:
+    """Return the arguments that an id was registered with; none of an id that Gymnasium does not know."""
+    try:
+        return gymnasium.spec(env_id).kwargs
+    except gymnasium.error.Error:
+        return {}
+
+
 def _make(env_id: str, prompt_tokens: bool, device: torch.device | str | None) -> gymnasium.Env:
     given: dict[str, Any] = {"prompt_tokens": True} if prompt_tokens else {}
+    if str(device) == "auto":  # the id's own device, or else a GPU where there is one
+        device = "cuda" if "device" not in _registered(env_id) and torch.cuda.is_available() else None
     if device is not None:
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        given["device"] = automatic if device == "auto" else str(device)
+        given["device"] = str(device)
     try:
         return gymnasium.make(env_id, **given)
     except (gymnasium.error.Error, TypeError) as error:  # TypeError: another environment has no such argument

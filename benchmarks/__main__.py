@@ -14,10 +14,11 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from benchmarks.parsing import Mistake, parse, unknown
+from benchmarks.parsing import Mistake, named_model, parse, unknown
 from benchmarks.stopping import Stopped, ended_at_once, status_of
 from benchmarks.terminal import prepare_terminal
 from diffusion_gym import _lazy
+from diffusion_gym.naming import one_line
 
 #: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -113,7 +114,9 @@ def _run(given: Sequence[str]) -> int:
     if first in COMMANDS:
         _check_one_process(first)
         options, command = COMMANDS[first]
-        parsed = parse(_lazy.found(options), rest, f"{_PROGRAM} {first}")
+        kind = _lazy.found(options)
+        of_model = {"default": kind.of_model(named_model(rest))} if hasattr(kind, "of_model") else {}
+        parsed = parse(kind, rest, f"{_PROGRAM} {first}", **of_model)
         return _lazy.found(command)(parsed)
     if first == "train":
         return _train(rest)
@@ -137,7 +140,9 @@ def _train(words: list[str]) -> int:
     if name in ALGORITHMS:
         from benchmarks.train import defaults, train
 
-        return train(name, _train_options(name, words[1:], defaults(ALGORITHMS[name]), f"{command} {name}"))
+        model = named_model(words[1:])
+        what = f"{ALGORITHMS[name].summary} Defaults follow --model; these are for {one_line(model)}."
+        return train(name, _train_options(name, words[1:], defaults(name, model), f"{command} {name}", what))
     if name and not name.startswith("-"):
         unknown("algorithm", name, list(ALGORITHMS), command)
     return _choose({key: entry.summary for key, entry in ALGORITHMS.items()}, words, command, _TRAIN, "an algorithm")
@@ -153,17 +158,17 @@ def _repeat(words: list[str]) -> int:
         if words[0] != name:
             raise ValueError(f"{str(config)!r} is a run of {name}, not of {words[0]}; leave out {words[0]}.")
         words = words[1:]
-    return repeat(config, name, _train_options(name, words, options, f"{_PROGRAM} train {CONFIG} {config}"))
+    command, what = f"{_PROGRAM} train {CONFIG} {config}", ALGORITHMS[name].summary
+    return repeat(config, name, _train_options(name, words, options, command, what))
 
 
-def _train_options(name: str, words: list[str], default: Any, command: str) -> Any:
+def _train_options(name: str, words: list[str], default: Any, command: str, what: str) -> Any:
     """Parse the options of ``train`` with one algorithm; what is not given is as in ``default``."""
     from algorithms import ALGORITHMS
     from benchmarks.train import Train
 
-    entry = ALGORITHMS[name]
-    kind: Any = Train[type(entry.config)]  # type: ignore[misc]
-    return parse(kind, words, command, default=default, description=entry.summary)
+    kind: Any = Train[type(ALGORITHMS[name].config)]  # type: ignore[misc]
+    return parse(kind, words, command, default=default, description=what)
 
 
 def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, description: str, what: str) -> int:

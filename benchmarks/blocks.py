@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aggregate import aggregate, improvement, improvements
+from benchmarks.aggregate import Aggregate, aggregate, improvement, improvements
 from benchmarks.curves import Curves, curves
 from benchmarks.results import read_results
 from benchmarks.search import ranking
@@ -46,6 +47,28 @@ _WAY_POINTS = 6
 _EXACT_ERRORS = ("exact-mean-error", "exact-mode-weight-error")
 
 
+class Results:
+    """A results.json, and what several blocks make of it, made once."""
+
+    def __init__(self, file: Path) -> None:
+        """Read the file; where there is none, there are no runs.
+
+        Raises:
+            ValueError: damaged results.
+        """
+        self.data: Mapping[str, Any] = read_results(file) if file.is_file() else {"runs": []}
+
+    @cached_property
+    def curves(self) -> Curves:
+        """Task -> variant -> curve."""
+        return curves(self.data)
+
+    @cached_property
+    def aggregate(self) -> Aggregate | None:
+        """Statistics over all tasks."""
+        return aggregate(self.curves)
+
+
 @dataclass(frozen=True)
 class Block:
     """What a page asks for: ``NAME/KIND WORD ...``, such as ``compare/rewards ddpo-is``.
@@ -82,11 +105,13 @@ class Block:
         files = [f"docs/results/{name}/results.json" for name in (self.name, *ALSO_READ.get(self.name, ()))]
         return f"{COMMANDS[self.name]}{part} --results {' '.join(files)}"
 
-    def render(self, docs: Path) -> str:
-        """Return the block's Markdown; where there are no results yet, the command that makes them."""
-        file = docs / "results" / self.name / "results.json"
-        results = read_results(file) if file.is_file() else {"runs": []}
-        text = KINDS[self.kind](self, results) if results["runs"] else None
+    def render(self, docs: Path, read: Results | None = None) -> str:
+        """Return the block's Markdown; where there are no results yet, the command that makes them.
+
+        ``read`` are its results, where another block has read them already.
+        """
+        results = read or Results(docs / "results" / self.name / "results.json")
+        text = KINDS[self.kind](self, results) if results.data["runs"] else None
         if text is not None:
             return text
         told = self.kind in ("made", "claim")  # once a page is enough
@@ -99,35 +124,34 @@ def _only(summary: Curves, variants: Sequence[str]) -> Curves:
     return {task: {n: c for n, c in by_variant.items() if n in variants} for task, by_variant in summary.items()}
 
 
-def _rewards(block: Block, results: Mapping[str, Any]) -> str:
-    summary = _only(curves(results), block.words)
+def _rewards(block: Block, results: Results) -> str:
+    summary = _only(results.curves, block.words)
     return f"{table(summary)}\n\n{interval_note(summary)}"
 
 
-def _held_out(block: Block, results: Mapping[str, Any]) -> str | None:
-    return held_out_table(_only(curves(results), block.words))
+def _held_out(block: Block, results: Results) -> str | None:
+    return held_out_table(_only(results.curves, block.words))
 
 
-def _improvement(block: Block, results: Mapping[str, Any]) -> str | None:
-    return improvement_table(improvements(_only(curves(results), block.words)))
+def _improvement(block: Block, results: Results) -> str | None:
+    return improvement_table(improvements(_only(results.curves, block.words)))
 
 
-def _scores(block: Block, results: Mapping[str, Any]) -> str | None:
-    summary = curves(results)
-    found = aggregate(summary)
+def _scores(block: Block, results: Results) -> str | None:
+    found = results.aggregate
     if found is None:
-        return shared_note(summary)
+        return shared_note(results.curves)
     return f"{score_table(found)}\n\n{score_note(found)}"
 
 
-def _peaks(block: Block, results: Mapping[str, Any]) -> str | None:
-    return peak_table(curves(results), block.words)
+def _peaks(block: Block, results: Results) -> str | None:
+    return peak_table(results.curves, block.words)
 
 
-def _way(block: Block, results: Mapping[str, Any]) -> str | None:
+def _way(block: Block, results: Results) -> str | None:
     """Reward on the way, and behind it the metric that the block names."""
     rows = []
-    summary = curves(results)
+    summary = results.curves
     variants = list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant))
     for task, by_variant in summary.items():
         common = set.intersection(*(set(curve.queries) for curve in by_variant.values()))
@@ -143,12 +167,12 @@ def _way(block: Block, results: Mapping[str, Any]) -> str | None:
     return markdown(["task", "queries", *variants], rows)
 
 
-def _held_out_way(block: Block, results: Mapping[str, Any]) -> str | None:
+def _held_out_way(block: Block, results: Results) -> str | None:
     """Reward, and the metrics that the block names, on trained and on held-out prompts on the way."""
     header = ["task", "algorithm", "queries"]
     header += [f"{name}, {on}" for name in ("reward", *block.words) for on in ("trained", "held out")]
     rows = []
-    for task, variant, curve in flat(curves(results)):
+    for task, variant, curve in flat(results.curves):
         for index in _picked(curve.queries) if curve.held_out else ():
             cells = [f"{found[index].estimate:.3f}" for found in (curve.reward, curve.held_out)]
             for word in block.words:
@@ -162,10 +186,10 @@ def _picked(marks: Sequence[float]) -> list[int]:
     return sorted({round(k * (len(marks) - 1) / (_WAY_POINTS - 1)) for k in range(_WAY_POINTS)})
 
 
-def _claim(block: Block, results: Mapping[str, Any]) -> str | None:
+def _claim(block: Block, results: Results) -> str | None:
     """A claim's runs, and how sure each of its pairs is."""
     name = block.words[0]
-    summary = {task: found for task, found in curves(results).items() if task == name}
+    summary = {task: found for task, found in results.curves.items() if task == name}
     if not summary:
         return None
     claim = CLAIMS[name]
@@ -181,10 +205,10 @@ def _claim(block: Block, results: Mapping[str, Any]) -> str | None:
     return "\n\n".join(part for part in parts if part)
 
 
-def _exact(block: Block, results: Mapping[str, Any]) -> str:
+def _exact(block: Block, results: Results) -> str:
     """Where training ends, and the evaluation at which it was nearest to the task's target."""
     rows = []
-    for task, variant, curve in flat(curves(results)):
+    for task, variant, curve in flat(results.curves):
         named = {name.partition("?")[0]: values for name, values in curve.metrics.items()}
         target = [value.estimate for value in named["exact-target-kl"]]
         nearest = target.index(min(target))
@@ -206,17 +230,17 @@ def _exact(block: Block, results: Mapping[str, Any]) -> str:
     return markdown([*header, "at queries", "forwards", "mean error there", "mode-weight error there"], rows)
 
 
-def _equal_reward(block: Block, results: Mapping[str, Any]) -> str | None:
-    return equal_reward_table(curves(results), block.words)
+def _equal_reward(block: Block, results: Results) -> str | None:
+    return equal_reward_table(results.curves, block.words)
 
 
-def _search(block: Block, results: Mapping[str, Any]) -> str:
-    return ranking(results)
+def _search(block: Block, results: Results) -> str:
+    return ranking(results.data)
 
 
-def _made(block: Block, results: Mapping[str, Any]) -> str:
+def _made(block: Block, results: Results) -> str:
     """Who made the results: how many runs, on what, when, and the command."""
-    runs = results["runs"]
+    runs = results.data["runs"]
     by = [run["provenance"] for run in runs]
     dates = sorted(found["date"][:10] for found in by if "date" in found)
     machines = ", ".join(dict.fromkeys(found.get("gpu") or found["processor"] for found in by))
@@ -228,26 +252,26 @@ def _made(block: Block, results: Mapping[str, Any]) -> str:
     parts = [
         f"{len(runs)} runs, {hours:.1f} hours of training in all, on {machines}{when}; revisions {revisions}. Every "
         f"number comes from [results.json](results/{block.name}/results.json).",
-        failure_note(results),
+        failure_note(results.data),
         f"```bash\n{block.command()}\n```",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _figures(block: Block, results: Mapping[str, Any]) -> str:
-    drawn = drawn_figures(block.words, curves(results))
+def _figures(block: Block, results: Results) -> str:
+    drawn = drawn_figures(block.words, results)
     return "\n\n".join(f"![{word}](results/{block.name}/{word}.png)" for word in drawn)
 
 
-def drawn_figures(names: Iterable[str], summary: Curves) -> list[str]:
+def drawn_figures(names: Iterable[str], results: Results) -> list[str]:
     """Return the figures that the results can give: those over all tasks want several seeds of several variants."""
-    whole = {"efficiency", "profile"} if aggregate(summary) is None else set()
-    pairs = set() if improvements(summary) else {"improvement"}
+    whole = {"efficiency", "profile"} if results.aggregate is None else set()
+    pairs = set() if improvements(results.curves) else {"improvement"}
     return [name for name in names if name not in whole | pairs]
 
 
 #: Kind of block -> what it says; None where the results hold nothing of it yet.
-KINDS: dict[str, Callable[[Block, Mapping[str, Any]], str | None]] = {
+KINDS: dict[str, Callable[[Block, Results], str | None]] = {
     "rewards": _rewards,
     "held-out": _held_out,
     "held-out-way": _held_out_way,

@@ -1,6 +1,7 @@
 """What sampling and training cost at least: the denoiser called alone, on as many rows of the same shapes."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,15 +11,18 @@ from torch import Tensor
 from algorithms import DiffusionAlgorithm
 from algorithms.rollouts import collect
 from diffusion_gym.models import Conditioning
+from diffusion_gym.models.pipeline import PipelineModel
 
 _Batch = tuple[Tensor, Tensor, Conditioning]
+#: Of pictures that are decoded together: one of 512 x 512, or 64 of 64 x 64.
+_PIXELS_AT_ONCE = 512 * 512
 
 
 class Floor:
     """An iteration of an algorithm without the program around it; it leaves weights and optimizer as they were.
 
-    Sampling: the denoiser (with its adapters) on every row of a rollout, the VAE decode and the reward. Training: as
-    many updates of as many rows as the algorithm makes, each forward, backward, clipping and optimizer step of the
+    Sampling: the denoiser (with its adapters) on every row of a rollout; decoding: the VAE and the reward. Training:
+    as many updates of as many rows as the algorithm makes, each forward, backward, clipping and optimizer step of the
     same parameters. What is missing is the environment, noise, transitions, log-densities, advantages, the loss and
     its statistics, storage and logging.
     """
@@ -41,14 +45,32 @@ class Floor:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=algorithm.config.weight_decay)
 
     def sampling(self, chunk: int) -> None:
-        """One rollout's forwards in chunks of so many images, its decode and its reward."""
+        """One rollout's forwards in chunks of so many images."""
         n = len(self.rollout)
         with torch.no_grad():
             for step in range(self.policy.num_inference_steps):
                 for start in range(0, n, chunk):
                     self._forward(*self._batch(step, start, min(start + chunk, n)))
-            images = self.algorithm.mdp.model.decode(self.rollout.final_latents)
+
+    def decoding(self, chunk: int) -> None:
+        """Make one rollout's pictures, so many at a time, and reward them."""
+        model = self.algorithm.mdp.model
+        with torch.no_grad():
+            parts = self.rollout.final_latents.split(chunk)
+            if isinstance(model, PipelineModel):  # whose decode() has a size of its own
+                pixels = torch.cat([model._to_pixels(part) for part in parts])
+                images = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            else:
+                images = torch.cat([model.decode(part) for part in parts])
             self.algorithm.mdp.reward(images, self.rollout.prompts)
+
+    def sizes(self, phase: str, chunk: int) -> list[int]:
+        """Return the sizes to try: around the program's ``chunk``, and of pictures 1 to 16 where they are small."""
+        n = len(self.rollout)
+        if phase != "decoding":
+            return sorted({min(size, n) for size in (max(1, chunk // 2), chunk, 2 * chunk)})
+        pixels = math.prod(self.algorithm.mdp.model.image_shape[1:])
+        return [size for size in (1, 2, 4, 8, 16) if size == 1 or (size <= n and size * pixels <= _PIXELS_AT_ONCE)]
 
     def training(self, chunk: int) -> None:
         """One iteration's updates in chunks of so many rows."""

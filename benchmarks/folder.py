@@ -104,10 +104,11 @@ def begin(spec: RunSpec, folder: Path, facts: dict[str, Any], iteration: int) ->
     Args:
         spec: what is run.
         folder: where, prepared.
-        facts: of the model and the evaluation.
+        facts: of the model and the evaluation, and the device, which belongs to the provenance.
         iteration: of the checkpoint.
     """
-    now = provenance()
+    facts = dict(facts)
+    now = {**provenance(), "device": facts.pop("device")}
     if not holds_run(folder) or (not _has_begun(folder) and _is_another(spec, folder)):
         write_json(folder / RUN, {"spec": spec.to_json(), "complete": False, **facts, "provenance": now})
         return
@@ -117,7 +118,8 @@ def begin(spec: RunSpec, folder: Path, facts: dict[str, Any], iteration: int) ->
         data |= {"spec": spec.to_json(), "complete": False}
     later: list[dict[str, Any]] = data.get("resumed_with", [])
     latest = later[-1]["provenance"] if later else data["provenance"]
-    other = not data["complete"] and any(latest.get(name) != now[name] for name in DECIDES)
+    moved = latest.get("device", now["device"]) != now["device"]  # older runs do not tell
+    other = not data["complete"] and (moved or any(latest.get(name) != now[name] for name in DECIDES))
     if other:
         data["resumed_with"] = [*later, {"from_iteration": iteration, "provenance": now}]
     if longer or other:

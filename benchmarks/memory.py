@@ -87,7 +87,7 @@ class MemoryEstimate:
         beside = [("a copy for when memory runs out", self.main_memory), ("encoded prompts", self.prompts)]
         if self.device.type == "cpu":
             lines, beside = [*lines, *beside], []
-        free = _free_bytes(self.device)
+        free = free_bytes(self.device)
         short = "; less is free: rows a forward pass will be halved where it runs out" if self.total > free else ""
         return "\n".join(
             [
@@ -199,16 +199,21 @@ def _training_bytes(policy: DenoisingPolicy, trained: list[nn.Parameter]) -> int
 
 
 def _peak_of_rows(policy: DenoisingPolicy, n: int, trained: list[nn.Parameter]) -> int:
+    rows = blank_rows(policy, n)
+    existing = [*policy.parameters(), *policy.buffers(), *(p.grad for p in trained if p.grad is not None)]
+    with torch.enable_grad(), LiveBytes([*existing, rows.latents, *rows.conditioning.values()]) as live:
+        policy.distribution(rows).mean.sum().backward()
+    return live.peak
+
+
+def blank_rows(policy: DenoisingPolicy, n: int) -> Rows:
+    """Return n rows of zeros, which take the time and memory of any others."""
     device = policy.model.device
-    latents = torch.zeros(n, *policy.model.latent_shape, device=device)
     conditioning = {
         name: torch.zeros(n, *shape, dtype=dtype, device=device) for name, (shape, dtype) in policy.conditioning.items()
     }
-    rows = Rows(latents, torch.zeros(n, dtype=torch.long, device=device), conditioning)
-    existing = [*policy.parameters(), *policy.buffers(), *(p.grad for p in trained if p.grad is not None)]
-    with torch.enable_grad(), LiveBytes([*existing, latents, *conditioning.values()]) as live:
-        policy.distribution(rows).mean.sum().backward()
-    return live.peak
+    latents = torch.zeros(n, *policy.model.latent_shape, device=device)
+    return Rows(latents, torch.zeros(n, dtype=torch.long, device=device), conditioning)
 
 
 @contextlib.contextmanager
@@ -269,7 +274,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local(tensor).nbytes for tensor in tensors)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes that a run can have of a device's memory, with what this process has of a GPU's already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import DiffusionAlgorithm
+from benchmarks.loading_code import base_name, is_folder, loading_code, used_sampler
 from benchmarks.pictures import dispensable, plain_text
 from benchmarks.settings import RunSpec
-from diffusion_gym.models.loading import EMBEDDED
 from diffusion_gym.naming import escaped, one_line
 
 CARD, CURVE = "README.md", "curve.png"
@@ -71,13 +71,13 @@ def write_model_card(
     with dispensable(folder / CURVE):
         draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
     model: Any = algorithm.policy.model
-    base, prompted = _public(model.name), "prompt" in inspect.signature(type(model.pipe).__call__).parameters
+    base, prompted = base_name(model.name), "prompt" in inspect.signature(type(model.pipe).__call__).parameters
     kind = "lora" if model.exports_lora_file(algorithm.policy.lora) else "full-weights"
     task = "text-to-image" if prompted else "unconditional-image-generation"
     tags = ["diffusion-gym", "reinforcement-learning", spec.algorithm, kind, task]
     text = TEMPLATE.format(
         base=escaped(base),
-        link=f"[{base}](https://huggingface.co/{base})" if "/" in base else base,
+        link=f"[{base}](https://huggingface.co/{base})" if "/" in base and not is_folder(model.name) else escaped(base),
         pipeline_tag=task,
         tags="\n".join(f"- {tag}" for tag in tags),
         quoted=base if re.fullmatch(r"[\w./-]+", base) else json.dumps(base),  # JSON is YAML
@@ -87,7 +87,7 @@ def write_model_card(
         rows="\n".join(f"| {name} | {escaped(value)} |" for name, value in _rows(spec, algorithm, packages).items()),
         curve=f"![reward over reward queries]({CURVE})\n\n" if (folder / CURVE).is_file() else "",
         evaluation=_evaluation(evaluations),
-        code=loading_code(algorithm, prompted),
+        code=loading_code(algorithm),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 
@@ -99,7 +99,7 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
     adapters = f"LoRA of rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, on {', '.join(policy.lora.targets)}"
     prompts = _public(spec.task.prompts or "the model's own")
     return {
-        "base model": _public(spec.task.model),
+        "base model": base_name(spec.task.model),
         "trained": f"{trained[policy.train]}, {adapters if policy.trainable == 'lora' else 'all weights'}",
         "reward": _public(spec.task.reward),
         "prompts": f"{prompts}, {len(algorithm.mdp.prompts)} in all",
@@ -107,8 +107,8 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
         "an iteration",
         "budget": f"{costs['reward_queries']:,} reward queries, {algorithm.iteration} iterations, "
         f"{costs['forward_equivalents']:,} denoiser forwards",
-        "sampler": f"{_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {policy.eta:g}, guidance scale "
-        f"{policy.guidance_scale:g}",
+        "sampler": f"{used_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {policy.eta:g}, guidance "
+        f"scale {policy.guidance_scale:g}",
         "precision": f"{spec.task.dtype}, autocast {policy.autocast}",
         "seed": str(config.seed),
         "made with": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
@@ -132,47 +132,6 @@ def _mean(rewards: list[float]) -> str:
     mean = sum(rewards) / n
     error = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / max(n - 1, 1) / n)
     return f"{mean:.3f} ± {error:.3f}"
-
-
-def loading_code(algorithm: DiffusionAlgorithm[Any], prompted: bool) -> str:
-    """Return Python that draws with the tuned model in plain diffusers, as it was sampled in training."""
-    model: Any = algorithm.policy.model
-    policy, steps = algorithm.config.policy, algorithm.mdp.num_inference_steps
-    name, sampler = type(model.pipe).__name__, _sampler(algorithm)
-    call = [f"num_inference_steps={steps}"]
-    if prompted:
-        call = [repr(algorithm.mdp.prompts[0]), *call, f"guidance_scale={policy.guidance_scale}"]
-    scheduler = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}.get(sampler) if prompted else None
-    if not prompted:
-        name = {"ddim": "DDIMPipeline", "ddpm": "DDPMPipeline"}[sampler]
-    if sampler == "ddim":
-        call.append(f"eta={policy.eta}")
-    one_file = model.exports_lora_file(algorithm.policy.lora)
-    lines = [f"from diffusers import {', '.join(sorted({name, *([scheduler] if scheduler else [])}))}"]
-    lines += ["from diffusion_gym.models.loading import ASSETS"] if one_file and model.name in EMBEDDED else []
-    lines.append("")
-    if not one_file:
-        lines.append(f'pipe = {name}.from_pretrained(".")')
-    else:
-        lines += [*_base(model.name, name), 'pipe.load_lora_weights(".")']
-    if scheduler:
-        lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
-    lines += [f"image = pipe({', '.join(call)}).images[0]", 'image.save("tuned.png")']
-    return "\n".join(lines)
-
-
-def _base(model: str, pipeline: str) -> list[str]:
-    """Return the lines that load the base model: shipped with this package, a folder, or from the hub."""
-    if model in EMBEDDED:
-        found = f'ASSETS / "{model}"'
-        return [f"pipe = {pipeline}.from_pretrained({found})  # shipped with Diffusion Gym"]
-    note = "" if model.count("/") == 1 and not model.startswith((".", "/")) else "  # the base model's folder"
-    return [f'pipe = {pipeline}.from_pretrained("{_public(model)}"){note}']
-
-
-def _sampler(algorithm: DiffusionAlgorithm[Any]) -> str:
-    sampler = algorithm.config.policy.sampler
-    return algorithm.policy.transition.schedule.samplers[0] if sampler == "auto" else sampler
 
 
 def _public(text: str) -> str:

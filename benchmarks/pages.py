@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.blocks import Block
+    from benchmarks.blocks import Block, Results
 
 _BLOCK = re.compile(r"<!-- results: (?P<head>[^\n]+?) -->\n(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
 _FIGURE = re.compile(r"!\[[^]]*\]\((results/[^)]+)\.png\)")
@@ -46,9 +46,10 @@ def tables(options: Tables) -> int:
     pages, wanted = {}, set()
     shown: list[str] = []
     shown_before: set[str] = set()
+    kept = _Kept(options.docs)
     for page in sorted(options.docs.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
-        after = rendered(before, options.docs)
+        after = _rendered(before, kept)
         wanted |= {(b.name, word) for b in blocks(before) if b.kind == "figures" for word in b.words}
         shown += _figures(after)
         shown_before |= set(_figures(before))
@@ -70,7 +71,7 @@ def tables(options: Tables) -> int:
     for page, text in pages.items():
         write_atomically(page, text.encode())
     for name in sorted({name for name, _ in wanted}):
-        _draw(options.docs / "results" / name, sorted(word for of, word in wanted if of == name))
+        _draw(kept[name], options.docs / "results" / name, sorted(word for of, word in wanted if of == name))
     print(f"{len(pages)} pages changed")
     return 0
 
@@ -82,7 +83,20 @@ def blocks(page: str) -> list[Block]:
     return [Block.parse(match["head"]) for match in _BLOCK.finditer(page)]
 
 
-def rendered(page: str, docs: Path) -> str:
+class _Kept(dict[str, "Results"]):
+    """Name -> results of a documentation's folder, each read once."""
+
+    def __init__(self, docs: Path) -> None:
+        self.docs = docs
+
+    def __missing__(self, name: str) -> Results:
+        from benchmarks.blocks import Results
+
+        self[name] = Results(self.docs / "results" / name / "results.json")
+        return self[name]
+
+
+def _rendered(page: str, kept: _Kept) -> str:
     """Return the page's text with every block made anew.
 
     Raises:
@@ -91,7 +105,8 @@ def rendered(page: str, docs: Path) -> str:
     from benchmarks.blocks import Block
 
     def replaced(match: re.Match[str]) -> str:
-        return f"<!-- results: {match['head']} -->\n\n{Block.parse(match['head']).render(docs)}\n\n<!-- end -->"
+        block = Block.parse(match["head"])
+        return f"<!-- results: {match['head']} -->\n\n{block.render(kept.docs, kept[block.name])}\n\n<!-- end -->"
 
     return _BLOCK.sub(replaced, page)
 
@@ -102,22 +117,18 @@ def _figures(page: str) -> list[str]:
     return [f"{name}{suffix}" for name in drawn for suffix in _SUFFIXES]
 
 
-def _draw(folder: Path, names: list[str]) -> None:
-    """Draw the results' figures and keep those that are shown, PNG and SVG."""
+def _draw(results: Results, folder: Path, names: list[str]) -> None:
+    """Draw the results' figures into their folder and keep those that are shown, PNG and SVG."""
     from algorithms.files import write_atomically
     from benchmarks.blocks import drawn_figures
-    from benchmarks.curves import curves
     from benchmarks.report.charts import styles
     from benchmarks.report.figures import write_figures
-    from benchmarks.results import read_results
 
-    file = folder / "results.json"
-    if not file.is_file():
+    if not results.data["runs"]:
         return
-    summary = curves(read_results(file))
-    variants = list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant))
+    variants = list(dict.fromkeys(name for by_variant in results.curves.values() for name in by_variant))
     with tempfile.TemporaryDirectory() as drawn:
-        write_figures(summary, styles(variants), Path(drawn))
-        for name in drawn_figures(names, summary):
+        write_figures(results.curves, styles(variants), Path(drawn))
+        for name in drawn_figures(names, results):
             for suffix in _SUFFIXES:
                 write_atomically(folder / f"{name}{suffix}", (Path(drawn) / f"{name}{suffix}").read_bytes())

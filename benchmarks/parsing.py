@@ -1,5 +1,6 @@
 """Reads options from the command line with tyro; a mistake is told in a few lines, with the name that was meant."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -8,6 +9,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import did_you_mean, one_line
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
@@ -44,6 +46,13 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
 
     with _heard(refuse):
         return tyro.cli(kind, args=list(words), prog=command, **more)
+
+
+def named_model(words: Sequence[str]) -> str:
+    """Return the model that a command line names, before it is parsed: what it leaves out depends on the model."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", nargs="?")
+    return parser.parse_known_args(words)[0].model or DEFAULT_MODEL
 
 
 def unknown(

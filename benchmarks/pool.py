@@ -17,6 +17,7 @@ from benchmarks.recorder import Progress
 from benchmarks.runs import run
 from benchmarks.settings import RunSpec
 from benchmarks.sweep import Message
+from diffusion_gym.models import check_device
 
 #: Main memory that a run on the CPU may come to; on the embedded model, without a reward model, it is 0.4 to 0.7 GB.
 _BYTES_OF_A_RUN = 1_500_000_000
@@ -33,7 +34,7 @@ def local_pool(specs: Collection[RunSpec], processes: int, threads: int) -> "Loc
         processes: at the same time; 0 takes one a GPU, and on the CPU as many as cores and memory hold.
         threads: of torch, in each.
     """
-    devices = {spec.task.device for spec in specs}
+    devices = {check_device("auto").type if spec.task.device == "auto" else spec.task.device for spec in specs}
     gpus = available_gpus() if "cuda" in devices and devices <= {"cpu", "cuda"} else ()
     held = processes_held(threads, available_cores(), available_memory()) if devices <= {"cpu"} else max(1, len(gpus))
     return LocalPool(processes or held, threads, gpus)

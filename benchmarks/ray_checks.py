@@ -63,8 +63,8 @@ def check_resources(specs: Collection[RunSpec], threads: int, nodes: Sequence[No
 
 
 def resources(spec: RunSpec, threads: int) -> dict[str, int]:
-    """Return what a run asks of a node, as Ray names it."""
-    return {"CPU": threads, "GPU": 0 if spec.task.device == "cpu" else 1}
+    """Return what a run asks of a node, as Ray names it; "auto" asks for no GPU."""
+    return {"CPU": threads, "GPU": 0 if spec.task.device in ("cpu", "auto") else 1}
 
 
 def check_folder(ray: Any, folder: Path, nodes: Sequence[Node]) -> None:

@@ -22,6 +22,7 @@ from benchmarks.jsonlines import append_line
 from benchmarks.metrics import is_distance, resolve_distance, resolve_metric
 from benchmarks.pictures import dispensable, grid
 from benchmarks.settings import RunSpec
+from diffusion_gym.models import check_device
 
 GRID_COLUMNS = 10
 
@@ -86,7 +87,9 @@ class Recorder(BaseCallback):
         self.spec, self.folder = spec, folder
         self.on_progress, self.should_stop, self.checkpoint_every = on_progress, should_stop, checkpoint_every
         names = spec.metrics
-        self.metrics = {name: resolve_metric(name, spec.task.device) for name in names if not is_distance(name)}
+        self.metrics = {
+            name: resolve_metric(name, str(check_device(spec.task.device))) for name in names if not is_distance(name)
+        }
         self.distances = {name: resolve_distance(name) for name in names if is_distance(name)}
         self.keep_checkpoints, self.events = keep_checkpoints, events
         self._ranks = current_ranks()

@@ -235,6 +235,7 @@ def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
         "image_shape": algorithm.mdp.model.image_shape,
         "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
         "log_names": algorithm.log_names(),
+        "device": str(algorithm.mdp.model.device),
     }
 
 
@@ -246,7 +247,7 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
         reward=task.reward,
         prompts=task.prompts,
         num_inference_steps=task.num_inference_steps,
-        device=task.device,
+        device=str(current_ranks().device(task.device)),
         dtype=task.dtype,
         vae_tiling=task.vae_tiling,
         prompt_tokens=spec.config.policy.trains_text,

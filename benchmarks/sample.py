@@ -6,15 +6,17 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from algorithms import ALGORITHMS, PolicyConfig
+from algorithms.config import override
 from benchmarks.pictures import check_picture_file, grid
 from benchmarks.settings import TaskConfig
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.prompts import FORMATS, PROMPT_SETS, resolve_prompts
+from diffusion_gym.recommended import recommended
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
     from algorithms.policy import DenoisingPolicy
     from diffusion_gym.envs.vector import DenoiseVectorEnv
 
-#: Settings that a run's folder decides.
-_BASE_ONLY = ("num_inference_steps", "guidance_scale", "eta")
+#: Settings that a run's folder decides; those of them that are the policy's.
+_POLICY = ("guidance_scale", "eta")
+_BASE_ONLY = ("num_inference_steps", *_POLICY)
+
+
+def _of_model(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: what the model recommends)")
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,16 @@ class Sample:
     """The model; with a run, where the run's own model lies now."""
     images: int = 4
     """Pictures a prompt."""
-    num_inference_steps: int = 10
+    num_inference_steps: Annotated[int | None, _of_model("INT")] = None
     """Denoising steps, where no run is given."""
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float | None, _of_model("FLOAT")] = None
     """Classifier-free guidance, where no run is given; up to 1 is none."""
-    eta: float = 1.0
-    """Noise of DDIM, where no run is given."""
+    eta: Annotated[float | None, _of_model("FLOAT")] = None
+    """The sampler's noise, where no run is given."""
     seed: int = 0
     """Fixes the noise."""
-    device: str = "cpu"
-    """Where the pictures are drawn: cpu, cuda, cuda:1, mps."""
+    device: str = "auto"
+    """Where the pictures are drawn: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
     dtype: Annotated[
         ModelDtype | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or float32 where no run is given)")
     ] = None
@@ -64,20 +71,33 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
-        if self.images < 1 or self.scale < 1 or self.num_inference_steps < 1 or not self.prompts:
+        steps = 1 if self.num_inference_steps is None else self.num_inference_steps
+        if self.images < 1 or self.scale < 1 or steps < 1 or not self.prompts:
             raise ValueError(
                 "expected at least one prompt, images >= 1, num_inference_steps >= 1 and scale >= 1, got "
-                f"{len(self.prompts)}, {self.images}, {self.num_inference_steps} and {self.scale}."
+                f"{len(self.prompts)}, {self.images}, {steps} and {self.scale}."
             )
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
         check_picture_file(self.output)
-        PolicyConfig(guidance_scale=self.guidance_scale, eta=self.eta)
-        given = [name for name in _BASE_ONLY if getattr(self, name) != getattr(type(self), name)]
+        override(PolicyConfig(), **self._given(_POLICY))
+        given = list(self._given(_BASE_ONLY))
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
         if self.checkpoint == "best" and self.run is None:
             raise ValueError("--checkpoint best needs a run that was trained with --keep-best; name it with --run.")
+
+    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def base(self) -> tuple[TaskConfig, PolicyConfig]:
+        """Return how the base model is sampled: as it recommends for training, but for what is given."""
+        model = self.model or DEFAULT_MODEL
+        found = recommended(model)
+        advised = {name: value for name, value in found.settings("").items() if name in _POLICY}
+        steps = self.num_inference_steps or found.num_inference_steps
+        config = override(PolicyConfig(trainable="full"), **{**advised, **self._given(_POLICY)})
+        return TaskConfig(model, num_inference_steps=steps), config
 
 
 def sample(options: Sample) -> int:
@@ -110,8 +130,7 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
 
     prompts = _prompts(options.prompts)
     if options.run is None:
-        task = TaskConfig(options.model or DEFAULT_MODEL, num_inference_steps=options.num_inference_steps)
-        config = PolicyConfig(trainable="full", guidance_scale=options.guidance_scale, eta=options.eta)
+        task, config = options.base()
     else:
         spec = read_run(options.run).spec
         task, config = spec.task, spec.config.policy

@@ -11,6 +11,7 @@ from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config import check_held_out, from_dict, to_dict
 from benchmarks.metrics import check_metric
 from benchmarks.safeguards import Safeguards
+from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward
@@ -31,7 +32,7 @@ def check_names(kind: str, given: Collection[str], known: Collection[str], at_le
 class TaskConfig:
     """What is tuned toward what."""
 
-    model: str = "emoji-animals"
+    model: str = DEFAULT_MODEL
     """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
     reward: Annotated[
         str,
@@ -54,9 +55,9 @@ class TaskConfig:
     ] = None
     """A prompt set or a file of prompts, or one side of its split; None takes the model's own."""
     num_inference_steps: int = 10
-    """Denoising steps an image. The paper uses 50 for Stable Diffusion."""
-    device: str = "cpu"
-    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    """Denoising steps per image."""
+    device: str = "auto"
+    """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
     vae_tiling: bool = False

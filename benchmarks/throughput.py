@@ -16,12 +16,13 @@ from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.files import check_output, published
 from algorithms.rollouts import Rollout
+from benchmarks.chunk_sizes import largest_useful, sizes_beside
 from benchmarks.floors import Floor
 from benchmarks.machine import available_cores
 from benchmarks.meters import PeakMemory, Seconds, Stopwatch, seconds_by_operation, timed_parts
 from benchmarks.provenance import provenance
 from benchmarks.throughput_options import Throughput as Throughput
-from benchmarks.throughput_tables import PHASES, markdown
+from benchmarks.throughput_tables import PHASES, fastest, markdown
 from diffusion_gym.models import DiffusionModel, load_model
 
 _CHUNK_TRIALS = 3
@@ -51,6 +52,7 @@ def _measure(options: Throughput) -> dict[str, Any]:
         "settings": {name: value for name, value in dataclasses.asdict(options).items() if name != "output"},
         "iteration": bench.describe(),
         "chunks": bench.chunks,
+        "iteration_chunks": bench.time_program(),
         **bench.measure(options.pairs),
         "provenance": provenance(),
     }
@@ -71,9 +73,10 @@ class Bench:
         iterate(self.algorithm)  # encodes the prompts, and warms up kernels and allocator
         self.rows = self._training_rows()
         self.floor = Floor(self.algorithm, self.algorithm._n_updates, self.rows // self.algorithm._n_updates)
-        chunk, images = options.policy.chunk_size, options.images
-        sizes = sorted({min(size, images) for size in (max(1, chunk // 2), chunk, 2 * chunk)})
-        self.chunks = {phase: self._try_chunks(phase, sizes) for phase in PHASES}
+        self.chunks = {
+            phase: self._try_chunks(phase, self.floor.sizes(phase, options.policy.chunk_size))
+            for phase in (*PHASES, "decoding")
+        }
 
     def _training_rows(self) -> int:
         """Rows the first iteration trained on, from the costs it counted."""
@@ -95,9 +98,20 @@ class Bench:
         return Seconds.now(self.device) - started
 
     def run_floor(self, phase: str) -> None:
-        """One iteration's floor at its best chunk size."""
-        sizes = self.chunks[phase]
-        getattr(self.floor, phase)(min(sizes, key=lambda size: sizes[size]))
+        """One iteration's floor, each part at its best chunk size."""
+        for part in ("sampling", "decoding") if phase == "sampling" else (phase,):
+            getattr(self.floor, part)(fastest(self.chunks[part]))
+
+    def time_program(self) -> dict[int, float]:
+        """Return the least seconds of the program's iteration in some trials, by chunk size around its own."""
+        policy, here = self.algorithm.policy, self.algorithm.policy.chunk_size
+        times: dict[int, list[float]] = {size: [] for size in sizes_beside(here, largest_useful(self.algorithm), 4)}
+        for _ in range(_CHUNK_TRIALS):
+            for size in times:
+                policy.chunk_size = size
+                times[size].append(sum(phase.wall for phase in iterate(self.algorithm).values()))
+        policy.chunk_size = here
+        return {size: min(values) for size, values in times.items()}
 
     def describe(self) -> dict[str, Any]:
         """What an iteration is."""

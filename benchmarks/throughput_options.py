@@ -10,14 +10,15 @@ from algorithms.config import EvaluationConfig
 from benchmarks.settings import TaskConfig
 from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
 from diffusion_gym.choices import DEFAULT_MODEL
+from diffusion_gym.recommended import recommended
 
 
 @dataclass(frozen=True)
 class Throughput:
     """Measure sampling and training against the denoiser, VAE, reward and optimizer alone, in the same run.
 
-    The default is the setting of compare on the embedded model. Floor and program take turns; the figures are
-    medians over the pairs.
+    The default is the setting of compare on the embedded model; steps and policy follow --model. Floor and program
+    take turns; the figures are medians over the pairs. The fastest chunk size is named.
     """
 
     model: str = DEFAULT_MODEL
@@ -27,9 +28,9 @@ class Throughput:
     prompts: str | None = None
     """A prompt set or a file of prompts; None takes ten-animals on the embedded model, elsewhere its own."""
     num_inference_steps: int = 10
-    """Denoising steps an image."""
-    device: str = "cpu"
-    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    """Denoising steps per image."""
+    device: str = "auto"
+    """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen networks."""
     algorithm: str = "ddpo-is"
@@ -63,6 +64,12 @@ class Throughput:
             raise ValueError(
                 f"output {str(self.output)!r} is where the tables go; name the file of the raw numbers, as with .json."
             )
+
+    @classmethod
+    def of_model(cls, model: str) -> "Throughput":
+        """Return the defaults for a model: its own number of steps, and the policy that it recommends."""
+        policy = AlgorithmConfig.for_model(model).policy
+        return cls(model=model, num_inference_steps=recommended(model).num_inference_steps, policy=policy)
 
     def task(self) -> TaskConfig:
         """Return the task."""

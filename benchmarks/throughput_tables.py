@@ -1,6 +1,6 @@
 """The tables of ``throughput``, in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PHASES = ("sampling", "training")
@@ -28,10 +28,14 @@ def markdown(result: dict[str, Any]) -> str:
             f"{row['megabytes_above_floor']:+.1%} |"
         )
     lines += ["", f"Medians of {len(result['sampling']['pairs'])} pairs. Floor's seconds by chunk size: "]
-    lines[-1] += "; ".join(
-        f"{phase} " + ", ".join(f"{size}: {seconds:.2f}" for size, seconds in chunks[phase].items()) for phase in PHASES
-    )
+    lines[-1] += "; ".join(f"{phase} {_seconds(times)}" for phase, times in chunks.items())
     lines[-1] += f". A rollout holds {what['rollout_megabytes']:.1f} MB."
+    sizes = result["iteration_chunks"]
+    lines += [
+        "",
+        f"An iteration's seconds by the program's chunk size: {_seconds(sizes)}. **Fastest: --policy.chunk-size "
+        f"{fastest(sizes)}.**",
+    ]
     if "growth" in result:
         lines += ["", *_growth_table(result["growth"])]
     if "profile" in result:
@@ -41,6 +45,15 @@ def markdown(result: dict[str, Any]) -> str:
             lines += [f"| {name} | {share:.1%} |" for name, share in largest]
             lines.append(f"| everything else | {1 - sum(share for _, share in largest):.1%} |")
     return "\n".join(lines) + "\n"
+
+
+def fastest(seconds: Mapping[int, float]) -> int:
+    """Return the chunk size that takes the least time."""
+    return min(seconds, key=lambda size: seconds[size])
+
+
+def _seconds(by_size: Mapping[int, float]) -> str:
+    return ", ".join(f"{size}: {seconds:.2f}" for size, seconds in by_size.items())
 
 
 def _growth_table(growth: Sequence[dict[str, Any]]) -> list[str]:

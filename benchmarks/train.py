@@ -5,15 +5,21 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from algorithms import ALGORITHMS, AlgorithmConfig, AlgorithmEntry, EvaluationConfig
+from algorithms import ALGORITHMS, AlgorithmConfig, EvaluationConfig
+from algorithms.config import field_values, recommended
 from benchmarks.safeguards import Safeguards
 from benchmarks.settings import RunSpec, TaskConfig, WandbMode
 from benchmarks.terminal import command
+from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import file_name, one_line
+from diffusion_gym.recommended import recommended as recommends
+
+if TYPE_CHECKING:
+    from algorithms import DiffusionAlgorithm
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 #: ``train``'s evaluations where nothing else is said: they add 2 % to DDPO-IS's forwards on emoji-animals.
@@ -107,6 +113,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     import torch
 
     from algorithms.distributed import current_ranks
+    from benchmarks.chunk_sizes import advice, time_chunks
     from benchmarks.folder import BEST, CHECKPOINT
     from benchmarks.memory import estimate_memory
     from benchmarks.progress import ProgressBar
@@ -124,6 +131,16 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
         f"queries, {torch.get_num_threads()} threads{of_ranks}, folder {folder}"
     )
     checkpoint = folder / CHECKPOINT
+
+    def built(algorithm: "DiffusionAlgorithm[Any]") -> None:
+        estimate = estimate_memory(algorithm)
+        say(f"{_taken(spec, algorithm)}\n{estimate.describe()}")
+        images = spec.total_queries - algorithm.costs["reward_queries"]
+        seconds = time_chunks(algorithm, estimate, round(images * algorithm.policy.num_inference_steps))
+        faster = advice(seconds, algorithm.policy.chunk_size)
+        if faster is not None:
+            say(faster)
+
     try:
         with ProgressBar(spec.total_queries) as bar, StopSignal("a checkpoint is written after this step") as stop:
 
@@ -139,7 +156,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
                 keep_checkpoints=writing.keep_checkpoints,
                 tensorboard=writing.tensorboard,
                 wandb=writing.wandb,
-                on_built=lambda algorithm: say(estimate_memory(algorithm).describe()),
+                on_built=built,
             )
     except KeyboardInterrupt as interrupt:
         left = f"the last checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
@@ -159,26 +176,44 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     return 0
 
 
+def _taken(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]") -> str:
+    """Say which of the settings that the model recommends a run has."""
+    found = algorithm.policy.model.recommended
+    wanted = {"num_inference_steps": found.num_inference_steps, **found.settings(spec.algorithm)}
+    has = {**field_values(spec.config), "num_inference_steps": spec.task.num_inference_steps}
+    taken = [f"{name} {_shown(value)}" for name, value in wanted.items() if name in has and has[name] == value]
+    return f"taken from what {spec.task.model} recommends: {', '.join(taken) or 'nothing'}"
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _nothing(text: str) -> None:
     """Another rank says it."""
 
 
-def defaults(entry: AlgorithmEntry) -> Train[AlgorithmConfig]:
-    """What ``train`` does where nothing is said: the registry's configuration, and evaluations unless it has its own.
+def defaults(name: str, model: str = DEFAULT_MODEL) -> Train[AlgorithmConfig]:
+    """What ``train`` does with a model where nothing else is said: what the model recommends for the algorithm.
 
-    They are for the run's pictures and curve; Python's ``learn``, which writes neither, makes none by default.
+    The rest is as in the registry, with evaluations unless the algorithm has its own. They are for the run's pictures
+    and curve; Python's ``learn``, which writes neither, makes none by default.
+
+    Raises:
+        ValueError: as :func:`algorithms.config.recommended`.
     """
-    config = entry.config
+    config = recommended(ALGORITHMS[name].config, name, model)
     if config.evaluation == EvaluationConfig():
         every = max(1, _QUERIES_PER_EVALUATION // config.images_per_iteration)
         config = replace(config, evaluation=EvaluationConfig(images=_EVALUATION_IMAGES, every=every))
-    return Train(algorithm=config)
+    task = TaskConfig(model, num_inference_steps=recommends(model).num_inference_steps)
+    return Train(algorithm=config, task=task)
 
 
 SUBCOMMANDS = tuple(
     Annotated[
         Train[type(entry.config)],  # type: ignore[misc]
-        tyro.conf.subcommand(name, default=defaults(entry), description=entry.summary),
+        tyro.conf.subcommand(name, default=defaults(name), description=entry.summary),
     ]
     for name, entry in ALGORITHMS.items()
 )

@@ -4,9 +4,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 DEFAULT_MODEL = "emoji-animals"
+ASSETS = Path(__file__).parent / "assets"
+#: Models that ship with the package: their names resolve to folders, and nothing else knows them.
+EMBEDDED = (DEFAULT_MODEL,)
+EXACT_MODELS = ("exact-gaussian", "exact-mixture", "exact-flow-gaussian", "exact-flow-mixture")
 #: Precision of a model's frozen networks.
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 #: What of a model is trained.
@@ -43,3 +48,8 @@ class LoRAConfig:
     def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """Return the suffixes of the adapted layers, with a family's groups of layers written out."""
         return tuple(dict.fromkeys(layer for name in self.targets for layer in groups.get(name, (name,))))
+
+
+def folder_of(name: str) -> str:
+    """Return the folder or hub id that a model's name leads to."""
+    return str(ASSETS / name) if name in EMBEDDED else name

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -10,6 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+# Before NumPy and torch, and for the processes that tests start: one thread, or all workers' threads would share the
+# cores; and where a test wants two, they sleep while they wait, for on a busy machine spinning takes ten times as long.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# --device auto would take a GPU, on which the tests' sums come out otherwise; name the GPUs to test on them.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import numpy as np
 import pytest
@@ -21,20 +28,33 @@ from algorithms.rollouts import collect
 from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 
-torch.set_num_threads(1)
 repair_torchvision()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a browser or the built site, or takes minutes, unless ``-m`` names it.
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Bit equality is promised for one number of threads; one is also quickest on networks this small."""
+    torch.set_num_threads(1)
 
-    Any other ``-m`` means what it says.
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist hand out files in their order here, not the one with the most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a browser or the built site, or takes minutes, unless ``-m`` names it; long files first.
+
+    Any other ``-m`` means what it says. Files whose tests are marked slow begin, so that none of them is what all
+    workers but one wait for at the end.
     """
     apart = [marker for marker in ("browser", "docs", "long") if marker not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in apart)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -110,8 +130,11 @@ def _build_pipeline(folder: Path, prediction_type: str) -> None:
             out_channels=4,
             layers_per_block=1,
             block_out_channels=(16, 32),
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            down_block_types=(
+                "CrossAttnDownBlock2D",
+                "DownBlock2D",
+            ),  # attention in all but the inmost, as the real ones
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=32,
             attention_head_dim=4,
             norm_num_groups=8,

@@ -1,11 +1,13 @@
 """README and docs do what they say: every Python block runs or says why not, commands parse, links have targets.
 
-Blocks of one page run in their order, in one namespace and one empty directory, as a reader would type them. A fence
-with ``title="name"`` is a file of that name. ``<!-- not run: reason -->`` above a fence leaves it at a syntax check.
+Blocks of one page run in their order, in one namespace and one empty directory, as a reader would type them, in a fresh
+process that has imported nothing of ours. A fence with ``title="name"`` is a file of that name. ``<!-- not run: reason
+-->`` above a fence leaves it out there; where a tiny model can stand in for the published one, it runs by itself.
 Quick pages belong to ``make test``; the others, the notebook and the built site to ``make docs`` (marker docs).
 """
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -18,12 +20,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import gymnasium
 import pytest
 import torch
 import tyro
 
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, DDPO
 from benchmarks.__main__ import Command
+from benchmarks.loading_code import loading_code
 from benchmarks.repeat import Repeat
 from diffusion_gym import PROMPT_SETS, REWARDS
 from diffusion_gym.models.loading import FAMILIES
@@ -36,6 +40,16 @@ SHORTER = ("total_timesteps=5_120", "total_timesteps=640")
 #: Pages whose commands are run too, each with this budget.
 RUN_COMMANDS = [f"docs/{name}.md" for name in ("index", "your-own-reward", "your-own-prompts", "your-own-algorithm")]
 BUDGET = ["--reward-queries", "64"]
+
+#: What a fresh process does with blocks.
+FRESH = """
+import sys
+assert not any(name in sys.modules for name in ("diffusion_gym", "algorithms", "benchmarks"))
+names = {{}}
+for number, block in enumerate({blocks!r}):
+    names = {{}} if {apart} else names
+    exec(compile(block, f"block {{number}}", "exec"), names)
+"""
 
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- not run: (?P<reason>[^\n]+?) -->\n+)?"
@@ -94,9 +108,23 @@ def run_python(page: str, folder: Path, first: int | None = None) -> dict[str, A
     """Write the page's files, run its Python blocks (or the ``first`` of them), and return their names."""
     names: dict[str, Any] = {}
     write_files(page, folder)
-    for block in [b for b in read_blocks(page) if b.language == "python" and not b.title and not b.reason][:first]:
-        exec(compile(block.text.replace(*SHORTER), page, "exec"), names)
+    for block in runnable(page)[:first]:
+        exec(compile(block.replace(*SHORTER), page, "exec"), names)
     return names
+
+
+def run_fresh(blocks: list[str], folder: Path, apart: bool = False) -> None:
+    """Run blocks in a fresh process in the folder: in one namespace, or ``apart``, each in its own."""
+    code = FRESH.format(blocks=[block.replace(*SHORTER) for block in blocks], apart=apart)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def runnable(page: str) -> list[str]:
+    """The page's Python that is run in its order."""
+    return [b.text for b in read_blocks(page) if b.language == "python" and not b.title and not b.reason]
 
 
 def write_files(page: str, folder: Path) -> None:
@@ -107,10 +135,9 @@ def write_files(page: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_readme_runs(folder: Path) -> None:
-    names = run_python("README.md", folder)
+    run_fresh([*runnable("README.md"), "assert terminated"], folder)
     assert (folder / "ddpo.zip").is_file()
     assert (folder / "tuned" / "pytorch_lora_weights.safetensors").is_file()
-    assert names["terminated"]
 
 
 def test_policy_gradient_of_the_mdp_page(folder: Path) -> None:
@@ -132,6 +159,9 @@ def test_own_family_is_the_pipeline(folder: Path) -> None:
     assert names["difference"] <= 1
     assert names["ours"].float().std() > 5, "a flat picture would prove nothing"
     assert names["first"]["train/log_ratio_abs_max"] == 0.0
+    code = loading_code(names["algorithm"])
+    assert 'pipe = DiTPipeline.from_pretrained(".")' in code
+    assert code.endswith("# call it as DiTPipeline is called, with num_inference_steps=5, guidance_scale=1.0")
     latents, times, labels = names["latents"], torch.tensor([500]), torch.tensor([207])
     conditioning = names["model"].encode_prompts(["207"])
     with torch.no_grad():
@@ -147,7 +177,57 @@ def test_own_family_is_the_pipeline(folder: Path) -> None:
 @pytest.mark.docs
 @pytest.mark.parametrize("page", [name for name in WITH_PYTHON if name not in ("README.md", "docs/mdp.md")])
 def test_python_blocks_run(page: str, folder: Path) -> None:
-    run_python(page, folder)
+    write_files(page, folder)
+    run_fresh(runnable(page), folder)
+
+
+@pytest.fixture
+def stand_ins(tiny_sd: str, tmp_path: Path) -> dict[str, str]:
+    """What a page names -> the tiny thing in its place."""
+    env = gymnasium.make("DiffusionDenoise-v0", model=tiny_sd)
+    DDPO(env, images_per_iteration=4, num_envs=4).export(tmp_path / "run")
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    width = env.unwrapped.mdp.model.pipe.unet.get_submodule(layer).to_q.weight.shape[0]
+    old = {f"{layer}.processor.to_q_lora.{way}.weight": torch.ones(4, width) for way in ("down", "up")}
+    old[f"{layer}.processor.to_q_lora.up.weight"] = torch.ones(width, 4)
+    torch.save(old, tmp_path / "old.bin")
+    return {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": tiny_sd,
+        "path/to/the/run": str(tmp_path / "run"),
+        "logs/RUN/checkpoints/checkpoint_5/pytorch_lora_weights.bin": str(tmp_path / "old.bin"),
+    }
+
+
+def test_blocks_for_plain_diffusers_run_alone(folder: Path, stand_ins: dict[str, str]) -> None:
+    """As a reader copies one of them, who has the environment of the README and imports nothing of ours before.
+
+    (How Stable Diffusion 3 is saved without T5 is run in tests/families/test_card_code.py.)
+    """
+    DDPO("DiffusionDenoise-v0", images_per_iteration=4, num_envs=4).export(folder / "tuned")
+    blocks = [b.text for page in PAGES for b in read_blocks(page) if b.language == "python"]
+    (merging,) = (text for text in blocks if text.startswith("def merge_old_lora"))
+    texts = [text for text in blocks if text.startswith("from diffusers import StableDiffusionPipeline")]
+    assert len(texts) == 3, "of the questions, of Stable Diffusion's family, of moving from ddpo-pytorch"
+    for name, tiny in stand_ins.items():
+        texts = [text.replace(name, tiny) for text in texts]
+    run_fresh([f"import torch\n{merging}{text}" if "merge_old_lora(" in text else text for text in texts], folder, True)
+    assert (folder / "from-ddpo-pytorch" / "unet").is_dir()
+
+
+@pytest.mark.docs
+def test_every_block_imports_alone(folder: Path) -> None:
+    """Its own imports, each block's in a process of its own, whatever the page has imported before it."""
+    for page in PAGES:
+        write_files(page, folder)
+    blocks = [b.text for page in PAGES for b in read_blocks(page) if b.language == "python" and not b.title]
+    imports = {"\n".join(map(ast.unparse, filter(_is_import, ast.parse(block).body))) for block in blocks}
+    for text in sorted(imports - {""}):
+        if not re.search(r"^from trl ", text, flags=re.MULTILINE):
+            run_fresh([text], folder)
+
+
+def _is_import(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 @pytest.mark.parametrize("page", PAGES)

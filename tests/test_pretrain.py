@@ -107,6 +107,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     card = json.loads((config.output / "card.json").read_text(encoding="utf-8"))
     assert card["animals"][0]["images"] == 45
     assert (config.output / "grid.png").is_file()
+    assert (config.output / "training.json").is_file()
     assert "Licence" in (config.output / "README.md").read_text(encoding="utf-8")
     rewards = config.rewards.output
     assert {file.name for file in rewards.iterdir()} == {*PARTS, "card.json", "README.md"}

@@ -16,6 +16,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from algorithms.files import share_as
 from benchmarks.pretrain.denoiser import build_scheduler
 from benchmarks.pretrain.vae import to_bytes
+from diffusion_gym.envs.config import DEFAULT_MODEL
+from diffusion_gym.models.loading import ASSETS
+from diffusion_gym.recommended import FILE
 
 
 def check_replaced(target: Path) -> None:
@@ -56,7 +59,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 def save_pipeline(
     folder: Path, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> None:
-    """Write the pipeline's folder; the parts are left in float16."""
+    """Write the pipeline's folder, with the settings that the shipped one recommends; the parts are left in float16."""
     pipe = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=text_encoder.half(),
@@ -68,6 +71,7 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder)
+    shutil.copyfile(ASSETS / DEFAULT_MODEL / FILE, folder / FILE)
     _save_slow_tokenizer(tokenizer, folder / "tokenizer")
     clean_configs(folder)
 

@@ -25,7 +25,7 @@ class Task:
 
 
 def _embedded(reward: str, prompts: str, *metrics: str) -> TaskConfig:
-    return TaskConfig(reward=reward, prompts=prompts, metrics=metrics)
+    return TaskConfig(reward=reward, prompts=prompts, device="cpu", metrics=metrics)
 
 
 #: ``compare`` and ``compare --suite quick``: rewards that need no model beside the one that is tuned.
@@ -93,7 +93,7 @@ STABLE_DIFFUSION_TASKS: Mapping[str, Callable[[], Task]] = {
 
 def _exact(model: str, reward: str, beta: float, *more: str) -> Task:
     measured = ("exact-excess-kl", "exact-kl-from-start", *(f"{name}?beta={beta}" for name in more))
-    return Task(TaskConfig(model=model, reward=reward, metrics=measured))
+    return Task(TaskConfig(model=model, reward=reward, device="cpu", metrics=measured))
 
 
 #: ``--suite exact``: Gaussians and their mixtures, whose best distributions are known. Each beta puts its target at a

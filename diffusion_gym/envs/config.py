@@ -10,14 +10,13 @@ from diffusion_gym.prompts import PromptSpec, load_prompts
 from diffusion_gym.rewards import RewardSpec
 
 DEFAULT_REWARD = "compressibility"
-DEFAULT_STEPS = 10
 
 
 def build_mdp(
     model: str | DiffusionModel,
     reward: RewardSpec,
     prompts: PromptSpec | None,
-    num_inference_steps: int,
+    num_inference_steps: int | None,
     num_envs: int,
     device: str,
     dtype: ModelDtype,
@@ -36,7 +35,8 @@ def build_mdp(
     named = None if prompts is None else load_prompts(prompts)
     loaded = load_model(model, device, dtype, vae_tiling)
     drawn = load_prompts(loaded.default_prompts) if named is None else named
-    mdp = DenoisingMDP(loaded, shared, drawn.texts, num_inference_steps, num_envs, drawn.weights, prompt_tokens)
+    steps = loaded.recommended.num_inference_steps if num_inference_steps is None else num_inference_steps
+    mdp = DenoisingMDP(loaded, shared, drawn.texts, steps, num_envs, drawn.weights, prompt_tokens)
     mdp.prompt_cache.tell_apart(drawn.texts)
     mdp.prompt_cache(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp

@@ -12,7 +12,6 @@ from torch import Tensor
 from diffusion_gym.envs.config import (
     DEFAULT_MODEL,
     DEFAULT_REWARD,
-    DEFAULT_STEPS,
     build_mdp,
     check_options,
     check_render_mode,
@@ -87,9 +86,9 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | model | ``str``, folder or model | ``"emoji-animals"`` | also ``"exact-gaussian"``, ``"exact-mixture"`` (as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a diffusers folder or a hub id |
     | reward | ``str``, callable or mapping | ``"compressibility"`` | a registered name, ``"path/to/file.py:function"``, ``"name:weight,..."``, a callable ``(images (n, 3, H, W) uint8, prompts) -> (n,)``, or a mapping of either to weights |
     | prompts | ``str`` or list | the model's own | a prompt set's name, a file, or a list of texts or ``{"prompt": text, "weight": number}`` |
-    | num_inference_steps | ``int`` | ``10`` | T; the paper uses 50 for Stable Diffusion |
+    | num_inference_steps | ``int`` | the model's own | T: 10 on emoji-animals and the exact models, 50 on Stable Diffusion |
     | render_mode | ``str`` | ``None`` | ``"rgb_array"``: ``render()`` shows the present latent decoded |
-    | device | ``str`` | ``"cpu"`` | of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
+    | device | ``str`` | ``"cpu"`` | of the model: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
     | dtype | ``str`` | ``"float32"`` | of the frozen networks; also ``"bfloat16"``, ``"float16"`` |
     | vae_tiling | ``bool`` | ``False`` | decode large images in overlapping tiles, which takes less memory |
     | prompt_tokens | ``bool`` | ``False`` | add the prompt's tokens to the observation, for policies that train the text encoder |
@@ -105,7 +104,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         model: str | DiffusionModel = DEFAULT_MODEL,
         reward: RewardSpec = DEFAULT_REWARD,
         prompts: PromptSpec | None = None,
-        num_inference_steps: int = DEFAULT_STEPS,
+        num_inference_steps: int | None = None,
         render_mode: str | None = None,
         device: str = "cpu",
         dtype: ModelDtype = "float32",

@@ -12,7 +12,6 @@ from torch import Tensor
 from diffusion_gym.envs.config import (
     DEFAULT_MODEL,
     DEFAULT_REWARD,
-    DEFAULT_STEPS,
     build_mdp,
     check_options,
     check_render_mode,
@@ -52,7 +51,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         model: str | DiffusionModel = DEFAULT_MODEL,
         reward: RewardSpec = DEFAULT_REWARD,
         prompts: PromptSpec | None = None,
-        num_inference_steps: int = DEFAULT_STEPS,
+        num_inference_steps: int | None = None,
         render_mode: str | None = None,
         device: str = "cpu",
         dtype: ModelDtype = "float32",

@@ -10,8 +10,19 @@ import torch
 
 from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
 from diffusion_gym.models.loading import load_pipeline_model, state_of
+from diffusion_gym.recommended import Recommended, recommended
 
-__all__ = ["Conditioning", "Denoiser", "DiffusionModel", "LoRAConfig", "ModelDtype", "check_device", "load_model"]
+__all__ = [
+    "Conditioning",
+    "Denoiser",
+    "DiffusionModel",
+    "LoRAConfig",
+    "ModelDtype",
+    "Recommended",
+    "check_device",
+    "load_model",
+    "recommended",
+]
 
 #: What :func:`load_model` was given, and the state of the files -> the model, for as long as somebody holds it.
 _loaded: MutableMapping[tuple[Any, ...], DiffusionModel] = WeakValueDictionary()
@@ -29,7 +40,7 @@ def load_model(
             ``"exact-mixture"``; as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a folder in diffusers'
             layout (full weights, or a variant such as fp16), or a hub id such as
             ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
-        device: a torch device.
+        device: a torch device, or "auto": "cuda" where torch sees a GPU, and "cpu" elsewhere.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         vae_tiling: decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes
             less memory and leaves faint differences where tiles meet.
@@ -63,16 +74,20 @@ def _load(name: str, device: str, dtype: ModelDtype, vae_tiling: bool) -> Diffus
 
 
 def check_device(device: str) -> torch.device:
-    """Return the device.
+    """Return the device; "auto" is CUDA's where torch sees a GPU, and the CPU elsewhere.
+
+    MPS must be asked for: it is not tested here.
 
     Raises:
         ValueError: torch does not know it, or this machine does not have it.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"unknown device {device!r}; expected for example 'cpu', 'cuda', 'cuda:1' or 'mps'."
+            f"unknown device {device!r}; expected for example 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
         ) from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(

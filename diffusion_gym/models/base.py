@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffusion_gym.choices import LoRAConfig as LoRAConfig
 from diffusion_gym.choices import ModelDtype as ModelDtype
 from diffusion_gym.choices import Trained as Trained
+from diffusion_gym.recommended import Recommended
 from diffusion_gym.transitions import Schedule, make_schedule
 
 #: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always, or,
@@ -53,6 +54,7 @@ class DiffusionModel(ABC):
         image_shape: (3, H, W) of one decoded image.
         conditioning_shapes: name -> shape of one image's conditioning; "prompt_embedding" is (L, D).
         scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
+        recommended: settings for its training, with which algorithms begin where they are given none.
     """
 
     name: str
@@ -62,6 +64,7 @@ class DiffusionModel(ABC):
     image_shape: tuple[int, int, int]
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     scheduler_config: Mapping[str, Any]
+    recommended: Recommended = Recommended()
     #: Prompts used where the user names none.
     default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
     #: Whether ``build_denoiser`` accepts a LoRAConfig.

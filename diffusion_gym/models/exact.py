@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning, Denoiser, DiffusionModel, LoRAConfig
 from diffusion_gym.models.exact_denoisers import ExactDenoiser, ExactFlowDenoiser, MixtureDenoiser
 from diffusion_gym.models.gaussian_mixture import GaussianMixture
+from diffusion_gym.recommended import EXACT
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 POINT_RANGE = 8.0
@@ -28,6 +29,7 @@ class ExactModel(DiffusionModel):
     """A Gaussian mixture as a diffusion model; each prompt names one component, ``"anywhere"`` and ``""`` all."""
 
     default_prompts: ClassVar[tuple[str, ...]] = ("anywhere",)
+    recommended = EXACT
 
     def __init__(self, name: str, mixture: GaussianMixture, components: Sequence[str], device: torch.device) -> None:
         """Args: components: K prompts, one for each component of the mixture."""

@@ -1,7 +1,7 @@
 """The Flux family (dev and schnell): a flow-matching transformer on packed latents, a CLIP and a T5 text encoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
+from diffusion_gym.recommended import FLUX
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 #: Tokens that T5 reads of a prompt, as the pipeline has it.
@@ -65,6 +66,7 @@ class Flux(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = FluxDenoiser
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+    recommended = FLUX
 
     @property
     def embeds_guidance(self) -> bool:
@@ -75,6 +77,16 @@ class Flux(PipelineModel):
         """Return the pipeline's grid: equal steps, shifted by the resolution where the scheduler says so."""
         _, h, w = self.latent_shape
         return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // 2) * (w // 2), equal_steps=True)
+
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
+        """Return the prompt, the picture's size, T5's tokens and the guidance scale: dev's input, or true guidance."""
+        _, height, width = self.image_shape
+        tokens = t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS)
+        arguments = {"prompt": prompt, "height": height, "width": width, "max_sequence_length": tokens}
+        if self.embeds_guidance:
+            return {**arguments, "guidance_scale": guidance_scale}
+        true_guidance = {"negative_prompt": "", "true_cfg_scale": guidance_scale}
+        return arguments | (true_guidance if guidance_scale != 1.0 else {})
 
     def _check_parts(self) -> None:
         self._check_tokenizer("tokenizer", self.pipe.text_encoder.config.max_position_embeddings)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+from diffusion_gym.choices import ASSETS as ASSETS
+from diffusion_gym.choices import EMBEDDED as EMBEDDED
+from diffusion_gym.choices import folder_of
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
 from diffusion_gym.models.files import FilesState, advice, advice_for_name, check_not_pointers, files_state
 from diffusion_gym.models.flux import Flux
@@ -14,10 +17,8 @@ from diffusion_gym.models.stable_diffusion import StableDiffusion
 from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
 from diffusion_gym.models.unconditional import UnconditionalPixels
+from diffusion_gym.recommended import Recommended, in_folder
 
-ASSETS = Path(__file__).parent.parent / "assets"
-#: Models that ship with the package: their names resolve to folders, and nothing else knows them.
-EMBEDDED = ("emoji-animals",)
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
 FAMILIES: dict[str, type[PipelineModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
@@ -34,7 +35,7 @@ def state_of(name: str) -> FilesState | str:
 
     Of a hub id it is the folder of its newest download, and without one an empty text.
     """
-    folder = Path(_source(name))
+    folder = Path(folder_of(name))
     if folder.exists() or name.count("/") != 1:
         return files_state(folder)
     from huggingface_hub import try_to_load_from_cache
@@ -51,19 +52,27 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_
     Raises:
         ValueError: nothing is found under that name, or its pipeline class is not supported.
     """
-    source = _source(name)
+    source, family = _family(name)
     check_not_pointers(Path(source), f"model {name!r}")
+    return family(name, source, device, dtype, vae_tiling)
+
+
+def pipeline_recommends(name: str) -> Recommended:
+    """Return what the model called ``name`` recommends, without loading its weights; raises as loading them does."""
+    source, family = _family(name)
+    return in_folder(source, family.recommended)
+
+
+def _family(name: str) -> tuple[str, type[PipelineModel]]:
+    """Return the folder or hub id of a model, and its family."""
+    source = folder_of(name)
     family = _pipeline_class(name, source)
     if family not in FAMILIES:
         raise ValueError(
             f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}. "
             "docs/your-own-family.md shows how to add a family."
         )
-    return FAMILIES[family](name, source, device, dtype, vae_tiling)
-
-
-def _source(name: str) -> str:
-    return str(ASSETS / name) if name in EMBEDDED else name
+    return source, FAMILIES[family]
 
 
 def _pipeline_class(name: str, source: str) -> str:

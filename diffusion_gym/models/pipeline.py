@@ -7,6 +7,7 @@ are here.
 import contextlib
 import copy
 import math
+import shutil
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffusion_gym.models.base import DTYPES, Denoiser, DiffusionModel, LoRAConf
 from diffusion_gym.models.files import variant_of
 from diffusion_gym.models.probe import check_channels, check_finite, check_runs, check_sample_size
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
+from diffusion_gym.recommended import FILE, in_folder
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 #: Groups of layers that LoRA adapts, by their suffixes in diffusers' UNets.
@@ -108,6 +110,7 @@ class PipelineModel(DiffusionModel):
 
     Attributes:
         pipe: the diffusers pipeline, frozen and in evaluation mode.
+        load_arguments: what ``from_pretrained`` was given beside the folder.
         vae_tiling: whether large images are decoded in overlapping tiles, which takes less memory.
     """
 
@@ -132,9 +135,10 @@ class PipelineModel(DiffusionModel):
 
         Raises:
             ValueError: diffusers cannot load it (a missing file, a network that is not there), the family cannot use
-                what it holds, or its parts do not run together.
+                what it holds, its parts do not run together, or its recommended settings are no such file.
         """
         self.name, self.device, self.dtype, self.vae_tiling = name, device, dtype, vae_tiling
+        self.recommended = in_folder(source, type(self).recommended)
         self.pipe = self._load(source).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         for part in self.networks:
@@ -284,6 +288,18 @@ class PipelineModel(DiffusionModel):
                 network = network.to(DTYPES[self.dtype])
             self._save_pipeline(folder, {denoiser.component: network})
 
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any] | None:
+        """Return arguments, beside steps and eta, with which the pipeline draws as the policy does.
+
+        Args:
+            prompt: to draw.
+            guidance_scale: the policy's; 1 where it takes none.
+
+        Returns:
+            Name -> value, or None where the family does not say (the model card then leaves the call to its reader).
+        """
+        return None
+
     def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
         """Whether :meth:`export` writes one LoRA file; otherwise it writes a pipeline folder."""
         return lora is not None and self.has_lora_loader
@@ -309,12 +325,12 @@ class PipelineModel(DiffusionModel):
         repair_torchvision()
         from diffusers import DiffusionPipeline
 
-        options: dict[str, Any] = {**_dtype_argument(DTYPES[self.dtype]), **self._load_options(source)}
+        self.load_arguments: dict[str, Any] = {**_dtype_argument(DTYPES[self.dtype]), **self._load_options(source)}
         if Path(source).is_dir():
-            options["variant"] = variant_of(self.name, Path(source), DiffusionPipeline.load_config(source))
+            self.load_arguments["variant"] = variant_of(self.name, Path(source), DiffusionPipeline.load_config(source))
         try:
             with no_progress_bars():
-                return DiffusionPipeline.from_pretrained(source, **options)
+                return DiffusionPipeline.from_pretrained(source, **self.load_arguments)
         except Exception as error:  # the libraries raise many unrelated types; all mean "not a complete pipeline"
             raise ValueError(f"diffusers could not load the model {self.name!r} from {source!r}: {error}") from error
 
@@ -361,12 +377,14 @@ class PipelineModel(DiffusionModel):
         type(self.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(dict(parts)))
 
     def _save_pipeline(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
-        """Write the pipeline with some components replaced."""
+        """Write the pipeline with some components replaced; the settings it recommends are its copy's too."""
         tuned = copy.copy(self.pipe)
         for name, part in parts.items():
             setattr(tuned, name, part)
         with no_progress_bars():
             tuned.save_pretrained(folder)
+        if Path(self.recommended.source).is_file():
+            shutil.copyfile(self.recommended.source, folder / FILE)
 
 
 def _vae_scale(vae: Any) -> tuple[float | Tensor, float | Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.text import TrainableTextModel
+from diffusion_gym.recommended import STABLE_DIFFUSION
 
 
 class UNetDenoiser(PipelineDenoiser):
@@ -29,6 +30,7 @@ class StableDiffusion(TrainableTextModel):
 
     text_encoders: ClassVar[Mapping[str, str]] = MappingProxyType({"text_encoder": "prompt_tokens"})
     denoiser_class: ClassVar[type[PipelineDenoiser]] = UNetDenoiser
+    recommended = STABLE_DIFFUSION
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     )

@@ -12,6 +12,7 @@ from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoi
 from diffusion_gym.models.probe import check_sample_size
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
+from diffusion_gym.recommended import STABLE_DIFFUSION_3
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
 #: Tokens that T5 reads of a prompt, as the pipeline has it; CLIP reads 77.
@@ -41,12 +42,20 @@ class StableDiffusion3(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = SD3Denoiser
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
+    recommended = STABLE_DIFFUSION_3
 
     def schedule(self, num_inference_steps: int) -> FlowSchedule:
         """Return the scheduler's own grid; where its shift follows the resolution, that of this model's images."""
         _, h, w = self.latent_shape
         patch = self.pipe.transformer.config.patch_size
         return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // patch) * (w // patch))
+
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
+        """Return the prompt, the picture's size, T5's tokens and the guidance scale."""
+        _, height, width = self.image_shape
+        tokens = t5_tokens(self.pipe.tokenizer_3, _T5_TOKENS)
+        size = {"height": height, "width": width, "max_sequence_length": tokens}
+        return {"prompt": prompt, **size, "guidance_scale": guidance_scale}
 
     def _load_options(self, source: str) -> Mapping[str, Any]:
         """A folder saved without T5 leaves it out, and diffusers then asks to be told that it is meant to be None."""

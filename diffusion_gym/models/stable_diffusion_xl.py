@@ -11,6 +11,7 @@ from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING,
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.stable_diffusion import check_not_distilled
 from diffusion_gym.models.text import NO_PROMPT, TrainableTextModel
+from diffusion_gym.recommended import STABLE_DIFFUSION_XL
 
 #: Original height and width, top and left of the crop, target height and width (Podell et al. 2023, section 2.2).
 TIME_IDS = "time_ids"
@@ -41,6 +42,7 @@ class StableDiffusionXL(TrainableTextModel):
         {"text_encoder": "prompt_tokens", "text_encoder_2": "prompt_tokens_2"}
     )
     denoiser_class: ClassVar[type[PipelineDenoiser]] = SDXLDenoiser
+    recommended = STABLE_DIFFUSION_XL
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({"add_watermarker": False})
     float32_vae: ClassVar[bool] = True
 

@@ -103,6 +103,11 @@ class TrainableTextModel(PipelineModel):
             return {name: torch.full_like(value, NO_PROMPT) for name, value in tokens.items()}
         return tokens
 
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
+        """Return the prompt, the picture's size and the guidance scale."""
+        _, height, width = self.image_shape
+        return {"prompt": prompt, "height": height, "width": width, "guidance_scale": guidance_scale}
+
     def build_text_denoiser(self, lora: LoRAConfig | None, trained: Trained) -> TextDenoiser:
         """Return a denoiser with its own text encoders, trainable in full or by adapters; frozen parts are shared.
 

@@ -1,7 +1,7 @@
 """The unconditional pixel-space family: a UNet2DModel that denoises pictures themselves (Ho et al. 2020)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
 from diffusion_gym.models.probe import check_sample_size
+from diffusion_gym.recommended import PIXELS
 
 
 class PixelDenoiser(PipelineDenoiser):
@@ -27,6 +28,7 @@ class UnconditionalPixels(PipelineModel):
     denoiser_class: ClassVar[type[PipelineDenoiser]] = PixelDenoiser
     has_lora_loader: ClassVar[bool] = False
     default_prompts: ClassVar[tuple[str, ...]] = ("an image",)
+    recommended = PIXELS
 
     def _check_parts(self) -> None:
         config, variance = self.pipe.unet.config, self.scheduler_config.get("variance_type") or "fixed_small"
@@ -66,6 +68,10 @@ class UnconditionalPixels(PipelineModel):
             f"{self.name!r} is unconditional: it reads no prompt that guidance could strengthen. Leave "
             "guidance_scale at 1."
         )
+
+    def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
+        """Return none: the pipeline takes no prompt."""
+        return {}
 
     def _to_pixels(self, latents: Tensor) -> Tensor:
         return latents

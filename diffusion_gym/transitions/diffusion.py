@@ -106,7 +106,7 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
         final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
         prediction_type=prediction_type,
         clip_range=float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None,
-        variance_type=scheduler_config.get("variance_type", "fixed_small"),
+        variance_type=scheduler_config.get("variance_type") or "fixed_small",  # DPM-Solver's own is None
     )
 
 

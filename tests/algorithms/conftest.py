@@ -19,12 +19,6 @@ from algorithms.rollouts import Rollout, collect
 MakeEnv = Callable[..., gymnasium.Env]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Bit equality is promised for one number of threads; one is also quickest on networks this small."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def make_env() -> MakeEnv:
     """``make_env(model="exact-gaussian", steps=5, reward="exact-quadratic", ...)``: a single environment."""

@@ -16,7 +16,7 @@ from algorithms.checkpoint import read_checkpoint, write_checkpoint
 
 
 def small(make_env: Callable, cls: type = DDPO, **options: Any) -> Any:
-    return cls(make_env(steps=4), **{"trainable": "full", "images_per_iteration": 16, "num_envs": 16, **options})
+    return cls(make_env(steps=4), **{"updates_per_iteration": 4, "images_per_iteration": 16, "num_envs": 16, **options})
 
 
 def test_by_hand() -> None:

@@ -12,8 +12,8 @@ from algorithms.evaluation import Evaluation
 
 
 def small(make_env: Callable, **options: Any) -> DDPO:
-    defaults = {"trainable": "full", "images_per_iteration": 16, "num_envs": 16, "images": 8, "learning_rate": 0.05}
-    return DDPO(make_env(steps=4), **{**defaults, **options})
+    defaults = {"updates_per_iteration": 4, "images_per_iteration": 16, "num_envs": 16, "images": 8}
+    return DDPO(make_env(steps=4), **{**defaults, "learning_rate": 0.05, **options})
 
 
 def test_the_best_by_hand() -> None:

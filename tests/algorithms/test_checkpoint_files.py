@@ -207,7 +207,7 @@ def test_load_restores_everything(make_env: Callable, tmp_path: Path, digest: Ca
     assert digest(loaded) == digest(algorithm)
     assert loaded.config == algorithm.config
     assert loaded.config.policy.eta == 0.7
-    assert (loaded.iteration, loaded.num_timesteps, loaded._n_updates) == (2, 24, 8)
+    assert (loaded.iteration, loaded.num_timesteps, loaded._n_updates) == (2, 24, 4)
     assert loaded.costs == algorithm.costs
     assert loaded.statistics.state_dict() == algorithm.statistics.state_dict()
     assert loaded.mdp.prompts == algorithm.mdp.prompts

@@ -166,7 +166,7 @@ def test_environments_without_denoising_are_refused() -> None:
 
 def test_adapters_on_a_model_without_layers_are_refused(make_env: Callable) -> None:
     with pytest.raises(ValueError, match="trainable='full'"):
-        DDPO(make_env())
+        DDPO(make_env(), trainable="lora")
 
 
 @pytest.mark.parametrize("num_envs", [1, 4])

@@ -82,6 +82,7 @@ def digests(tmp_path_factory: pytest.TempPathFactory, tiny_sd: str) -> tuple[dic
     return here, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_agree_to_the_bit(digests: tuple[dict[str, str], dict[str, str]], case: str) -> None:
     """The run here was cut in two calls of learn, the one there was not; both started from other global generators."""
@@ -89,6 +90,7 @@ def test_two_processes_agree_to_the_bit(digests: tuple[dict[str, str], dict[str,
     assert there[case] == here[case]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("moment", MOMENTS[:2])
 def test_resuming_equals_never_stopping(digests: tuple[dict[str, str], dict[str, str]], case: str, moment: str) -> None:
@@ -97,6 +99,7 @@ def test_resuming_equals_never_stopping(digests: tuple[dict[str, str], dict[str,
     assert there[f"{case},{moment}"] == here[case]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS[2:])
 def test_resuming_from_any_moment(digests: tuple[dict[str, str], dict[str, str]], moment: str) -> None:
     here, there = digests

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from algorithms import ALGORITHMS, EvaluationConfig
+from algorithms.checkpoint import read_checkpoint
 from benchmarks.__main__ import main
 from benchmarks.runs import read_run
 from benchmarks.train import defaults
@@ -28,15 +29,15 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_train_evaluates_every_256_queries_where_nothing_is_said(name: str) -> None:
+def test_train_evaluates_every_256_queries_where_nothing_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ALGORITHMS[name]
-    config = defaults(entry).algorithm
-    assert config == replace(entry.config, evaluation=config.evaluation)
+    config = defaults(name).algorithm
     assert config.evaluation.images == 16
     assert config.evaluation.every * config.images_per_iteration == 256
     assert entry.config.evaluation.images == 0, "Python's learn writes no pictures"
-    own = replace(entry, config=replace(entry.config, evaluation=EvaluationConfig(images=3)))
-    assert defaults(own).algorithm == own.config
+    own = EvaluationConfig(images=3)
+    monkeypatch.setitem(ALGORITHMS, "own", replace(entry, config=replace(entry.config, evaluation=own)))
+    assert defaults("own").algorithm.evaluation == own
 
 
 @pytest.mark.parametrize(("options", "pictures"), [([], 2), (["--evaluation.images", "0"], 0)])
@@ -78,7 +79,7 @@ def test_bad_values_are_refused_before_anything_is_loaded(
     [
         (["train", "ddpo-is", *EXACT[:-2], "--policy.eta", "0"], "needs a stochastic sampler"),
         (["train", "ddpo-is", "--model", "no-such-model"], "unknown model 'no-such-model'"),
-        (["train", "ddpo-is", "--model", "exact-gaussian"], "no linear layers for LoRA"),
+        (["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "lora"], "no linear layers for LoRA"),
         (["train", "rwr", "--model", "exact-flow-gaussian", *EXACT[2:-2], "--policy.sampler", "ddim"], "'cps']"),
         (["train", "ddpo-is", "--device", "quantum"], "unknown device 'quantum'"),
         (["sample", "--run", "no-such-folder"], "holds no run"),
@@ -98,36 +99,57 @@ def test_errors_found_while_starting_need_no_traceback(
     assert message in error
 
 
+WAITING = '''"""A reward that waits in its fourth call until the file go is there, and says so."""
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+calls = []
+
+def waiting(images, prompts):
+    calls.append(1)
+    if len(calls) == 4:
+        (HERE / "waits").touch()
+        while not (HERE / "go").exists():
+            time.sleep(0.01)
+    return images.float().mean((1, 2, 3))
+'''
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_resumes(tmp_path: Path) -> None:
+    """Pressed while the third iteration is rewarded: the run ends with that step, two iterations are kept."""
+    reward = tmp_path / "reward.py"
+    reward.write_text(WAITING)
+
     def command(folder: str) -> list[str]:
         run = ["train", "ddpo-is", *EXACT, "--images-per-iteration", "16", "--num-envs", "16"]
-        return [
-            sys.executable,
-            "-m",
-            "benchmarks",
-            *run,
-            "--reward-queries",
-            "1600",
-            "--folder",
-            str(tmp_path / folder),
-        ]
+        run += ["--reward", f"{reward}:waiting", "--evaluation.images", "4", "--evaluation.every", "100"]
+        return [*run, "--reward-queries", "80", "--folder", str(tmp_path / folder)]
 
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command("parts"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        [sys.executable, "-m", "benchmarks", *command("parts")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
-    log = tmp_path / "parts" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and log.read_text().count("\n") >= 3):
-        assert time.monotonic() < deadline, "the run never wrote its log"
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "waits").exists():
+        assert time.monotonic() < deadline, "the run never asked for rewards"
         assert process.poll() is None, "the run ended before it could be stopped"
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("stopping: a checkpoint is written after this step"):
+        assert process.poll() is None, "the run did not hear Ctrl-C"
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "The same command resumes." in output
     assert not json.loads((tmp_path / "parts" / "run.json").read_text())["complete"]
+    assert read_checkpoint(tmp_path / "parts" / "checkpoint.zip").state["iteration"] == 2
     for folder in ("parts", "whole"):
-        subprocess.run(command(folder), check=True, capture_output=True, timeout=300)
+        assert main(command(folder)) == 0
     files = [tmp_path / folder / "pipeline" / "exact_model.safetensors" for folder in ("parts", "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,5 +1,6 @@
 """Measures of images: diversity by hand; the judge on pictures it cannot mistake."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,21 @@ def test_diversity_by_hand() -> None:
     images[1] = 10
     # "a": 0 and 10 have the variance 50 in every pixel; "b": both are 0.
     assert diversity(images, ["a", "a", "b", "b"]) == pytest.approx((50**0.5 + 0) / 2)
+    # Of 0, 10 and 0 the squares from the mean 10/3 add up to 200/3, of which n - 1 are half; of all four to 75.
+    assert diversity(images, ["a", "a", "a", "b"]) == pytest.approx((100 / 3) ** 0.5)
+    assert diversity(images, ["a"] * 4) == pytest.approx(25**0.5)
+    # One pixel in four that differs: the variance is averaged over pixels before the root.
+    images[1] = 0
+    images[1, :, 0, 0] = 10
+    assert diversity(images, ["a", "a", "b", "c"]) == pytest.approx((50 / 4) ** 0.5)
+
+
+def test_diversity_is_half_the_mean_squared_difference_of_two_images() -> None:
+    """Whatever their number: three and four pictures of one prompt measure what two do, on average."""
+    images = torch.randint(256, (5, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for n in (2, 3, 4, 5):
+        pairs = [(x.double() - y.double()).square().mean() for x, y in itertools.combinations(images[:n], 2)]
+        assert diversity(images[:n], ["a"] * n) == pytest.approx(float((torch.stack(pairs).mean() / 2).sqrt()))
 
 
 def test_diversity_of_single_images_is_not_a_number() -> None:

@@ -53,7 +53,7 @@ FOUND = {
     "cuda-without-cuda": [*DDPO, "--device", "cuda"],
     "mps-without-mps": [*DDPO, "--device", "mps"],
     "unknown-device": [*DDPO, "--device", "gpu"],
-    "lora-on-the-exact-model": [*DDPO, "--model", "exact-gaussian", "--reward", "exact-linear"],
+    "lora-on-the-exact-model": [*EXACT, "--policy.trainable", "lora"],
     "eta-0": [*EXACT, "--policy.eta", "0"],
     "more-steps-than-training-times": [*EXACT, "--num-inference-steps", "5000"],
     "folder-of-another-run": [*EXACT, "--folder", "run", "--learning-rate", "1"],

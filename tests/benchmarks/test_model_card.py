@@ -79,7 +79,7 @@ def test_a_card_and_its_code(
     assert Image.open(folder / "curve.png").width > 500
     (folder / base).symlink_to(tiny_sd)  # the reader has the base model's folder under its name
     tuned = run_code(body, folder, monkeypatch)
-    plain = re.sub(r"pipe.load_lora.*", "", body).replace('_pretrained(".")', f'_pretrained("{base}")')
+    plain = re.sub(r"pipe.load_lora.*", "", body).replace('    ".",', f'    "{base}",')
     untuned = run_code(plain, folder, monkeypatch)
     assert tuned.shape == (16, 16, 3)
     assert (tuned != untuned).any()

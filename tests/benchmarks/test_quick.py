@@ -14,7 +14,7 @@ HEAVY = ("torch", "torchvision", "timm", "diffusers", "transformers", "stable_ba
 DDPO = ["train", "ddpo-is"]
 HELPS = [["--help"], ["train", "--help"], [*DDPO, "--help"], ["compare", "--help"], ["sample", "--help"]]
 HELPS += [["throughput", "--help"], ["report", "--help"], ["search", "--help"], ["tables", "--help"]]
-HELPS += [["pretrain", "--help"]]
+HELPS += [["pretrain", "--help"], [*DDPO, "--model", "exact-mixture", "--help"]]
 #: What is typed -> what is meant.
 MISTAKES: list[tuple[list[str], str]] = [
     ([], "diffusion-gym needs a command"),
@@ -32,6 +32,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "--reward", "compressibility"], "needs an algorithm before --reward"),
     ([*DDPO, "--lr", "1e-4"], "'--learning-rate'"),
     ([*DDPO, "--lr=1e-4"], "'--learning-rate'"),
+    ([*DDPO, "--model", "exact-gaussian", "--lr=1e-4"], "'--learning-rate'"),
     ([*DDPO, "--reward-querys", "9"], "'--reward-queries'"),
     ([*DDPO, "--guidance_scale", "5"], "'--policy.guidance-scale'"),
     ([*DDPO, "--no-kl-to-strat"], "'--no-kl-to-start'"),

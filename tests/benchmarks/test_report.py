@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks.__main__ import main
 from benchmarks.curves import curves
 from benchmarks.report import gallery
+from benchmarks.report import page as report_page
 from benchmarks.report.charts import evaluation_charts
 from benchmarks.report.facts import settings
 from benchmarks.report.rows import peak_rows, result_rows
@@ -26,6 +27,12 @@ from benchmarks.results import read_results, write_results
 def folder(comparison: Path, tmp_path: Path) -> Path:
     """Return a copy of the finished comparison."""
     return Path(shutil.copytree(comparison, tmp_path / "compare"))
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no PNG and SVG beside the page, which take ten times as long; other tests look at them."""
+    monkeypatch.setattr(report_page, "write_figures", lambda *_: None)
 
 
 def data_of(page: str, name: str) -> Any:
@@ -122,6 +129,7 @@ def test_reward_queries_at_a_peak_name_their_place(five_seeds: dict[str, Any]) -
     assert number == f"{float(np.mean(sorted(best)[1:4])):,.0f}"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_every_metric_is_explained_below_the_table(folder: Path, five_seeds: dict[str, Any]) -> None:
     shutil.rmtree(folder / "compressibility")
     write_results(five_seeds, folder / "results.json")
@@ -130,6 +138,7 @@ def test_every_metric_is_explained_below_the_table(folder: Path, five_seeds: dic
         assert f"<li><i>{name}</i>:" in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_settings_that_differ_between_tasks_are_all_shown(folder: Path) -> None:
     results = read_results(folder / "results.json")
     others = json.loads(json.dumps(results["runs"]))
@@ -187,6 +196,7 @@ def test_frames_are_thinned_before_pictures_are_left_out(
         assert all([frame["queries"] for frame in row["frames"]] == one["positions"] for row in one["rows"])
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_pictures_of_every_evaluation_are_those_on_disk(folder: Path) -> None:
     (gallery,) = data_of(rendered(folder), "page-data")["galleries"]
     assert gallery["positions"] == [0, 8, 16]
@@ -227,6 +237,7 @@ def test_a_run_is_shown_with_its_log(folder: Path) -> None:
     assert "over evaluation images" in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_without_an_evaluation_yet_is_shown(folder: Path) -> None:
     run = folder / "compressibility" / "rwr" / "seed-0"
     (run / "evaluations.jsonl").unlink()
@@ -234,6 +245,7 @@ def test_a_run_without_an_evaluation_yet_is_shown(folder: Path) -> None:
     assert "No evaluation has been made yet" in rendered(run)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_results_without_the_runs_folders_are_shown(folder: Path) -> None:
     shutil.rmtree(folder / "compressibility")
     data = data_of(rendered(folder), "page-data")

@@ -15,7 +15,7 @@ from benchmarks.compare import summary_text
 from benchmarks.curves import check_one_comparison, curves
 from benchmarks.pages import blocks
 from benchmarks.report.figures import probabilities
-from benchmarks.results import write_results
+from benchmarks.results import read_results, write_results
 from benchmarks.statistics import bootstrap, interquartile_mean
 from benchmarks.suite import CLAIMS
 from benchmarks.tables import (
@@ -323,6 +323,16 @@ def test_unknown_blocks_are_refused(head: str) -> None:
 
 def test_the_documentation_says_what_its_results_say() -> None:
     assert main(["tables", "--docs", str(DOCS), "--check"]) == 0
+
+
+def test_the_table_of_the_readme_says_what_its_results_say() -> None:
+    """Columns of the results' rewards, without costs."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8").split("| task | algorithm |")[1]
+    results = read_results(DOCS / "results" / "compare" / "results.json")
+    for line in table(curves(results)).splitlines()[2:]:
+        cells = line.strip("| ").split(" | ")
+        recognised = cells[8].partition(" (")[0]
+        assert f"\n| {' | '.join([*cells[:5], recognised])} |\n" in readme
 
 
 def test_every_claim_has_its_block() -> None:

@@ -51,6 +51,11 @@ def test_figures_follow_from_the_raw_times(
         assert row["floor_megabytes"] > 10
         assert list(chunks) == ["2", "4", "8"]
         assert f"| {phase} | {row['images_per_second']:.1f} |" in text
+    assert list(result["chunks"]["decoding"]) == ["1", "2", "4", "8"]
+    iterations = result["iteration_chunks"]
+    assert list(iterations) == ["1", "2", "4"], "an update has 4 images"
+    best = min(iterations, key=lambda size: float(iterations[size]))
+    assert f"**Fastest: --policy.chunk-size {best}.**" in text
     assert result["iteration"] | {"training_rows": 8 * 3, "updates": 2} == result["iteration"]
     for shares in result["profile"].values():
         assert sum(shares.values()) == pytest.approx(1)
@@ -99,6 +104,7 @@ def test_floor_makes_the_programs_forwards_and_changes_nothing(guidance_scale: f
     )
     before = {name: value.detach().clone() for name, value in algorithm.policy.trainable_parameters().items()}
     floor.sampling(4)
+    floor.decoding(2)
     floor.training(4)
     assert all(torch.equal(before[name], value) for name, value in algorithm.policy.trainable_parameters().items())
     of_floor, seen[:] = sorted(seen), []

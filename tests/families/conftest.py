@@ -23,12 +23,6 @@ WriteTokenizer = Callable[[Path], None]
 TOKENS = 16
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """So that the small chunks of these tests, of 3 rows, are not shared unevenly between threads (docs/ddpo.md)."""
-    torch.set_num_threads(1)
-
-
 @dataclass(frozen=True)
 class Family:
     """What the tests must know of a family.

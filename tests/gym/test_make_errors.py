@@ -38,7 +38,7 @@ def _make_vec(arguments: dict[str, Any]) -> Any:
         ({"num_inference_steps": 1001}, "num_inference_steps must be an integer from 1 to 1000, got 1001"),
         ({"num_inference_steps": 2.5}, r"num_inference_steps must be an integer from 1 to 1000, got 2\.5"),
         ({"render_mode": "ansi"}, "render_mode must be None or 'rgb_array', got 'ansi'"),
-        ({"device": "tpu"}, "unknown device 'tpu'; expected for example 'cpu', 'cuda'"),
+        ({"device": "tpu"}, "unknown device 'tpu'; expected for example 'auto', 'cpu', 'cuda'"),
         ({"dtype": "int8"}, r"unknown dtype 'int8'; expected one of \['bfloat16', 'float16', 'float32'\]"),
     ],
 )

@@ -16,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED = (
+    "diffusion_gym_command.py",
+    "diffusion_gym_torchvision.py",
     "diffusion_gym/py.typed",
     "algorithms/py.typed",
     "benchmarks/py.typed",
@@ -67,7 +69,8 @@ def build(folder: Path) -> Path:
     missing = sorted((set(WANTED) | assets) - names)
     assert not missing, f"the wheel lacks {missing}"
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"diffusion_gym", "algorithms", "benchmarks"}, f"the wheel also holds {sorted(tops)}"
+    ours = {"diffusion_gym", "diffusion_gym_command.py", "diffusion_gym_torchvision.py", "algorithms", "benchmarks"}
+    assert tops == ours, f"the wheel also holds {sorted(tops)}"
     return wheel
 
 

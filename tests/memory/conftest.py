@@ -6,20 +6,15 @@ from typing import Any
 
 import gymnasium
 import pytest
-import torch
 
 import diffusion_gym
 from algorithms import DDPO, RWR, DiffusionAlgorithm
 from algorithms.rollouts import Rollout, collect
 
 STEPS, PROMPTS = 3, ["cat", "dog"]
-SMALL: dict[str, Any] = {"num_envs": 3, "images_per_iteration": 6, "updates_per_iteration": 1, "chunk_size": 4}
-"""6 images of 3 steps in rounds of 3."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+SIZES = {"num_envs": 3, "images_per_iteration": 6, "updates_per_iteration": 1, "chunk_size": 4}
+SMALL: dict[str, Any] = {**SIZES, "guidance_scale": 1.0}
+"""6 images of 3 steps in rounds of 3, without guidance."""
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,35 +48,50 @@ CONFIG = {"images_per_iteration": IMAGES, "images_per_prompt": 4, "num_envs": 12
 CONFIG |= {"learning_rate": 0.01}
 
 
-def on_ranks(
-    size: int, work: Work, folder: Path, limit: float = 120.0, timeout: float = 60.0, hung: int | None = None
-) -> list[Report]:
-    """Do the work on every rank; each one's report, with its ``status``: 0, or minus the signal that ended it.
+@dataclass(frozen=True)
+class Begun:
+    """Ranks under way: rank -> process, and where it leaves its report; which of them is to hang, if one is."""
 
-    A rank that raises reports ``error`` (its class and message); one that hangs is killed after ``limit`` seconds, or
-    where it is ``hung`` that should, once all others have ended. They wait ``timeout`` seconds for one another.
-    """
+    children: dict[int, int]
+    reports: dict[int, Path]
+    started: float
+    hung: int | None
+
+
+def begin(size: int, work: Work, folder: Path, timeout: float = 60.0, hung: int | None = None) -> Begun:
+    """Start the work on every rank; they wait ``timeout`` seconds for one another."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = time.monotonic()
-    children = {rank: _fork(rank, size, port, work, folder / f"report-{rank}.pt", timeout) for rank in range(size)}
+    reports = {rank: Path(tempfile.mkdtemp(dir=folder)) / "report.pt" for rank in range(size)}
+    children = {rank: _fork(rank, size, port, work, report, timeout) for rank, report in reports.items()}
+    return Begun(children, reports, time.monotonic(), hung)
+
+
+def end(begun: Begun, limit: float = 120.0) -> list[Report]:
+    """Wait for every rank; each one's report, with its ``status``: 0, or minus the signal that ended it.
+
+    A rank that raises reports ``error`` (its class and message), and after how many ``seconds``; one that hangs is
+    killed after ``limit`` seconds, or where it is the one that should, once all others have ended.
+    """
     statuses: dict[int, int] = {}
-    while len(statuses) < size:
-        for rank in children.keys() - statuses.keys():
-            pid, status = os.waitpid(children[rank], os.WNOHANG)
+    while len(statuses) < len(begun.children):
+        for rank in begun.children.keys() - statuses.keys():
+            pid, status = os.waitpid(begun.children[rank], os.WNOHANG)
             if pid:
                 statuses[rank] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() - started > limit or children.keys() - statuses.keys() == {hung}:
-                os.kill(children[rank], signal.SIGKILL)
+            elif time.monotonic() - begun.started > limit or begun.children.keys() - statuses.keys() == {begun.hung}:
+                os.kill(begun.children[rank], signal.SIGKILL)
         time.sleep(0.02)
-    reports = []
-    for rank in range(size):
-        file = folder / f"report-{rank}.pt"
-        reports.append((torch.load(file) if file.is_file() else {}) | {"status": statuses[rank]})
-        reports[-1]["seconds"] = time.monotonic() - started
-        file.unlink(missing_ok=True)
-    return reports
+    return [
+        (torch.load(file) if file.is_file() else {}) | {"status": statuses[rank]}
+        for rank, file in begun.reports.items()
+    ]
+
+
+def on_ranks(size: int, work: Work, folder: Path) -> list[Report]:
+    """Do the work on every rank."""
+    return end(begin(size, work, folder))
 
 
 def _fork(rank: int, size: int, port: int, work: Work, report: Path, timeout: float) -> int:
@@ -88,12 +105,13 @@ def _fork(rank: int, size: int, port: int, work: Work, report: Path, timeout: fl
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
         os.environ[TIMEOUT] = str(timeout)
+        started = time.monotonic()
         try:
             said = work()
         except Exception as error:
             traceback.print_exc()
             said = {"error": (type(error).__name__, str(error))}
-        torch.save(said, report)
+        torch.save(said | {"seconds": time.monotonic() - started}, report)
     finally:
         os._exit(0)
 
@@ -352,6 +370,15 @@ def exact(folder: Path) -> dict[str, list[Report]]:
 
     model = "exact-mixture"
     warm_up(model)
+    # Ranks that wait for one that was lost, seconds each, do so while the others work.
+    lost: dict[str, Begun] = {}
+    for rank in (0, 1):
+        file = folder / f"killed-{rank}.zip"
+        lost[f"killed {rank}"] = begin(2, lambda rank=rank, file=file: killed("ddpo-is", model, rank, file), folder)
+    lost["killed in update"] = begin(2, lambda: killed_in_update("ddpo-is", model, 1), folder)
+    lost["hung"] = begin(2, lambda: hung("ddpo-is", model, 1), folder, timeout=10, hung=1)
+    exchanging = "little memory in update, exchanging {}"
+    lost[exchanging.format(True)] = begin(2, lambda: little_memory_in_update("ddpo-is", model, True), folder)
     for name in ("ddpo-is", "rwr"):
         for size in (1, 2, 3):
             note(f"{name} {size}", size, lambda name=name: learn(build(name, model), ITERATIONS))
@@ -367,21 +394,16 @@ def exact(folder: Path) -> dict[str, list[Report]]:
         note(f"leashed {size}", size, lambda: learn(build("ddpo-is", model, **leash), ITERATIONS))
     for size in (1, 2, 3):
         note(f"sampled {size}", size, lambda: sampled("ddpo-is", model))
-    for rank in (0, 1):
-        note(f"killed {rank}", 2, lambda rank=rank: killed("ddpo-is", model, rank, folder / f"killed-{rank}.zip"))
-    note("killed in update", 2, lambda: killed_in_update("ddpo-is", model, 1))
     note("stopped", 2, lambda: stopped("ddpo-is", model))
     note("failing", 2, lambda: failing("ddpo-is", model))
     note("little memory", 2, lambda: little_memory("ddpo-is", model))
-    reports["hung"] = on_ranks(2, lambda: hung("ddpo-is", model, 1), folder, timeout=10, hung=1)
-    for exchanging in (False, True):
-        scenario = f"little memory in update, exchanging {exchanging}"
-        note(scenario, 2, lambda e=exchanging: little_memory_in_update("ddpo-is", model, e))
+    note(exchanging.format(False), 2, lambda: little_memory_in_update("ddpo-is", model, False))
     note("one iteration", 1, lambda: learn(build("ddpo-is", model), 1))
     note("too many", 2, lambda: too_many_environments("ddpo-is", model))
     for scenario, size in (("whole", 2), ("in parts", 2), ("in parts", 2), ("mixed", 2), ("mixed", 1)):
         done = ITERATIONS if scenario == "whole" or (folder / scenario).is_dir() else 1
         note(f"folder {scenario} {size}", size, lambda s=scenario, n=done: in_folder(folder / s, n))
+    reports.update({scenario: end(begun) for scenario, begun in lost.items()})
     return reports
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from algorithms.checkpoint import read_checkpoint
 
 PROGRAM = "ranked.py"
+pytestmark = pytest.mark.slow
 Reports = dict[str, list[dict[str, Any]]]
 SAMPLED = ("latents", "images", "rewards", "evaluated", "evaluated rewards")
 BOTH = pytest.mark.parametrize("name", ["ddpo-is", "rwr"])

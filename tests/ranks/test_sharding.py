@@ -11,10 +11,10 @@ from torch import nn
 import algorithms.base
 from algorithms import DDPO
 from algorithms.checkpoint import read_checkpoint
-from algorithms.distributed import current_ranks
 from algorithms.sharding import check_sharded, shard
 
 PROGRAM = "sharded.py"
+pytestmark = pytest.mark.slow
 Reports = dict[str, list[dict[str, Any]]]
 RUNS = pytest.mark.parametrize(("name", "size"), [("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2)])
 
@@ -157,25 +157,6 @@ def test_a_torch_without_fully_shard_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "torch.distributed.fsdp", None)
     with pytest.raises(ValueError, match="FSDP needs torch"):
         shard(nn.Linear(2, 2), "cpu", 2)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("FSDP_OFFLOAD_PARAMS", "true"),
-        ("FSDP_ACTIVATION_CHECKPOINTING", "true"),
-        ("FSDP_SHARDING_STRATEGY", "NO_SHARD"),
-        ("FSDP_RESHARD_AFTER_FORWARD", "false"),
-    ],
-)
-def test_an_option_of_accelerate_that_is_not_followed_is_refused(
-    monkeypatch: pytest.MonkeyPatch, option: str, value: str
-) -> None:
-    """Before a process group is set up."""
-    for name, given in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", option: value}.items():
-        monkeypatch.setenv(name, given)
-    with pytest.raises(ValueError, match=f"asks for --{option.lower()} {value}; expected "):
-        current_ranks.__wrapped__()  # a process remembers its ranks
 
 
 def test_moments_of_8_bits_are_refused(monkeypatch: pytest.MonkeyPatch, exact: dict[str, Any]) -> None:

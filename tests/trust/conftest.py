@@ -1,20 +1,13 @@
-"""What these tests share: one torch thread, and small runs on the exact model for every algorithm of the registry."""
+"""What these tests share: small runs on the exact model for every algorithm of the registry."""
 
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import pytest
-import torch
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Bit equality is promised for one number of threads."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=list(ALGORITHMS))

@@ -294,7 +294,7 @@ MAKE: dict[str, tuple[dict[str, Any], str]] = {
     "a reward file's number": ({"reward": "three.py:x"}, "'three.py:x': reward must be .*got int"),
     "a reward file's class": ({"reward": "unmade.py:F"}, "'unmade.py:F': the reward 'F' is a class; give an instance"),
     "a reward of one argument": ({"reward": "one.py:f"}, r"the reward 'f' takes \(images\); expected \(images, prompts\)"),
-    "no device": ({"device": None}, "unknown device None; expected for example 'cpu'"),
+    "no device": ({"device": None}, "unknown device None; expected for example 'auto', 'cpu'"),
     "no dtype": ({"dtype": None}, "unknown dtype None; expected one of"),
     "text as steps": ({"num_inference_steps": "10"}, "num_inference_steps must be an integer from 1 to 1000, got '10'"),
 }  # fmt: skip
@@ -378,7 +378,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "the best on held-out prompts that are not there": ([*DDPO_IS, "--evaluation.images", "4", "--keep-best", "held_out/reward"], "a metric with held_out/ before it needs held-out prompts; set --evaluation.held-out-prompts"),
     "a KL penalty of RWR": (["train", "rwr", "--kl-penalty", "0.1"], "has no option --kl-penalty"),
     "a NaN KL penalty": ([*DDPO_IS, "--kl-penalty", "nan"], "kl_penalty must be a finite number, got nan"),
-    "minibatches of 1 for PPO": (["train", "sb3-ppo", "--batch-size", "1"], "n_epochs must be at least 1 and batch_size at least 2, got 10 and 1"),
+    "minibatches of 1 for PPO": (["train", "sb3-ppo", "--batch-size", "1"], "n_epochs must be at least 1 and batch_size at least 2, got 1 and 1"),
     # the other commands
     "PPO in a suite that does not know it": (["compare", "--suite", "paper", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
     "a search for PPO": (["search", "--algorithms", "sb3-ppo"], "unknown algorithm 'sb3-ppo'; expected some of"),
@@ -397,7 +397,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "a comparison of nothing": (["compare", "--algorithms"], "unknown algorithm '(none)'; expected some of"),
     "a comparison with negative processes": (["compare", "--processes", "-1"], "processes >= 0"),
     "a search without queries": (["search", "--reward-queries", "0"], "expected reward_queries >= 1"),
-    "a throughput on no device": (["throughput", "--device", "gpu"], "unknown device 'gpu'; expected for example 'cpu'"),
+    "a throughput on no device": (["throughput", "--device", "gpu"], "unknown device 'gpu'; expected for example 'auto', 'cpu'"),
     "a seed in words": (["pretrain", "--seed", "x"], "--seed takes INT: invalid literal for int()"),
 }  # fmt: skip
 

@@ -171,7 +171,7 @@ def test_a_repetition_takes_changes(
     changed = ["--seed", "4", "--learning-rate", "1e-2", "--reward", "exact-linear"]
     assert main(["train", "--config", "runs/first/run.json", *changed, "--folder", "runs/second"]) == 0
     said = capsys.readouterr().out
-    for line in ("config.seed 3, now 4", "config.learning_rate 0.0003, now 0.01", "exact-quadratic, now exact-linear"):
+    for line in ("config.seed 3, now 4", "config.learning_rate 0.02, now 0.01", "exact-quadratic, now exact-linear"):
         assert line in said
     config, task = (
         override(first.config, seed=4, learning_rate=1e-2),

@@ -17,7 +17,10 @@ import diffusion_gym
 from algorithms import ALGORITHMS
 
 PROGRAM = Path(__file__).with_name("breaking.py")
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them"),
+]
 
 
 def broken(*words: str, timeout: int) -> dict[str, Any]:

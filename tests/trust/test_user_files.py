@@ -196,7 +196,7 @@ def test_tables_replace_no_figure_that_no_page_showed(tmp_path: Path, monkeypatc
     page = tmp_path / "page.md"
     page.write_text("<!-- results: exact/figures reward-queries -->\n<!-- end -->\n")
     drawn = page.read_text().replace("<!-- end", "![x](results/mine/reward-queries.png)\n<!-- end")
-    monkeypatch.setattr("benchmarks.pages.rendered", lambda before, docs: drawn)
+    monkeypatch.setattr("benchmarks.pages._rendered", lambda before, kept: drawn)
     with pytest.raises(ValueError, match=r"reward-queries\.png', which no page has shown so far"):
         tables(Tables(tmp_path))
     assert figure.read_bytes() == MINE

@@ -1,0 +1,192 @@
+"""The Python on a model card: it loads the tuned model into plain diffusers, and draws as the run sampled."""
+
+import inspect
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from algorithms import DiffusionAlgorithm
+from diffusion_gym.models.loading import EMBEDDED
+from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.unconditional import UnconditionalPixels
+
+#: diffusers' scheduler whose step is the sampler's.
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+#: diffusers follows a flow's ODE alone, so the card brings the step (diffusion_gym/transitions/flow.py) with it.
+_FLOW_STEP = f"""
+
+class Sampler({_FLOW}):
+    # {{title}}, as in training; diffusers has the ODE alone
+    def step(self, model_output, timestep, sample, **kwargs):
+        k = self.index_for_timestep(timestep)
+        t, after, second = (float(self.sigmas[i]) for i in (k, k + 1, 1))
+        x, v, noise = sample.float(), model_output.float(), torch.randn_like(sample, dtype=torch.float32)
+{{mean}}
+        return (stepped.to(model_output.dtype),)
+
+"""
+_FLOW_SAMPLERS = {
+    "flow-sde": (
+        "The SDE of Flow-GRPO (arXiv 2505.05470, equation 9)",
+        """\
+        half = {eta}**2 / (2 * (1 - (t if t < 1 - 1e-6 else min(second, 1 - 1e-6))))
+        mean = (1 + half * (after - t)) * x + (1 + half * (1 - t)) * (after - t) * v
+        stepped = mean + (2 * half * t * (t - after)) ** 0.5 * noise""",
+    ),
+    "cps": (
+        "Coefficient-preserving sampling (arXiv 2509.05952)",
+        """\
+        std = after * math.sin({eta} * math.pi / 2)
+        kept = max(after**2 - std**2, 0) ** 0.5
+        stepped = (1 - after) * (x - t * v) + kept * (x + (1 - t) * v) + std * noise""",
+    ),
+}
+_WIDTH = 100
+
+
+def loading_code(algorithm: DiffusionAlgorithm[Any]) -> str:
+    """Return Python that draws with the tuned model in plain diffusers, as it was sampled in training.
+
+    It is run in the folder of the exported weights. Where a family does not say how its pipeline is called
+    (``pipeline_arguments``), it loads the model, and leaves the call to the reader.
+    """
+    model: Any = algorithm.policy.model
+    sampler = used_sampler(algorithm)
+    kind = _pipeline_class(model, sampler)
+    one_file = model.exports_lora_file(algorithm.policy.lora)
+    steps = scheduler_lines(model, sampler, algorithm.config.policy.eta, kind.__name__)
+    lines = [*_load(model, kind.__name__, one_file), *steps]
+    lines += _draw(algorithm, sampler, kind)
+    return "\n".join([*_imports(lines, kind), "", *lines])
+
+
+def _pipeline_class(model: Any, sampler: str) -> type:
+    """Return the pipeline that draws: the model's own, or of pixel models, which have one per sampler, that."""
+    if not isinstance(model, UnconditionalPixels):
+        return type(model.pipe)
+    import diffusers
+
+    return {"ddim": diffusers.DDIMPipeline, "ddpm": diffusers.DDPMPipeline}[sampler]
+
+
+def used_sampler(algorithm: DiffusionAlgorithm[Any]) -> str:
+    """Return the sampler's name, with "auto" resolved."""
+    sampler = algorithm.config.policy.sampler
+    return algorithm.policy.transition.schedule.samplers[0] if sampler == "auto" else sampler
+
+
+def base_name(model: str) -> str:
+    """Return the base model as a card names it: a folder by its last name, for where it lies is one machine's."""
+    return Path(model).absolute().name if is_folder(model) else model
+
+
+def is_folder(model: str) -> bool:
+    """Whether the model's name is a folder here, and no name of a shipped model or of the hub."""
+    return model not in EMBEDDED and (Path(model).expanduser().is_dir() or Path(model).is_absolute())
+
+
+def _imports(lines: list[str], pipeline: type) -> list[str]:
+    """Return the imports that the lines need."""
+    code = "\n".join(lines)
+    schedulers = [name for name in (*_SCHEDULERS.values(), _FLOW) if name in code]
+    plain = [f"import {name}" for name in ("math", "torch") if f"{name}." in code]
+    assets = ["from diffusion_gym.models.loading import ASSETS"] if "ASSETS" in code else []
+    if pipeline.__module__.startswith("diffusers."):
+        names = sorted([pipeline.__name__, *schedulers])
+        return [*plain, f"from diffusers import {', '.join(names)}", *assets]
+    own = f"from {pipeline.__module__} import {pipeline.__name__}"
+    return [*plain, f"from diffusers import {', '.join(schedulers)}", own, *assets]
+
+
+def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
+    """Return the lines that load the pipeline with the arguments of the run, and the LoRA into it."""
+    source, note = _literal("."), ""
+    if one_file and model.name in EMBEDDED:
+        source, note = f"ASSETS / {_literal(model.name)}", "  # shipped with Diffusion Gym"
+    elif one_file:
+        source = _literal(base_name(model.name))
+        note = "  # the base model's folder" if is_folder(model.name) else ""
+    arguments = {name: value for name, value in model.load_arguments.items() if value != torch.float32}
+    if not one_file or arguments.get("variant") is None:
+        arguments.pop("variant", None)  # what is exported has none
+    lines = _call(f"pipe = {pipeline}.from_pretrained", [source, *_keywords(arguments)])
+    lines[min(1, len(lines) - 1)] += note
+    return [*lines, 'pipe.load_lora_weights(".")'] if one_file else lines
+
+
+def scheduler_lines(model: Any, sampler: str, eta: float, pipeline: str) -> list[str]:
+    """Return the lines that give the loaded pipeline, of the class named, the steps of a sampler."""
+    if sampler in _FLOW_SAMPLERS:
+        title, mean = _FLOW_SAMPLERS[sampler]
+        step = _FLOW_STEP.format(title=title, mean=mean.format(eta=eta))
+        return [*step.split("\n"), "pipe.scheduler = Sampler.from_config(pipe.scheduler.config)"]
+    import diffusers
+
+    kind = getattr(diffusers, _SCHEDULERS[sampler])
+    loaded = model.pipe.scheduler.config
+    if pipeline == "DDIMPipeline":  # which makes a DDIMScheduler of any
+        loaded = diffusers.DDIMScheduler.from_config(loaded).config
+    # What the run read out of the scheduler's settings, and what diffusers would: it drops some, and has defaults.
+    used, plain = kind.from_config(dict(model.scheduler_config)).config, kind.from_config(loaded).config
+    settings = (
+        inspect.signature(kind.__init__).parameters.keys() & used.keys()
+    )  # others' settings are kept, and ignored
+    # The first is named in any case, for the default depends on the scheduler that the model came with.
+    names = ["clip_sample", *sorted(name for name in settings - {"clip_sample"} if used[name] != plain[name])]
+    named = {name: used[name] for name in names}
+    return _call(f"pipe.scheduler = {kind.__name__}.from_config", ["pipe.scheduler.config", *_keywords(named)])
+
+
+def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:
+    """Return the lines that draw a picture and save it."""
+    policy, model = algorithm.policy, cast(PipelineModel, algorithm.policy.model)
+    guidance = policy.config.guidance_scale if policy.guided or model.embeds_guidance else 1.0
+    arguments = model.pipeline_arguments(algorithm.mdp.prompts[0], guidance)
+    steps = algorithm.mdp.num_inference_steps
+    if arguments is None:
+        return [
+            f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, guidance_scale={guidance}"
+        ]
+    arguments = {**arguments, "num_inference_steps": steps}
+    lines = []
+    if sampler == "ddim":
+        asked, arguments["eta"] = policy.config.eta, _finite_eta(algorithm)
+        if arguments["eta"] != asked:
+            lines = [f"# eta {asked} in the run, where this step of diffusers gives NaN"]
+        elif "eta" not in inspect.signature(pipeline.__call__).parameters:
+            lines = [f"# without the run's noise, eta {arguments.pop('eta')}, which {pipeline.__name__} does not take"]
+    return [*lines, *_call("image = pipe", _keywords(arguments), ".images[0]"), 'image.save("tuned.png")']
+
+
+def _finite_eta(algorithm: DiffusionAlgorithm[Any]) -> float:
+    """Return the run's eta, or, where diffusers takes a root of a rounding error below 0, one that is hardly less.
+
+    That is so at zero terminal SNR and eta 1.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(dict(algorithm.policy.model.scheduler_config))
+    scheduler.set_timesteps(algorithm.mdp.num_inference_steps)
+    eta, zeros = algorithm.config.policy.eta, torch.zeros(1, 1, 1, 1)
+    stepped = [scheduler.step(zeros, t, zeros, eta=eta, variance_noise=zeros).prev_sample for t in scheduler.timesteps]
+    return eta if bool(torch.cat(stepped).isfinite().all()) else eta * 0.99999
+
+
+def _keywords(arguments: dict[str, Any]) -> list[str]:
+    return [f"{name}={_literal(value)}" for name, value in arguments.items()]
+
+
+def _literal(value: object) -> str:
+    """Return Python that makes the value; texts in double quotes, where that needs no escapes."""
+    text = repr(value)
+    return f'"{text[1:-1]}"' if isinstance(value, str) and text[0] == "'" and '"' not in text else text
+
+
+def _call(function: str, arguments: list[str], end: str = "") -> list[str]:
+    """Return a call in one line, or, where that is long, with an argument per line."""
+    line = f"{function}({', '.join(arguments)}){end}"
+    if len(line) <= _WIDTH:
+        return [line]
+    return [f"{function}(", *(f"    {argument}," for argument in arguments), f"){end}"]

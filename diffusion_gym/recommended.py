@@ -1,0 +1,153 @@
+"""What is recommended for training a model: the settings in its own folder, or else its family's.
+
+A folder carries them as ``training.json``, with the names that ``DDPO(env, ...)`` takes as keyword arguments::
+
+    {"num_inference_steps": 10, "any": {"targets": ["all"], "learning_rate": 0.002}, "ddpo-is": {"clip_range": 2.0}}
+
+"any" is for every algorithm, a section of an algorithm's name for that one alone, over "any". The families' settings
+stand here, apart from their classes, so that the command line reads its defaults without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_gym.choices import EXACT_MODELS, folder_of
+
+if TYPE_CHECKING:
+    from diffusion_gym.models.base import DiffusionModel
+
+FILE = "training.json"
+#: The section for every algorithm.
+ANY = "any"
+_STEPS = "num_inference_steps"
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """Settings to begin with. What they do not name has the algorithm's own default."""
+
+    num_inference_steps: int = 10
+    """Denoising steps per image."""
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """An algorithm's name, or "any" -> fields of its configuration, also of the dataclasses inside it."""
+    source: str = "the model's family"
+    """Where they come from, for messages."""
+
+    def settings(self, algorithm: str) -> dict[str, Any]:
+        """Return the fields that an algorithm takes."""
+        return {**self.sections.get(ANY, {}), **self.sections.get(algorithm, {})}
+
+
+#: ddpo-pytorch's: LoRA on attention at 3e-4, 256 images per iteration and 4 updates; guidance as in the paper.
+STABLE_DIFFUSION = Recommended(
+    num_inference_steps=50,
+    sections={
+        ANY: {"guidance_scale": 5.0, "num_envs": 32, "chunk_size": 8},
+        "ddpo-is": {"images_per_iteration": 256},
+        "ddpo-sf": {"images_per_iteration": 256},
+    },
+    source="its family, Stable Diffusion",
+)
+STABLE_DIFFUSION_XL = Recommended(
+    num_inference_steps=30,
+    sections={
+        ANY: {"guidance_scale": 5.0, "num_envs": 32, "chunk_size": 4},
+        "ddpo-is": {"images_per_iteration": 256},
+        "ddpo-sf": {"images_per_iteration": 256},
+    },
+    source="its family, SDXL",
+)
+#: Flow-GRPO's noise, steps, guidance and adapters.
+STABLE_DIFFUSION_3 = Recommended(
+    sections={ANY: {"eta": 0.7, "guidance_scale": 4.5, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 4}},
+    source="its family, Stable Diffusion 3",
+)
+#: Guidance is left to the user: dev was distilled for 3.5, schnell for none.
+FLUX = Recommended(
+    sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}},
+    source="its family, Flux",
+)
+PIXELS = Recommended(
+    num_inference_steps=50,
+    sections={ANY: {"trainable": "full", "learning_rate": 1e-5}},
+    source="its family, pixel-space DDPM",
+)
+_RWR: Mapping[str, Any] = {"images_per_iteration": 128, "updates_per_iteration": 10, "learning_rate": 0.01}
+EXACT = Recommended(
+    sections={
+        ANY: {"trainable": "full", "learning_rate": 0.02, "chunk_size": 64},
+        "ddpo-is": {"updates_per_iteration": 2},
+        "rwr": _RWR,
+        "sparse-rwr": _RWR,
+        "sb3-ppo": {"n_epochs": 1, "batch_size": 320},
+    },
+    source="the exact family",
+)
+#: Pipeline class -> its family's settings. A family that is not here is asked itself, which imports torch.
+BY_PIPELINE: Mapping[str, Recommended] = {
+    "StableDiffusionPipeline": STABLE_DIFFUSION,
+    "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
+    "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
+    "FluxPipeline": FLUX,
+    "DDPMPipeline": PIXELS,
+    "DDIMPipeline": PIXELS,
+}
+
+
+def recommended(model: str | Path | DiffusionModel) -> Recommended:
+    """Return the settings that a model recommends for its training, without loading its weights.
+
+    Raises:
+        ValueError: an unknown name or model family, or a folder's file of settings that is none.
+    """
+    if not isinstance(model, str | Path):
+        return model.recommended
+    name = os.path.expanduser(model)  # noqa: PTH111 - a Path would shorten "./owner/model" to a hub id
+    if name in EXACT_MODELS:
+        return EXACT
+    family = BY_PIPELINE.get(_pipeline_class(Path(folder_of(str(name)))))
+    if family is not None:
+        return in_folder(folder_of(str(name)), family)
+    from diffusion_gym.models.loading import pipeline_recommends
+
+    return pipeline_recommends(str(name))
+
+
+def in_folder(source: str, family: Recommended) -> Recommended:
+    """Return what a model's folder recommends, or the family's settings where it has no such file.
+
+    Raises:
+        ValueError: a file that is not as described above.
+    """
+    file = Path(source) / FILE
+    if not file.is_file():
+        return family
+    expected = f'a mapping such as {{"{_STEPS}": 10, "{ANY}": {{"learning_rate": 0.002}}}}'
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is no JSON ({error}); expected {expected}.") from error
+    steps = data.pop(_STEPS, family.num_inference_steps) if isinstance(data, dict) else None
+    if type(steps) is not int or steps < 1 or not all(isinstance(section, dict) for section in data.values()):
+        raise ValueError(
+            f"{str(file)!r} holds {json.dumps(data)[:80]}; expected {expected}, its numbers of steps at least 1."
+        )
+    return Recommended(steps, {name: _with_tuples(section) for name, section in data.items()}, str(file))
+
+
+def _pipeline_class(folder: Path) -> str:
+    """Return the class that a folder's index names; an empty text where loading would have something to say."""
+    try:
+        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _with_tuples(section: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in section.items()}
