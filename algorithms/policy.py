@@ -5,7 +5,7 @@ scores the chunks that were sampled (see ``rollouts.py``).
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,6 @@ class Rows:
             self.step_index[index],
             {name: value[index] for name, value in self.conditioning.items()},
         )
-
-
-#: Called with a chunk's rows and the Gaussians that they are drawn from.
-OnChunk = Callable[[Rows, Gaussian], None]
 
 
 class DenoisingPolicy(nn.Module):
@@ -162,8 +158,7 @@ class DenoisingPolicy(nn.Module):
 
     def distribution(self, rows: Rows) -> Gaussian:
         """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients."""
-        timesteps = self._timesteps(rows.step_index)
-        output = self.model_output(rows.latents, timesteps, rows.conditioning)
+        output = self.model_output(rows.latents, self.transition.timesteps[rows.step_index], rows.conditioning)
         return self.transition(output, rows.latents, rows.step_index)
 
     def chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
@@ -183,13 +178,12 @@ class DenoisingPolicy(nn.Module):
         return gaussian.relative_log_prob(next_latents), gaussian
 
     @torch.no_grad()
-    def sample(self, rows: Rows, noise: Tensor | None, on_chunk: OnChunk | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, rows: Rows, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draw the next latents, ``chunk_size`` rows at a time.
 
         Args:
             rows: n transitions.
             noise: (n, c, h, w), standard normal; None takes the mean.
-            on_chunk: sees what each chunk is drawn from.
 
         Returns:
             The next latents (n, c, h, w) and their joint log-densities (n,), as :meth:`log_prob` has them, both
@@ -199,8 +193,6 @@ class DenoisingPolicy(nn.Module):
         latents, log_probs = [], []
         for part, chunk in self.chunks(rows):
             gaussian = self.distribution(chunk)
-            if on_chunk is not None:
-                on_chunk(chunk, gaussian)
             drawn = gaussian.mean if noise is None else gaussian.sample(noise[part])
             latents.append(drawn)
             log_probs.append(
@@ -265,9 +257,6 @@ class DenoisingPolicy(nn.Module):
         if self.config.trains_text:
             encoded |= self.model.unconditional_tokens()
         return {name: encoded[name] for name in self.conditioning}
-
-    def _timesteps(self, step_index: Tensor) -> Tensor:
-        return self.transition.timesteps[step_index]
 
     def _forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         if self.config.autocast == "none":

@@ -10,7 +10,6 @@ exactly 1, on any processor whose kernels are deterministic.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +101,10 @@ class Rollout:
         """
         return self.split.runs(self.assigned(update), size, self.round_size, rank)
 
+    def all_chunks(self, size: int) -> list[slice]:
+        """:meth:`chunks` of all updates, which are all images here."""
+        return [chunk for update in range(self.updates) for chunk in self.chunks(update, size)]
+
     def rows(self, images: slice, step: int) -> Rows:
         """One step's transitions of a chunk of images, which may share the rollout's memory."""
         latents = self.latents[step if self.is_whole else -1, images]
@@ -170,7 +173,7 @@ def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
     """
     if not rollout.is_whole:
         return
-    for images in (chunk for update in range(rollout.updates) for chunk in rollout.chunks(update, policy.chunk_size)):
+    for images in rollout.all_chunks(policy.chunk_size):
         for step in policy.trainable_steps.tolist():
             rows, next_latents = rollout.rows(images, step), rollout.latents[step + 1, images]
             rollout.log_probs[step, images] = policy.log_prob(rows, next_latents)[0]
@@ -281,8 +284,7 @@ def _round(
     for name, stored in rollout.conditioning.items():
         stored[mine] = observation[name]
     rollout.latents[0, mine] = observation["latent"]
-    every = [chunk for update in range(rollout.updates) for chunk in rollout.chunks(update, policy.chunk_size)]
-    chunks = [chunk for chunk in every if mine.start <= chunk.start < mine.stop]
+    chunks = [chunk for chunk in rollout.all_chunks(policy.chunk_size) if mine.start <= chunk.start < mine.stop]
 
     for t in range(env.num_inference_steps):
         noise = torch.stack([torch.randn(rollout.latents.shape[2:], generator=source) for source in sources])
@@ -291,12 +293,15 @@ def _round(
         def step(t: int = t, noise: Tensor = noise) -> tuple[dict[str, Any], bool]:
             after = t + 1 if rollout.is_whole else -1
             for chunk in chunks:
-                rows = rollout.rows(chunk, t)
-                drawn_from = noise[chunk.start - start : chunk.stop - start]
-                x, log_prob = policy.sample(rows, drawn_from, None if kl is None else partial(kl.add, chunk))
-                rollout.latents[after, chunk] = x
-                if rollout.is_whole:
-                    rollout.log_probs[t, chunk] = log_prob
+                with torch.no_grad():
+                    rows = rollout.rows(chunk, t)
+                    gaussian = policy.distribution(rows)
+                    if kl is not None:
+                        kl.add(chunk, rows, gaussian)
+                    x = gaussian.sample(noise[chunk.start - start : chunk.stop - start])
+                    rollout.latents[after, chunk] = x
+                    if rollout.is_whole:
+                        rollout.log_probs[t, chunk] = gaussian.relative_log_prob(x)
             observation, _, _, _, info = env.step(rollout.latents[after, mine])
             scorer.check()
             if on_step is None:

@@ -155,7 +155,7 @@ def nothing_is_computed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(*arguments: Any) -> None:
         raise AssertionError("the denoiser was used before the mistake was found")
 
-    monkeypatch.setattr(DenoisingPolicy, "sample", forward)
+    monkeypatch.setattr(DenoisingPolicy, "distribution", forward)
 
 
 # -- Python ------------------------------------------------------------------------------------------------------------
