@@ -7,7 +7,8 @@ missing operators is enough for all four, because none calls a detection operato
 
 ``import torch`` calls this by itself, in every process of the environment that this package is installed in (entry
 point ``torch.backends`` of pyproject.toml), so that code which never imports this package runs there too: what is
-exported, timm, ``accelerate launch``. Hence a module of its own, which imports torch alone.
+exported, timm, ``accelerate launch``. Hence a module of its own, which imports torch alone. This package calls it again
+before it needs torchvision, for a torch that does not: 2.4, or one that is told not to load extensions.
 """
 
 import importlib.util

@@ -51,7 +51,7 @@ def animal_activities() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def imagenet_animals() -> tuple[str, ...]:
     """Return the first name of each of ImageNet's 398 animals, from timm's label list: ``"tench"`` to ``"puffer"``."""
-    from diffusion_gym._torchvision import repair_torchvision
+    from diffusion_gym_torchvision import repair_torchvision
 
     repair_torchvision()
     from timm.data.imagenet_info import ImageNetInfo

@@ -25,8 +25,8 @@ from PIL import Image
 
 from algorithms import DiffusionAlgorithm
 from algorithms.rollouts import collect
-from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym_torchvision import repair_torchvision
 
 repair_torchvision()
 

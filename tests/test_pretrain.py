@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_gym._torchvision import repair_torchvision
+from diffusion_gym_torchvision import repair_torchvision
 
 repair_torchvision()
 

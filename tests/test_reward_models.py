@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion_gym._torchvision import repair_torchvision
+from diffusion_gym_torchvision import repair_torchvision
 
 repair_torchvision()
 

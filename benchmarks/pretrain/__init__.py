@@ -8,7 +8,7 @@ __all__ = ["PretrainConfig", "pretrain"]
 
 def pretrain(config: PretrainConfig) -> int:
     """Run every stage that is not finished yet, then write the pipeline's folder, its card and the judge; returns 0."""
-    from diffusion_gym._torchvision import repair_torchvision
+    from diffusion_gym_torchvision import repair_torchvision
 
     repair_torchvision()  # before diffusers and transformers are imported
     from benchmarks.pretrain.stages import run_stages

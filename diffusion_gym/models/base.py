@@ -67,8 +67,6 @@ class DiffusionModel(ABC):
     recommended: Recommended = Recommended()
     #: Prompts used where the user names none.
     default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
-    #: Whether ``build_denoiser`` accepts a LoRAConfig.
-    supports_lora: ClassVar[bool] = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""

@@ -8,7 +8,7 @@ import torch
 
 from diffusion_gym.choices import ASSETS as ASSETS
 from diffusion_gym.choices import EMBEDDED as EMBEDDED
-from diffusion_gym.choices import folder_of
+from diffusion_gym.choices import EXACT_MODELS, folder_of
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
 from diffusion_gym.models.files import FilesState, advice, advice_for_name, check_not_pointers, files_state
 from diffusion_gym.models.flux import Flux
@@ -86,9 +86,7 @@ def _pipeline_class(name: str, source: str) -> str:
 
 
 def _hub_file(name: str, source: str) -> Path:
-    from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS
-
-    known, path = [*EMBEDDED, *EXACT_MODELS, *EXACT_FLOW_MODELS], Path(source)
+    known, path = [*EMBEDDED, *EXACT_MODELS], Path(source)
     helps = advice(path) if path.exists() else advice_for_name(name)
     if helps is not None:
         raise ValueError(f"model {name!r} {helps}.")

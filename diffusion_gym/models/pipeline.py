@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.chunks import in_chunks
 from diffusion_gym.models.adapters import check_targets, merged, with_adapters
 from diffusion_gym.models.base import DTYPES, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
@@ -25,6 +24,7 @@ from diffusion_gym.models.files import variant_of
 from diffusion_gym.models.probe import check_channels, check_finite, check_runs, check_sample_size
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
 from diffusion_gym.recommended import FILE, in_folder
+from diffusion_gym_torchvision import repair_torchvision
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 #: Groups of layers that LoRA adapts, by their suffixes in diffusers' UNets.
@@ -114,7 +114,6 @@ class PipelineModel(DiffusionModel):
         vae_tiling: whether large images are decoded in overlapping tiles, which takes less memory.
     """
 
-    supports_lora: ClassVar[bool] = True
     #: Wraps the trained network; its ``component`` is the network's name in the pipeline.
     denoiser_class: ClassVar[type[PipelineDenoiser]]
     #: Names for groups of layers in ``LoRAConfig.targets``.

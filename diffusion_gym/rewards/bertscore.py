@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.chunks import in_chunks
 from diffusion_gym.models.pipeline import no_progress_bars
 from diffusion_gym.rewards.trial import tried
 from diffusion_gym.rewards.weights import not_found
+from diffusion_gym_torchvision import repair_torchvision
 
 #: Layers that bert_score's authors tuned on WMT16, by the last part of the model's name. Others use what their
 #: configuration says under ``bertscore_layer``, or else their last layer.

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.models.base import DTYPES, ModelDtype
 from diffusion_gym.models.pipeline import no_progress_bars
 from diffusion_gym.rewards.trial import tried
 from diffusion_gym.rewards.weights import not_found
+from diffusion_gym_torchvision import repair_torchvision
 
 
 class Describe(Protocol):

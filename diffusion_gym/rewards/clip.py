@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.chunks import in_chunks
 from diffusion_gym.rewards.captioner import to_pillow
 from diffusion_gym.rewards.trial import tried
 from diffusion_gym.rewards.weights import not_found
+from diffusion_gym_torchvision import repair_torchvision
 
 
 @cache

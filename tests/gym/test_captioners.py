@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_gym._torchvision import repair_torchvision
 from diffusion_gym.rewards.captioner import TESTED, Captioner, to_pillow
+from diffusion_gym_torchvision import repair_torchvision
 
 repair_torchvision()
 
