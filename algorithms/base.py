@@ -591,7 +591,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
         done = self.last_evaluation is not None and self.last_evaluation.iteration == self.iteration
         if config.images == 0 or done or (self.iteration % config.every and not final):
             return
-        going: OnStep = lambda dones: not self.should_stop()  # noqa: E731
+        going: OnStep = lambda step: not self.should_stop()  # noqa: E731
         with self.averaged():
             self.last_evaluation = within_memory(
                 self.policy,

@@ -274,9 +274,7 @@ def _belongs(name: str) -> str | None:
 def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
     replaced: dict[str, Any] = {}
     own = {item.name for item in dataclasses.fields(config)}
-    inner = {
-        name: value for name, value in changes.items() if name not in own
-    }  # a name at both levels is the outer one
+    inner = {name: value for name, value in changes.items() if name not in own}  # a name at both levels is the outer's
     for item in dataclasses.fields(config):
         value = changes.get(item.name, getattr(config, item.name))
         if dataclasses.is_dataclass(value):  # a dataclass that is given is changed too, by fields given beside it

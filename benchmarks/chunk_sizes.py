@@ -1,6 +1,6 @@
 """Which number of rows per forward pass is fastest here: a few passes of the denoiser, which change nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,10 +57,7 @@ def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, ro
                 del times[size]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # larger chunks than the run's leave more than it needs
-    return {
-        size: Seconds(min(one.wall for one in taken) / min(size, most), min(one.cpu for one in taken) / min(size, most))
-        for size, taken in times.items()
-    }
+    return {size: _least(taken, rows=min(size, most)) for size, taken in times.items()}
 
 
 def gain(seconds: Mapping[int, Seconds], size: int, here: int) -> float:
@@ -84,6 +81,10 @@ def advice(seconds: Mapping[int, Seconds], here: int) -> str | None:
         f"chunks of {best} rows are {more:.0%} faster here than chunks of {here}: sampling and training a row took "
         f"{after:.3g} ms, not {before:.3g}. Start with --policy.chunk-size {best} to have them."
     )
+
+
+def _least(taken: Sequence[Seconds], rows: int) -> Seconds:
+    return Seconds(min(one.wall for one in taken) / rows, min(one.cpu for one in taken) / rows)
 
 
 def _pass(policy: DenoisingPolicy, size: int) -> Seconds:

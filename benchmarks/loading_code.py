@@ -130,9 +130,8 @@ def scheduler_lines(model: Any, sampler: str, eta: float, pipeline: str) -> list
         loaded = diffusers.DDIMScheduler.from_config(loaded).config
     # What the run read out of the scheduler's settings, and what diffusers would: it drops some, and has defaults.
     used, plain = kind.from_config(dict(model.scheduler_config)).config, kind.from_config(loaded).config
-    settings = (
-        inspect.signature(kind.__init__).parameters.keys() & used.keys()
-    )  # others' settings are kept, and ignored
+    # Settings of other schedulers are kept in the config, and ignored.
+    settings = inspect.signature(kind.__init__).parameters.keys() & used.keys()
     # The first is named in any case, for the default depends on the scheduler that the model came with.
     names = ["clip_sample", *sorted(name for name in settings - {"clip_sample"} if used[name] != plain[name])]
     named = {name: used[name] for name in names}

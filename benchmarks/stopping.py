@@ -69,9 +69,7 @@ class StopSignal:
             # Not print, which the signal may have come in the middle of; and a terminal may be closed.
             with contextlib.suppress(OSError):
                 os.write(2, f"\nstopping: {self._what} (again: at once) ...\n".encode())
-        elif (
-            os.environ.get("WORLD_SIZE", "1") == "1"
-        ):  # a launcher repeats to its ranks what the terminal has told them already
+        elif os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher repeats the terminal's signal to its ranks
             _end(len(self._heard) - 1, number)
 
 
