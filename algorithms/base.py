@@ -27,7 +27,7 @@ from algorithms.evaluation import (
     rollout_metrics,
     warn_of_equal_rewards,
 )
-from algorithms.files import published, user_path
+from algorithms.files import published
 from algorithms.learning_rate import Config
 from algorithms.optimizers import check_optimizer
 from algorithms.policy import DenoisingPolicy
@@ -44,6 +44,7 @@ from algorithms.within_memory import is_out_of_memory, within_memory
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 from diffusion_gym.naming import log_name
+from diffusion_gym.paths import user_path
 from diffusion_gym.rewards import WeightedSum
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")

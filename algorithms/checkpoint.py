@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from algorithms.files import user_path, write_atomically
+from algorithms.files import write_atomically
+from diffusion_gym.paths import user_path
 
 FORMAT = 1
 _STATE, _TENSORS = "state.json", "tensors.safetensors"

@@ -6,17 +6,17 @@ notes in the folder's ``.diffusion-gym.json`` what it wrote, and replaces only w
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
+
+from diffusion_gym.errors import warn_once
 
 #: What the names of files begin with that are still being written; a process that was killed leaves them behind.
 UNFINISHED = ".unfinished-"
@@ -26,11 +26,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Of what fsync says: the data are lost. Anything else says that the file system has no such call.
 _LOST = (*FULL, errno.EIO, errno.EROFS)
 _CHUNK = 1 << 24
-
-
-def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path, with ``~`` and ``~name`` as the home folders that they stand for."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises for a name that nobody has
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -156,12 +151,6 @@ def share_as(example: Path, files: Iterable[Path]) -> None:
     for file in files:
         with contextlib.suppress(OSError):  # a file system without permissions
             file.chmod(mode)
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """Warn, the first time in this process."""
-    warnings.warn(text, stacklevel=3)
 
 
 def _record(folder: Path) -> dict[str, list[str]]:

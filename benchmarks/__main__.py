@@ -19,6 +19,7 @@ from benchmarks.stopping import Stopped, ended_at_once, status_of
 from benchmarks.terminal import prepare_terminal
 from diffusion_gym import _lazy
 from diffusion_gym.naming import one_line
+from diffusion_gym.paths import user_path
 
 #: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -50,7 +51,7 @@ def _user_path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.P
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda words: _lazy.found("algorithms.files:user_path")(words[0]),
+        instance_from_str=lambda words: user_path(words[0]),
         is_instance=lambda instance: isinstance(instance, Path),
         str_from_instance=lambda instance: [str(instance)],
     )

@@ -10,6 +10,7 @@ from algorithms import DiffusionAlgorithm
 from diffusion_gym.models.loading import EMBEDDED
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.models.unconditional import UnconditionalPixels
+from diffusion_gym.paths import user_path
 
 #: diffusers' scheduler whose step is the sampler's.
 _SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
@@ -84,7 +85,7 @@ def base_name(model: str) -> str:
 
 def is_folder(model: str) -> bool:
     """Whether the model's name is a folder here, and no name of a shipped model or of the hub."""
-    return model not in EMBEDDED and (Path(model).expanduser().is_dir() or Path(model).is_absolute())
+    return model not in EMBEDDED and (user_path(model).is_dir() or Path(model).is_absolute())
 
 
 def _imports(lines: list[str], pipeline: type) -> list[str]:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from algorithms.files import RECORD, UNFINISHED, listed, made, warn_once
+from algorithms.files import RECORD, UNFINISHED, listed, made
+from diffusion_gym.errors import warn_once
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from algorithms import AlgorithmConfig
-from algorithms.files import user_path
 from benchmarks import folder as folders
 from benchmarks.folder import RUN, read_json, read_spec
 from benchmarks.provenance import DECIDES, provenance
 from benchmarks.settings import RunSpec
 from benchmarks.train import Output, Train, spec_of, threads_of, train_spec
 from diffusion_gym.naming import file_name
+from diffusion_gym.paths import user_path
 from diffusion_gym.rewards import file_digests
 
 CONFIG = "--config"

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_gym.naming import did_you_mean
+from diffusion_gym.paths import user_path
 
 #: The 45 common animals of the paper's aesthetic and alignment tasks (Black et al. 2023, appendix).
 ANIMALS: tuple[str, ...] = (
@@ -289,7 +289,7 @@ def _named(name: str) -> PromptSet:
     if name in PROMPT_SETS:
         return PromptSet(PROMPT_SETS[name]())
     if Path(name).suffix or "/" in name or "\\" in name:
-        return read_prompts(Path(os.path.expanduser(name)))  # noqa: PTH111 - Path's raises for a name that nobody has
+        return read_prompts(user_path(name))
     raise ValueError(
         f"unknown prompt set {name!r}; expected one of {sorted(PROMPT_SETS)}, one of these with @train or @held-out "
         f"behind it, a file such as 'prompts.txt' with one prompt per line, or, in Python, a list of prompts (for a "

@@ -11,13 +11,13 @@ stand here, apart from their classes, so that the command line reads its default
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_gym.choices import EXACT_MODELS, folder_of
+from diffusion_gym.paths import expanded
 
 if TYPE_CHECKING:
     from diffusion_gym.models.base import DiffusionModel
@@ -108,15 +108,15 @@ def recommended(model: str | Path | DiffusionModel) -> Recommended:
     """
     if not isinstance(model, str | Path):
         return model.recommended
-    name = os.path.expanduser(model)  # noqa: PTH111 - a Path would shorten "./owner/model" to a hub id
+    name = expanded(model)
     if name in EXACT_MODELS:
         return EXACT
-    family = BY_PIPELINE.get(_pipeline_class(Path(folder_of(str(name)))))
+    family = BY_PIPELINE.get(_pipeline_class(Path(folder_of(name))))
     if family is not None:
-        return in_folder(folder_of(str(name)), family)
+        return in_folder(folder_of(name), family)
     from diffusion_gym.models.loading import pipeline_recommends
 
-    return pipeline_recommends(str(name))
+    return pipeline_recommends(name)
 
 
 def in_folder(source: str, family: Recommended) -> Recommended:

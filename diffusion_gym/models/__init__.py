@@ -1,6 +1,5 @@
 """Pretrained models by name, folder or hub id; each is one adapter around a diffusers pipeline."""
 
-import os
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 
 from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
 from diffusion_gym.models.loading import load_pipeline_model, state_of
+from diffusion_gym.paths import expanded
 from diffusion_gym.recommended import Recommended, recommended
 
 __all__ = [
@@ -51,7 +51,7 @@ def load_model(
     if isinstance(name, DiffusionModel):
         return name
     if isinstance(name, str | Path):
-        name = os.path.expanduser(name)  # noqa: PTH111 - a Path would shorten "./owner/model" to a hub id
+        name = expanded(name)
     if not isinstance(name, str):
         raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
     if dtype not in DTYPES:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffusion_gym.errors import summary
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 
 if TYPE_CHECKING:
@@ -110,10 +111,9 @@ def _run(model: "PipelineModel", what: str, step: Callable[[], Any]) -> Any:
     except Exception as error:  # the libraries raise many unrelated types
         if isinstance(error, ValueError) and repr(model.name) in str(error):
             raise  # in our own words already
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ValueError(
-            f"the model {model.name!r} was loaded, and cannot run: {what} failed ({reason}). Expected parts that "
-            "belong together, of a model that needs nothing but noise and a text."
+            f"the model {model.name!r} was loaded, and cannot run: {what} failed ({summary(error)}). Expected parts "
+            "that belong together, of a model that needs nothing but noise and a text."
         ) from error
 
 

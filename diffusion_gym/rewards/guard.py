@@ -2,15 +2,16 @@
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from diffusion_gym.errors import warn_once
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,10 @@ def settings_kept(who: str) -> Iterator[None]:
     finally:
         changed = [setting.name for setting, value in before if _restored(setting, value)]
         if changed:
-            _tell(who, ", ".join(changed))
+            warn_once(
+                f"{who} changed settings of the whole process: {', '.join(changed)}. They were restored; change such "
+                "settings only while they are needed, for example in 'with torch.no_grad():'."
+            )
 
 
 def _restored(setting: _Setting, value: Any) -> bool:
@@ -166,12 +170,3 @@ def _restored(setting: _Setting, value: Any) -> bool:
         return False
     setting.write(value)
     return True
-
-
-@cache
-def _tell(who: str, changed: str) -> None:
-    warnings.warn(
-        f"{who} changed settings of the whole process: {changed}. They were restored; change such settings only while "
-        "they are needed, for example in 'with torch.no_grad():'.",
-        stacklevel=2,
-    )

@@ -1,7 +1,6 @@
 """Options of a reward in its text: ``name?key=value&key=value``, checked against the constructor's annotations."""
 
 import inspect
-import os
 import types
 import typing
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from diffusion_gym.naming import did_you_mean
+from diffusion_gym.paths import expanded
 
 
 def parse_options(name: str, constructor: Callable[..., Any], text: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _plain_type(hint: Any) -> type | None:
 def _convert(name: str, key: str, value: str, kind: type) -> Any:
     try:
         if kind is str:
-            return os.path.expanduser(value)  # noqa: PTH111 - a text that begins with ~/ is a path in the home folder
+            return expanded(value)  # a text that begins with ~/ is a path in the home folder
         return {"true": True, "false": False}[value] if kind is bool else kind(value)
     except (KeyError, ValueError) as error:
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]

@@ -9,11 +9,12 @@ is written ``%2C``.
 
 import hashlib
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from diffusion_gym.paths import user_path
 
 _FILE = re.compile(r"(?P<path>.+\.py):(?P<function>[^\W\d]\w*)", flags=re.DOTALL)
 _HOST = re.compile(r"://(\[[^\]]*\]|[^/:&=\[\]]+)$")  # what a port may follow, a bracketed IPv6 address too
@@ -45,8 +46,7 @@ def parse_reward(text: str) -> list[TermSpec]:
 def file_function(reward: str) -> tuple[Path, str] | None:
     """Return file and function of ``path/to/file.py:function``, or None where the text is a name."""
     match = None if "?" in reward else _FILE.fullmatch(reward)
-    # Not Path's expanduser, which raises for a name that nobody has.
-    return None if match is None else (Path(os.path.expanduser(match["path"])), match["function"])  # noqa: PTH111
+    return None if match is None else (user_path(match["path"]), match["function"])
 
 
 def check_file(path: Path) -> None:

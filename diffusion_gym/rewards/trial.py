@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
+from diffusion_gym.errors import summary
+
 
 @contextlib.contextmanager
 def tried(what: str, expected: str) -> Iterator[None]:
@@ -22,7 +24,6 @@ def tried(what: str, expected: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # models of other kinds raise many unrelated types
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ValueError(
-            f"{what} was loaded, but fails on a first small input ({why}); expected {expected}."
+            f"{what} was loaded, but fails on a first small input ({summary(error)}); expected {expected}."
         ) from error

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import NoReturn
 
+from diffusion_gym.errors import summary
 from diffusion_gym.models import check_device
 from diffusion_gym.models.files import check_not_pointers
 from diffusion_gym.models.loading import ASSETS
@@ -38,7 +39,6 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
         hub_id: the repository to download; by default the value, where it looks like one.
     """
     check_not_pointers(Path(value), f"{option}={value}")
-    why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if hub_id is None and value.count("/") == 1 and not value.startswith((".", "/")) and not Path(value).exists():
         hub_id = value
     advice = (
@@ -47,7 +47,7 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
         if hub_id
         else "Expected a folder or file with the weights, or a hub id such as 'owner/model'."
     )
-    raise ValueError(f"the weights {option}={value} cannot be loaded ({why}). {advice}") from error
+    raise ValueError(f"the weights {option}={value} cannot be loaded ({summary(error)}). {advice}") from error
 
 
 def check_placement(chunk_size: int, device: str | None) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_gym.errors import warn_once
 from diffusion_gym.rewards import REWARDS, Compressibility, RewardTerm, WeightedSum, evaluate_reward, resolve_reward
-from diffusion_gym.rewards.guard import _tell, settings_kept
+from diffusion_gym.rewards.guard import settings_kept
 
 PROMPTS = ["b", "a", "c"]
 _OPEN: list[Any] = []
@@ -22,7 +23,7 @@ _OPEN: list[Any] = []
 @pytest.fixture(autouse=True)
 def tell_again() -> Iterator[None]:
     """Let each test be the first to warn."""
-    _tell.cache_clear()
+    warn_once.cache_clear()
     yield
     _OPEN.clear()
 

@@ -18,12 +18,13 @@ import diffusion_gym
 from algorithms import ALGORITHMS, DDPO, EvaluationConfig
 from algorithms.checkpoint import read_checkpoint, write_checkpoint
 from algorithms.config import override
-from algorithms.files import RECORD, check_replaceable, published, warn_once, write_atomically
+from algorithms.files import RECORD, check_replaceable, published, write_atomically
 from benchmarks.__main__ import main
 from benchmarks.ownership import locked
 from benchmarks.pages import Tables, tables
 from benchmarks.runs import run
 from benchmarks.settings import RunSpec, TaskConfig
+from diffusion_gym.errors import warn_once
 
 EXACT = ["--model", "exact-gaussian", "--reward", "exact-quadratic", "--policy.trainable", "full", "--threads", "1"]
 SMALL = ["--images-per-iteration", "8", "--num-envs", "8", "--num-inference-steps", "2", "--reward-queries", "8"]
