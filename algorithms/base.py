@@ -612,7 +612,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder.
 
-        With ``ema_decay`` they are the averaged ones. Of several ranks all must call this; the first writes.
+        With ``ema_decay`` they are the averaged ones. Collective: call on every rank; the first writes.
 
         Raises:
             ValueError: a file in the way that no export wrote, or that was changed since; nothing is replaced then.

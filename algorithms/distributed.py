@@ -147,7 +147,7 @@ class Ranks:
             return self._accelerator.prepare_model(module)
 
     def call(self, work: Callable[[], T]) -> T:
-        """Return what this rank's work returns, once every rank has done its own. All must call this at one point.
+        """Return what this rank's work returns, once every rank has done its own. Collective: call on every rank.
 
         Raises:
             Exception: the work's own, where it failed here.

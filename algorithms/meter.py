@@ -12,7 +12,7 @@ class Meter:
     """Sums of rows and maxima by name; nothing is copied to the CPU, or exchanged, before :meth:`means`."""
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
-        """Begin empty; all ranks must read at one point."""
+        """Begin empty; :meth:`means` is collective."""
         self._ranks = ranks
         self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
@@ -37,13 +37,13 @@ class Meter:
         """Return averages and maxima as numbers."""
         sums = {name: (sum(_numbers(values)), self._counts[name]) for name, values in self._sums.items()}
         maxima = {name: float(value) for name, value in self._maxima.items()}
-        told = self._ranks.gather_objects((sums, maxima))
+        by_rank = self._ranks.gather_objects((sums, maxima))
         means = {}
-        for name in dict.fromkeys(name for theirs, _ in told for name in theirs):
-            parts = [theirs[name] for theirs, _ in told if name in theirs]
-            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
-        for name in dict.fromkeys(name for _, theirs in told for name in theirs):
-            means[name] = max(theirs[name] for _, theirs in told if name in theirs)
+        for name in dict.fromkeys(name for theirs, _ in by_rank for name in theirs):
+            counted = [theirs[name] for theirs, _ in by_rank if name in theirs]
+            means[name] = sum(total for total, _ in counted) / sum(count for _, count in counted)
+        for name in dict.fromkeys(name for _, theirs in by_rank for name in theirs):
+            means[name] = max(theirs[name] for _, theirs in by_rank if name in theirs)
         return means
 
 

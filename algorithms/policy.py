@@ -125,7 +125,7 @@ class DenoisingPolicy(nn.Module):
     def whole_denoiser(self) -> nn.Module:
         """Return the unwrapped denoiser with all its weights: itself, or a copy of one that is sharded.
 
-        Of several ranks all must call this.
+        Collective: call on every rank.
         """
         trained = self.trainable_parameters()
         if not any(map(is_sharded, trained.values())):

@@ -1,6 +1,6 @@
 """Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept.
 
-Of several ranks each denoises its own images and keeps what is large; prompts and rewards are those of all.
+Each rank denoises its own images and keeps their latents; prompts and rewards are kept of all images on every rank.
 
 Images are assigned to updates before they are sampled, and a forward pass never takes images of two updates. So an
 update scores the very chunks that were sampled: the same images, in the same order and number, at the same step, from
@@ -40,7 +40,7 @@ class Rollout:
         images: (m, 3, H, W), uint8.
         split: which of the n images lie here.
         round_size: images that were denoised side by side here.
-        updates: the images are assigned to so many updates, equally many neighbours to each.
+        updates: how many updates the images are assigned to, equally many neighbours to each.
         parts: of a combined reward, name -> (n,), float32: each reward's own scores.
         kl_to_start: (n,), float32, where it was measured: the sum over the steps of the exact KL to the starting model,
             nats.

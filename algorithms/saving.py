@@ -1,4 +1,4 @@
-"""What an algorithm is between two iterations, and how it is saved and restored: the same to the bit."""
+"""What an algorithm is between two iterations, and how it is saved and restored: the same bit for bit."""
 
 import copy
 import os
@@ -117,7 +117,7 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
     def get_parameters(self) -> Groups:
         """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average".
 
-        Of several ranks all must call this.
+        Collective: call on every rank.
         """
         return self._get_parameters()
 
@@ -158,7 +158,7 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
 
         It is safetensors and JSON, no pickle; a schedule of the learning rate is not in it, and given again to `load`.
 
-        Of several ranks all must call this; the first writes, and the others wait until it has.
+        Collective: call on every rank; the first writes, and the others wait until it has.
 
         A file there that is no checkpoint is not replaced. ``exclude`` and ``include`` are Stable-Baselines3's; a
         checkpoint has fixed content, so they are refused.

@@ -13,7 +13,7 @@ class RolloutScorer:
     """Stands in for the environment's :func:`score_images` during a rollout, and keeps what each round scored.
 
     Beside sampling, the environment is told 0 at once and :meth:`result` the truth at the end. One thread scores the
-    rounds in their order, so a reward sees the same batches one after another, and scores them the same to the bit.
+    rounds in their order, so a reward sees the same batches one after another, and scores them the same bit for bit.
     """
 
     def __init__(self, beside: bool) -> None:

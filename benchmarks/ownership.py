@@ -18,7 +18,7 @@ def claimed(folder: Path, is_ours: Callable[[Path], bool], what: str) -> Iterato
 
     Args:
         folder: to write in.
-        is_ours: whether one with files in it is one to go on with.
+        is_ours: whether a folder with files in it may be resumed.
         what: such a folder holds, for the message.
 
     Raises:

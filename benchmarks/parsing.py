@@ -1,4 +1,4 @@
-"""Reads options from the command line with tyro; a mistake is told in a few lines, with the name that was meant."""
+"""Reads options from the command line with tyro; a mistake gives a few lines, with the name that was meant."""
 
 import argparse
 import contextlib
@@ -34,17 +34,17 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
     """
 
     def flags() -> list[str]:
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             tyro.cli(kind, args=["--help"], prog=command, **more)
-        return list(dict.fromkeys(_FLAG.findall(told.getvalue())))
+        return list(dict.fromkeys(_FLAG.findall(printed.getvalue())))
 
     def refuse(event: Any) -> None:
-        told = _told(event, command, flags)
-        if told is not None:
-            raise Mistake(f"{told}\nAll options: {command} --help")
+        message = _message(event, command, flags)
+        if message is not None:
+            raise Mistake(f"{message}\nAll options: {command} --help")
 
-    with _heard(refuse):
+    with _mistakes_go_to(refuse):
         return tyro.cli(kind, args=list(words), prog=command, **more)
 
 
@@ -80,10 +80,10 @@ def unknown(
 
 
 @contextlib.contextmanager
-def _heard(refuse: Callable[[Any], None]) -> Iterator[None]:
-    """Let ``refuse`` hear of a mistake before tyro prints it.
+def _mistakes_go_to(refuse: Callable[[Any], None]) -> Iterator[None]:
+    """Call ``refuse`` with a mistake before tyro prints it.
 
-    tyro's hook is not public: a version that has none, or another, tells the mistake in its own words, at more length.
+    tyro's hook is not public: a version that has none, or another, prints the mistake in its own words, at more length.
     """
     try:
         from tyro._errors import on_parse_error
@@ -94,8 +94,8 @@ def _heard(refuse: Callable[[Any], None]) -> Iterator[None]:
         yield
 
 
-def _told(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
-    """Return a mistake in one sentence and what was meant, or None where tyro is to tell it."""
+def _message(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
+    """Return a mistake in one sentence and what was meant, or None where tyro is to print it."""
     argument: Any = getattr(event, "argument", None)
     name = "" if argument is None else argument.display_name()
     match type(event).__name__:

@@ -112,7 +112,7 @@ def run(
         wandb: also log the same to Weights & Biases; ``"offline"`` sends nothing.
         on_built: called with the algorithm before anything is written or trained.
 
-    Of several ranks all must call this, with one folder that all can read; the first writes.
+    Collective: call on every rank, with one folder that all can read; the first writes.
 
     Raises:
         ValueError: the folder holds another run, a damaged one or files of somebody else's, another process trains in

@@ -14,8 +14,8 @@ from diffusion_gym.naming import escaped
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; cells are texts, and nothing in them is markup."""
     lines = [[escaped(cell) for cell in row] for row in (header, *rows)]
-    told = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([told[0], "|" + "---|" * len(header), *told[1:]])
+    rendered = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([rendered[0], "|" + "---|" * len(header), *rendered[1:]])
 
 
 def table(summary: Curves) -> str:

@@ -21,8 +21,8 @@ def prepare_terminal() -> None:
 
 def command(*words: str | Path) -> str:
     """Return a command of ours as a shell reads it: quoted, and no path taken for an option."""
-    paths_told = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
-    return shlex.join(["diffusion-gym", *paths_told])
+    quoted = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return shlex.join(["diffusion-gym", *quoted])
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:

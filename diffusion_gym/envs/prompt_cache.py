@@ -17,7 +17,7 @@ class PromptCache:
     """What the frozen text encoders, and if asked for the tokenizers, make of a prompt.
 
     A prompt is encoded in a batch of its own, so that its values do not depend on what else was asked for, and one that
-    was dropped comes back the same to the bit.
+    was dropped comes back the same bit for bit.
     """
 
     def __init__(self, model: DiffusionModel, tokens: bool = False, limit: int = PROMPT_CACHE_BYTES) -> None:

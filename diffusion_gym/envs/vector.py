@@ -27,7 +27,7 @@ Array = Any  # np.ndarray or Tensor, by the environment's ``output``
 class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
     """n independent :class:`~diffusion_gym.envs.single.DenoiseEnv`, batched; same spaces, rewards and info.
 
-    Environment i seeded with s equals a single environment seeded with s + i: to the bit in the initial latent and
+    Environment i seeded with s equals a single environment seeded with s + i: bit for bit in the initial latent and
     the prompt, and to rounding after that (the decoder sees another batch size).
 
     Arguments beside the single environment's:

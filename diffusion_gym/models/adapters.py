@@ -93,7 +93,7 @@ def _has(network: nn.Module, endings: tuple[str, ...]) -> bool:
 
 def _listed(parts: Mapping[str, tuple[nn.Module, Groups]]) -> str:
     """List the endings of the layers that can be adapted, of each part."""
-    told = []
+    listed = []
     for component, (network, _) in parts.items():
         endings: dict[str, None] = {}
         for name, layer in network.named_modules():
@@ -101,5 +101,5 @@ def _listed(parts: Mapping[str, tuple[nn.Module, Groups]]) -> str:
                 *before, last = name.rsplit(".", 2)
                 endings[f"{before[-1]}.{last}" if last.isdecimal() and before else last] = None
         more = ", ..." if len(endings) > _LISTED else ""
-        told.append(f"{component} {', '.join(list(endings)[:_LISTED])}{more}")
-    return "; ".join(told)
+        listed.append(f"{component} {', '.join(list(endings)[:_LISTED])}{more}")
+    return "; ".join(listed)

@@ -106,7 +106,7 @@ def advice(path: Path) -> str | None:
 
 
 def advice_for_name(name: str) -> str | None:
-    """The same of a name under which nothing lies."""
+    """Say what a name is under which nothing lies, and what to do; None where nothing is known."""
     if name.startswith(("http://", "https://")):
         path = name.partition("://")[2].split("/")[1:3]
         return f"is an address; give the hub id {'/'.join(path)!r}, or a folder" if len(path) == 2 else None

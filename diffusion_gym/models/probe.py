@@ -12,8 +12,8 @@ from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 if TYPE_CHECKING:
     from diffusion_gym.models.pipeline import PipelineModel
 
-#: Settings of a denoiser that decide what it takes, and are told where it fails.
-_TOLD = (
+#: Settings of a denoiser that decide what it takes; an error names them.
+_INPUT_SETTINGS = (
     *("in_channels", "out_channels", "sample_size", "patch_size", "cross_attention_dim", "joint_attention_dim"),
     *("pooled_projection_dim", "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim"),
 )
@@ -63,7 +63,7 @@ def check_runs(model: "PipelineModel") -> None:
         _check_shape(model, f"the {key.replace('_', ' ')}", conditioning[key], shape)
         check_finite(model, f"the {key.replace('_', ' ')}", model.dtype, conditioning[key].isfinite().all())
     given = {"latents": latents, **conditioning}
-    settings = {key: part.config[key] for key in _TOLD if part.config.get(key) is not None}
+    settings = {key: part.config[key] for key in _INPUT_SETTINGS if part.config.get(key) is not None}
     output = _run(
         model,
         f"a step of its {type(part).__name__} ({_shapes(given)}; its settings are {settings})",
