@@ -56,11 +56,6 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.where(np.isnan(values).any(axis), np.nan, middle)
 
 
-def bootstrap(values: Sequence[float], statistic: Callable[..., np.ndarray], over: str, seed: int = 0) -> Interval:
-    """Percentile bootstrap of a statistic that takes ``axis``; values: one a seed, or one an image."""
-    return stratified_bootstrap([[np.asarray(values)]], lambda scores: statistic(scores[0], axis=1), seed, over)[0]
-
-
 def summarise(evaluations: Sequence[Sequence[Sequence[float]]]) -> list[Interval]:
     """Summarise a curve's evaluations, each of them the per-image rewards of one seed, or of several.
 

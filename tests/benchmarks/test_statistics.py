@@ -1,7 +1,7 @@
 """Statistics against numbers worked out by hand, against rliable's definitions, and on data with a known answer."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ import pytest
 from benchmarks import statistics
 from benchmarks.statistics import (
     Interval,
-    bootstrap,
     interquartile_mean,
     over_seeds,
     performance_profile,
@@ -18,6 +17,11 @@ from benchmarks.statistics import (
     stratified_bootstrap,
     summarise,
 )
+
+
+def bootstrap(values: Sequence[float], statistic: Callable[..., np.ndarray], over: str) -> Interval:
+    """The interval of one sample."""
+    return stratified_bootstrap([[np.asarray(values)]], lambda scores: statistic(scores[0], axis=1), over=over)[0]
 
 
 def test_interquartile_mean_by_hand() -> None:

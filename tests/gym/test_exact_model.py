@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_gym import LoRAConfig, load_model
+from diffusion_gym import LoRAConfig, choices, load_model
 from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactDenoiser, ExactModel, read_points
 from diffusion_gym.models.gaussian_mixture import GaussianMixture
 from diffusion_gym.transitions import make_transition
@@ -23,6 +23,10 @@ UNEVEN = GaussianMixture(
     torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64),
 )
 PROMPTS = ("up", "right", "corner")
+
+
+def test_the_command_line_knows_the_same_names() -> None:
+    assert sorted(choices.EXACT_MODELS) == NAMES
 
 
 @pytest.fixture
