@@ -44,13 +44,13 @@ class Recommended:
         return {**self.sections.get(ANY, {}), **self.sections.get(algorithm, {})}
 
 
+_DDPO: Mapping[str, Any] = {name: {"images_per_iteration": 256} for name in ("ddpo-is", "ddpo-sf")}
 #: ddpo-pytorch's: LoRA on attention at 3e-4, 256 images per iteration and 4 updates; guidance as in the paper.
 STABLE_DIFFUSION = Recommended(
     num_inference_steps=50,
     sections={
         ANY: {"guidance_scale": 5.0, "num_envs": 32, "chunk_size": 8},
-        "ddpo-is": {"images_per_iteration": 256},
-        "ddpo-sf": {"images_per_iteration": 256},
+        **_DDPO,
     },
     source="its family, Stable Diffusion",
 )
@@ -58,8 +58,7 @@ STABLE_DIFFUSION_XL = Recommended(
     num_inference_steps=30,
     sections={
         ANY: {"guidance_scale": 5.0, "num_envs": 32, "chunk_size": 4},
-        "ddpo-is": {"images_per_iteration": 256},
-        "ddpo-sf": {"images_per_iteration": 256},
+        **_DDPO,
     },
     source="its family, SDXL",
 )
