@@ -311,14 +311,14 @@ def failing(name: str, model: str) -> Report:
 def little_memory(name: str, model: str) -> Report:
     """Memory runs out on rank 1 while it samples with 4 rows."""
     algorithm = build(name, model)
-    sample = algorithm.policy.sample
+    distribution = algorithm.policy.distribution
 
     def short(*arguments: Any) -> Any:
         if algorithm.ranks.rank == 1 and algorithm.policy.chunk_size == 4:
             raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
-        return sample(*arguments)
+        return distribution(*arguments)
 
-    algorithm.policy.sample = short  # type: ignore[method-assign]
+    algorithm.policy.distribution = short  # type: ignore[method-assign]
     return learn(algorithm, 1)
 
 
