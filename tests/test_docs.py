@@ -23,13 +23,12 @@ from urllib.parse import urlparse
 import gymnasium
 import pytest
 import torch
-import tyro
 
 from algorithms import ALGORITHMS, DDPO
-from benchmarks.__main__ import Command
+from benchmarks import __main__, repeat, train
 from benchmarks.loading_code import loading_code
-from benchmarks.repeat import Repeat
 from diffusion_gym import PROMPT_SETS, REWARDS
+from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.models.loading import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -237,6 +236,22 @@ def test_blocks_that_are_not_run_are_valid(page: str) -> None:
             ast.parse(block.text)
 
 
+@pytest.fixture
+def only_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are read and no more is done; no model is fetched, and ``train --config`` finds a run of DDPO-IS."""
+    monkeypatch.setattr(__main__, "named_model", lambda words: DEFAULT_MODEL)
+    for name, (options, _) in __main__.COMMANDS.items():
+        monkeypatch.setitem(__main__.COMMANDS, name, (options, f"{__name__}:_nothing"))
+    monkeypatch.setattr(train, "train", _nothing)
+    monkeypatch.setattr(repeat, "repeat", _nothing)
+    monkeypatch.setattr(repeat, "recorded", lambda config: ("ddpo-is", train.defaults("ddpo-is", DEFAULT_MODEL)))
+
+
+def _nothing(*arguments: Any) -> int:
+    return 0
+
+
+@pytest.mark.usefixtures("only_parsed")
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every ``diffusion-gym`` and ``python -m benchmarks`` line has options that exist, with values that are taken."""
@@ -248,8 +263,7 @@ def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[s
                 continue
             status: object = 0
             try:
-                repeats = arguments[:2] == ["train", "--config"]
-                tyro.cli(Repeat if repeats else Command, args=arguments[repeats:], prog="diffusion-gym")
+                status = __main__.main(arguments)
             except SystemExit as ended:  # with 0 after --help
                 status = ended.code
             assert not status, f"{page}: diffusion-gym {shlex.join(arguments)}\n{capsys.readouterr().err}"
