@@ -25,8 +25,9 @@ import pytest
 import torch
 
 from algorithms import ALGORITHMS, DDPO
-from benchmarks import __main__, repeat, train
+from benchmarks.__main__ import COMMANDS, main
 from benchmarks.loading_code import loading_code
+from benchmarks.train import defaults
 from diffusion_gym import PROMPT_SETS, REWARDS
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.models.loading import FAMILIES
@@ -236,22 +237,23 @@ def test_blocks_that_are_not_run_are_valid(page: str) -> None:
             ast.parse(block.text)
 
 
-@pytest.fixture
-def only_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands are read and no more is done; no model is fetched, and ``train --config`` finds a run of DDPO-IS."""
-    monkeypatch.setattr(__main__, "named_model", lambda words: DEFAULT_MODEL)
-    for name, (options, _) in __main__.COMMANDS.items():
-        monkeypatch.setitem(__main__.COMMANDS, name, (options, f"{__name__}:_nothing"))
-    monkeypatch.setattr(train, "train", _nothing)
-    monkeypatch.setattr(repeat, "repeat", _nothing)
-    monkeypatch.setattr(repeat, "recorded", lambda config: ("ddpo-is", train.defaults("ddpo-is", DEFAULT_MODEL)))
-
-
-def _nothing(*arguments: Any) -> int:
+def parsed(*options: object) -> int:
+    """Stand for the command that would run now."""
     return 0
 
 
-@pytest.mark.usefixtures("only_parsed")
+@pytest.fixture
+def parsing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command line do no more than parse; every model stands for the shipped one, every run for one of it."""
+    for name, (options, _) in COMMANDS.items():
+        monkeypatch.setitem(COMMANDS, name, (options, f"{__name__}:parsed"))
+    monkeypatch.setattr("benchmarks.train.train", parsed)
+    monkeypatch.setattr("benchmarks.repeat.repeat", parsed)
+    monkeypatch.setattr("benchmarks.repeat.recorded", lambda config: ("ddpo-is", defaults("ddpo-is")))
+    monkeypatch.setattr("benchmarks.__main__.named_model", lambda words: DEFAULT_MODEL)
+
+
+@pytest.mark.usefixtures("parsing_alone")
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every ``diffusion-gym`` and ``python -m benchmarks`` line has options that exist, with values that are taken."""
@@ -263,7 +265,7 @@ def test_commands_parse(page: str, folder: Path, capsys: pytest.CaptureFixture[s
                 continue
             status: object = 0
             try:
-                status = __main__.main(arguments)
+                status = main(arguments)
             except SystemExit as ended:  # with 0 after --help
                 status = ended.code
             assert not status, f"{page}: diffusion-gym {shlex.join(arguments)}\n{capsys.readouterr().err}"

@@ -53,7 +53,6 @@ def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_
         ValueError: nothing is found under that name, or its pipeline class is not supported.
     """
     source, family = _family(name)
-    check_not_pointers(Path(source), f"model {name!r}")
     return family(name, source, device, dtype, vae_tiling)
 
 
@@ -66,6 +65,7 @@ def pipeline_recommends(name: str) -> Recommended:
 def _family(name: str) -> tuple[str, type[PipelineModel]]:
     """Return the folder or hub id of a model, and its family."""
     source = folder_of(name)
+    check_not_pointers(Path(source), f"model {name!r}")
     family = _pipeline_class(name, source)
     if family not in FAMILIES:
         raise ValueError(
