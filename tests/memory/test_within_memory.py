@@ -118,7 +118,7 @@ def test_evaluations_fit_too_and_the_size_is_kept_in_the_checkpoint(
 ) -> None:
     algorithm = small_run(trainable="lora", evaluation=EvaluationConfig(images=3))
     Scarce(algorithm, 1, sampling=True)
-    with pytest.warns(UserWarning, match="going on with 1"):
+    with pytest.warns(UserWarning, match="continuing with 1"):
         algorithm.learn(ITERATION)
     assert algorithm.policy.chunk_size == 1
     assert algorithm.logger.name_to_value.get("train/chunk_size", 1) == 1
