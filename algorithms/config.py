@@ -79,7 +79,7 @@ class EvaluationConfig:
     """Evaluation on fixed prompts and fixed noise, the same for every run and algorithm. Costs are not counted."""
 
     images: int = 0
-    """Images an evaluation; 0 switches evaluation off."""
+    """Images per evaluation; 0 switches evaluation off."""
     every: int = 1
     """Iterations from one evaluation to the next; the first is before training."""
     seed: int = 1_000_003

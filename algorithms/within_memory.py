@@ -26,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def too_little_memory(message: str) -> MemoryError:
     """Return the error for a device on which not even one row fits; ``message`` is the allocator's."""
     return MemoryError(
-        f"out of memory with one row a forward pass ({message}). Take less: --policy.gradient-checkpointing, "
+        f"out of memory with one row per forward pass ({message}). Take less: --policy.gradient-checkpointing, "
         "--policy.autocast bfloat16, --policy.trainable lora, --optimizer adamw8bit, a smaller --images-per-iteration, "
         "or a smaller model (docs/memory.md says what each saves)."
     )
@@ -62,7 +62,7 @@ def within_memory(policy: DenoisingPolicy, work: Callable[[], T], undo: Callable
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(
-            f"out of memory with {old} rows a forward pass ({message}); going on with {policy.chunk_size}, which "
+            f"out of memory with {old} rows per forward pass ({message}); continuing with {policy.chunk_size}, which "
             "changes results by float32 rounding alone. Given as --policy.chunk-size, it is not searched for again.",
             stacklevel=2,
         )

@@ -72,7 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(stopped)
         return stopped.status
     except KeyboardInterrupt as interrupt:
-        print("stopped; what was under way is not kept. The same command begins again.", file=sys.stderr)
+        print(
+            "stopped; what was under way is not kept, earlier checkpoints are. Give the same command again.",
+            file=sys.stderr,
+        )
         return status_of(interrupt)
     except (ValueError, MemoryError) as error:
         return _failed(error)

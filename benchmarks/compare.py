@@ -47,7 +47,7 @@ class Compare:
         Path | None,
         _option("PATH", "runs/SUITE; runs/compare for jpeg"),
     ] = None
-    """Where runs and report go. The same command goes on where it was stopped, and skips what is complete."""
+    """Where runs and report go. The same command resumes where it was stopped, and skips what is complete."""
     results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
     """Results files of other days or machines: their complete runs are taken over where their settings are the same.
     The first is also written, after every run."""

@@ -88,7 +88,7 @@ class MemoryEstimate:
         if self.device.type == "cpu":
             lines, beside = [*lines, *beside], []
         free = free_bytes(self.device)
-        short = "; less is free: rows a forward pass will be halved where it runs out" if self.total > free else ""
+        short = "; less is free: rows per forward pass will be halved where it runs out" if self.total > free else ""
         return "\n".join(
             [
                 f"memory on {self.device}, estimated: {_size(self.total)}, of {_size(free)} free{short}",

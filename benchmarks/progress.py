@@ -1,4 +1,4 @@
-"""The progress bar of train and compare: images, images a second, time left, reward; sparse lines off a terminal."""
+"""The progress bar of train and compare: images, images per second, time left, reward; sparse lines off a terminal."""
 
 import sys
 from collections.abc import Mapping
@@ -43,9 +43,10 @@ class ProgressBar:
         """
         self._done.update(images)
         self._started_at = {**images, **self._started_at}
+        already = int(self._finished + sum(self._started_at.values()))
         if self._bar is None:
-            self._bar = _make_bar(self._total)
-        self._bar.initial = int(self._finished + sum(self._started_at.values()))
+            self._bar = _make_bar(self._total, already)
+        self._bar.initial = already
         self._bar.n = int(self._finished + sum(self._done.values()))
         values = [f"{key}={value:.3f}" for key, value in rewards.items() if value is not None]
         self._bar.set_postfix_str(prefix + ", ".join(values), refresh=False)
@@ -56,8 +57,8 @@ class ProgressBar:
         tqdm.write(text)
 
 
-def _make_bar(total: int) -> "tqdm[Any]":
-    options: dict[str, Any] = {"total": total, "unit": "img", "smoothing": 0, "miniters": 0}
+def _make_bar(total: int, already: int) -> "tqdm[Any]":
+    options: dict[str, Any] = {"total": total, "initial": already, "unit": "img", "smoothing": 0, "miniters": 0}
     if sys.stderr.isatty():
         return tqdm(**options, dynamic_ncols=True, bar_format=_BAR)
     between = {"mininterval": _SECONDS_BETWEEN_LINES, "maxinterval": _SECONDS_BETWEEN_LINES}

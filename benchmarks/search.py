@@ -114,7 +114,7 @@ class Search:
     algorithms: tuple[str, ...] = tuple(CANDIDATES)
     """Algorithms to search for."""
     folder: Path = Path("runs/search")
-    """Where runs and results go; the same command goes on where it was stopped."""
+    """Where runs and results go; the same command resumes where it was stopped."""
     results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
     """Results files of other days or machines, whose complete runs are taken over; the first is also written."""
     processes: int = 0

@@ -135,7 +135,10 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     def built(algorithm: "DiffusionAlgorithm[Any]") -> None:
         estimate = estimate_memory(algorithm)
         say(f"{_taken(spec, algorithm)}\n{estimate.describe()}")
-        images = spec.total_queries - algorithm.costs["reward_queries"]
+        done = round(algorithm.costs["reward_queries"])
+        if done:
+            say(f"resuming after {done} of {spec.total_queries} reward queries")
+        images = spec.total_queries - done
         seconds = time_chunks(algorithm, estimate, round(images * algorithm.policy.num_inference_steps))
         faster = advice(seconds, algorithm.policy.chunk_size)
         if faster is not None:

@@ -46,7 +46,7 @@ def test_in_the_first_sampling_it_is_the_run_of_that_chunk_size(small_run: Calla
     kwargs = {"trainable": trainable, "updates_per_iteration": 2} | ({"batch_size": 6} if cls is RWR else {})
     algorithm = small_run(cls, **kwargs)
     scarce = Scarce(algorithm, 2, sampling=True)
-    with pytest.warns(UserWarning, match=r"out of memory with 4 rows.*going on with 2"):
+    with pytest.warns(UserWarning, match=r"out of memory with 4 rows.*continuing with 2"):
         weights = trained(algorithm)
     expected = small_run(cls, **{**kwargs, "chunk_size": 2})
     assert largest_gap(weights, trained(expected)) == 0.0
@@ -80,7 +80,7 @@ def test_in_the_update_everything_is_taken_back(small_run: Callable, after: int,
         )
         if scarce:
             Scarce(algorithm, 2, sampling=False, after=after)
-            with pytest.warns(UserWarning, match="going on with 2"):
+            with pytest.warns(UserWarning, match="continuing with 2"):
                 algorithm.learn(ITERATION)
         else:
             algorithm.learn(ITERATION)
@@ -106,7 +106,7 @@ def test_both_updates_of_rwr(small_run: Callable) -> None:
     kwargs: dict[str, Any] = {"trainable": "full", "batch_size": 12, "learning_rate": 1e-4}
     algorithm, expected = small_run(RWR, **kwargs), small_run(RWR, **kwargs)
     Scarce(algorithm, 2, sampling=False, after=1)
-    with pytest.warns(UserWarning, match="going on with 2"):
+    with pytest.warns(UserWarning, match="continuing with 2"):
         weights = trained(algorithm, 1)
     wanted = trained(expected, 1)
     gaps = [float((weights[name] - wanted[name]).abs().mean()) for name in wanted]
@@ -118,7 +118,7 @@ def test_evaluations_fit_too_and_the_size_is_kept_in_the_checkpoint(
 ) -> None:
     algorithm = small_run(trainable="lora", evaluation=EvaluationConfig(images=3))
     Scarce(algorithm, 1, sampling=True)
-    with pytest.warns(UserWarning, match="going on with 1"):
+    with pytest.warns(UserWarning, match="continuing with 1"):
         algorithm.learn(ITERATION)
     assert algorithm.policy.chunk_size == 1
     assert algorithm.logger.name_to_value.get("train/chunk_size", 1) == 1
@@ -132,7 +132,7 @@ def test_when_one_row_does_not_fit_it_says_what_saves_memory(small_run: Callable
     Scarce(algorithm, 0, sampling=True)
     with (
         pytest.warns(UserWarning, match="with 1"),
-        pytest.raises(MemoryError, match=r"one row a forward pass.*gradient-checkpointing"),
+        pytest.raises(MemoryError, match=r"one row per forward pass.*gradient-checkpointing"),
     ):
         algorithm.learn(ITERATION)
     assert algorithm.num_timesteps == 0

@@ -62,6 +62,16 @@ def test_a_finished_run_made_longer_is_one_that_was_asked_for_at_once(name: str,
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+def test_a_resumed_run_says_where_and_its_bar_begins_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TRAIN, *QUADRATIC, "--folder", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert "resuming" not in capsys.readouterr().out
+    assert main([*command, "--reward-queries", "32"]) == 0  # the latter of two counts
+    said = capsys.readouterr()
+    assert "resuming after 16 of 32 reward queries\n" in said.out
+    assert int(said.err.partition("| ")[2].partition("/32 images")[0]) >= 16
+
+
 def test_a_finished_run_is_read_back_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of("ddpo-is", 16)
     first = run(spec, tmp_path)

@@ -152,7 +152,7 @@ def test_a_command_without_checkpoints_ends_with_a_sentence(
     monkeypatch.setattr("diffusion_gym.envs.config.build_mdp", sending(signal.SIGTERM, 1, 1, lambda *given: None))
     assert main(["sample", "--output", str(tmp_path / "a.png")]) == 143
     error = capsys.readouterr().err
-    assert error == "stopped; what was under way is not kept. The same command begins again.\n"
+    assert error == "stopped; what was under way is not kept, earlier checkpoints are. Give the same command again.\n"
     assert list(tmp_path.iterdir()) == []
 
 
