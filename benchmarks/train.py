@@ -132,9 +132,13 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     )
     checkpoint = folder / CHECKPOINT
 
+    stop = StopSignal("a checkpoint is written after this step")
+
     def built(algorithm: "DiffusionAlgorithm[Any]") -> None:
         estimate = estimate_memory(algorithm)
         say(f"{_taken(spec, algorithm)}\n{estimate.describe()}")
+        if stop():
+            return
         images = spec.total_queries - algorithm.costs["reward_queries"]
         seconds = time_chunks(algorithm, estimate, round(images * algorithm.policy.num_inference_steps))
         faster = advice(seconds, algorithm.policy.chunk_size)
@@ -142,7 +146,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
             say(faster)
 
     try:
-        with ProgressBar(spec.total_queries) as bar, StopSignal("a checkpoint is written after this step") as stop:
+        with ProgressBar(spec.total_queries) as bar, stop:
 
             def show(progress: Progress) -> None:
                 bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})
