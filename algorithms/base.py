@@ -333,9 +333,11 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 if self.iteration % log_interval == 0:
                     self._log(metrics)
             self._evaluate_if_due(final=True)
-        except Interrupted:  # the iteration never happened
+        except (Interrupted, KeyboardInterrupt) as interrupt:  # the iteration never happened
             self._forget_rollout()
             self.costs = costs
+            if isinstance(interrupt, KeyboardInterrupt):
+                raise
         callback.on_training_end()
         self._callback_locals = CallbackLocals()  # the former ones hold this algorithm and its callbacks
         return self
@@ -479,7 +481,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
 
         try:
             return within_memory(self.policy, update, undo)
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             undo()
             raise
 

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Union
 import tyro
 
 from benchmarks.parsing import Mistake, named_model, parse, unknown
-from benchmarks.stopping import Stopped, ended_at_once, status_of
+from benchmarks.stopping import Stopped, ended_at_once, quiet_ctrl_c, status_of
 from benchmarks.terminal import prepare_terminal
 from diffusion_gym import _lazy
-from diffusion_gym.naming import one_line
+from diffusion_gym.naming import did_you_mean, one_line
 from diffusion_gym.paths import user_path
 
 #: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
@@ -186,9 +186,11 @@ def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, descri
         commands: Any = Union[tuple(each)]  # noqa: UP007
         tyro.cli(commands, args=["--help"], prog=command, description=description)
     words = [word for word in words if word]
-    came = f" before {words[0]}" if words else ""
+    came = f" before {one_line(words[0], 60)}" if words else ""
+    flags = ["--help", "--config"] if "train" not in helps else ["--help"]
+    near = did_you_mean(words[0].partition("=")[0], flags) if words else ""
     raise Mistake(
-        f"{command} needs {what}{came}: {', '.join(helps)}. For example: {command} {next(iter(helps))} --help\n"
+        f"{command} needs {what}{came}: {', '.join(helps)}.{near} For example: {command} {next(iter(helps))} --help\n"
         f"More about them: {command} --help"
     )
 
@@ -230,4 +232,5 @@ def _check_one_process(command: str) -> None:
 
 
 if __name__ == "__main__":
+    quiet_ctrl_c()
     sys.exit(main())

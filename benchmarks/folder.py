@@ -311,7 +311,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{str(path)!r} is damaged ({error}). Delete the folder and run again, or put a copy of the file back."
+            f"{str(path)!r} is damaged ({error}). Put a copy of the file back, or choose another folder."
         ) from error
     if not isinstance(data, dict):
         raise ValueError(f"{str(path)!r} holds a {type(data).__name__}; expected a mapping as train writes it.")

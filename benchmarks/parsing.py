@@ -121,4 +121,7 @@ def _unrecognized(tokens: Sequence[str], command: str, flags: Callable[[], list[
     options = [token.partition("=")[0] for token in tokens if token.startswith("-")]
     if not options:
         return f"{command} has no use for {one_line(tokens[0], 60)!r}; expected options, such as --name value."
-    return f"{command} has no option {one_line(options[0], 60)}.{did_you_mean(options[0], flags())}"
+    near = did_you_mean(options[0], flags()) or (
+        " A value that begins with a dash is joined to its option: --name=-value."
+    )
+    return f"{command} has no option {one_line(options[0], 60)}.{near}"

@@ -165,6 +165,9 @@ def _learn(
     safeguards = safeguard_callbacks(spec.safeguards, folder, log_lines(folder, EVALUATIONS), lambda: recorder.line)
     try:
         algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
+    except KeyboardInterrupt:
+        recorder.save()  # what was under way is left as it is, what was done before is not lost
+        raise
     except RewardError as error:
         recorder.save()  # nothing is lost: the iteration that failed never happened
         raise RewardError(

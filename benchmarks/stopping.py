@@ -14,6 +14,15 @@ from typing import Any
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+def quiet_ctrl_c() -> None:
+    """Let Ctrl-C end the process without a traceback where no command is at work: while it starts, and while it ends.
+
+    What hears it already, or what a shell has hidden from it, stays.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Stopped(Exception):  # noqa: N818 - the user's wish, not an error
     """The user stopped a command; the message says how to go on."""
 

@@ -132,12 +132,16 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     )
     checkpoint = folder / CHECKPOINT
 
+    stop = StopSignal("a checkpoint is written after this step")
+
     def built(algorithm: "DiffusionAlgorithm[Any]") -> None:
         estimate = estimate_memory(algorithm)
         say(f"{_taken(spec, algorithm)}\n{estimate.describe()}")
         done = round(algorithm.costs["reward_queries"])
         if done:
             say(f"resuming after {done} of {spec.total_queries} reward queries")
+        if stop():
+            return
         images = spec.total_queries - done
         seconds = time_chunks(algorithm, estimate, round(images * algorithm.policy.num_inference_steps))
         faster = advice(seconds, algorithm.policy.chunk_size)
@@ -145,7 +149,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
             say(faster)
 
     try:
-        with ProgressBar(spec.total_queries) as bar, StopSignal("a checkpoint is written after this step") as stop:
+        with ProgressBar(spec.total_queries) as bar, stop:
 
             def show(progress: Progress) -> None:
                 bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})

@@ -6,6 +6,12 @@ from typing import Annotated
 
 import tyro
 
+#: Of a folder that cannot be reported on.
+NEITHER = (
+    "holds neither a run nor a comparison; expected a folder written by train (with a run.json) or by compare (with "
+    "TASK/ALGORITHM/seed-N/run.json or a results.json)."
+)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -17,6 +23,8 @@ class Report:
 
 def report(options: Report) -> int:
     """Write the page and print its path; returns the exit status."""
+    if not options.folder.is_dir():  # before what takes a moment to import
+        raise ValueError(f"{str(options.folder)!r} {NEITHER}")
     from benchmarks.report.page import write_report
     from benchmarks.report.source import read_source
 

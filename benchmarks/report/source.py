@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import ALGORITHMS
+from benchmarks.report.command import NEITHER
 from benchmarks.results import Run, collect_results, name_of, read_results
 from benchmarks.runs import RunRecord, read_log, read_run
 
@@ -36,13 +37,10 @@ def read_source(folder: Path) -> Source:
     if (folder / "run.json").is_file():
         record = read_run(folder)
         return Source(folder, collect_results([record], folder, record.provenance), _thinned(read_log(folder)))
-    records = [read_run(path.parent) for path in folder.glob("*/*/*/run.json")]
+    records = [read_run(path.parent) for path in folder.glob("*/*/seed-*/run.json")]
     file = folder / "results.json"
     if not records and not file.is_file():
-        raise ValueError(
-            f"{str(folder)!r} holds neither a run nor a comparison; expected a folder written by train (with a "
-            "run.json) or by compare (with TASK/ALGORITHM/seed-N/run.json or a results.json)."
-        )
+        raise ValueError(f"{str(folder)!r} {NEITHER}")
     records.sort(key=_place)
     # The command that made them all: compare's own record, and until it is written its first run's.
     kept: dict[str, Any] = read_results(file) if file.is_file() else {"provenance": records[0].provenance, "runs": []}

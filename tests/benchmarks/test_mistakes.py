@@ -17,6 +17,9 @@ EXACT = [*DDPO, "--model", "exact-gaussian", "--reward", "exact-quadratic", "--p
 #: What was typed -> nothing is loaded, and no folder is needed.
 TYPED = {
     "unknown-command": ["tune"],
+    "misspelled-help": ["--hlep"],
+    "misspelled-config": ["train", "--confg", "run"],
+    "value-with-a-dash": ["sample", "--prompts", "-cat"],
     "no-algorithm": ["train", "--reward", "compressibility"],
     "unknown-algorithm": ["train", "ppo"],
     "misspelled-option": [*DDPO, "--learning-rat", "1e-4"],

@@ -257,6 +257,7 @@ def test_results_without_the_runs_folders_are_shown(folder: Path) -> None:
     ("content", "message"),
     [
         ({}, "holds neither a run nor a comparison"),
+        ({"project/runs/first/run.json": "{}"}, "holds neither a run nor a comparison"),
         ({"run.json": "{}"}, "is not a run as written by train or compare"),
         ({"results.json": "[]"}, "is not a results file"),
     ],
@@ -265,6 +266,7 @@ def test_other_folders_are_refused(
     content: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, text in content.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert main(["report", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

@@ -14,7 +14,7 @@ from algorithms import ALGORITHMS
 from algorithms.checkpoint import read_checkpoint
 from benchmarks.__main__ import main
 from benchmarks.runs import read_run
-from benchmarks.stopping import Stopped, StopSignal
+from benchmarks.stopping import Stopped, StopSignal, quiet_ctrl_c
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals to this process")
 TRAIN = ["--model", "exact-mixture", "--reward", "exact-linear", "--policy.trainable", "full", "--threads", "1"]
@@ -138,10 +138,23 @@ def test_a_second_signal_ends_at_once_and_says_how_to_resume(
     assert state(tmp_path) == state(whole("ddpo-is"))
 
 
-def test_before_the_first_checkpoint_it_says_so(
+@pytest.mark.parametrize(("place", "iteration"), [("rollout", 1), ("update", 0), ("chunk", 0), ("last evaluation", 3)])
+def test_a_second_signal_leaves_what_was_done_since_the_last_checkpoint(
+    place: str, iteration: int, whole: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["train", "ddpo-is", *TRAIN, *more("ddpo-is"), "--checkpoint-every", "99", "--folder", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        interrupt(patch, place, signal.SIGINT, 2)
+        assert main(train) == 130
+    assert read_checkpoint(tmp_path / "checkpoint.zip").state["iteration"] == iteration
+    assert main(train) == 0
+    assert state(tmp_path) == state(whole("ddpo-is"))
+
+
+def test_before_a_run_has_begun_it_says_that_there_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    interrupt(monkeypatch, "first evaluation", signal.SIGINT, 2)
+    monkeypatch.setattr("benchmarks.runs._build", sending(signal.SIGINT, 2, 1, lambda *given: None))
     assert main(["train", "ddpo-is", *TRAIN, "--folder", str(tmp_path)]) == 130
     assert "stopped at once; there is no checkpoint yet. The same command resumes." in capsys.readouterr().out
 
@@ -207,6 +220,18 @@ def test_what_nohup_hides_stays_hidden() -> None:
             assert not stop()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_prints_no_traceback_while_a_command_starts_and_ends() -> None:
+    """What was ignored stays so."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler, then in {signal.default_int_handler: signal.SIG_DFL, signal.SIG_IGN: signal.SIG_IGN}.items():
+            signal.signal(signal.SIGINT, handler)
+            quiet_ctrl_c()
+            assert signal.getsignal(signal.SIGINT) == then
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ranks_wait_for_their_launcher_to_end_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
