@@ -27,6 +27,7 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
     """
 
     config: Config
+    _schedule: Schedule | None = None  # in the place of the configuration's number
     _current_rate: float = math.nan  # of the last update, or of the first to come
     _group_rates: tuple[float, ...] = ()  # as they were left in the optimizer
 
@@ -39,7 +40,7 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
             ValueError: a number that is not positive and finite, or a schedule that gives one that is negative or not
                 finite.
         """
-        return self._learning_rate
+        return self.config.learning_rate if self._schedule is None else self._schedule
 
     @learning_rate.setter
     def learning_rate(self, value: float | Schedule) -> None:
@@ -48,18 +49,16 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
         if isinstance(value, ConstantSchedule):
             value = value.val
         if isinstance(value, Real) and not isinstance(value, bool):
-            value = float(value)
-            self.config = replace(self.config, learning_rate=value)
+            self.config, self._schedule = replace(self.config, learning_rate=float(value)), None
         else:
-            check_schedule(value)
-        self._learning_rate = value
+            self._schedule = check_schedule(value)
         if math.isnan(self._current_rate):
             self._current_rate = _checked(self.lr_schedule, 1.0)
 
     @property
     def lr_schedule(self) -> Schedule:
         """:attr:`learning_rate` as a schedule; setting it is setting that."""
-        return FloatSchedule(self._learning_rate)
+        return FloatSchedule(self.learning_rate)
 
     @lr_schedule.setter
     def lr_schedule(self, value: Schedule) -> None:
@@ -104,8 +103,8 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
         """Do nothing: the schedule always is :attr:`learning_rate`'s."""
 
 
-def check_schedule(schedule: object) -> None:
-    """Refuse what is no schedule, at its begin and its end.
+def check_schedule(schedule: object) -> Schedule:
+    """Return a schedule, refusing what is none, at its begin and its end.
 
     Raises:
         TypeError: not a function of one number.
@@ -118,6 +117,7 @@ def check_schedule(schedule: object) -> None:
         )
     for progress in (1.0, 0.0):
         _checked(schedule, progress)
+    return schedule
 
 
 def _checked(schedule: Schedule, progress: float) -> float:

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -172,14 +173,17 @@ def read_prompts(path: Path) -> PromptSet:
 
 
 def _read_text(path: Path, expected: str) -> str:
-    """Return a file's text without a byte order mark, with DOS's and old Mac's ends of lines as the usual ones."""
+    """Return a file's text without byte order marks, with DOS's and old Mac's ends of lines as the usual ones.
+
+    The marks also stand inside a file that was put together of several.
+    """
     try:
         data = path.read_bytes()
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError("it is UTF-16; save it as UTF-8")
         if b"\0" in data:
             raise ValueError("it holds zero bytes, as binary files and UTF-16 do; save it as UTF-8")
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8").replace("\ufeff", "")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
@@ -190,11 +194,20 @@ def _read_text(path: Path, expected: str) -> str:
 
 def _lines(text: str) -> _Items:
     # Only "\n" ends a line: str.splitlines would cut prompts at U+2028, U+0085 and form feeds.
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if _is_visible(line)]
+    if lines and re.fullmatch(r'"?prompt"?\s*[,;\t]\s*"?weight"?', lines[0][1], re.IGNORECASE):
+        raise ValueError(
+            f"line {lines[0][0]}: this is a table's head, which belongs into a file that ends in .csv or .tsv"
+        )
     for number, line in [(1, text.strip()), *lines]:
         if line.startswith(("{", "[")) and _is_json(line):
             raise ValueError(f"line {number}: this is JSON, which belongs into a file that ends in .jsonl or .json")
     return [(line, 1.0) for _, line in lines]
+
+
+def _is_visible(line: str) -> bool:
+    """Whether a line holds more than spaces and what cannot be seen, as DOS's sign for the end of a file."""
+    return any(char.isprintable() and not char.isspace() for char in line)
 
 
 def _is_json(text: str) -> bool:
@@ -300,7 +313,7 @@ def _named(name: str) -> PromptSet:
 def _item(item: object, what: str) -> tuple[str, float]:
     """Return a prompt and its weight."""
     if isinstance(item, str):
-        return item, 1.0
+        return _encodable(item), 1.0
     if not isinstance(item, Mapping):
         raise TypeError(f"{what} must be text, got {type(item).__name__}: {item!r}.")
     unknown = sorted(set(map(str, item)) - {"prompt", "weight"})
@@ -309,7 +322,16 @@ def _item(item: object, what: str) -> tuple[str, float]:
     weight = item.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"the weight of {item['prompt']!r} must be a positive number, got {weight!r}.")
-    return item["prompt"], float(weight)
+    return _encodable(item["prompt"]), float(weight)
+
+
+def _encodable(text: str) -> str:
+    """Return the text, unless it holds half a character, which no file could be given."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt {text!r} holds half of a surrogate pair, which is no character.") from error
+    return text
 
 
 def _weighted(items: Sequence[tuple[str, float]]) -> PromptSet:

@@ -14,8 +14,9 @@ _WEIGHTS = re.compile(rf"(?:diffusion_pytorch_|pytorch_)?model{_SHARD}(?:\.([\w-
 _LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_config.json")
 _INDEX = "model_index.json"
 
-#: Of each file: where it is below the folder, its bytes, and when it was last written, in ns.
-FilesState = tuple[tuple[str, int, int], ...]
+#: Of each file: where it is, its bytes, and when it was last written and last changed, in ns: a program that copies may
+#: set the first time back, and nobody the second.
+FilesState = tuple[tuple[str, int, int, int], ...]
 
 
 def files_state(folder: Path) -> FilesState:
@@ -23,7 +24,7 @@ def files_state(folder: Path) -> FilesState:
     found = []
     for file in _files(folder) if (folder / _INDEX).is_file() else ():
         stat = file.stat()
-        found.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+        found.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return tuple(sorted(found))
 
 

@@ -26,10 +26,13 @@ _MORE_CHANNELS = {9: " (it inpaints)", 8: " (it edits pictures, as instruct-pix2
 
 def check_sample_size(name: str, config: Mapping[str, Any]) -> None:
     """Raise ValueError where a denoiser's settings do not say how large its latents are; name: the model's."""
-    if config.get("sample_size", 0) is None:
+    size = config.get("sample_size", 1)
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(
-            f"the {config['_class_name']} of {name!r} has no sample_size; expected the height and width of its "
-            "latents in its config.json (64 for pictures of 512 pixels)."
+            f"the {config['_class_name']} of {name!r} has {'no' if size is None else repr(size) + ' for its'} "
+            "sample_size; expected the height and width of its latents in its config.json (64 for pictures of 512 "
+            "pixels)."
         )
 
 

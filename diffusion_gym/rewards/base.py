@@ -91,15 +91,16 @@ def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[st
     try:
         scores = scores.tolist() if isinstance(scores, np.ndarray) else scores  # in any byte order and direction
         scores = torch.as_tensor(scores).detach().to_dense()
+        shape = tuple(scores.shape)  # a nested tensor has none
         # A copy, for a reward may return one tensor every time; float32 first, for MPS has no float64.
         result = scores if scores.is_complex() else scores.to(torch.float32, copy=True).to(images.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
             f"reward {name!r} must return a tensor of shape ({len(prompts)},), got {scores!r}."
         ) from error
-    if scores.shape != (len(prompts),) or scores.is_complex():
+    if shape != (len(prompts),) or scores.is_complex():
         raise RewardError(
-            f"reward {name!r} must return real scores of shape ({len(prompts)},), got shape {tuple(scores.shape)} and "
+            f"reward {name!r} must return real scores of shape ({len(prompts)},), got shape {shape} and "
             f"dtype {scores.dtype} (prompts {_some(prompts)})."
         )
     bad = (~torch.isfinite(result)).nonzero().flatten().tolist()

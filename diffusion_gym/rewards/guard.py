@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from diffusion_gym.errors import warn_once
 
@@ -103,6 +105,22 @@ def _set_default_device(device: torch.device) -> None:
     torch.set_default_device(None if device.type == "cpu" else device)  # None is the CPU, and costs nothing
 
 
+def _modes() -> tuple[list[Any], list[Any]]:
+    """Return what all calls of torch pass through here, as inside 'with torch.device(...)'."""
+    return _get_current_function_mode_stack(), _get_current_dispatch_mode_stack()
+
+
+def _set_modes(before: tuple[list[Any], list[Any]]) -> None:
+    """Leave the modes that were entered and never left."""
+    functions, dispatches = before
+    for _ in _get_current_function_mode_stack():
+        _pop_mode()
+    for mode in functions:
+        _push_mode(mode)
+    for mode in reversed(_get_current_dispatch_mode_stack()[len(dispatches) :]):
+        mode.__exit__(None, None, None)
+
+
 def _working_directory() -> Path | None:
     try:
         return Path.cwd()
@@ -128,6 +146,7 @@ _SETTINGS: tuple[_Setting, ...] = (
     _Setting("gradients (torch.set_grad_enabled)", torch.is_grad_enabled, torch.set_grad_enabled),
     _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("the default device", torch.get_default_device, _set_default_device),
+    _Setting("modes such as 'with torch.device(...)'", _modes, _set_modes),  # the default device is one of them
     _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     _Setting("the seed of torch's generator", _Seeds, _Seeds.restore),
     _Setting("deterministic algorithms", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
@@ -135,7 +154,8 @@ _SETTINGS: tuple[_Setting, ...] = (
     _Setting("anomaly detection", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     _Setting("the current CUDA device", _current_device, _set_current_device),
     *_attributes(torch.backends.cudnn, "enabled", "benchmark", "deterministic"),
-    *(setting for kind in ("flash", "mem_efficient", "math") for setting in _attention(kind)),
+    *_attributes(torch.backends.mkldnn, "enabled"),
+    *(setting for kind in ("flash", "mem_efficient", "math", "cudnn") for setting in _attention(kind)),
     *(setting for device in ("cpu", "cuda") for setting in _autocast(device)),
     _Setting("NumPy's handling of errors (np.seterr)", np.geterr, lambda value: np.seterr(**value)),
     _Setting("the working directory", _working_directory, _change_directory),
@@ -146,8 +166,9 @@ _SETTINGS: tuple[_Setting, ...] = (
 def settings_kept(who: str) -> Iterator[None]:
     """Restore the process's settings after code that is not ours, and warn once of what it changed.
 
-    Kept are gradient and inference mode, default dtype and device, number of threads, a seed, deterministic and
-    precision flags, autocast, the current CUDA device, NumPy's error handling and the working directory.
+    Kept are gradient and inference mode, default dtype and device, torch's other modes, number of threads, a seed,
+    deterministic and precision flags, what chooses kernels, autocast, the current CUDA device, NumPy's error handling
+    and the working directory.
 
     Args:
         who: whose code it is, as a warning's first words.

@@ -77,6 +77,11 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
             "dynamic thresholding is not supported: it couples the dimensions of x_0. Set thresholding=False."
         )
     scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+    if len(scheduler.alphas_cumprod) != limit:
+        raise ValueError(
+            f"the scheduler names {len(scheduler.alphas_cumprod)} trained_betas for {limit} training times; expected "
+            "one for each. Correct trained_betas or num_train_timesteps in its settings."
+        )
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps) != steps:
         raise ValueError(

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,7 @@ def both(model: Any) -> None:
         set_schedule(FloatSchedule(0.002)),
         set_schedule(ConstantSchedule(0.002)),
         set_schedule(lambda progress: 0.002),
+        lambda model: setattr(model, "config", replace(model.config, learning_rate=0.002)),
         both,
     ],
 )

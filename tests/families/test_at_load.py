@@ -61,6 +61,8 @@ def test_a_unet_that_does_not_fit(altered: Altered, parts: dict[str, Any], told:
     [
         ("sd", configured("unet", sample_size=None), "UNet2DConditionModel of .* has no sample_size; expected"),
         ("ddpm", configured("unet", sample_size=None), "UNet2DModel of .* has no sample_size"),
+        ("sd", configured("unet", sample_size="8"), "has '8' for its sample_size; expected the height and width"),
+        ("ddpm", configured("unet", sample_size=[8, 0]), r"has \[8, 0\] for its sample_size"),
         ("sd3", configured("transformer", sample_size=None), "SD3Transformer2DModel of .* has no sample_size"),
         ("sd3", configured("transformer", sample_size=7), r"has the shape \(1, 4, 6, 6\), expected \(1, 4, 7, 7\)"),
         ("sd3", configured("transformer", sample_size=64), "a step of its SD3Transformer2DModel .* failed"),
@@ -308,8 +310,9 @@ def test_a_changed_folder_is_loaded_again(build: Callable[[str], Any], tmp_path:
     spacings = [model.scheduler_config["timestep_spacing"] for model in (first, second)]
     assert spacings == ["leading", "trailing"]
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes())  # of the same size
-    os.utime(weights, ns=(0, 0))
+    written = weights.stat().st_mtime_ns
+    weights.write_bytes(weights.read_bytes())  # of the same size, and of the same time, as programs copy
+    os.utime(weights, ns=(written, written))
     assert load_model(str(folder)) is not second
 
 

@@ -207,6 +207,7 @@ def test_bad_json_lines_name_file_and_line(tmp_path: Path, line: str, message: s
     ("name", "content", "expected"),
     [
         ("bom.txt", "\ufeffa cat\na dog\n", PromptSet(("a cat", "a dog"))),
+        ("two.txt", "\ufeffa cat\n\ufeffa dog\n\x1a", PromptSet(("a cat", "a dog"))),  # put together, from DOS
         ("bom.jsonl", '\ufeff{"prompt": "a cat", "weight": 2}\n"a dog"', PromptSet(("a cat", "a dog"), (2, 1))),
         (
             "bom.csv",
@@ -243,6 +244,12 @@ def test_files_of_other_programs(tmp_path: Path, name: str, content: str, expect
         ("unmarked.csv", "prompt".encode("utf-16-le"), r"zero bytes, as binary files and UTF-16 do; save it as UTF-8"),
         ("latin.txt", "ein Käfer".encode("latin-1"), r"can't decode byte 0xe4.*Expected UTF-8 text, one"),
         ("lines.txt", b'"a"\n{"prompt": "b"}', r"line 2: this is JSON, which belongs into a file that ends in \.jsonl"),
+        (
+            "table.txt",
+            b"Prompt, weight\na cat,1",
+            r"line 1: this is a table's head, which belongs into .*\.csv or \.tsv",
+        ),
+        ("half.jsonl", rb'"a \ud800 cat"', "half of a surrogate pair"),
         ("list.txt", b'[\n"a cat"\n]', "line 1: this is JSON"),
         ("prompts.yaml", b"- a cat", r"ends in '\.yaml', which names no format; expected one of \['\.txt', "),
         ("object.json", b'{"prompt": "a"}', r"object\.json', it holds dict, no list. Expected a list"),

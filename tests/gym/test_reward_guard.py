@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import BaseTorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from diffusion_gym.errors import warn_once
 from diffusion_gym.rewards import REWARDS, Compressibility, RewardTerm, WeightedSum, evaluate_reward, resolve_reward
@@ -48,18 +50,29 @@ def _matmul(precision: str) -> None:
         torch.set_float32_matmul_precision("high")
 
 
+class Forwarding(TorchDispatchMode):
+    """What a profiler enters."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
 #: What a warning calls it -> what changes it.
 CHANGES: dict[str, Callable[[], object]] = {
     "gradients": lambda: torch.set_grad_enabled(False),
     "inference mode": lambda: _enter(torch.inference_mode()),
     "the default dtype": lambda: torch.set_default_dtype(torch.float64),
     "the default device": lambda: torch.set_default_device("meta"),
+    "modes such as": lambda: _enter(torch.device("meta")),
+    "modes such as 'with": lambda: _enter(BaseTorchFunctionMode()),
+    r"modes such as 'with torch\.device": lambda: _enter(Forwarding()),
     "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "the seed of torch's generator": lambda: torch.manual_seed(12),
     "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "the precision of float32 products": lambda: torch.set_float32_matmul_precision("medium"),
     "the precision of float32": lambda: _matmul("tf32"),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
+    "mkldnn.enabled": lambda: setattr(torch.backends.mkldnn, "enabled", False),
     "cudnn.benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True),
     "flash attention": lambda: torch.backends.cuda.enable_flash_sdp(False),
     "autocast on cpu": lambda: _enter(torch.autocast("cpu", torch.bfloat16)),
@@ -75,8 +88,9 @@ def _state() -> list[Any]:
     return [
         product.dtype, product.device, product.requires_grad, product.is_inference(), torch.get_num_threads(),
         generator.tolist(), torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(),
-        torch.is_anomaly_enabled(), torch.backends.cudnn.benchmark, torch.backends.cuda.flash_sdp_enabled(),
-        np.geterr(), Path.cwd(),
+        torch.is_anomaly_enabled(), torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.benchmark, torch.backends.cuda.flash_sdp_enabled(),
+        np.geterr(), Path.cwd(), len(_get_current_function_mode_stack()), len(_get_current_dispatch_mode_stack()),
     ]  # fmt: skip
 
 

@@ -319,6 +319,7 @@ def test_zero_terminal_snr_without_v_prediction_never_gives_nan(prediction_type:
             {"prediction_type": "flow"},
             r"prediction_type must be one of \('epsilon', 'v_prediction', 'sample'\), got 'flow'",
         ),
+        ({"trained_betas": [0.1] * 10}, "names 10 trained_betas for 1000 training times; expected one for each"),
         ({"thresholding": True}, "dynamic thresholding is not supported.*Set thresholding=False"),
     ],
 )
