@@ -1,12 +1,18 @@
 """Rewards of a rollout: each round's images are scored at once, or in a thread while the next round is sampled."""
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from diffusion_gym.rewards import RewardFunction, Scores, score_images
+from diffusion_gym.rewards.guard import restorations
+
+#: Rewards, by their id, whose first round left the settings of the process alone, which sampling beside relies on.
+_leave_settings: WeakValueDictionary[int, RewardFunction] = WeakValueDictionary()
 
 
 class RolloutScorer:
@@ -14,6 +20,8 @@ class RolloutScorer:
 
     Beside sampling, the environment is told 0 at once and :meth:`result` the truth at the end. One thread scores the
     rounds in their order, so a reward sees the same batches one after another, and scores them the same bit for bit.
+    A reward's first round is scored at once: one that changes settings of the whole process, such as torch's default
+    dtype, would change them for the sampling beside it, and so is never scored there.
     """
 
     def __init__(self, beside: bool) -> None:
@@ -25,10 +33,14 @@ class RolloutScorer:
 
     def __call__(self, reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Scores:
         """Score the images, or have them scored."""
-        if self._executor is not None:
+        if self._executor is not None and _leave_settings.get(id(reward)) is reward:
             self._rounds.append(self._executor.submit(score_images, reward, images, list(prompts)))
             return Scores(torch.zeros(len(prompts), device=images.device))
+        before = len(restorations)
         scores = score_images(reward, images, prompts)
+        if len(restorations) == before:
+            with contextlib.suppress(TypeError):  # what has no weak references is always scored at once
+                _leave_settings[id(reward)] = reward
         self._rounds.append(Future())
         self._rounds[-1].set_result(scores)
         return scores

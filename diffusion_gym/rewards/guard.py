@@ -162,6 +162,10 @@ _SETTINGS: tuple[_Setting, ...] = (
 )
 
 
+#: Whose code has changed settings so far, once per time.
+restorations: list[str] = []
+
+
 @contextlib.contextmanager
 def settings_kept(who: str) -> Iterator[None]:
     """Restore the process's settings after code that is not ours, and warn once of what it changed.
@@ -179,6 +183,7 @@ def settings_kept(who: str) -> Iterator[None]:
     finally:
         changed = [setting.name for setting, value in before if _restored(setting, value)]
         if changed:
+            restorations.append(who)
             warn_once(
                 f"{who} changed settings of the whole process: {', '.join(changed)}. They were restored; change such "
                 "settings only while they are needed, for example in 'with torch.no_grad():'."

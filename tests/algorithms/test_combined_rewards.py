@@ -172,18 +172,21 @@ def test_rewards_beside_sampling_change_nothing(make_env: Callable, digest: Call
 
 
 def test_sampling_goes_on_while_rewards_wait(make_env: Callable, sample: Callable) -> None:
-    """The first of 4 rounds' rewards waits until the second round was sampled: at once it would wait for ever."""
-    second = threading.Event()
+    """The second of 4 rounds' rewards waits until the third round was sampled: at once it would wait for ever.
+
+    The first round is scored at once, to see whether the reward leaves the process's settings alone.
+    """
+    third, calls = threading.Event(), iter(range(4))
 
     def slow(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        assert second.wait(timeout=60), "the next round was not sampled meanwhile"
+        assert next(calls) == 0 or third.wait(timeout=60), "the next round was not sampled meanwhile"
         return Linear()(images, prompts)
 
     steps = iter(range(100))
 
     def on_step(step: Step) -> bool:
-        if next(steps) == 2 * STEPS - 1:
-            second.set()
+        if next(steps) == 3 * STEPS - 1:
+            third.set()
         return True
 
     algorithm = ddpo(make_env, slow)
