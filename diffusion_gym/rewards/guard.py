@@ -121,6 +121,19 @@ def _set_modes(before: tuple[list[Any], list[Any]]) -> None:
         mode.__exit__(None, None, None)
 
 
+def _autocast_depth() -> int:
+    """Return how many autocast contexts are open: while one is, weights that were cast are kept, and would be stale."""
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+def _set_autocast_depth(depth: int) -> None:
+    for _ in range(_autocast_depth() - depth):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+
+
 def _working_directory() -> Path | None:
     try:
         return Path.cwd()
@@ -157,6 +170,7 @@ _SETTINGS: tuple[_Setting, ...] = (
     *_attributes(torch.backends.mkldnn, "enabled"),
     *(setting for kind in ("flash", "mem_efficient", "math", "cudnn") for setting in _attention(kind)),
     *(setting for device in ("cpu", "cuda") for setting in _autocast(device)),
+    _Setting("the depth of autocast", _autocast_depth, _set_autocast_depth),
     _Setting("NumPy's handling of errors (np.seterr)", np.geterr, lambda value: np.seterr(**value)),
     _Setting("the working directory", _working_directory, _change_directory),
 )
