@@ -90,7 +90,8 @@ def _state() -> list[Any]:
         generator.tolist(), torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(),
         torch.is_anomaly_enabled(), torch.backends.mkldnn.enabled,
         torch.backends.cudnn.benchmark, torch.backends.cuda.flash_sdp_enabled(),
-        torch.autocast_increment_nesting(), torch.autocast_decrement_nesting(), np.geterr(), Path.cwd(), len(_get_current_function_mode_stack()), len(_get_current_dispatch_mode_stack()),
+        torch.autocast_increment_nesting(), torch.autocast_decrement_nesting(),
+        np.geterr(), Path.cwd(), len(_get_current_function_mode_stack()), len(_get_current_dispatch_mode_stack()),
     ]  # fmt: skip
 
 
