@@ -74,7 +74,7 @@ def disturb() -> Callable[[DiffusionAlgorithm[Any]], None]:
 def largest_log_ratios(disturb: Callable) -> Callable[..., dict[tuple[int, int], float]]:
     """``largest_log_ratios(ddpo)``: largest |joint log-ratio| of a first update, by chunk size and threads.
 
-    19 images leave a last chunk of 3 beside one of 16, and of 1 beside those of 3.
+    Four images more than a chunk holds, so that the last chunk is smaller: 16 and 4, or 3, 3 and 1.
     """
 
     def measure(
@@ -82,10 +82,10 @@ def largest_log_ratios(disturb: Callable) -> Callable[..., dict[tuple[int, int],
     ) -> dict[tuple[int, int], float]:
         disturb(algorithm)
         mdp, found, threads = algorithm.mdp, {}, torch.get_num_threads()
-        env = DenoiseVectorEnv.sharing(mdp, 19)
-        prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(19)]
         try:
             for size, number in cases:
+                env = DenoiseVectorEnv.sharing(mdp, size + 4)
+                prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(size + 4)]
                 algorithm.policy.chunk_size = size
                 torch.set_num_threads(number)
                 metrics = algorithm.update(collect(env, algorithm.policy, prompts, seed=size))
