@@ -51,7 +51,7 @@ class AlgorithmEntry:
 #: Name on the command line -> algorithm. A new one is one file and one line here.
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     "ddpo-is": AlgorithmEntry(
-        "algorithms.ddpo:DDPO", DDPOConfig(), "DDPO with importance sampling: several clipped updates a rollout."
+        "algorithms.ddpo:DDPO", DDPOConfig(), "DDPO with importance sampling: several clipped updates per rollout."
     ),
     "ddpo-sf": AlgorithmEntry(
         "algorithms.ddpo:DDPO",

@@ -238,10 +238,13 @@ def collect(
         split: which images are denoised here; None is all of them. Every rank must collect at the same time.
 
     Raises:
+        ValueError: the number of updates does not divide that of the images.
         Interrupted: ``on_step`` returned False, here or on another rank.
         RewardError: the reward failed, here or on another rank.
         RankError: another rank is lost.
     """
+    if len(prompts) % updates:
+        raise ValueError(f"{len(prompts)} images cannot be assigned to {updates} updates equally; choose a divisor.")
     split = Split.alone(len(prompts)) if split is None else split
     numbers = range(len(prompts)) if images is None else images
     env.mdp.prompt_cache(prompts)  # all of them on every rank: one that cannot be encoded fails on all at once

@@ -19,7 +19,7 @@ class DDPOConfig(AlgorithmConfig):
     importance_sampling: bool = True
     """True: DDPO-IS, equation 4 with clipping. False: DDPO-SF, equation 3."""
     updates_per_iteration: int = 4
-    """Gradient updates a rollout, each on its own share of the images. DDPO-SF allows only 1."""
+    """Gradient updates per rollout, each on its own share of the images. DDPO-SF allows only 1."""
     clip_range: float = 1.64
     """Bound on the joint log-ratio of a step, in nats; 1.64 is the paper's 1e-4 times its 16,384 dimensions."""
     log_prob_reduction: Reduction = "mean"

@@ -91,7 +91,7 @@ class Sample:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def base(self) -> tuple[TaskConfig, PolicyConfig]:
-        """Return how the base model is sampled: as it recommends for training, but for what is given."""
+        """Return how the base model is sampled: as it recommends for training, except for what is given."""
         model = self.model or DEFAULT_MODEL
         found = recommended(model)
         advised = {name: value for name, value in found.settings("").items() if name in _POLICY}

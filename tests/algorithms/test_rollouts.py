@@ -150,3 +150,8 @@ def test_the_last_round_may_be_smaller(make_env: Callable, sample: Callable, bes
     rollouts = [sample(ddpo(make_env, n, reward=counted), 6, score_beside=beside) for n in (4, 8)]
     assert queries == [4, 2, 6]
     assert_same_bits(*rollouts)
+
+
+def test_images_that_no_update_would_have_are_refused(make_env: Callable, sample: Callable) -> None:
+    with pytest.raises(ValueError, match="16 images cannot be assigned to 3 updates equally; choose a divisor"):
+        sample(ddpo(make_env, 16), 16, updates=3)

@@ -159,12 +159,16 @@ def test_the_registrys_ppo_is_stable_baselines3s(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_first_update_starts_at_the_ratio_1() -> None:
-    """One minibatch of all transitions: what rollouts of eight and chunks of four stored comes out to the bit."""
+    """One minibatch of all transitions, against what rollouts of eight and chunks of four stored.
+
+    To rounding: Stable-Baselines3 shuffles the rows, and kernels round by a row's place in the batch.
+    """
     algorithm, said = sb3_ppo(), []
     update = algorithm.update
     algorithm.update = lambda rollout: said.append(update(rollout)) or said[-1]  # type: ignore[method-assign]
     algorithm.learn(48)
-    assert (said[0]["train/approx_kl"], said[0]["train/clip_fraction"]) == (0.0, 0.0)
+    assert said[0]["train/approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert said[0]["train/clip_fraction"] == 0.0
 
 
 def test_the_buffer_holds_whole_episodes_with_the_reward_at_their_end() -> None:
