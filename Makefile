@@ -33,7 +33,7 @@ test-slow: install
 # What only the optional packages can show: W&B offline, and a sweep on a local Ray instance.
 extras-test: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[wandb,ray]"
-	$(BIN)/python -m pytest tests/trust/test_logs.py tests/benchmarks/test_ray.py
+	$(BIN)/python -m pytest tests/robustness/test_logs.py tests/benchmarks/test_ray.py
 
 # Writes what the commands print now over the texts that the tests expect; read the diff.
 snapshots: install

@@ -11,7 +11,7 @@ def main() -> int:
     own, and processes that a run starts take the path over.
     """
     sys.path.insert(0, str(Path(__file__).parent))
-    from benchmarks.stopping import quiet_ctrl_c
+    from benchmarks.runs.stopping import quiet_ctrl_c
 
     quiet_ctrl_c()
     from benchmarks.__main__ import main

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from algorithms.config import AlgorithmConfig, EvaluationConfig, PolicyConfig
-from algorithms.settings import DDPOConfig, RWRConfig, SB3PPOConfig
+from algorithms.config.algorithms import DDPOConfig, RWRConfig, SB3PPOConfig
+from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.fields import check_statistics
+from algorithms.config.fields import check_statistics
 
 _EPSILON = 1e-6  # keeps a constant reward's advantage at 0 instead of 0 / 0
 

@@ -15,10 +15,9 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from algorithms.averaging import WeightAverage
-from algorithms.callback_locals import CallbackLocals, Step
-from algorithms.config import check_held_out, divisor, override
-from algorithms.distributed import RanksOutOfMemory, current_ranks, synchronising
+from algorithms.checkpoints.published import published
+from algorithms.checkpoints.state import SavedAlgorithm
+from algorithms.config.base import check_held_out, divisor, override
 from algorithms.evaluation import (
     Evaluation,
     calibrate_reward,
@@ -27,20 +26,21 @@ from algorithms.evaluation import (
     rollout_metrics,
     warn_of_equal_rewards,
 )
-from algorithms.files import published
-from algorithms.learning_rate import Config
 from algorithms.optimizers import check_optimizer
+from algorithms.parallel.ranks import RanksOutOfMemory, current_ranks, synchronising
+from algorithms.parallel.sharding import whole
+from algorithms.parallel.split import Chunk, Part, Split
+from algorithms.parallel.within_memory import is_out_of_memory, within_memory
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
 from algorithms.rollouts import Interrupted, OnStep, Rollout, collect, rescore
-from algorithms.saving import SavedAlgorithm
+from algorithms.sb3.callback_locals import CallbackLocals, Step
+from algorithms.sb3.learn_checks import check_learn_arguments, unobserved
+from algorithms.sb3.learning_rate import Config
+from algorithms.sb3.vec_env import DenoiseVecEnv, find_mdp, model_of
 from algorithms.seeding import Stream, derive_seed, prompt_order
-from algorithms.sharding import whole
 from algorithms.skips import SkippedUpdates
-from algorithms.split import Chunk, Part, Split
-from algorithms.stable_baselines import check_learn_arguments, unobserved
-from algorithms.vec_env import DenoiseVecEnv, find_mdp, model_of
-from algorithms.within_memory import is_out_of_memory, within_memory
+from algorithms.weight_average import WeightAverage
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 from diffusion_gym.naming import log_name

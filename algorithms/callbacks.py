@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from algorithms.config import check_kl_limit, check_patience
+from algorithms.config.base import check_kl_limit, check_patience
 from algorithms.evaluation import Evaluation
 
 if TYPE_CHECKING:

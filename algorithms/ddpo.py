@@ -9,11 +9,11 @@ from torch import Tensor
 
 from algorithms.advantages import PerPromptStatistics
 from algorithms.base import DiffusionAlgorithm, Requirements
+from algorithms.config.algorithms import DDPOConfig as DDPOConfig
 from algorithms.losses import importance_sampling_loss, kl_penalty_loss, score_function_loss
-from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
-from algorithms.settings import DDPOConfig as DDPOConfig
+from algorithms.update_metrics import Meter
 
 
 class DDPO(DiffusionAlgorithm[DDPOConfig]):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from algorithms.config import AlgorithmConfig
-from algorithms.distributed import ALONE, Ranks
+from algorithms.config.base import AlgorithmConfig
 from algorithms.diversity import diversity
+from algorithms.parallel.ranks import ALONE, Ranks
+from algorithms.parallel.split import Split
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
 from algorithms.rollouts import OnStep, Rollout, collect
 from algorithms.seeding import Stream
-from algorithms.split import Split
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.naming import log_name

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from algorithms.config import AlgorithmConfig
+from algorithms.config.base import AlgorithmConfig
 
 
 def check_optimizer(config: AlgorithmConfig) -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms.config import PolicyConfig as PolicyConfig
-from algorithms.observations import observation_tensors
-from algorithms.sharding import is_sharded, whole
+from algorithms.config.base import PolicyConfig as PolicyConfig
+from algorithms.parallel.sharding import is_sharded, whole
+from algorithms.sb3.observations import observation_tensors
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from algorithms.averaging import weights_replaced
+from algorithms.parallel.sharding import local
 from algorithms.policy import DenoisingPolicy, Rows
-from algorithms.sharding import local
+from algorithms.weight_average import weights_replaced
 from diffusion_gym.transitions import Gaussian
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algorithms.callback_locals import Step
+from algorithms.parallel.split import Chunk, Split
 from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.reference import Reference
+from algorithms.sb3.callback_locals import Step
 from algorithms.scoring import RolloutScorer
 from algorithms.seeding import Stream, derive_seed, generator
-from algorithms.split import Chunk, Split
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
 from diffusion_gym.transitions import Gaussian

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from algorithms.advantages import effective_sample_size, softmax_weights, top_fraction_weights
 from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.config import divisor
+from algorithms.config.algorithms import RWRConfig as RWRConfig
+from algorithms.config.base import divisor
 from algorithms.losses import weighted_denoising_loss
-from algorithms.meter import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator, prompt_order
-from algorithms.settings import RWRConfig as RWRConfig
+from algorithms.update_metrics import Meter
 
 
 class RWR(DiffusionAlgorithm[RWRConfig]):

@@ -18,11 +18,11 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from algorithms.base import DiffusionAlgorithm, Requirements
-from algorithms.ppo_baseline import DenoisingActorCritic, actor_critic_arguments
+from algorithms.config.algorithms import SB3PPOConfig as SB3PPOConfig
 from algorithms.rollouts import Rollout
+from algorithms.sb3.actor_critic import DenoisingActorCritic, actor_critic_arguments
+from algorithms.sb3.vec_env import DenoiseVecEnv
 from algorithms.seeding import Stream, derive_seed
-from algorithms.settings import SB3PPOConfig as SB3PPOConfig
-from algorithms.vec_env import DenoiseVecEnv
 from diffusion_gym.transitions import Gaussian
 
 _CRITIC = 1  # key of the critic's initial weights, beside those of the adapters

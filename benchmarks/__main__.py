@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from benchmarks.parsing import Mistake, named_model, parse, unknown
-from benchmarks.stopping import Stopped, ended_at_once, quiet_ctrl_c, status_of
+from benchmarks.runs.stopping import Stopped, ended_at_once, quiet_ctrl_c, status_of
 from benchmarks.terminal import prepare_terminal
 from diffusion_gym import _lazy
 from diffusion_gym.naming import did_you_mean, one_line
@@ -23,13 +23,13 @@ from diffusion_gym.paths import user_path
 
 #: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "compare": ("benchmarks.compare:Compare", "benchmarks.compare:compare"),
-    "sample": ("benchmarks.sample:Sample", "benchmarks.sample:sample"),
+    "compare": ("benchmarks.commands.compare:Compare", "benchmarks.commands.compare:compare"),
+    "sample": ("benchmarks.commands.sample:Sample", "benchmarks.commands.sample:sample"),
     "report": ("benchmarks.report:Report", "benchmarks.report:report"),
     "pretrain": ("benchmarks.pretrain:PretrainConfig", "benchmarks.pretrain:pretrain"),
-    "search": ("benchmarks.search:Search", "benchmarks.search:search"),
-    "tables": ("benchmarks.pages:Tables", "benchmarks.pages:tables"),
-    "throughput": ("benchmarks.throughput_options:Throughput", "benchmarks.throughput:throughput"),
+    "search": ("benchmarks.commands.search:Search", "benchmarks.commands.search:search"),
+    "tables": ("benchmarks.docs_tables.command:Tables", "benchmarks.docs_tables.command:tables"),
+    "throughput": ("benchmarks.throughput.options:Throughput", "benchmarks.throughput.command:throughput"),
 }
 
 _PROGRAM = "diffusion-gym"
@@ -96,9 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _told(error: Exception) -> int:
     """Tell an error of ours, whose class is known once its module is, in a line; raise any other."""
-    from algorithms.distributed import RankError
+    from algorithms.parallel.ranks import RankError
     from algorithms.skips import DivergedError
-    from benchmarks.folder import WriteError
+    from benchmarks.runs.folder import WriteError
     from diffusion_gym.rewards import RewardError
 
     if isinstance(error, RewardError | DivergedError | WriteError | RankError):
@@ -142,7 +142,7 @@ def _train(words: list[str]) -> int:
         return _repeat(words)
     name = words[0] if words else ""
     if name in ALGORITHMS:
-        from benchmarks.train import defaults, train
+        from benchmarks.commands.train import defaults, train
 
         model = named_model(words[1:])
         what = f"{ALGORITHMS[name].summary} Defaults follow --model; these are for {one_line(model)}."
@@ -154,7 +154,7 @@ def _train(words: list[str]) -> int:
 
 def _repeat(words: list[str]) -> int:
     from algorithms import ALGORITHMS
-    from benchmarks.repeat import CONFIG, recorded, repeat, take_config
+    from benchmarks.commands.repeat import CONFIG, recorded, repeat, take_config
 
     config, words = take_config(words)
     name, options = recorded(config)
@@ -169,7 +169,7 @@ def _repeat(words: list[str]) -> int:
 def _train_options(name: str, words: list[str], default: Any, command: str, what: str) -> Any:
     """Parse the options of ``train`` with one algorithm; what is not given is as in ``default``."""
     from algorithms import ALGORITHMS
-    from benchmarks.train import Train
+    from benchmarks.commands.train import Train
 
     kind: Any = Train[type(ALGORITHMS[name].config)]  # type: ignore[misc]
     return parse(kind, words, command, default=default, description=what)
@@ -197,7 +197,7 @@ def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, descri
 
 def _everything() -> Any:
     """Return all commands with all their options, for completion in the shell."""
-    from benchmarks.train import SUBCOMMANDS
+    from benchmarks.commands.train import SUBCOMMANDS
 
     algorithms: Any = Union[SUBCOMMANDS]  # noqa: UP007 - built from the registry
     train = Annotated[

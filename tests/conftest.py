@@ -388,7 +388,7 @@ def head_tensors() -> Callable[[tuple[int, ...]], dict[str, torch.Tensor]]:
 @pytest.fixture
 def tiny_rewards(tiny_reward_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let ``aesthetic``, ``clip_score`` and ``vlm_alignment`` find the tiny models where they look for the embedded."""
-    from diffusion_gym.rewards import weights
+    from diffusion_gym.rewards.models import weights
 
     monkeypatch.setattr(weights, "EMBEDDED", tiny_reward_models)
     return tiny_reward_models
@@ -496,10 +496,10 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatS
 def comparison(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished comparison: two algorithms, two seeds, three evaluations of twenty pictures. To be copied."""
     from algorithms import ALGORITHMS, EvaluationConfig
-    from algorithms.config import override
-    from benchmarks.results import collect_results, write_results
-    from benchmarks.runs import run
-    from benchmarks.settings import RunSpec, TaskConfig
+    from algorithms.config.base import override
+    from benchmarks.analysis.results import collect_results, write_results
+    from benchmarks.runs.run import run
+    from benchmarks.runs.spec import RunSpec, TaskConfig
 
     folder = tmp_path_factory.mktemp("comparison")
     unseen = tmp_path_factory.mktemp("prompts") / "unseen.txt"

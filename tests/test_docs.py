@@ -26,8 +26,8 @@ import torch
 
 from algorithms import ALGORITHMS, DDPO
 from benchmarks.__main__ import COMMANDS, main
-from benchmarks.loading_code import loading_code
-from benchmarks.train import defaults
+from benchmarks.commands.train import defaults
+from benchmarks.runs.loading_code import loading_code
 from diffusion_gym import PROMPT_SETS, REWARDS
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.models.loading import FAMILIES
@@ -247,9 +247,9 @@ def parsing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the command line do no more than parse; every model stands for the shipped one, every run for one of it."""
     for name, (options, _) in COMMANDS.items():
         monkeypatch.setitem(COMMANDS, name, (options, f"{__name__}:parsed"))
-    monkeypatch.setattr("benchmarks.train.train", parsed)
-    monkeypatch.setattr("benchmarks.repeat.repeat", parsed)
-    monkeypatch.setattr("benchmarks.repeat.recorded", lambda config: ("ddpo-is", defaults("ddpo-is")))
+    monkeypatch.setattr("benchmarks.commands.train.train", parsed)
+    monkeypatch.setattr("benchmarks.commands.repeat.repeat", parsed)
+    monkeypatch.setattr("benchmarks.commands.repeat.recorded", lambda config: ("ddpo-is", defaults("ddpo-is")))
     monkeypatch.setattr("benchmarks.__main__.named_model", lambda words: DEFAULT_MODEL)
 
 

@@ -22,7 +22,7 @@ from benchmarks.pretrain.reward_models.views import Views  # noqa: E402
 from benchmarks.pretrain.world import Pictures  # noqa: E402
 from diffusion_gym.models.loading import ASSETS  # noqa: E402
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS  # noqa: E402
-from diffusion_gym.rewards.weights import EMBEDDED  # noqa: E402
+from diffusion_gym.rewards.models.weights import EMBEDDED  # noqa: E402
 
 
 def test_colourfulness_by_hand() -> None:

@@ -1,7 +1,7 @@
 """``python -m benchmarks pretrain``: makes the embedded model emoji-animals and its judge from a seed."""
 
 from benchmarks.pretrain.config import PretrainConfig
-from benchmarks.stopping import Stopped, status_of
+from benchmarks.runs.stopping import Stopped, status_of
 
 __all__ = ["PretrainConfig", "pretrain"]
 

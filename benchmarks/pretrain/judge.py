@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.files import write_atomically
+from algorithms.checkpoints.published import write_atomically
 from benchmarks.pretrain.training import Schedule, mixed_precision, optimise, step_generator
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS
 

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from algorithms.files import share_as
+from algorithms.checkpoints.published import share_as
 from benchmarks.pretrain.denoiser import build_scheduler
 from benchmarks.pretrain.vae import to_bytes
 from diffusion_gym.envs.config import DEFAULT_MODEL

@@ -8,7 +8,6 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from benchmarks.ownership import claimed
 from benchmarks.pretrain.card import SAMPLERS, draw_grid, folder_megabytes, measure, write_card
 from benchmarks.pretrain.config import PretrainConfig
 from benchmarks.pretrain.denoiser import TextToNoise, build_unet, train_denoiser
@@ -20,6 +19,7 @@ from benchmarks.pretrain.training import claim, describe_stage, run_stage, save_
 from benchmarks.pretrain.vae import build_vae, encode, train_vae
 from benchmarks.pretrain.world import Pictures, captions, render_many
 from benchmarks.provenance import processor
+from benchmarks.runs.ownership import claimed
 
 
 def run_stages(config: PretrainConfig) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from algorithms.files import write_atomically
-from benchmarks.folder import read_json, write_json
+from algorithms.checkpoints.published import write_atomically
 from benchmarks.pretrain.config import Schedule as Schedule
-from benchmarks.stopping import Stopped, StopSignal
+from benchmarks.runs.folder import read_json, write_json
+from benchmarks.runs.stopping import Stopped, StopSignal
 
 
 class Average:

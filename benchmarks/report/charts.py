@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.curves import Curve, Curves
-from benchmarks.statistics import Interval
-from benchmarks.tables import metric_names
+from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.statistics import Interval
+from benchmarks.analysis.tables import metric_names
 from diffusion_gym.naming import file_name
 
 #: Costs that a chart can be drawn against: name -> label.

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.analysis.results import Run, seed_of, task_of, variant_of
 from benchmarks.report.source import Source
-from benchmarks.results import Run, seed_of, task_of, variant_of
 
 
 def title(source: Source) -> str:

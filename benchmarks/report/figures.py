@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aggregate import Improvement, aggregate, improvements
-from benchmarks.curves import Curve, Curves
-from benchmarks.pictures import dispensable, plain_text
+from benchmarks.analysis.aggregate import Improvement, aggregate, improvements
+from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.statistics import Interval
+from benchmarks.analysis.tables import metric_names
 from benchmarks.report.charts import Style, label_of
 from benchmarks.report.frontiers import frontier_metrics
-from benchmarks.statistics import Interval
-from benchmarks.tables import metric_names
+from benchmarks.runs.pictures import dispensable, plain_text
 from diffusion_gym.naming import file_name, one_line
 
 _WIDTH, _HEIGHT = 5.2, 3.6  # inches, of a panel

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.curves import Curve, Curves
+from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.statistics import Interval
+from benchmarks.analysis.tables import metric_names
 from benchmarks.report.charts import chart, interval_point, label_of, reward_label, reward_reference
-from benchmarks.statistics import Interval
-from benchmarks.tables import metric_names
 from diffusion_gym.naming import file_name
 
 #: A metric that begins with one of these is a KL from the start, which comes first.

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.folder import IMAGES
-from benchmarks.pictures import dispensable, grid, read_grid
-from benchmarks.recorder import GRID_COLUMNS
-from benchmarks.results import seed_of, task_of, variant_of
+from benchmarks.analysis.results import seed_of, task_of, variant_of
+from benchmarks.runs.folder import IMAGES
+from benchmarks.runs.pictures import dispensable, grid, read_grid
+from benchmarks.runs.recorder import GRID_COLUMNS
 from diffusion_gym.naming import file_name
 from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 

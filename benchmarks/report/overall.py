@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.aggregate import Aggregate, Ahead, Improvement
-from benchmarks.curves import Curves
+from benchmarks.analysis.aggregate import Aggregate, Ahead, Improvement
+from benchmarks.analysis.curves import Curves
+from benchmarks.analysis.statistics import Interval
 from benchmarks.report.charts import chart, interval_point, reference
-from benchmarks.statistics import Interval
 
 _ALL = "all tasks"
 

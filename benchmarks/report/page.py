@@ -9,9 +9,11 @@ from typing import Any
 
 import jinja2
 
-from algorithms.files import published
-from benchmarks.aggregate import aggregate, improvements
-from benchmarks.curves import Curves, curves
+from algorithms.checkpoints.published import published
+from benchmarks.analysis.aggregate import aggregate, improvements
+from benchmarks.analysis.curves import Curves, curves
+from benchmarks.analysis.results import task_of, variant_of
+from benchmarks.analysis.tables import interval_note, metric_names, score_note, shared_note
 from benchmarks.report.charts import AXES, evaluation_charts, label_of, log_charts, styles
 from benchmarks.report.facts import duration, facts, run_facts, settings, title
 from benchmarks.report.figures import write_figures
@@ -20,8 +22,6 @@ from benchmarks.report.gallery import galleries, write_pictures
 from benchmarks.report.overall import improvement_columns, improvement_rows, overall_charts, score_rows
 from benchmarks.report.rows import held_out_rows, peak_rows, result_rows
 from benchmarks.report.source import Source
-from benchmarks.results import task_of, variant_of
-from benchmarks.tables import interval_note, metric_names, score_note, shared_note
 
 PAGE = "report.html"
 _HERE = Path(__file__).parent

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.curves import Curve, Curves
+from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.statistics import Interval
+from benchmarks.analysis.tables import bracketed, flat
 from benchmarks.report.charts import cost_reference, label_of, metric_reference, reference, reward_reference
 from benchmarks.report.facts import duration
-from benchmarks.statistics import Interval
-from benchmarks.tables import bracketed, flat
 
 
 def result_rows(summary: Curves) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import ALGORITHMS
+from benchmarks.analysis.results import Run, collect_results, name_of, read_results
 from benchmarks.report.command import NEITHER
-from benchmarks.results import Run, collect_results, name_of, read_results
-from benchmarks.runs import RunRecord, read_log, read_run
+from benchmarks.runs.run import RunRecord, read_log, read_run
 
 _LOGGED = 500  # lines of a run's log on a page; longer logs are thinned evenly
 
@@ -19,7 +19,7 @@ class Source:
 
     Attributes:
         folder: where the page goes, and where the runs' folders lie.
-        results: as :func:`benchmarks.results.collect_results` gathers them.
+        results: as :func:`benchmarks.analysis.results.collect_results` gathers them.
         log: lines of ``metrics.jsonl`` if the folder is one run's, else empty.
     """
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from algorithms import ALGORITHMS, AlgorithmConfig, EvaluationConfig, PolicyConfig
-from algorithms.config import override
-from benchmarks.settings import RunSpec
+from algorithms.config.base import override
+from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.tasks import Task
 from diffusion_gym.choices import LoRAConfig
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from benchmarks.settings import RunSpec
+from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
 from benchmarks.suite.recipes import EMBEDDED, EXACT, LEASHED, PAPER, QUICK, STABLE_DIFFUSION, Recipe
 from benchmarks.suite.tasks import EXACT_TASKS, LEARNED_TASKS, PAPER_TASKS, STABLE_DIFFUSION_TASKS, TASKS, Task

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.settings import TaskConfig
+from benchmarks.runs.spec import TaskConfig
 
 #: Ten prompts, so that RWR, which compares images of one prompt, has enough of each (FIELD.md's fair baseline).
 PROMPTS = "ten-animals"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_gym.chunks import in_chunks
-from diffusion_gym.rewards.clip import load_clip
-from diffusion_gym.rewards.weights import check_placement, embedded, not_found
+from diffusion_gym.rewards.models.clip import load_clip
+from diffusion_gym.rewards.models.weights import check_placement, embedded, not_found
 
 #: Positions of the linear layers in LAION's published head; dropout lies between them, and no activation.
 LAYERS = (0, 2, 4, 6, 7)
@@ -36,7 +36,7 @@ class Aesthetic:
         """Load CLIP and head.
 
         Args:
-            clip: as in :func:`~diffusion_gym.rewards.clip.load_clip`; None is the embedded model.
+            clip: as in :func:`~diffusion_gym.rewards.models.clip.load_clip`; None is the embedded model.
             head: a .pth or .safetensors file, or ``owner/repository/file`` on the hub; None is the embedded head.
             chunk_size: images at a time.
             device: where the models run; None follows the images.

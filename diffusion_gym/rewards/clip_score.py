@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_gym.rewards.clip import load_clip
-from diffusion_gym.rewards.weights import check_placement, embedded
+from diffusion_gym.rewards.models.clip import load_clip
+from diffusion_gym.rewards.models.weights import check_placement, embedded
 
 
 class ClipScore:
@@ -27,7 +27,7 @@ class ClipScore:
         """Load CLIP.
 
         Args:
-            clip: as in :func:`diffusion_gym.rewards.clip.load_clip`; None is the embedded model.
+            clip: as in :func:`diffusion_gym.rewards.models.clip.load_clip`; None is the embedded model.
             template: the text that is compared with the image; ``{prompt}`` stands for the prompt. Hessel et al. use
                 ``A photo depicts {prompt}``.
             scale: factor of the cosine.

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_gym.models.base import ModelDtype
-from diffusion_gym.rewards.bertscore import load_bertscore
-from diffusion_gym.rewards.captioner import Describe, load_captioner
 from diffusion_gym.rewards.clip_score import check_template
-from diffusion_gym.rewards.served import ServedCaptioner
-from diffusion_gym.rewards.weights import check_placement, embedded
+from diffusion_gym.rewards.models.bertscore import load_bertscore
+from diffusion_gym.rewards.models.captioner import Describe, load_captioner
+from diffusion_gym.rewards.models.served import ServedCaptioner
+from diffusion_gym.rewards.models.weights import check_placement, embedded
 
 #: The paper's question and its wording of the prompt (appendix; their code uses the same).
 QUESTION = "Answer concisely: what is going on in this image?"
@@ -54,7 +54,7 @@ class VLMAlignment:
             url: root of an OpenAI-compatible API, as ``http://host:8000/v1``.
             question: what the model is asked of each image.
             template: the reference text; ``{prompt}`` stands for the prompt.
-            layer: of the encoder, see :class:`~diffusion_gym.rewards.bertscore.BERTScore`.
+            layer: of the encoder, see :class:`~diffusion_gym.rewards.models.bertscore.BERTScore`.
             baseline: a number or file for BERTScore's rescaling. It changes the scale of the reward, not its order.
             max_new_tokens: longest description.
             chunk_size: images, or texts, at a time.

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from algorithms import DDPO, RWR, Requirements
-from algorithms.averaging import WeightAverage, weights_replaced
-from algorithms.checkpoint import read_checkpoint, write_checkpoint
+from algorithms.checkpoints.file import read_checkpoint, write_checkpoint
+from algorithms.weight_average import WeightAverage, weights_replaced
 
 
 def small(make_env: Callable, cls: type = DDPO, **options: Any) -> Any:

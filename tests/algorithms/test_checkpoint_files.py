@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from algorithms import DDPO, RWR, DDPOConfig
-from algorithms.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
+from algorithms.checkpoints.file import checkpoint_path, read_checkpoint, write_checkpoint
 from diffusion_gym import LoRAConfig
 from diffusion_gym.rewards import Linear
 

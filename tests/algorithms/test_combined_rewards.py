@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from algorithms import DDPO, RWR, EvaluationConfig
-from algorithms.callback_locals import Step
 from algorithms.rollouts import Rollout
+from algorithms.sb3.callback_locals import Step
 from diffusion_gym.rewards import Linear, Quadratic, RewardError, RewardTerm, WeightedSum
 
 STEPS, IMAGES = 3, 8

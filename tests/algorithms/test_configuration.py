@@ -10,7 +10,7 @@ import pytest
 import stable_baselines3.common.vec_env as sb3_vec_env
 
 from algorithms import ALGORITHMS, DDPO, RWR, DDPOConfig, EvaluationConfig, PolicyConfig, RWRConfig
-from algorithms.config import from_dict, override, to_dict
+from algorithms.config.base import from_dict, override, to_dict
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

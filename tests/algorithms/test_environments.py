@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMoni
 import diffusion_gym
 from algorithms import DDPO
 from algorithms.evaluation import evaluate
-from algorithms.vec_env import DenoiseVecEnv, find_mdp
+from algorithms.sb3.vec_env import DenoiseVecEnv, find_mdp
 from diffusion_gym import rewards
 from diffusion_gym.rewards import Linear, Quadratic
 from diffusion_gym.rewards.wrappers import TerminalReward, VectorTerminalReward
@@ -150,7 +150,7 @@ def test_an_id_is_made_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         made.append(given)
         return env
 
-    monkeypatch.setattr("algorithms.vec_env.gymnasium.make", make)
+    monkeypatch.setattr("algorithms.sb3.vec_env.gymnasium.make", make)
     for device in (None, "cuda", torch.device("cuda:1")):
         find_mdp(diffusion_gym.ENV_ID, device=device)
     for there in (True, False):

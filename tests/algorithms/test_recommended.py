@@ -12,8 +12,8 @@ import torch
 
 import diffusion_gym
 from algorithms import DDPO, RWR, DDPOConfig, PolicyConfig, RWRConfig, SB3PPOConfig
-from algorithms.config import override
-from algorithms.distributed import ALONE
+from algorithms.config.base import override
+from algorithms.parallel.ranks import ALONE
 from diffusion_gym.models import check_device, load_model, recommended
 from diffusion_gym.models.loading import FAMILIES
 from diffusion_gym.recommended import BY_PIPELINE

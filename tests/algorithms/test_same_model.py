@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from algorithms import DDPO
-from algorithms.checkpoint import read_checkpoint, write_checkpoint
+from algorithms.checkpoints.file import read_checkpoint, write_checkpoint
 from diffusion_gym import load_model
 from diffusion_gym.models.fingerprint import difference, fingerprint
 

@@ -15,7 +15,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 
 import diffusion_gym
-from algorithms import DDPO, RWR, callback_locals
+from algorithms import DDPO, RWR
+from algorithms.sb3 import callback_locals
 from diffusion_gym.rewards import Linear
 
 IMAGES, ENVS, STEPS = 8, 4, 3

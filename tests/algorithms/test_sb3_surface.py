@@ -16,9 +16,9 @@ from stable_baselines3.common.vec_env import VecVideoRecorder
 
 import diffusion_gym
 from algorithms import DDPO, RWR
-from algorithms.checkpoint import read_checkpoint
+from algorithms.checkpoints.file import read_checkpoint
+from algorithms.sb3.vec_env import DenoiseVecEnv, find_mdp
 from algorithms.sb3_ppo import SB3PPO
-from algorithms.vec_env import DenoiseVecEnv, find_mdp
 
 IMAGES, STEPS = 4, 3
 ITERATION = IMAGES * STEPS

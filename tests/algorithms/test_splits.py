@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DiffusionAlgorithm
+from algorithms.parallel.split import Chunk, Split
 from algorithms.rollouts import Rollout
-from algorithms.split import Chunk, Split
 
 
 def trained(algorithm: DiffusionAlgorithm[Any], iterations: int = 2) -> dict[str, Tensor]:

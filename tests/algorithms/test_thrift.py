@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from algorithms import ALGORITHMS, DDPO, EvaluationConfig
-from algorithms.config import override
+from algorithms.config.base import override
 from diffusion_gym.models import load_model
 
 ANIMALS = ["cat", "dog", "ant", "fish"]

@@ -18,10 +18,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMoni
 
 import diffusion_gym
 from algorithms import DDPO, RWR
-from algorithms.ppo_baseline import actor_critic_arguments
+from algorithms.sb3.actor_critic import actor_critic_arguments
+from algorithms.sb3.vec_env import find_mdp
+from algorithms.sb3.wrappers import check_wrappers
 from algorithms.sb3_ppo import SB3PPO
-from algorithms.vec_env import find_mdp
-from algorithms.wrappers import check_wrappers
 from diffusion_gym.envs.single import DenoiseEnv
 from diffusion_gym.rewards.wrappers import TerminalReward, VectorTerminalReward
 
@@ -230,7 +230,7 @@ LOOKED_AT = {
 @pytest.mark.parametrize("library", LOOKED_AT, ids=lambda library: library.__name__)
 def test_every_wrapper_of_the_libraries_was_looked_at(library: Any) -> None:
     """One that a new version brings fails here until it is put among those that pass or those that are refused."""
-    from algorithms import wrappers
+    from algorithms.sb3 import wrappers
 
     passes = {kind.__name__ for kind in wrappers._HARMLESS | wrappers._WATCHING} | {"TimeLimit", "vector"}
     names = {name for name in library.__all__ if library is not vec_env or name.startswith("Vec")} - {"VecEnv"}

@@ -6,13 +6,13 @@ import gymnasium
 import pytest
 import torch
 
-import benchmarks.chunk_sizes
+import benchmarks.runs.chunk_sizes
 import diffusion_gym
 from algorithms import DDPO
 from benchmarks.__main__ import main
-from benchmarks.chunk_sizes import advice, largest_useful, sizes_beside, time_chunks
-from benchmarks.memory import estimate_memory
-from benchmarks.meters import Seconds
+from benchmarks.runs.chunk_sizes import advice, largest_useful, sizes_beside, time_chunks
+from benchmarks.runs.memory import estimate_memory
+from benchmarks.throughput.meters import Seconds
 
 MANY = 10**9
 
@@ -61,7 +61,7 @@ def test_trying_changes_nothing(algorithm: DDPO) -> None:
 
 def test_a_short_run_tries_nothing(algorithm: DDPO, monkeypatch: pytest.MonkeyPatch) -> None:
     """The passes take (2 + 4 + 8) x 3 rows, and at most one row in 50."""
-    monkeypatch.setattr(benchmarks.chunk_sizes, "_pass", lambda policy, size: Seconds(1.0, 1.0))
+    monkeypatch.setattr(benchmarks.runs.chunk_sizes, "_pass", lambda policy, size: Seconds(1.0, 1.0))
     estimate = estimate_memory(algorithm)
     assert time_chunks(algorithm, estimate, 14 * 3 * 50 - 1) == {}
     assert list(time_chunks(algorithm, estimate, 14 * 3 * 50)) == [2, 4, 8]
@@ -75,16 +75,16 @@ def test_a_size_without_memory_is_left_out(algorithm: DDPO, monkeypatch: pytest.
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return Seconds(1.0, 1.0)
 
-    monkeypatch.setattr(benchmarks.chunk_sizes, "_pass", fail)
+    monkeypatch.setattr(benchmarks.runs.chunk_sizes, "_pass", fail)
     assert list(time_chunks(algorithm, estimate, MANY)) == [2, 4]
-    monkeypatch.setattr(benchmarks.chunk_sizes, "_pass", lambda policy, size: Seconds(1.0, 1.0))
-    monkeypatch.setattr(benchmarks.chunk_sizes, "free_bytes", lambda device: estimate.total)
+    monkeypatch.setattr(benchmarks.runs.chunk_sizes, "_pass", lambda policy, size: Seconds(1.0, 1.0))
+    monkeypatch.setattr(benchmarks.runs.chunk_sizes, "free_bytes", lambda device: estimate.total)
     assert list(time_chunks(algorithm, estimate, MANY)) == [2, 4], "is not even tried"
 
 
 def test_train_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        benchmarks.chunk_sizes, "time_chunks", lambda *_: {16: Seconds(0.002, 0.002), 64: Seconds(0.004, 0.005)}
+        benchmarks.runs.chunk_sizes, "time_chunks", lambda *_: {16: Seconds(0.002, 0.002), 64: Seconds(0.004, 0.005)}
     )
     run = ["train", "ddpo-is", "--model", "exact-gaussian", "--reward", "exact-linear", "--reward-queries", "64"]
     assert main([*run, "--threads", "1", "--folder", str(tmp_path / "run")]) == 0

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from algorithms import ALGORITHMS, EvaluationConfig
-from algorithms.checkpoint import read_checkpoint
+from algorithms.checkpoints.file import read_checkpoint
 from benchmarks.__main__ import main
-from benchmarks.runs import read_run
-from benchmarks.train import defaults
+from benchmarks.commands.train import defaults
+from benchmarks.runs.run import read_run
 
 EXACT = ["--model", "exact-gaussian", "--reward", "exact-quadratic", "--policy.trainable", "full", "--threads", "1"]
 

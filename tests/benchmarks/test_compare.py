@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from algorithms.checkpoint import read_checkpoint
+from algorithms.checkpoints.file import read_checkpoint
 from benchmarks.__main__ import main
-from benchmarks.curves import curves
-from benchmarks.results import read_results
-from benchmarks.runs import read_run
-from benchmarks.tables import table
+from benchmarks.analysis.curves import curves
+from benchmarks.analysis.results import read_results
+from benchmarks.analysis.tables import table
+from benchmarks.runs.run import read_run
 
 
 @pytest.fixture(scope="module")

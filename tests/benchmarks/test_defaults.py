@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from algorithms.config import override
+from algorithms.config.base import override
 from benchmarks.__main__ import main
-from benchmarks.folder import RUN
+from benchmarks.commands.train import defaults
 from benchmarks.parsing import named_model
-from benchmarks.runs import run as train_in
-from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.runs.folder import RUN
+from benchmarks.runs.run import run as train_in
+from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.suite import EMBEDDED, SUITES
-from benchmarks.throughput import Throughput
-from benchmarks.train import defaults
+from benchmarks.throughput.command import Throughput
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 
 EXACT = ["--model", "exact-mixture", "--reward", "exact-linear", "--reward-queries", "64", "--threads", "1"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from algorithms import DDPO
-from benchmarks.exact_targets import (
+from benchmarks.runs.exact_targets import (
     DISTANCES,
     Tuned,
     equal_reward_tilt,
@@ -21,8 +21,8 @@ from benchmarks.exact_targets import (
     read_tuned,
     target_kl,
 )
-from benchmarks.metrics import check_metric
-from benchmarks.runs import run
+from benchmarks.runs.metrics import check_metric
+from benchmarks.runs.run import run
 from benchmarks.suite import EXACT_TASKS, Task
 from benchmarks.suite.recipes import EXACT
 from diffusion_gym.models.exact import EXACT_MODELS

@@ -6,13 +6,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-import benchmarks.pool
+import benchmarks.sweeps.local_pool
 from algorithms import ALGORITHMS, EvaluationConfig
-from algorithms.config import override
+from algorithms.config.base import override
 from benchmarks.machine import available_cores, available_gpus, available_memory
-from benchmarks.pool import LocalPool, local_pool, processes_held
-from benchmarks.settings import RunSpec, TaskConfig
-from benchmarks.sweep import run_all
+from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.sweeps.local_pool import LocalPool, local_pool, processes_held
+from benchmarks.sweeps.sweep import run_all
 
 GB = 10**9
 
@@ -146,16 +146,16 @@ def spec_of(device: str, reward: str = "exact-linear", seed: int = 0) -> RunSpec
 def test_a_pool_takes_what_the_machine_has(
     monkeypatch: pytest.MonkeyPatch, devices: list[str], asked: int, processes: int, gpus: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(benchmarks.pool, "available_gpus", lambda: ("2", "3"))
-    monkeypatch.setattr(benchmarks.pool, "available_memory", lambda: 6 * GB)
-    monkeypatch.setattr(benchmarks.pool, "available_cores", lambda: 16)
+    monkeypatch.setattr(benchmarks.sweeps.local_pool, "available_gpus", lambda: ("2", "3"))
+    monkeypatch.setattr(benchmarks.sweeps.local_pool, "available_memory", lambda: 6 * GB)
+    monkeypatch.setattr(benchmarks.sweeps.local_pool, "available_cores", lambda: 16)
     with local_pool([spec_of(device) for device in devices], asked, 1) as pool:
         assert (pool.processes, pool.gpus) == (processes, gpus)
 
 
 def test_without_a_gpu_one_run_after_the_other_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the run's own error that names the missing device."""
-    monkeypatch.setattr(benchmarks.pool, "available_gpus", lambda: ())
+    monkeypatch.setattr(benchmarks.sweeps.local_pool, "available_gpus", lambda: ())
     with local_pool([spec_of("cuda")], 0, 1) as pool:
         assert (pool.processes, pool.gpus) == (1, ())
 

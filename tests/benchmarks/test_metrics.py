@@ -8,8 +8,8 @@ import torch
 
 from algorithms.diversity import diversity, embedding_diversity
 from benchmarks.__main__ import main
-from benchmarks.metrics import METRICS, check_world, more_is_better
-from benchmarks.pictures import grid, read_grid
+from benchmarks.runs.metrics import METRICS, check_world, more_is_better
+from benchmarks.runs.pictures import grid, read_grid
 from diffusion_gym.models import load_model
 from diffusion_gym.prompts import animal_activities
 

@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 from algorithms import DDPOConfig, EvaluationConfig, PolicyConfig, RWRConfig
-from algorithms.config import override
-from benchmarks.model_card import _public
-from benchmarks.runs import run
-from benchmarks.settings import RunSpec, TaskConfig
+from algorithms.config.base import override
+from benchmarks.runs.model_card import _public
+from benchmarks.runs.run import run
+from benchmarks.runs.spec import RunSpec, TaskConfig
 
 SMALL = {"num_envs": 4, "images_per_iteration": 4, "chunk_size": 4, "learning_rate": 1e-2}
 

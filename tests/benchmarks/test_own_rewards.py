@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from algorithms import ALGORITHMS, EvaluationConfig
-from algorithms.checkpoint import read_checkpoint
-from algorithms.config import override
+from algorithms.checkpoints.file import read_checkpoint
+from algorithms.config.base import override
 from benchmarks.__main__ import main
-from benchmarks.runs import read_run, run
-from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.runs.run import read_run, run
+from benchmarks.runs.spec import RunSpec, TaskConfig
 from diffusion_gym.naming import file_name
 from diffusion_gym.rewards import RewardError
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from algorithms import ALGORITHMS, EvaluationConfig
-from algorithms.config import override
-from benchmarks.ray_checks import check_resources
-from benchmarks.ray_pool import RayPool
-from benchmarks.runs import read_run, run
-from benchmarks.settings import RunSpec, TaskConfig
-from benchmarks.sweep import run_all
+from algorithms.config.base import override
+from benchmarks.runs.run import read_run, run
+from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.sweeps.ray_checks import check_resources
+from benchmarks.sweeps.ray_pool import RayPool
+from benchmarks.sweeps.sweep import run_all
 
 needs_ray = pytest.mark.skipif(
     find_spec("ray") is None, reason="needs the extra ray: pip install 'diffusion-denoise-gym[ray]'"
@@ -112,7 +112,7 @@ def test_a_cluster_that_cannot_make_the_runs_is_refused_at_once(
 ) -> None:
     import ray
 
-    import benchmarks.ray_checks
+    import benchmarks.sweeps.ray_checks
 
     with pytest.raises(
         ValueError, match=r"asks for 9999 CPU\(s\) and 0 GPU\(s\) of one node; the largest of the 1 node"
@@ -123,7 +123,7 @@ def test_a_cluster_that_cannot_make_the_runs_is_refused_at_once(
     def sees(file: str) -> bool:
         return Path(f"{file}-elsewhere").is_file()
 
-    monkeypatch.setattr(benchmarks.ray_checks, "_sees", sees)
+    monkeypatch.setattr(benchmarks.sweeps.ray_checks, "_sees", sees)
     with pytest.raises(ValueError, match=r"cannot see what this machine writes into .* a file system that all nodes"):
         RayPool("local", 1, tmp_path / "runs", [spec_of("exact-linear")])
     assert not ray.is_initialized()

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.curves import curves
+from benchmarks.analysis.curves import curves
+from benchmarks.analysis.results import read_results, write_results
 from benchmarks.report import gallery
 from benchmarks.report import page as report_page
 from benchmarks.report.charts import evaluation_charts
 from benchmarks.report.facts import settings
 from benchmarks.report.rows import peak_rows, result_rows
-from benchmarks.results import read_results, write_results
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from algorithms import ALGORITHMS, EvaluationConfig
-from algorithms.config import override
+from algorithms.config.base import override
 from benchmarks.__main__ import main
-from benchmarks.pictures import read_grid
-from benchmarks.recorder import GRID_COLUMNS
-from benchmarks.runs import run
-from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.runs.pictures import read_grid
+from benchmarks.runs.recorder import GRID_COLUMNS
+from benchmarks.runs.run import run
+from benchmarks.runs.spec import RunSpec, TaskConfig
 from diffusion_gym.rewards import RewardError, resolve_reward
 
 TASK = TaskConfig(model="exact-mixture", prompts=None, num_inference_steps=3)

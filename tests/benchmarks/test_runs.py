@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from algorithms import ALGORITHMS, EvaluationConfig
-from algorithms.config import override
-from benchmarks.progress import ProgressBar
-from benchmarks.recorder import Progress
-from benchmarks.runs import read_run, run
-from benchmarks.settings import RunSpec, TaskConfig
+from algorithms.config.base import override
+from benchmarks.runs.progress import ProgressBar
+from benchmarks.runs.recorder import Progress
+from benchmarks.runs.run import read_run, run
+from benchmarks.runs.spec import RunSpec, TaskConfig
 
 TASK = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=4)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from algorithms import ALGORITHMS, DDPO, EvaluationConfig
-from algorithms.checkpoint import read_checkpoint
-from algorithms.config import override
+from algorithms.checkpoints.file import read_checkpoint
+from algorithms.config.base import override
 from benchmarks.__main__ import main
-from benchmarks.folder import read_spec, replace_by_link
-from benchmarks.runs import read_run, run
-from benchmarks.safeguards import Safeguards
-from benchmarks.settings import RunSpec, TaskConfig
-from benchmarks.watch import value_of
+from benchmarks.runs.folder import read_spec, replace_by_link
+from benchmarks.runs.run import read_run, run
+from benchmarks.runs.safeguards import Safeguards
+from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.runs.watch import value_of
 
 TASK = TaskConfig("exact-gaussian", "exact-linear", num_inference_steps=4)
 

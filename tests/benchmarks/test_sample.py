@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from algorithms import DDPOConfig, EvaluationConfig, PolicyConfig
-from algorithms.config import override
+from algorithms.config.base import override
 from algorithms.policy import DenoisingPolicy, Rows
 from benchmarks.__main__ import main
-from benchmarks.runs import run
-from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.runs.run import run
+from benchmarks.runs.spec import RunSpec, TaskConfig
 from diffusion_gym.transitions import Gaussian
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.search import CANDIDATES, ranking
+from benchmarks.commands.search import CANDIDATES, ranking
 
 
 def run(task: str, variant: str, gain: float, recognised: float = 0.5) -> dict[str, Any]:

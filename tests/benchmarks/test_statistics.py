@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from benchmarks import statistics
-from benchmarks.statistics import (
+from benchmarks.analysis import statistics
+from benchmarks.analysis.statistics import (
     Interval,
     interquartile_mean,
     over_seeds,

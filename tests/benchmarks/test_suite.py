@@ -10,15 +10,15 @@ import gymnasium
 import pytest
 
 from algorithms import ALGORITHMS
-from algorithms.config import override
+from algorithms.config.base import override
 from algorithms.seeding import prompt_order
 from benchmarks.__main__ import main
-from benchmarks.compare import Compare
-from benchmarks.dry_run import check, dry_run, evaluations
-from benchmarks.results import name_of, read_results, spec_key
-from benchmarks.search import ALIGNMENT_CANDIDATES, CANDIDATES, PAST_THE_EDGE, SIX, Search
-from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.analysis.results import name_of, read_results, spec_key
+from benchmarks.commands.compare import Compare
+from benchmarks.commands.search import ALIGNMENT_CANDIDATES, CANDIDATES, PAST_THE_EDGE, SIX, Search
+from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
+from benchmarks.sweeps.dry_run import check, dry_run, evaluations
 from diffusion_gym import ENV_ID
 from diffusion_gym.prompts import resolve_prompts
 

@@ -14,16 +14,16 @@ import psutil
 import pytest
 
 from algorithms import ALGORITHMS, EvaluationConfig
-from algorithms.config import override
-from benchmarks.curves import curves
-from benchmarks.ledger import Ledger
-from benchmarks.pool import LocalPool
+from algorithms.config.base import override
+from benchmarks.analysis.curves import curves
+from benchmarks.analysis.results import name_of, read_results
 from benchmarks.report import read_source
-from benchmarks.results import name_of, read_results
-from benchmarks.runs import run
-from benchmarks.settings import RunSpec, TaskConfig
-from benchmarks.stopping import Stopped
-from benchmarks.sweep import Message, run_all
+from benchmarks.runs.run import run
+from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.runs.stopping import Stopped
+from benchmarks.sweeps.local_pool import LocalPool
+from benchmarks.sweeps.merged_results import Ledger
+from benchmarks.sweeps.sweep import Message, run_all
 
 TASK = TaskConfig(model="exact-gaussian", reward="exact-linear", num_inference_steps=2)
 
@@ -98,15 +98,15 @@ def test_complete_runs_are_skipped(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_asks_every_run_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import benchmarks.sweep
+    import benchmarks.sweeps.sweep
 
     def interrupted(*given: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(benchmarks.sweep, "wait", original)
+        monkeypatch.setattr(benchmarks.sweeps.sweep, "wait", original)
         return set(), set()
 
-    original = benchmarks.sweep.wait
-    monkeypatch.setattr(benchmarks.sweep, "wait", interrupted)
+    original = benchmarks.sweeps.sweep.wait
+    monkeypatch.setattr(benchmarks.sweeps.sweep, "wait", interrupted)
     pool, finished = InProcess(), []
     with pytest.raises(Stopped):
         run_all(plan_of(0), tmp_path, pool, finished.append)

@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.aggregate import Ahead, aggregate, improvement, improvements, shared
-from benchmarks.blocks import Block
-from benchmarks.compare import summary_text
-from benchmarks.curves import check_one_comparison, curves
-from benchmarks.pages import blocks
-from benchmarks.report.figures import probabilities
-from benchmarks.results import read_results, write_results
-from benchmarks.statistics import pooled_interquartile_mean, stratified_bootstrap
-from benchmarks.suite import CLAIMS
-from benchmarks.tables import (
+from benchmarks.analysis.aggregate import Ahead, aggregate, improvement, improvements, shared
+from benchmarks.analysis.curves import check_one_comparison, curves
+from benchmarks.analysis.results import read_results, write_results
+from benchmarks.analysis.statistics import pooled_interquartile_mean, stratified_bootstrap
+from benchmarks.analysis.tables import (
     equal_reward_table,
     failure_note,
     held_out_table,
@@ -30,6 +25,11 @@ from benchmarks.tables import (
     score_table,
     table,
 )
+from benchmarks.commands.compare import summary_text
+from benchmarks.docs_tables.blocks import Block
+from benchmarks.docs_tables.command import blocks
+from benchmarks.report.figures import probabilities
+from benchmarks.suite import CLAIMS
 
 DOCS = Path(__file__).parents[2] / "docs"
 

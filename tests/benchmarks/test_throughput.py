@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-import benchmarks.throughput
+import benchmarks.throughput.command
 from algorithms import PolicyConfig
 from benchmarks.__main__ import main
-from benchmarks.floors import Floor
-from benchmarks.throughput import Throughput, build, iterate, measure_growth, resized
+from benchmarks.throughput.command import Throughput, build, iterate, measure_growth, resized
+from benchmarks.throughput.floors import Floor
 from diffusion_gym.models import DiffusionModel, load_model
 
 SMALL = ["--images", "8", "--num-envs", "8", "--num-inference-steps", "3", "--threads", "1"]
@@ -24,7 +24,7 @@ FULL = ["--policy.trainable", "full", "--policy.chunk-size", "4"]
 def small_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grow from 2 images in one repetition."""
     for name, value in {"_GROWTH_IMAGES": 2, "_GROWTH_CHUNK": 2, "_GROWTH_REPEATS": 1}.items():
-        monkeypatch.setattr(benchmarks.throughput, name, value)
+        monkeypatch.setattr(benchmarks.throughput.command, name, value)
 
 
 def run(arguments: list[str], folder: Path) -> tuple[dict[str, Any], str]:
@@ -72,7 +72,7 @@ def test_growth_varies_one_thing_at_a_time(monkeypatch: pytest.MonkeyPatch, tiny
         assert options.images % options.num_envs == 0
         return {"case": (axis, options.images, options.num_inference_steps, *model.latent_shape[1:])}
 
-    monkeypatch.setattr(benchmarks.throughput, "_grown", case)
+    monkeypatch.setattr(benchmarks.throughput.command, "_grown", case)
     assert [row["case"] for row in measure_growth(Throughput(model=tiny_sd))] == [
         *(("images", images, 10, 8, 8) for images in (16, 32, 64)),
         *(("steps", 16, steps, 8, 8) for steps in (5, 10, 20)),

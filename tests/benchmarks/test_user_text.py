@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.compare import summary_text
-from benchmarks.folder import read_json
-from benchmarks.jsonlines import read_lines
+from benchmarks.analysis.results import read_results
+from benchmarks.commands.compare import summary_text
 from benchmarks.report import Source, write_report
-from benchmarks.results import read_results
+from benchmarks.runs.folder import read_json
+from benchmarks.runs.jsonlines import read_lines
 from benchmarks.terminal import command
 from diffusion_gym.naming import file_name, log_name
 

@@ -15,7 +15,7 @@ import torch
 from diffusion_gym import load_model, models
 from diffusion_gym.models.files import files_state, variant_of
 from diffusion_gym.models.pipeline import PipelineModel
-from diffusion_gym.rewards.weights import not_found
+from diffusion_gym.rewards.models.weights import not_found
 
 Altered = Callable[..., str]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from algorithms import DDPO, DiffusionAlgorithm
 from algorithms.policy import Rows
-from benchmarks.loading_code import loading_code, scheduler_lines
+from benchmarks.runs.loading_code import loading_code, scheduler_lines
 from diffusion_gym.models.flux import pack, unpack
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
 from diffusion_gym.transitions import make_schedule, make_transition

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DDPOConfig, DenoisingPolicy, DiffusionAlgorithm, PolicyConfig, RWRConfig
-from algorithms.files import RECORD
-from algorithms.parameters import flatten
+from algorithms.checkpoints.published import RECORD
+from algorithms.checkpoints.tensors import flatten
 from algorithms.policy import Rows
 from benchmarks.__main__ import main
 from diffusion_gym import LoRAConfig, load_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_gym.rewards.bertscore import BERTScore
+from diffusion_gym.rewards.models.bertscore import BERTScore
 
 CANDIDATES = [
     "a cat",

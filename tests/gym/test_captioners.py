@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_gym.rewards.captioner import TESTED, Captioner, to_pillow
+from diffusion_gym.rewards.models.captioner import TESTED, Captioner, to_pillow
 from diffusion_gym_torchvision import repair_torchvision
 
 repair_torchvision()

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_gym.rewards import check_reward, clip, evaluate_reward, resolve_reward
+from diffusion_gym.rewards import check_reward, evaluate_reward, resolve_reward
 from diffusion_gym.rewards.aesthetic import load_head
-from diffusion_gym.rewards.clip import Clip, load_clip
+from diffusion_gym.rewards.models import clip
+from diffusion_gym.rewards.models.clip import Clip, load_clip
 
 PROMPTS = ["cat", "a dog", "an ant", "a fish riding a bike", "cat"]
 HeadTensors = Callable[[tuple[int, ...]], dict[str, Tensor]]
@@ -216,7 +217,7 @@ def test_errors_say_what_to_do(tiny_rewards: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_missing_embedded_models_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from diffusion_gym.rewards import weights
+    from diffusion_gym.rewards.models import weights
 
     monkeypatch.setattr(weights, "EMBEDDED", tmp_path)
     with pytest.raises(ValueError, match=r"embedded reward model .*head.safetensors.* is missing"):

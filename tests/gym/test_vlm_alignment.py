@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_gym.rewards import RewardError, VLMAlignment, evaluate_reward, resolve_reward
-from diffusion_gym.rewards.bertscore import BERTScore
-from diffusion_gym.rewards.captioner import Captioner
-from diffusion_gym.rewards.served import ServedCaptioner
+from diffusion_gym.rewards.models.bertscore import BERTScore
+from diffusion_gym.rewards.models.captioner import Captioner
+from diffusion_gym.rewards.models.served import ServedCaptioner
 
 QUESTION = "What is in this image?"
 PROMPTS = ["a cat", "a dog riding a bike", "an ant", "a fish playing chess", "a horse", "cat", "a cat"]

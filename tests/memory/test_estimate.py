@@ -13,9 +13,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from algorithms import DDPO, RWR, DDPOConfig, PolicyConfig
-from benchmarks.memory import LiveBytes, estimate_memory
-from benchmarks.settings import TaskConfig
-from benchmarks.train import Output, Train, train
+from benchmarks.commands.train import Output, Train, train
+from benchmarks.runs.memory import LiveBytes, estimate_memory
+from benchmarks.runs.spec import TaskConfig
 
 #: Estimate over measurement stays within this, both ways.
 FACTOR = 1.15
@@ -158,7 +158,7 @@ def test_train_prints_it_before_it_starts(tmp_path: Path, tiny_sd: str, capsys: 
 
 def test_where_it_does_not_fit_it_says_so(small_run: Callable) -> None:
     estimate = estimate_memory(small_run())
-    with mock.patch("benchmarks.memory.free_bytes", return_value=1000):
+    with mock.patch("benchmarks.runs.memory.free_bytes", return_value=1000):
         assert "less is free" in estimate.describe()
     algorithm = small_run()
     algorithm.policy.denoiser.register_forward_pre_hook(_refuse)

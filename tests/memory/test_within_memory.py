@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from algorithms import DDPO, RWR, DiffusionAlgorithm, EvaluationConfig
-from algorithms.within_memory import is_out_of_memory, within_memory
+from algorithms.parallel.within_memory import is_out_of_memory, within_memory
 from diffusion_gym.rewards import RewardError
 
 ITERATION = 6 * 3

@@ -32,14 +32,14 @@ from torch import Tensor
 import algorithms.base
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm, EvaluationConfig
-from algorithms.config import override
-from algorithms.distributed import TIMEOUT, current_ranks, synchronising
+from algorithms.config.base import override
 from algorithms.evaluation import evaluate
+from algorithms.parallel.ranks import TIMEOUT, current_ranks, synchronising
+from algorithms.parallel.sharding import whole
+from algorithms.parallel.split import Split
 from algorithms.rollouts import collect
-from algorithms.sharding import whole
-from algorithms.split import Split
-from benchmarks.runs import run
-from benchmarks.settings import RunSpec, TaskConfig
+from benchmarks.runs.run import run
+from benchmarks.runs.spec import RunSpec, TaskConfig
 
 Report = dict[str, Any]
 Work = Callable[[], Report]

@@ -32,8 +32,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from algorithms import ALGORITHMS
-from algorithms.sharding import local
-from benchmarks.memory import estimate_memory
+from algorithms.parallel.sharding import local
+from benchmarks.runs.memory import estimate_memory
 from diffusion_gym import ENV_ID
 
 MODEL = "exact-mixture"

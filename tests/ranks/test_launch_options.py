@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from algorithms.distributed import ALONE, current_ranks
+from algorithms.parallel.ranks import ALONE, current_ranks
 
 REFUSED = {
     "ACCELERATE_DYNAMO_BACKEND": ("INDUCTOR", "--dynamo_backend INDUCTOR", "compiled networks are not supported"),

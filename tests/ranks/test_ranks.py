@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.checkpoint import read_checkpoint
+from algorithms.checkpoints.file import read_checkpoint
 
 PROGRAM = "ranked.py"
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from torch import nn
 
 import algorithms.base
 from algorithms import DDPO
-from algorithms.checkpoint import read_checkpoint
-from algorithms.sharding import check_sharded, shard
+from algorithms.checkpoints.file import read_checkpoint
+from algorithms.parallel.sharding import check_sharded, shard
 
 PROGRAM = "sharded.py"
 pytestmark = pytest.mark.slow

@@ -24,9 +24,9 @@ from benchmarks.pretrain.vae import reconstruct
 from benchmarks.pretrain.world import Pictures
 from diffusion_gym.prompts import ACTIVITIES, ANIMALS, animal_activities
 from diffusion_gym.rewards.aesthetic import load_head
-from diffusion_gym.rewards.bertscore import BERTScore
-from diffusion_gym.rewards.captioner import Captioner
-from diffusion_gym.rewards.clip import Clip
+from diffusion_gym.rewards.models.bertscore import BERTScore
+from diffusion_gym.rewards.models.captioner import Captioner
+from diffusion_gym.rewards.models.clip import Clip
 from diffusion_gym.rewards.vlm_alignment import QUESTION, TEMPLATE
 
 CHUNK = 64

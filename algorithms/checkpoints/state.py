@@ -1,0 +1,274 @@
+"""What an algorithm is between two iterations, and how it is saved and restored: the same bit for bit."""
+
+import copy
+import os
+import platform
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import gymnasium
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from algorithms.checkpoints.file import (
+    Checkpoint,
+    Place,
+    check_place,
+    checkpoint_path,
+    name_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from algorithms.checkpoints.tensors import Groups, check_averages, flatten, get_tensors, set_tensors, unflatten
+from algorithms.config.base import from_dict, to_dict
+from algorithms.parallel.ranks import Ranks
+from algorithms.policy import DenoisingPolicy
+from algorithms.sb3.callback_locals import CallbackLocals
+from algorithms.sb3.learning_rate import Config, ScheduledAlgorithm
+from algorithms.sb3.vec_env import DenoiseVecEnv, describe_env, rebuild_env
+from algorithms.skips import SkippedUpdates
+from algorithms.weight_average import WeightAverage
+from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.models.fingerprint import Fingerprint, difference, fingerprint, same_last_part, same_name
+from diffusion_gym.rewards import WeightedSum
+
+Self = TypeVar("Self", bound="SavedAlgorithm[Any]")
+#: What the state of every checkpoint holds, whatever version wrote it.
+_STATE = {"algorithm", "config", "env", "iteration", "num_timesteps", "n_updates", "costs", "extra"}
+
+
+class SavedAlgorithm(ScheduledAlgorithm[Config]):
+    """The state of an algorithm, and Stable-Baselines3's get_parameters, set_parameters, save and load.
+
+    A checkpoint is the state at an iteration's start: weights, moments, averages, counters, costs, statistics. Random
+    numbers need no state, for they are keyed by what they are for (``seeding``).
+    """
+
+    config_class: type[Config]
+    config: Config
+    ranks: Ranks
+    policy: DenoisingPolicy  # type: ignore[assignment]
+    average: WeightAverage | None
+    loss_scaler: torch.amp.GradScaler
+    skipped: SkippedUpdates
+    iteration: int
+    costs: dict[str, Any]
+    _committed_timesteps: int
+
+    @property
+    def mdp(self) -> DenoisingMDP:
+        """The environment's model, reward, prompts and grid."""
+        assert isinstance(self.env, DenoiseVecEnv)
+        return self.env.mdp
+
+    def extra_state(self) -> dict[str, Any]:
+        """A subclass's own state beside weights and optimizer, JSON-serialisable."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`extra_state` returned."""
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "algorithm": type(self).__name__,
+            "config": to_dict(self.config),
+            "env": describe_env(self.mdp),
+            "model": fingerprint(self.mdp.model),
+            "iteration": self.iteration,
+            "num_timesteps": self._committed_timesteps,
+            "n_updates": self._n_updates,
+            "skipped": self.skipped.state_dict(),
+            "costs": self.costs,
+            "chunk_size": self.policy.chunk_size,
+            "loss_scaler": self.loss_scaler.state_dict(),
+            "schedule": repr(self.learning_rate) if callable(self.learning_rate) else None,
+            "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
+            "extra": self.extra_state(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        """A second algorithm in the same state, with an environment and a model of its own, and without the logger."""
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        kept = {name: value for name, value in vars(self).items() if name not in ("_logger", "_callback_locals")}
+        clone.__dict__.update(copy.deepcopy(kept, memo), _callback_locals=CallbackLocals(), _custom_logger=False)
+        return clone
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: TypeError."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled; save(path) writes a checkpoint, or save(io.BytesIO()) one in "
+            "memory, from which load() builds it again, in another process too."
+        )
+
+    def _snapshot(self) -> Checkpoint:
+        return Checkpoint(copy.deepcopy(self._state()), flatten(self._get_parameters("cpu")))
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """All that training changes, by name: the policy's weights; a subclass adds networks of its own, as a critic's.
+
+        The moving average and exports are of the policy's alone.
+        """
+        return self.policy.trainable_parameters()
+
+    def get_parameters(self) -> Groups:
+        """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average".
+
+        Collective: call on every rank.
+        """
+        return self._get_parameters()
+
+    def _get_parameters(self, device: str | None = None, copy: bool = True) -> Groups:
+        averages = None if self.average is None else self.average.tensors
+        with self.ranks.ending_together():
+            return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), device, averages, copy)
+
+    def set_parameters(  # type: ignore[override]
+        self,
+        load_path_or_dict: Place | Groups,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Set weights, optimizer moments and averages from a checkpoint or from :meth:`get_parameters`'s result.
+
+        Where no averages are given, the moving average begins again at the new weights.
+
+        Raises:
+            ValueError: names or shapes that are not this policy's.
+        """
+        given = (
+            load_path_or_dict
+            if isinstance(load_path_or_dict, dict)
+            else unflatten(read_checkpoint(load_path_or_dict).tensors)
+        )
+        averaged = self.policy.trainable_parameters()
+        if self.average is not None and "average" in given:
+            check_averages(given["average"], averaged)
+        set_tensors(self.trained_parameters(), getattr(self, "optimizer", None), given, exact_match)
+        if self.average is not None:
+            self.average.load(given.get("average", averaged))
+
+    def save(  # type: ignore[override]
+        self, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Write a checkpoint to ``path`` (with ``.zip``), atomically, or into an open binary file.
+
+        It is safetensors and JSON, no pickle; a schedule of the learning rate is not in it, and given again to `load`.
+
+        Collective: call on every rank; the first writes, and the others wait until it has.
+
+        A file there that is no checkpoint is not replaced. ``exclude`` and ``include`` are Stable-Baselines3's; a
+        checkpoint has fixed content, so they are refused.
+        """
+        if exclude or include:
+            raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
+        check_place(path, "writable")
+        target = checkpoint_path(path) if isinstance(path, str | os.PathLike) else path
+        # Written where they lie, not copied first; sharded ones are put together, which is for the main memory.
+        tensors = flatten(self._get_parameters("cpu" if self.ranks.sharded else None, copy=False))
+        self.ranks.first(lambda: write_checkpoint(target, self._state(), tensors))
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[Self],
+        path: Place,
+        env: str | gymnasium.Env | gymnasium.vector.VectorEnv | VecEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Rebuild an algorithm from a checkpoint; ``learn(..., reset_num_timesteps=False)`` resumes bit for bit.
+
+        Args:
+            path: what :meth:`save` wrote; a binary file that is open is read from its begin.
+            env: the environment, whose model may lie elsewhere than it did; None rebuilds the saved one (possible where
+                its reward was given by name).
+            device: for a rebuilt environment, "auto" is the device it was saved on; else as the constructor's.
+            custom_objects: Stable-Baselines3's name for what replaces saved values, here fields of the configuration;
+                its ``lr_schedule`` is a ``learning_rate``.
+            kwargs: ``verbose``, ``tensorboard_log``, or fields of the configuration to change; the ``learning_rate``
+                may be a schedule, and must be given where the saved one was.
+
+        Raises:
+            TypeError: a name that is no field of the configuration.
+            ValueError: a missing, damaged or foreign checkpoint, an environment of another model, or no learning rate
+                in place of a schedule.
+        """
+        custom = dict(custom_objects or {})
+        if "lr_schedule" in custom:
+            custom.setdefault("learning_rate", custom.pop("lr_schedule"))
+        kwargs = {**custom, **kwargs}
+        checkpoint = read_checkpoint(path)
+        state = checkpoint.state
+        lacking = sorted(_STATE - set(state))
+        if lacking:
+            raise ValueError(f"{name_of(path)} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
+        if state["algorithm"] != cls.__name__:
+            raise ValueError(f"{name_of(path)} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
+        if state.get("schedule") and "learning_rate" not in kwargs:
+            raise ValueError(
+                f"{name_of(path)} was trained with a schedule of the learning rate, {state['schedule']}, which no file "
+                "can hold; give it again, load(path, learning_rate=schedule), or a number in its place."
+            )
+        config = from_dict(cls.config_class, state["config"])
+        if env is None:
+            env = rebuild_env(state["env"], device)
+        elif str(device) != "auto":
+            kwargs["device"] = device
+        # As Stable-Baselines3 does: what a constructor asks of a new training alone is not asked of an old one.
+        algorithm = cls(env, config, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
+        algorithm._setup_model()
+        algorithm._restore(checkpoint)
+        return algorithm
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self._check_model(state["env"]["model"], state.get("model"))
+        self.set_parameters(unflatten(checkpoint.tensors))
+        self.load_extra_state(state["extra"])
+        # What memory allowed in the saved run, unless another size is asked for; older checkpoints do not tell.
+        if self.config.policy.chunk_size == state["config"]["policy"]["chunk_size"]:
+            self.policy.chunk_size = state.get("chunk_size", self.config.policy.chunk_size)
+        self.loss_scaler = self._make_loss_scaler()
+        if state.get("loss_scaler"):
+            self.loss_scaler.load_state_dict(state["loss_scaler"])
+        if isinstance(self.mdp.reward, WeightedSum) and state.get("reward"):  # older checkpoints have none
+            self.mdp.reward.load_state_dict(state["reward"])
+        self.iteration = state["iteration"]
+        self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
+        self._n_updates, self.costs = state["n_updates"], state["costs"]
+        if "skipped" in state:  # older checkpoints have none
+            self.skipped.load_state_dict(state["skipped"])
+
+    def _check_model(self, name: str, saved: Fingerprint | None) -> None:
+        """Refuse a model that the checkpoint was not trained on; where it lies, and how that is spelled, is all one.
+
+        A checkpoint of an older version has no fingerprint. Another name is then taken, with a warning, for a folder
+        that was moved, if its last part is the same, and refused otherwise.
+        """
+        here = self.mdp.model.name
+        if saved is not None:
+            reason = difference(saved, fingerprint(self.mdp.model))
+        elif same_name(name, here):
+            reason = None
+        elif same_last_part(name, here):
+            reason = None
+            warnings.warn(
+                f"the checkpoint, of an older version, names its model {name!r} and holds nothing of its weights; "
+                f"{here!r} is taken for the same.",
+                stacklevel=4,
+            )
+        else:
+            reason = "the checkpoint, of an older version, has nothing but the name to tell models by"
+        if reason is not None:
+            raise ValueError(
+                f"the checkpoint was trained on the model {name!r}, the environment has {here!r}, which is another: "
+                f"{reason}."
+            )
+
+    def _make_loss_scaler(self) -> torch.amp.GradScaler:
+        """Scales losses up where gradients pass through float16 (Micikevicius et al. 2018); else it does nothing."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)

@@ -1,0 +1,147 @@
+"""The configurations of the algorithms that come along; apart from their classes, so that reading them needs no torch.
+
+An algorithm of your own may have its configuration in its own file.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from algorithms.config.base import AlgorithmConfig, Reduction, divisor
+from algorithms.config.fields import check_statistics
+
+_MAX_CLIP_RANGE = 700  # e to this many nats is the largest ratio that a float64 holds
+
+
+@dataclass(frozen=True)
+class DDPOConfig(AlgorithmConfig):
+    """DDPO. With importance sampling several updates use one rollout; without, exactly one does."""
+
+    importance_sampling: bool = True
+    """True: DDPO-IS, equation 4 with clipping. False: DDPO-SF, equation 3."""
+    updates_per_iteration: int = 4
+    """Gradient updates per rollout, each on its own share of the images. DDPO-SF allows only 1."""
+    clip_range: float = 1.64
+    """Bound on the joint log-ratio of a step, in nats; 1.64 is the paper's 1e-4 times its 16,384 dimensions."""
+    log_prob_reduction: Reduction = "mean"
+    """"mean" over the latent's dimensions, as in the reference implementations, or the true "sum"."""
+    advantage_clip: float = 5.0
+    """Advantages are clipped to plus and minus this."""
+    statistics_buffer: int = 32
+    """Rewards remembered for each prompt's running mean and std."""
+    statistics_min_count: int = 16
+    """Below this many remembered rewards a prompt uses the statistics of all prompts."""
+    timestep_fraction: float = 1.0
+    """Share of the denoising steps that is trained on, drawn anew for each chunk of images sampled together."""
+    kl_penalty: float = 0.0
+    """What a nat of KL to the starting model costs, in stds of the reward; 0 is none. Costs a forward a trained row."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        super().__post_init__()
+        if not self.importance_sampling and self.updates_per_iteration != 1:
+            raise ValueError(
+                "DDPO-SF (importance_sampling=False) is on-policy: updates_per_iteration must be 1, got "
+                f"{self.updates_per_iteration}. DDPO-IS takes several."
+            )
+        if self.updates_per_iteration < 1:
+            raise ValueError(f"updates_per_iteration must be at least 1, got {self.updates_per_iteration}.")
+        if self.images_per_iteration % self.updates_per_iteration:
+            raise ValueError(
+                f"updates_per_iteration ({self.updates_per_iteration}) must divide images_per_iteration "
+                f"({self.images_per_iteration}), so that each update has equally many images; "
+                f"{divisor(self.images_per_iteration, self.updates_per_iteration)} would."
+            )
+        if not 0 < self.clip_range <= _MAX_CLIP_RANGE or self.advantage_clip <= 0:
+            raise ValueError(
+                f"clip_range must lie in (0, {_MAX_CLIP_RANGE}] and advantage_clip be positive, got {self.clip_range}, "
+                f"{self.advantage_clip}."
+            )
+        if self.kl_penalty < 0:
+            raise ValueError(f"kl_penalty must be at least 0, got {self.kl_penalty}.")
+        if not 0 < self.timestep_fraction <= 1:
+            raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
+        check_statistics(self.statistics_buffer, self.statistics_min_count)
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """DDPO-SF without importance sampling."""
+        return "ddpo-is" if changes.get("importance_sampling", True) else "ddpo-sf"
+
+
+@dataclass(frozen=True)
+class RWRConfig(AlgorithmConfig):
+    """RWR. An iteration is a data set of its own: keep at least 16 images a prompt in it, or weights mean little."""
+
+    images_per_iteration: int = 256
+    """Images sampled, and reward queries made, before each round of updates; the paper has 10000."""
+    images_per_prompt: int = 16
+    """Images in a row with the same prompt, among which rewards decide; with 1, only prompts that come again count."""
+    sparse: bool = False
+    """False: softmax weights. True: the best images of each prompt weigh the same, the others nothing."""
+    beta: float = 0.2
+    """Temperature of the softmax over each prompt's rewards, the paper's beta's reciprocal; smaller is greedier."""
+    standardise: bool = True
+    """Standardise each prompt's rewards before the softmax; False takes them as they are, as the paper's code does."""
+    top_fraction: float = 0.1
+    """Share of each prompt's images that the sparse form keeps, and those that tie with the least of them."""
+    updates_per_iteration: int = 20
+    """Gradient updates a data set, with a fresh optimizer each time (400 in the paper)."""
+    batch_size: int = 128
+    """Noised images an update."""
+    reencode_images: bool = False
+    """Train on the VAE's encoding of the images, as the paper does, instead of the latents that were sampled."""
+    cfg_training: bool = True
+    """Fit the guided prediction, which samples; False fits the conditional one alone. The same without guidance."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        super().__post_init__()
+        if self.beta <= 0:
+            raise ValueError(f"beta must be positive, got {self.beta}.")
+        if not 0 < self.top_fraction <= 1:
+            raise ValueError(f"top_fraction must lie in (0, 1], got {self.top_fraction}.")
+        if self.updates_per_iteration < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"updates_per_iteration and batch_size must be at least 1, got {self.updates_per_iteration} and "
+                f"{self.batch_size}."
+            )
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """Return the sparse form's name where it is asked for."""
+        return "sparse-rwr" if changes.get("sparse", False) else "rwr"
+
+
+@dataclass(frozen=True)
+class SB3PPOConfig(AlgorithmConfig):
+    """Stable-Baselines3's PPO; the fields of its own have its names and defaults. Rewards are discounted by 1."""
+
+    n_epochs: int = 10
+    """Passes over an iteration's transitions."""
+    batch_size: int = 64
+    """Transitions an update, all of whose activations are held at once; a pass's last minibatch may be smaller."""
+    clip_range: float = 0.2
+    """Bound on the joint ratio of a step: it is kept between 1 minus and 1 plus this."""
+    gae_lambda: float = 0.95
+    """Of generalised advantage estimation: 1 takes an image's reward less the value, 0 trusts the next step's value."""
+    vf_coef: float = 0.5
+    """Weight of the value function's squared error in the loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        super().__post_init__()
+        if self.n_epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"n_epochs must be at least 1 and batch_size at least 2, got {self.n_epochs} and {self.batch_size}."
+            )
+        if self.clip_range <= 0 or self.vf_coef < 0:
+            raise ValueError(
+                f"clip_range must be positive and vf_coef at least 0, got {self.clip_range} and {self.vf_coef}."
+            )
+        if not 0 <= self.gae_lambda <= 1:
+            raise ValueError(f"gae_lambda must lie in [0, 1], got {self.gae_lambda}.")
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """One name, whatever changes."""
+        return "sb3-ppo"

@@ -1,0 +1,314 @@
+"""Configuration: what all algorithms share, and frozen dataclasses to and from JSON."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+
+from algorithms.config.fields import check_fields
+from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
+from diffusion_gym.prompts import check_prompts, resolve_prompts
+from diffusion_gym.recommended import recommended as recommends
+
+if TYPE_CHECKING:
+    from diffusion_gym.models import DiffusionModel
+
+__all__ = [
+    "AlgorithmConfig",
+    "EvaluationConfig",
+    "PolicyConfig",
+    "Reduction",
+    "check_held_out",
+    "check_kl_limit",
+    "check_patience",
+    "divisor",
+    "from_dict",
+    "override",
+    "recommended",
+    "to_dict",
+]
+
+T = TypeVar("T")
+C = TypeVar("C", bound="AlgorithmConfig")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How the pretrained model samples, and which of its weights are trained."""
+
+    train: Trained = "denoiser"
+    """The denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1.x and 2.x, and SDXL), or both."""
+    trainable: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters (small files, little memory) or all weights (as in the paper)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Adapters; used only with trainable 'lora'."""
+    sampler: Sampler = "auto"
+    """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
+    eta: float = 1.0
+    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
+    guidance_scale: float = 1.0
+    """Guidance in sampling and training; up to 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
+    chunk_size: int = 16
+    """Rows per forward pass, at most an update's images; halved where memory runs out; results change by rounding."""
+    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them; same gradient, a third more work."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        check_fields(self)
+        if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
+        if self.guidance_scale < 0:
+            raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders are trained, so that the policy encodes prompts itself."""
+        return self.train != "denoiser"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on fixed prompts and fixed noise, the same for every run and algorithm. Costs are not counted."""
+
+    images: int = 0
+    """Images per evaluation; 0 switches evaluation off."""
+    every: int = 1
+    """Iterations from one evaluation to the next; the first is before training."""
+    seed: int = 1_000_003
+    """Fixes initial latents and step noise."""
+    held_out_prompts: str | None = None
+    """Also evaluate, apart, on prompts that training does not use: a set as animals@held-out, or a file."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible counts and unknown prompts."""
+        check_fields(self)
+        if self.held_out_prompts is not None:
+            check_prompts(self.held_out_prompts)
+            if self.images == 0:
+                raise ValueError("held_out_prompts needs an evaluation; set its images, for example to 64.")
+        if self.images < 0 or self.every < 1:
+            raise ValueError(
+                f"evaluation needs images >= 0 and every >= 1, got images={self.images}, every={self.every}."
+            )
+        if self.seed < 0:
+            raise ValueError(f"the evaluation's seed must be at least 0, got {self.seed}.")
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """What every algorithm has; each adds its own fields."""
+
+    images_per_iteration: int = 64
+    """Images sampled, and reward queries made, before each round of updates."""
+    images_per_prompt: int = 1
+    """Images in a row with the same prompt; more makes per-prompt comparisons within an iteration possible."""
+    num_envs: int = 64
+    """Environments side by side; must divide images_per_iteration. Changes speed and memory, not results."""
+    rewards_beside_sampling: bool = False
+    """Score images in a thread while the next num_envs are sampled: for rewards that wait. Changes no result."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or AdamW with 8-bit moments (Dettmers et al. 2022), a quarter of their memory; needs bitsandbytes."""
+    learning_rate: float = 3e-4
+    """AdamW's step size. The paper uses 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the gradient's mean."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the gradient's square."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    max_skipped_updates: int = 10
+    """Updates in a row that are skipped because their gradient is not finite; one more stops the run."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average, used to evaluate, predict and export; 0 is none, 0.9 to 0.99 are usual."""
+    kl_to_start: bool = False
+    """Measure the exact KL to the starting model at evaluations, on the prompts trained on; costs a forward a step."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Sampler and trained weights."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation on fixed noise."""
+    seed: int = 0
+    """Fixes prompts, latents, noise and updates: a run is reproducible to the bit on one device."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later."""
+        if callable(self.learning_rate):
+            raise ValueError(
+                "learning_rate must be a number here, because a configuration is saved as JSON; give a schedule to the "
+                "algorithm: DDPO(env, config, learning_rate=schedule)."
+            )
+        check_fields(self)
+        for name in ("images_per_iteration", "images_per_prompt", "num_envs"):
+            _positive_integer(name, getattr(self, name))
+        if self.images_per_iteration % self.num_envs:
+            raise ValueError(
+                f"num_envs ({self.num_envs}) must divide images_per_iteration ({self.images_per_iteration}), so that "
+                f"callbacks see rounds of one size; {divisor(self.images_per_iteration, self.num_envs)} would."
+            )
+        if self.images_per_iteration % self.images_per_prompt:
+            raise ValueError(
+                f"images_per_prompt ({self.images_per_prompt}) must divide images_per_iteration "
+                f"({self.images_per_iteration}), so that the images of one prompt are compared in one iteration; "
+                f"{divisor(self.images_per_iteration, self.images_per_prompt)} would."
+            )
+        for name in ("learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be a positive, finite number, got {getattr(self, name)}.")
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        for name in ("weight_decay", "max_skipped_updates", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+
+    @classmethod
+    def for_model(cls: type[C], model: "str | Path | DiffusionModel", /, **changes: Any) -> C:
+        """Return what a model recommends for training it with this algorithm, with changes, as :func:`override` takes.
+
+        ``DDPO(env, **changes)`` begins with it, unless it is given a configuration, which is used as it is.
+
+        Raises:
+            TypeError, ValueError: as :func:`recommended` and :func:`override`.
+        """
+        return override(recommended(cls(), cls.variant(**changes), model), **changes)
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """Return the registered name of the algorithm that ``changes`` make of the defaults; here none."""
+        return ""
+
+
+def recommended(config: C, name: str, model: "str | Path | DiffusionModel") -> C:
+    """Return the configuration with what a model recommends for the algorithm of a registered name.
+
+    Raises:
+        ValueError: an unknown model, or one that recommends what the configuration does not have, or refuses.
+    """
+    found = recommends(model)
+    try:
+        return override(config, **found.settings(name))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"what {str(getattr(model, 'name', model))!r} recommends does not fit {name or 'every algorithm'} "
+            f"({found.source}): {error}"
+        ) from error
+
+
+def _positive_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
+    """Raise ValueError where prompts to be held out of training are among those trained on."""
+    if config.held_out_prompts is None:
+        return
+    common = sorted(set(resolve_prompts(config.held_out_prompts)) & set(trained))
+    if common:
+        raise ValueError(
+            f"{len(common)} of the held-out prompts {config.held_out_prompts!r} are trained on ({common[0]!r}, ...); "
+            "train on the other side of the split, for example prompts 'animals@train' with held_out_prompts "
+            "'animals@held-out'."
+        )
+
+
+def check_kl_limit(limit: float) -> None:
+    """Raise ValueError unless the limit of a KL is a positive, finite number."""
+    if not 0 < limit < math.inf:
+        raise ValueError(f"the limit of the KL must be a positive, finite number of nats an image, got {limit!r}.")
+
+
+def check_patience(patience: object) -> None:
+    """Raise ValueError unless the patience is an integer of at least 1."""
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        raise ValueError(f"patience must be an integer of at least 1, got {patience!r}.")
+
+
+def divisor(number: int, at_most: int) -> int:
+    """Return the largest divisor of ``number`` up to ``at_most`` (both positive), for an error to suggest."""
+    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+def override(config: T, **changes: Any) -> T:
+    """Return the config with fields replaced, also fields of the dataclasses inside it (``guidance_scale=5``).
+
+    Raises:
+        TypeError: a name that is no field anywhere; the message lists the fields, or says where the name belongs.
+    """
+    known = field_values(config)
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise TypeError(
+            _belongs(unknown[0])
+            or f"{type(config).__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}."
+        )
+    return _apply(config, changes)
+
+
+def _belongs(name: str) -> str | None:
+    """Say where an argument belongs that is not the algorithm's, but the environment's or that of ``learn``."""
+    if name in ("total_timesteps", "callback", "log_interval", "tb_log_name", "reset_num_timesteps", "progress_bar"):
+        return f"{name} belongs to learn: algorithm.learn({name}=...)."
+    from diffusion_gym.envs.single import DenoiseEnv  # not at the top: the command line is parsed without it
+
+    if name not in inspect.signature(DenoiseEnv).parameters:
+        return None
+    wrapper = (
+        f", or TerminalReward(env, {name}) around one (diffusion_gym.rewards.wrappers)" if name == "reward" else ""
+    )
+    return (
+        f"{name} belongs to the environment: gymnasium.make('DiffusionDenoise-v0', {name}=...){wrapper}; give that to "
+        "the algorithm."
+    )
+
+
+def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
+    replaced: dict[str, Any] = {}
+    own = {item.name for item in dataclasses.fields(config)}
+    inner = {name: value for name, value in changes.items() if name not in own}  # a name at both levels is the outer's
+    for item in dataclasses.fields(config):
+        value = changes.get(item.name, getattr(config, item.name))
+        if dataclasses.is_dataclass(value):  # a dataclass that is given is changed too, by fields given beside it
+            value = _apply(value, {k: v for k, v in inner.items() if k in field_values(value)})
+        replaced[item.name] = value
+    return dataclasses.replace(config, **replaced)
+
+
+def field_values(config: Any) -> dict[str, Any]:
+    """Return the fields of a config and of the dataclasses in it, by the names that :func:`override` takes."""
+    own = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    inside = [field_values(value) for value in own.values() if dataclasses.is_dataclass(value)]
+    return {name: value for values in (*inside, own) for name, value in values.items()}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as nested dictionaries, JSON-serialisable."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Rebuild a config from ``to_dict``'s result (lists become tuples).
+
+    Raises:
+        ValueError: a field that the class does not have, or a value it refuses.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(hints)}.")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            values[name] = from_dict(hints[name], value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

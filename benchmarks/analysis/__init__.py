@@ -1,0 +1,1 @@
+"""What the results of runs say: curves, statistics over seeds and tasks, tables."""

@@ -1,0 +1,181 @@
+"""``compare``: a suite's runs with equal reward queries from one start; table and report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from benchmarks.runs.spec import RunSpec, check_names
+from benchmarks.suite import SUITES
+
+if TYPE_CHECKING:
+    from benchmarks.sweeps.sweep import Pool
+
+
+def _option(metavar: str, default: str) -> Any:
+    """How the help names a value that may be left out, and what stands in for it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+_TABLE = "table.md"
+_DEFAULT_FOLDERS = {"jpeg": Path("runs/compare"), "quick": Path("runs/compare-quick")}
+
+
+@dataclass(frozen=True)
+class Compare:
+    """RWR against DDPO: a suite of tasks, equal reward queries, one start, fixed evaluation noise."""
+
+    suite: Annotated[
+        Literal["jpeg", "quick", "exact", "learned-rewards", "paper", "paper-claims", "leash", "baseline", "paper-sd"],
+        tyro.conf.arg(help="What is run: " + "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())),
+    ] = "jpeg"
+    """What is run."""
+    reward_queries: Annotated[int | None, _option("INT", "the task's own")] = None
+    """Reward queries of each run."""
+    seeds: Annotated[tuple[int, ...] | None, _option("INT ...", "the suite's")] = None
+    """One run a seed; with several, intervals are over seeds."""
+    tasks: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
+    """Some of the suite's tasks."""
+    algorithms: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
+    """Some of what the suite compares; jpeg and quick also know sb3-ppo."""
+    folder: Annotated[
+        Path | None,
+        _option("PATH", "runs/SUITE; runs/compare for jpeg"),
+    ] = None
+    """Where runs and report go. The same command resumes where it was stopped, and skips what is complete."""
+    results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
+    """Results files of other days or machines: their complete runs are taken over where their settings are the same.
+    The first is also written, after every run."""
+    processes: int = 0
+    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB a run), and one a visible GPU where the
+    task's device is one. More than there are GPUs share them."""
+    threads: int = 1
+    """Torch threads of each run. Results are bit-equal for the same number."""
+    ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
+    """Run on a Ray cluster, one task a run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
+    dry_run: bool = False
+    """Build and check every configuration, and say what would run, without weights or runs."""
+    quick: bool = False
+    """The same as --suite quick."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names before anything is loaded."""
+        if self.quick and self.suite not in ("jpeg", "quick"):
+            raise ValueError(f"--quick is --suite quick; leave out --quick or --suite {self.suite}.")
+        suite = SUITES[self.suite_name]
+        check_names("task", self.tasks if self.tasks is not None else suite.comparisons, suite.comparisons)
+        known = [*suite.variants, *suite.on_request]
+        check_names("algorithm", self.algorithms if self.algorithms is not None else suite.variants, known)
+        seeds = suite.seeds if self.seeds is None else self.seeds
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds must be different integers of at least 0, got {seeds}.")
+        if (self.reward_queries is not None and self.reward_queries < 1) or self.processes < 0 or self.threads < 1:
+            raise ValueError(
+                f"expected reward_queries >= 1, processes >= 0 and threads >= 1, got {self.reward_queries}, "
+                f"{self.processes}, {self.threads}."
+            )
+        if self.suite_name == "quick" and self.reward_queries is not None:
+            raise ValueError("--quick has its own number of reward queries; leave out --quick or --reward-queries.")
+        if not self.plan():
+            raise ValueError(f"none of {self.algorithms} is compared on any of {self.tasks}.")
+
+    @property
+    def suite_name(self) -> str:
+        """The suite, also where --quick says it."""
+        return "quick" if self.quick else self.suite
+
+    def plan(self) -> dict[str, RunSpec]:
+        """Return TASK/VARIANT/seed-N -> run."""
+        suite = SUITES[self.suite_name]
+        return suite.plan(
+            list(suite.comparisons) if self.tasks is None else self.tasks,
+            suite.variants if self.algorithms is None else self.algorithms,
+            self.seeds,
+            self.reward_queries,
+        )
+
+
+def compare(options: Compare) -> int:
+    """Run what is missing, then print the tables and write the report; returns the exit status."""
+    from benchmarks.runs.ownership import claimed
+    from benchmarks.sweeps.dry_run import dry_run
+    from benchmarks.sweeps.merged_results import holds_results
+
+    folder = options.folder or _DEFAULT_FOLDERS.get(options.suite_name, Path("runs") / options.suite_name)
+    plan = options.plan()
+    if options.dry_run:
+        print(dry_run(plan))
+        return 0
+    with claimed(folder, holds_results, "comparison"):
+        return _compare(options, plan, folder)
+
+
+def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int:
+    from algorithms.checkpoints.published import check_replaceable, published
+    from benchmarks.report import PAGE, Source, write_report
+    from benchmarks.runs.folder import check_same
+    from benchmarks.sweeps.merged_results import Ledger
+    from benchmarks.sweeps.sweep import run_all
+
+    # Now, rather than as many failures at the end.
+    check_replaceable(folder, (PAGE, _TABLE))
+    for name, spec in plan.items():
+        check_same(spec, folder / name)
+    sweep = Ledger(plan, folder, options.results[:1], options.results[1:])
+    pool, where = _pool(options, sweep.own, folder)
+    print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
+    if sweep.taken_over:
+        print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
+    started = time.perf_counter()
+    failures = run_all(sweep.own, folder, pool, lambda name: sweep.write())
+    for name, error in failures.items():
+        print(f"\nrun {name} failed:\n{error}")
+    results = sweep.write(failures)
+    if not results["runs"]:
+        return 1
+    report = write_report(Source(folder, results, []))
+    text = summary_text(results)
+    with published(folder) as fresh:
+        (fresh / _TABLE).write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+    print(f"took {(time.perf_counter() - started) / 60:.1f} minutes; report: {report}")
+    return 1 if failures else 0
+
+
+def summary_text(results: Mapping[str, Any]) -> str:
+    """Return the tables that are printed at the end, as Markdown."""
+    from benchmarks.analysis import tables
+    from benchmarks.analysis.aggregate import aggregate, improvements
+    from benchmarks.analysis.curves import curves
+
+    summary = curves(results)
+    found, pairs = aggregate(summary), improvements(summary)
+    parts = [
+        tables.table(summary),
+        tables.interval_note(summary),
+        tables.held_out_table(summary),
+        tables.improvement_table(pairs),
+        tables.shared_note(summary) if pairs else None,
+        *([tables.score_table(found), tables.score_note(found)] if found and len(found.tasks) > 1 else []),
+        tables.failure_note(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _pool(options: Compare, own: Mapping[str, RunSpec], folder: Path) -> tuple[Pool, str]:
+    from benchmarks.sweeps.local_pool import local_pool
+    from benchmarks.sweeps.ray_pool import RayPool
+    from benchmarks.sweeps.sweep import is_complete
+
+    todo, threads = [spec for name, spec in own.items() if not is_complete(spec, folder / name)], options.threads
+    if options.ray_address is not None:
+        pool = RayPool(options.ray_address, threads, folder, todo)
+        return pool, f"on Ray at {options.ray_address}, {threads} CPU(s) each"
+    here = local_pool(todo, options.processes, threads)
+    on_gpus = f", one of the GPUs {', '.join(here.gpus)} each" if here.gpus else ""
+    return here, f"{here.processes} at a time, {threads} thread(s) each{on_gpus}"

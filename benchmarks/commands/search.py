@@ -1,0 +1,212 @@
+"""``search``: the hyperparameter search behind the suites' settings; equal effort for every algorithm, own seeds."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from algorithms.config.base import override
+from benchmarks.runs.spec import RunSpec, check_names
+from benchmarks.suite import EMBEDDED, PAPER_TASKS, TASKS
+
+#: Tasks to search on; those of plain ``compare`` need no reward model.
+SEARCH_TASKS = {**PAPER_TASKS, **TASKS}
+
+
+def _grid(*settings: dict[str, object]) -> tuple[dict[str, object], ...]:
+    """Each of two ways to split the work, with each of three strengths of an update."""
+    splits, strengths = settings[:2], settings[2:]
+    return tuple({**split, **strength} for split in splits for strength in strengths)
+
+
+#: Six configurations an algorithm: two ways to split the work between sampling and updates, times three strengths. What
+#: they do not name is as in ``EMBEDDED``. RWR's updates go with the iteration's size, so that all algorithms spend
+#: about 40 UNet forward-equivalents an image.
+_RATES: tuple[dict[str, object], ...] = ({"learning_rate": 1e-3}, {"learning_rate": 2e-3}, {"learning_rate": 3e-3})
+_SMALL: dict[str, object] = {"images_per_iteration": 64, "updates_per_iteration": 5}
+_LARGE: dict[str, object] = {"images_per_iteration": 128, "updates_per_iteration": 10}
+SIX: dict[str, tuple[dict[str, object], ...]] = {
+    "ddpo-is": _grid({"updates_per_iteration": 2}, {"updates_per_iteration": 4}, *_RATES),
+    "ddpo-sf": _grid({"images_per_iteration": 32}, {"images_per_iteration": 64}, *_RATES),
+    "rwr": _grid(
+        _SMALL,
+        _LARGE,
+        {"beta": 0.2, "learning_rate": 1e-3},
+        {"beta": 0.2, "learning_rate": 2e-3},
+        {"beta": 0.1, "learning_rate": 1e-3},
+    ),
+    "sparse-rwr": _grid(
+        _SMALL,
+        _LARGE,
+        {"top_fraction": 0.1, "learning_rate": 1e-3},
+        {"top_fraction": 0.1, "learning_rate": 2e-3},
+        {"top_fraction": 0.2, "learning_rate": 1e-3},
+    ),
+}
+#: More, where the best has the highest learning rate that was tried: the next one, with the rest as in that best, until
+#: it is no longer the highest that is best.
+PAST_THE_EDGE: dict[str, tuple[dict[str, object], ...]] = {
+    "ddpo-is": ({"updates_per_iteration": 4, "learning_rate": 4e-3},),
+    "ddpo-sf": ({"images_per_iteration": 32, "learning_rate": 4e-3},),
+    "rwr": (
+        {**_SMALL, "beta": 0.2, "learning_rate": 3e-3},
+        {**_SMALL, "beta": 0.2, "learning_rate": 4e-3},
+    ),
+    "sparse-rwr": ({**_LARGE, "top_fraction": 0.1, "learning_rate": 3e-3},),
+}
+CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {name: (*SIX[name], *PAST_THE_EDGE[name]) for name in SIX}
+#: On prompt alignment few pictures say what to change: half the steps that suit the other tasks and a quarter, half
+#: with twice the images, and the whole. DDPO compares four images of a prompt, since there are many prompts.
+_ALIGNMENT = "vlm_alignment"
+_FOUR: dict[str, object] = {"images_per_prompt": 4}
+#: RWR loses with large steps, so it has two more, ever smaller ones.
+_RWR_ON_ALIGNMENT: tuple[dict[str, object], ...] = (
+    {**_SMALL, "learning_rate": 1e-3},
+    {**_SMALL, "learning_rate": 5e-4},
+    {**_LARGE, "learning_rate": 1e-3},
+    {**_LARGE, "learning_rate": 2e-4},
+    {**_LARGE, "learning_rate": 5e-5},
+)
+ALIGNMENT_CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
+    "ddpo-is": (
+        {**_FOUR, "learning_rate": 1e-3},
+        {**_FOUR, "learning_rate": 5e-4},
+        {**_FOUR, "learning_rate": 1e-3, "images_per_iteration": 128},
+        {**_FOUR, "learning_rate": 2e-3},
+    ),
+    "ddpo-sf": (
+        {**_FOUR, "learning_rate": 1.5e-3},
+        {**_FOUR, "learning_rate": 7.5e-4},
+        {**_FOUR, "learning_rate": 1.5e-3, "images_per_iteration": 128},
+        {**_FOUR, "learning_rate": 3e-3},
+    ),
+    "rwr": _RWR_ON_ALIGNMENT,
+    "sparse-rwr": _RWR_ON_ALIGNMENT,
+}
+
+
+def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[dict[str, object], ...]]:
+    """Return each algorithm's candidates on a search's tasks.
+
+    Raises:
+        ValueError: tasks whose candidates differ.
+    """
+    if _ALIGNMENT not in tasks:
+        return CANDIDATES
+    if set(tasks) != {_ALIGNMENT}:
+        raise ValueError(f"{_ALIGNMENT} has candidates of its own; search on it alone, or on {sorted(TASKS)}.")
+    return ALIGNMENT_CANDIDATES
+
+
+@dataclass(frozen=True)
+class Search:
+    """Try several configurations of every algorithm, six on two tasks, and rank them by share of its best gain."""
+
+    reward_queries: int = 2048
+    """Reward queries of each run: the comparison's own, for a shorter budget favours steps that are too large."""
+    seeds: tuple[int, ...] = (1000,)
+    """Seeds that no reported run uses."""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Tasks to search on."""
+    algorithms: tuple[str, ...] = tuple(CANDIDATES)
+    """Algorithms to search for."""
+    folder: Path = Path("runs/search")
+    """Where runs and results go; the same command resumes where it was stopped."""
+    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
+    """Results files of other days or machines, whose complete runs are taken over; the first is also written."""
+    processes: int = 0
+    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB a run)."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and impossible numbers before anything is loaded."""
+        check_names("task", self.tasks, SEARCH_TASKS)
+        check_names("algorithm", self.algorithms, CANDIDATES)
+        candidates_on(self.tasks)
+        if self.reward_queries < 1 or self.processes < 0 or not self.seeds or min(self.seeds) < 0:
+            raise ValueError(
+                f"expected reward_queries >= 1, processes >= 0 and seeds >= 0, got {self.reward_queries}, "
+                f"{self.processes}, {self.seeds}."
+            )
+
+    def plan(self) -> dict[str, RunSpec]:
+        """Return TASK/ALGORITHM-INDEX/seed-N -> run, evaluated before and after alone."""
+        plan, candidates = {}, candidates_on(self.tasks)
+        for seed in self.seeds:
+            for name in self.tasks:
+                task = dataclasses.replace(
+                    SEARCH_TASKS[name], held_out_prompts=None, reward_queries=self.reward_queries
+                )
+                for algorithm in self.algorithms:
+                    for index, changes in enumerate(candidates[algorithm]):
+                        spec = EMBEDDED.spec(task, algorithm, seed, **changes)
+                        spec = dataclasses.replace(spec, config=override(spec.config, images=96, every=10**6))
+                        plan[f"{name}/{algorithm}-{index}/seed-{seed}"] = spec
+        return plan
+
+
+def search(options: Search) -> int:
+    """Run all candidates, write ``results.json`` and print each algorithm's candidates, best first."""
+    from benchmarks.runs.ownership import claimed
+    from benchmarks.sweeps.local_pool import local_pool
+    from benchmarks.sweeps.merged_results import Ledger, holds_results
+    from benchmarks.sweeps.sweep import run_all
+
+    with claimed(options.folder, holds_results, "search"):
+        ledger = Ledger(options.plan(), options.folder, options.results[:1], options.results[1:])
+        pool = local_pool(ledger.own.values(), options.processes, 1)
+        failures = run_all(ledger.own, options.folder, pool, lambda name: ledger.write())
+    for name, error in failures.items():
+        print(f"run {name} failed: {error.splitlines()[-1]}")
+    print(f"\n{ranking(ledger.write(failures))}")
+    return 1 if failures else 0
+
+
+def ranking(results: Mapping[str, Any]) -> str:
+    """Return every candidate as a Markdown table, each algorithm's best first.
+
+    They are ranked by their gain as a share of the largest gain of their algorithm's candidates on the same task,
+    averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain. Candidates
+    without a share, because none of their algorithm gained, are ranked by what they lose.
+    """
+    from benchmarks.analysis.tables import markdown
+
+    tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
+    candidates = candidates_on(tasks)
+    ends: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for run in results["runs"]:
+        algorithm, _, index = run["variant"].rpartition("-")
+        ends.setdefault((algorithm, index), {}).setdefault(run["task"], []).append(_ends(run))
+    gains = {
+        candidate: [_mean([gain for gain, _ in by_task[task]]) if task in by_task else None for task in tasks]
+        for candidate, by_task in ends.items()
+    }
+    rows: dict[str, list[tuple[float, float, list[str]]]] = {}
+    for (algorithm, index), found in gains.items():
+        if None in found:  # a candidate that failed somewhere, or has not been tried there yet, is not ranked
+            continue
+        own = [values for (other, _), values in gains.items() if other == algorithm]
+        best = [max(values[i] or 0.0 for values in own) for i in range(len(tasks))]
+        # Where none gained there is nothing to have a share of, and the task says nothing.
+        share = _mean([gain / top for gain, top in zip(found, best, strict=True) if gain is not None and top > 0])
+        seen = [_mean([share for _, share in ends[algorithm, index][task]]) for task in tasks]
+        changes = ", ".join(f"{name} {value}" for name, value in candidates[algorithm][int(index)].items())
+        numbers = [*(f"{gain:+.3f}" for gain in found), f"{share:.2f}", *(f"{share:.2f}" for share in seen)]
+        gained = _mean([gain for gain in found if gain is not None])
+        rows.setdefault(algorithm, []).append((share, gained, [algorithm, changes, *numbers]))
+    header = ["algorithm", "setting", *(f"gain, {task}" for task in tasks), "share of its best gain"]
+    header += [f"recognised, {task}" for task in tasks]
+    lines = [row for found in rows.values() for *_, row in sorted(found, key=lambda one: one[:2], reverse=True)]
+    return markdown(header, lines)
+
+
+def _ends(run: Mapping[str, Any]) -> tuple[float, float]:
+    """Return a run's gain in evaluation reward, and the share of animals recognised at its end."""
+    first, last = run["evaluations"][0], run["evaluations"][-1]
+    return _mean(last["rewards"]) - _mean(first["rewards"]), last["metrics"]["recognised"]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,1 @@
+"""Documentation tables and figures, written from committed results."""

@@ -1,0 +1,264 @@
+"""One training run in one folder: started, stopped, resumed and finished by the same call.
+
+The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, a line a dump),
+``evaluations.jsonl`` (rewards of every evaluation image, and of every held-out one), ``images/`` (their grids),
+``checkpoint.zip``, where they are wanted ``checkpoints/`` (the latest ones) and ``best.zip`` (the one with the best
+evaluation), and, at the end, the tuned weights in diffusers' own format beside a model card (``README.md``).
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from stable_baselines3.common.logger import KVWriter, Logger
+
+import diffusion_gym
+from algorithms import ALGORITHMS, DiffusionAlgorithm
+from algorithms.checkpoints.published import check_replaceable, published
+from algorithms.parallel.ranks import current_ranks
+from benchmarks.runs.folder import (
+    CARD_BESIDE,
+    CHECKPOINT,
+    EVALUATIONS,
+    METRICS,
+    RUN,
+    begin,
+    check_same,
+    holds_run,
+    is_finished,
+    log_lines,
+    prepare,
+    read_json,
+    read_spec,
+    record_reward_files,
+    rewind,
+    told_when_full,
+    write_json,
+)
+from benchmarks.runs.metrics import check_world
+from benchmarks.runs.model_card import CARD, CURVE, write_model_card
+from benchmarks.runs.ownership import claimed
+from benchmarks.runs.recorder import JSONLines, OnProgress, Recorder
+from benchmarks.runs.spec import RunSpec
+from benchmarks.runs.tensorboard import TensorBoard
+from benchmarks.runs.watch import safeguard_callbacks
+from benchmarks.runs.weights_and_biases import WandbMode, WeightsAndBiases
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
+from diffusion_gym.rewards import RewardError, file_digests
+
+OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's folder, read back.
+
+    Attributes:
+        spec: what was run.
+        complete: whether it reached its budget, or was stopped by its own safeguards.
+        evaluations: one mapping each: iteration, costs, rewards (n values), metrics.
+        costs: as last logged: reward queries, forward-equivalents, images, seconds.
+        provenance: versions and hardware.
+        image_shape: (3, H, W).
+        prompts: of each evaluation image; empty in folders of version 0.1.0.
+        folder: where it lies.
+        stopped_early: why it was stopped before its budget was spent; None where it was not.
+        best: metric, value and iteration of ``best.zip``, where it is kept.
+    """
+
+    spec: RunSpec
+    complete: bool
+    evaluations: list[dict[str, Any]]
+    costs: dict[str, float]
+    provenance: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    prompts: list[str]
+    folder: Path
+    stopped_early: str | None = None
+    best: dict[str, Any] | None = None
+
+
+def run(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    checkpoint_every: int = 10,
+    keep_checkpoints: int = 1,
+    tensorboard: bool = False,
+    wandb: WandbMode = "off",
+    on_built: OnBuilt = lambda algorithm: None,
+) -> RunRecord:
+    """Train to the end of the budget, from the folder's checkpoint if there is one; a finished run is read back.
+
+    A finished run resumes where more reward queries are asked for. One that never completed an iteration does not keep
+    another from beginning in its folder.
+
+    Args:
+        spec: what to run.
+        folder: of this run alone.
+        on_progress: called after every step of the environments, and after every chunk of an update.
+        should_stop: asked after every step of the environments, and in updates after every chunk (after every step of
+            the optimizer where ranks must agree); True checkpoints and returns.
+        checkpoint_every: iterations between checkpoints.
+        keep_checkpoints: with 2 or more, the latest so many checkpoints are also kept in ``checkpoints/``.
+        tensorboard: also write TensorBoard events: the log's curves, and the evaluations' grids and metrics.
+        wandb: also log the same to Weights & Biases; ``"offline"`` sends nothing.
+        on_built: called with the algorithm before anything is written or trained.
+
+    Collective: call on every rank, with one folder that all can read; the first writes.
+
+    Raises:
+        ValueError: the folder holds another run, a damaged one or files of somebody else's, another process trains in
+            it, or a log is asked for whose package is not installed.
+        RewardError: the reward failed; the checkpoint is that of the iteration's start.
+        DivergedError: too many gradients in a row were not finite; the last checkpoint stays.
+        WriteError: nothing more could be written, as on a full disk; the last checkpoint stays.
+        RankError: another rank failed or is lost; the last checkpoint stays.
+    """
+    ranks = current_ranks()
+    digests = ranks.call(lambda: file_digests(spec.task.reward))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(told_when_full(folder))
+        # Before the model is loaded, so that two that start together do not share the folder.
+        ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
+        ranks.first(lambda: prepare(spec, folder))
+        ranks.call(lambda: check_same(spec, folder))
+        algorithm = ranks.call(lambda: _build(spec, folder))
+        if is_finished(spec, folder):
+            return read_run(folder)
+        on_built(algorithm)
+        logs: list[TensorBoard | WeightsAndBiases] = []
+        writers: list[KVWriter] = []
+
+        def open_folder() -> None:
+            begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
+            rewind(folder, algorithm.iteration)
+            if tensorboard:
+                logs.append(TensorBoard(folder / "tensorboard", algorithm.num_timesteps))
+            if wandb != "off":
+                logs.append(WeightsAndBiases(folder, spec.to_json(), wandb))
+            writers.extend([JSONLines(folder / METRICS), *logs])
+
+        ranks.first(open_folder)
+        algorithm.set_logger(Logger(str(folder), writers))
+        stack.callback(algorithm.logger.close)
+        recorder = Recorder(spec, folder, on_progress, should_stop, checkpoint_every, keep_checkpoints, logs)
+        _learn(spec, folder, algorithm, recorder, digests)
+    return read_run(folder)
+
+
+def _learn(
+    spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder, digests: dict[str, str]
+) -> None:
+    """Train, save, and at the end of the budget, or where a safeguard stops the run, export."""
+    steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
+    ranks = algorithm.ranks
+    if steps > 0:
+        ranks.first(lambda: record_reward_files(folder, digests, algorithm.iteration))
+    safeguards = safeguard_callbacks(spec.safeguards, folder, log_lines(folder, EVALUATIONS), lambda: recorder.line)
+    try:
+        algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
+    except KeyboardInterrupt:
+        recorder.save()  # what was under way is left as it is, what was done before is not lost
+        raise
+    except RewardError as error:
+        recorder.save()  # nothing is lost: the iteration that failed never happened
+        raise RewardError(
+            f"{error}\nThe run stands at iteration {algorithm.iteration}, in {folder / CHECKPOINT}. Once the reward "
+            "is mended, the same command resumes there."
+        ) from error
+    recorder.save()
+    # Asked to stop in the last evaluation, a run has spent its budget and is not finished.
+    spent = algorithm.costs["reward_queries"] >= spec.total_queries and ranks.all(not recorder.stopped)
+    reason = None if spent else next((each.reason for each in safeguards if each.reason is not None), None)
+    if spent or reason is not None:
+        _export(spec, folder, algorithm)
+        ended = {"complete": True} if reason is None else {"complete": True, "stopped_early": reason}
+        ranks.first(lambda: write_json(folder / RUN, {**read_json(folder / RUN), **ended}))
+
+
+def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> None:
+    """Write the tuned weights for diffusers, and the model card beside them."""
+    model = algorithm.policy.model
+    exported = folder if model.exports_lora_file(algorithm.policy.lora) else folder / "pipeline"
+    algorithm.export(exported)
+    if not model.networks or not algorithm.ranks.is_first:  # the exact family's is nothing that diffusers loads
+        return
+    packages = read_json(folder / RUN)["provenance"]["packages"]
+    try:
+        check_replaceable(exported, (CARD, CURVE))
+    except ValueError as error:
+        exported = folder / CARD_BESIDE
+        warnings.warn(f"{error} It stays; the run's own model card is in {str(exported)!r}.", stacklevel=2)
+    with published(exported) as fresh:
+        write_model_card(fresh, spec, algorithm, read_log(folder), log_lines(folder, EVALUATIONS), packages)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder, finished or not, also while the run goes on.
+
+    Raises:
+        ValueError: there is no run, or a damaged one.
+    """
+    if not (folder / RUN).is_file():
+        raise ValueError(f"{str(folder)!r} holds no run (no {RUN}); expected a folder written by train or compare.")
+    data, spec = read_json(folder / RUN), read_spec(folder)
+    try:
+        complete, made_by, shape = data["complete"], data["provenance"], tuple(data["image_shape"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
+    evaluations = [_with_nan(line) for line in log_lines(folder, EVALUATIONS)]
+    log = read_log(folder)
+    costs = {name.removeprefix("cost/"): value for name, value in (log[-1] if log else {}).items() if "cost/" in name}
+    prompts, stopped, best = data.get("prompts", []), data.get("stopped_early"), data.get("best")
+    return RunRecord(spec, complete, evaluations, costs, made_by, shape, prompts, folder, stopped, best)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read a run's log, a mapping a line; empty where none was written yet. What was not finite is None."""
+    return log_lines(folder, METRICS)
+
+
+def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """Put back the NaN of a metric that could not be measured, which JSON does not have."""
+    metrics = {name: math.nan if value is None else value for name, value in line.get("metrics", {}).items()}
+    inner = {"held_out": _with_nan(line["held_out"])} if "held_out" in line else {}
+    return {**line, "metrics": metrics, **inner}
+
+
+def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
+    return {
+        "image_shape": algorithm.mdp.model.image_shape,
+        "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
+        "log_names": algorithm.log_names(),
+        "device": str(algorithm.mdp.model.device),
+    }
+
+
+def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
+    task = spec.task
+    env = gymnasium.make(
+        diffusion_gym.ENV_ID,
+        model=task.model,
+        reward=task.reward,
+        prompts=task.prompts,
+        num_inference_steps=task.num_inference_steps,
+        device=str(current_ranks().device(task.device)),
+        dtype=task.dtype,
+        vae_tiling=task.vae_tiling,
+        prompt_tokens=spec.config.policy.trains_text,
+    )
+    cls = ALGORITHMS[spec.algorithm].cls
+    algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
+    prompts, held_out = algorithm.mdp.prompts, spec.config.evaluation.held_out_prompts  # also the model's own
+    spec.safeguards.check_prompts(prompts, spec.config.evaluation)
+    if "recognised" in spec.metrics:
+        check_world(algorithm.mdp.model, [*prompts, *(resolve_prompts(held_out) if held_out else ())])
+    return algorithm

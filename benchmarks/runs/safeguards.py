@@ -1,0 +1,98 @@
+"""A run's safeguards against overoptimisation: when it stops early, and which checkpoint is kept as the best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from algorithms.config.base import EvaluationConfig, check_kl_limit, check_patience
+from benchmarks.runs.metrics import OF_PAIRS, check_metric, is_distance
+from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
+
+#: Before a metric's name: on the prompts that are held out of training.
+HELD_OUT = "held_out/"
+_NO_METRIC = tyro.conf.arg(metavar="METRIC", help_behavior_hint="(default: none)")
+
+
+@dataclass(frozen=True)
+class Safeguards:
+    """When a run stops early, and which checkpoint it keeps as its best."""
+
+    stop_at_kl: Annotated[float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: never)")] = None
+    """Stop once eval/kl_to_start is over so many nats an image; needs --kl-to-start or a KL penalty."""
+    stop_when_metric_falls: Annotated[str | None, _NO_METRIC] = None
+    """Stop once this metric has not been better than its best for a while: "reward", or one of --metrics' names; with
+    held_out/ before it, on the held-out prompts."""
+    patience: int = 3
+    """Evaluations in a row without a better metric that are borne."""
+    keep_best: Annotated[str | None, _NO_METRIC] = None
+    """Keep the checkpoint with the best of this metric (named as above) as best.zip."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers and unknown metrics."""
+        if self.stop_at_kl is not None:
+            check_kl_limit(self.stop_at_kl)
+        check_patience(self.patience)
+        for name in self.measured:
+            check_metric(name)
+            if is_distance(name):
+                raise ValueError(f"expected a metric of which more is better, got the distance {name!r}.")
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The metrics that decide, as they are named."""
+        return tuple(name for name in (self.stop_when_metric_falls, self.keep_best) if name is not None)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics to measure beside the reward."""
+        bare = (name.removeprefix(HELD_OUT) for name in self.watched)
+        return tuple(dict.fromkeys(name for name in bare if name != "reward"))
+
+    def check(self, evaluations: int, held_out: bool, measures_kl: bool) -> None:
+        """Refuse safeguards for which the run measures nothing.
+
+        Args:
+            evaluations: images of each.
+            held_out: whether there are held-out prompts.
+            measures_kl: whether the KL to the starting model is measured.
+
+        Raises:
+            ValueError: naming the option to set.
+        """
+        if evaluations == 0 and (self.watched or self.stop_at_kl is not None):
+            raise ValueError(
+                "stop_at_kl, stop_when_metric_falls and keep_best decide at evaluations, of which there are none; set "
+                "--evaluation.images, for example to 64."
+            )
+        if self.stop_at_kl is not None and not measures_kl:
+            raise ValueError("stop_at_kl needs the KL to the starting model, which is not measured; set --kl-to-start.")
+        if not held_out and any(name.startswith(HELD_OUT) for name in self.watched):
+            raise ValueError(
+                f"a metric with {HELD_OUT} before it needs held-out prompts; set --evaluation.held-out-prompts, for "
+                "example to animals@held-out, or leave the prefix out."
+            )
+
+    def check_prompts(self, trained: Sequence[str], evaluation: EvaluationConfig) -> None:
+        """Refuse to watch what compares images of one prompt where no evaluation has two of one.
+
+        Args:
+            trained: the prompts that are trained on.
+            evaluation: how many images an evaluation has, and the held-out prompts.
+
+        Raises:
+            ValueError: naming the metric, and how many images it takes.
+        """
+        for name in self.watched:
+            if name.removeprefix(HELD_OUT) not in OF_PAIRS:
+                continue
+            held_out = evaluation.held_out_prompts if name.startswith(HELD_OUT) else None
+            texts = trained if held_out is None else resolve_prompts(held_out)
+            shown = evaluation_prompts(texts, evaluation.images)
+            if len(set(shown)) == len(shown):
+                raise ValueError(
+                    f"{name} compares images of one prompt, but {evaluation.images} evaluation images of {len(texts)} "
+                    f"prompts are of as many prompts; set --evaluation.images to {len(texts) + 1} or more, better "
+                    f"{2 * len(texts)}."
+                )

@@ -1,0 +1,145 @@
+"""What a run is: the task, the algorithm, the budget; frozen dataclasses that are also the command line."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from algorithms import ALGORITHMS, AlgorithmConfig
+from algorithms.config.base import check_held_out, from_dict, to_dict
+from benchmarks.runs.metrics import check_metric
+from benchmarks.runs.safeguards import Safeguards
+from diffusion_gym.choices import DEFAULT_MODEL
+from diffusion_gym.naming import did_you_mean
+from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
+from diffusion_gym.rewards import REWARDS, check_reward
+
+#: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
+WandbMode = Literal["off", "offline", "online"]
+
+
+def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
+    """Raise ValueError unless every given name is known."""
+    unknown = sorted(set(given) - set(known))
+    if unknown or (at_least_one and not given):
+        word = unknown[0] if unknown else "(none)"
+        raise ValueError(f"unknown {kind} {word!r}; expected some of {sorted(known)}.{did_you_mean(word, known)}")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is tuned toward what."""
+
+    model: str = DEFAULT_MODEL
+    """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
+    reward: Annotated[
+        str,
+        tyro.conf.arg(
+            help=f"One of {', '.join(sorted(REWARDS))}, with options as name?key=value&key=value; a function of yours "
+            "as path/to/file.py:function; or several as name:weight,name:weight; behind a name also :normalise and "
+            ":floor=X (docs/rewards)."
+        ),
+    ] = "compressibility"
+    """A registered reward, a function in a file, or several of either; also with options, normalised or as a floor."""
+    prompts: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="SET|FILE",
+            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file with one prompt per line "
+            "(.txt), or with weights (.jsonl, .json, .csv, .tsv); either with @train or @held-out behind it for one "
+            "side of its split.",
+            help_behavior_hint="(default: the model's own)",
+        ),
+    ] = None
+    """A prompt set or a file of prompts, or one side of its split; None takes the model's own."""
+    num_inference_steps: int = 10
+    """Denoising steps per image."""
+    device: str = "auto"
+    """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen networks."""
+    vae_tiling: bool = False
+    """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    """Measured at evaluations beside reward and diversity: clip_diversity, recognised (embedded model), or a reward."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names before any weight is loaded."""
+        check_reward(self.reward)
+        if self.prompts is not None:
+            check_prompts(self.prompts)
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}.")
+        for metric in self.metrics:
+            check_metric(metric)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's numbers, on one device with one number of threads."""
+
+    algorithm: str
+    """Registered name."""
+    config: AlgorithmConfig
+    """The algorithm's configuration."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The task."""
+    reward_queries: int = 2048
+    """Reward queries to train for, rounded up to whole iterations."""
+    safeguards: Safeguards = field(default_factory=Safeguards)
+    """When it stops before, and which checkpoint is kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible budget, an unknown algorithm, prompts on both sides of a split, or idle safeguards."""
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(ALGORITHMS)}.")
+        if self.reward_queries < 1:
+            raise ValueError(f"reward_queries must be at least 1, got {self.reward_queries}.")
+        evaluation = self.config.evaluation
+        measures_kl = self.config.kl_to_start or getattr(self.config, "kl_penalty", 0) > 0
+        self.safeguards.check(evaluation.images, evaluation.held_out_prompts is not None, measures_kl)
+        if self.task.prompts is not None:  # the model's own are known once it is loaded
+            prompts = resolve_prompts(self.task.prompts)
+            check_held_out(prompts, evaluation)
+            self.safeguards.check_prompts(prompts, evaluation)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured at each evaluation beside the reward: the task's metrics, and what the safeguards watch."""
+        return tuple(dict.fromkeys((*self.task.metrics, *self.safeguards.measured)))
+
+    @property
+    def total_queries(self) -> int:
+        """Reward queries of the whole iterations that the budget is rounded up to."""
+        size = self.config.images_per_iteration
+        return -(-self.reward_queries // size) * size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as JSON."""
+        return {
+            "algorithm": self.algorithm,
+            "config": to_dict(self.config),
+            "task": dataclasses.asdict(self.task),
+            "reward_queries": self.reward_queries,
+            "safeguards": dataclasses.asdict(self.safeguards),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
+        """Rebuild a specification.
+
+        Raises:
+            KeyError, TypeError, ValueError: what is missing, or refused.
+        """
+        name = data["algorithm"]
+        if name not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {name!r}; expected one of {sorted(ALGORITHMS)}.")
+        return cls(
+            name,
+            from_dict(type(ALGORITHMS[name].config), data["config"]),
+            from_dict(TaskConfig, data["task"]),
+            data["reward_queries"],
+            from_dict(Safeguards, data.get("safeguards", {})),  # older runs have none
+        )

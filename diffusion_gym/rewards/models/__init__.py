@@ -1,0 +1,1 @@
+"""Models behind learned rewards: CLIP, captioners, BERTScore, served models, and their weights."""

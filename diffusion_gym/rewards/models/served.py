@@ -1,0 +1,198 @@
+"""A vision-language model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp), as a describer of images."""
+
+import base64
+import http.client
+import io
+import ipaddress
+import json
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from email.message import Message
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+from torch import Tensor
+
+from diffusion_gym.rewards.base import RewardError
+from diffusion_gym.rewards.models.captioner import to_pillow
+
+#: Answers that may be better the next time; any other refusal is final.
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+LONGEST_PAUSE = 60.0
+
+
+class ServedCaptioner:
+    """Asks ``POST url/chat/completions`` once an image, several at a time, greedily (temperature 0).
+
+    A request that fails for want of an answer (no connection, no answer in time, a status of :data:`RETRIED`) is
+    repeated after a pause that doubles each time, drawn between its half and its whole; the server's Retry-After is
+    the least. The draws use a generator of their own, so that the run's random numbers stay what they are. The
+    system's proxy is used as usual, except for servers on this machine (localhost, 127.0.0.1, ::1).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        retries: int = 6,
+        pause: float = 1.0,
+        max_new_tokens: int = 64,
+        key_variable: str | None = None,
+    ) -> None:
+        """Check the settings; the server is not asked before the first image.
+
+        Args:
+            url: the API's root, as ``http://host:8000/v1``.
+            model: the name under which the server knows the model.
+            concurrency: requests under way at once; further images wait their turn unencoded.
+            timeout: seconds that the server may stay silent in a request.
+            retries: repetitions of one request before the reward gives up.
+            pause: seconds before the first repetition.
+            max_new_tokens: longest answer.
+            key_variable: environment variable that holds the server's key; the key itself is never stored.
+
+        Raises:
+            ValueError: a setting out of range, or a variable that is not set.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url must begin with http:// or https:// and end at the API's root (/v1), got {url!r}.")
+        if concurrency < 1 or not timeout > 0 or retries < 0 or pause < 0:
+            raise ValueError(
+                "expected concurrency >= 1, timeout > 0, retries >= 0 and pause >= 0, got "
+                f"{concurrency}, {timeout}, {retries} and {pause}."
+            )
+        if key_variable is not None and not os.environ.get(key_variable):
+            raise ValueError(f"key_variable names the environment variable {key_variable!r}, which is not set.")
+        self._endpoint = url.rstrip("/") + "/chat/completions"
+        proxy = _proxy_of(url)
+        self._opener = urllib.request.build_opener(*([] if proxy else [urllib.request.ProxyHandler({})]))
+        self._server = f"the server at {self._endpoint}"
+        if proxy:
+            through = f"through {urlsplit(url).scheme}_proxy, {proxy}"
+            self._server += f" ({through}; if it is to be reached directly, name its host in no_proxy)"
+        self._model, self._key_variable, self._max_new_tokens = model, key_variable, max_new_tokens
+        self._concurrency, self._timeout, self._retries, self._pause = concurrency, timeout, retries, pause
+        self._jitter = random.Random()
+
+    def __call__(self, images: Tensor, question: str) -> list[str]:
+        """Return n texts for (n, 3, H, W), uint8, in the images' order.
+
+        Raises:
+            RewardError: the server refused a request, or did not answer one for all its repetitions.
+        """
+        pictures = to_pillow(images)
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def ask(picture: Image.Image) -> str:
+            if stop.is_set():  # a thread that is free again may be quicker than the cancelling below
+                raise CancelledError
+            try:
+                return self._ask(picture, question, stop)
+            except BaseException as error:
+                failures.append(error)
+                stop.set()
+                raise
+
+        with ThreadPoolExecutor(min(self._concurrency, len(pictures)), thread_name_prefix="captioner") as pool:
+            futures = [pool.submit(ask, picture) for picture in pictures]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                if failures:
+                    raise failures[0]  # the others may have been stopped because of it
+                return [future.result() for future in futures]
+            except BaseException:  # also Ctrl-C: the other requests end their pauses and give up
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _ask(self, picture: Image.Image, question: str, stop: threading.Event) -> str:
+        body = json.dumps(self._request(picture, question)).encode()
+        started = time.monotonic()
+        for attempt in range(self._retries + 1):
+            try:
+                return self._post(body)
+            except urllib.error.HTTPError as error:
+                problem = f"status {error.code} {error.reason}: {_beginning(error)}"
+                if error.code not in RETRIED:
+                    raise RewardError(
+                        f"{self._server} refused a request for the model {self._model!r} with "
+                        f"{problem}. This will not change by itself: check url, model and the server's log."
+                    ) from error
+                asked = _retry_after(error.headers)
+            except (OSError, http.client.HTTPException, ValueError) as error:  # none, a cut or a garbled answer
+                problem, asked = f"{type(error).__name__}: {error}", 0.0
+            if attempt == self._retries or stop.wait(max(asked, self._backoff(attempt))):
+                break
+        raise RewardError(
+            f"{self._server} gave no answer for the model {self._model!r} in {attempt + 1} attempts "
+            f"over {time.monotonic() - started:.0f} s; the last ended with {problem}. Start the server (again), see "
+            "that url and model are right, and resume the run from its checkpoint."
+        )
+
+    def _backoff(self, attempt: int) -> float:
+        return min(LONGEST_PAUSE, self._pause * 2**attempt) * self._jitter.uniform(0.5, 1.0)
+
+    def _request(self, picture: Image.Image, question: str) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        data = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "text": question}]
+        return {
+            "model": self._model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._max_new_tokens,
+            "temperature": 0,
+        }
+
+    def _post(self, body: bytes) -> str:
+        headers = {"Content-Type": "application/json"}
+        if self._key_variable is not None:
+            headers["Authorization"] = f"Bearer {os.environ[self._key_variable]}"
+        request = urllib.request.Request(self._endpoint, body, headers)
+        with self._opener.open(request, timeout=self._timeout) as response:
+            answer = json.loads(response.read())
+        try:
+            return str(answer["choices"][0]["message"]["content"] or "").strip()
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"no chat completion, but {json.dumps(answer)[:200]}") from error
+
+
+def _proxy_of(url: str) -> str | None:
+    """Return host and port of the proxy that requests go through; none is for this machine itself."""
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    proxy = urllib.request.getproxies().get(scheme)
+    if not proxy or _is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    return (urlsplit(proxy).netloc or proxy).rpartition("@")[2]  # a password may stand before
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def _beginning(error: urllib.error.HTTPError) -> str:
+    """Return the first words of the server's own message."""
+    try:
+        return error.read(500).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _retry_after(headers: Message) -> float:
+    """Return the seconds that the server asks to wait, at most :data:`LONGEST_PAUSE`; a date counts as 0."""
+    text = headers.get("Retry-After", "")
+    return min(LONGEST_PAUSE, float(text)) if text.isdigit() else 0.0
