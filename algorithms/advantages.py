@@ -1,4 +1,4 @@
-"""From rewards to what weighs the loss: per-prompt normalised advantages (DDPO), softmax and top-k weights (RWR)."""
+"""From rewards to what weighs the loss: advantages of DDPO, running or in groups; softmax and top-k weights of RWR."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 from algorithms.config.fields import check_statistics
 
 _EPSILON = 1e-6  # keeps a constant reward's advantage at 0 instead of 0 / 0
+_GROUP_EPSILON = 1e-4  # Flow-GRPO's
 
 
 class PerPromptStatistics:
@@ -61,6 +62,41 @@ class PerPromptStatistics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._rewards = {prompt: [float(value) for value in buffer] for prompt, buffer in state["rewards"].items()}
+
+
+def group_advantages(prompts: Sequence[str], rewards: Tensor, scale: str = "group", others: bool = False) -> Tensor:
+    """Return advantages among the iteration's images of a prompt: ``(r - mean) / (std + 1e-4)``, (n,), float32.
+
+    As in Flow-GRPO (Liu et al. 2025, arXiv 2505.05470, equation 4); without a std, and with the mean of the others,
+    it is leave-one-out (RLOO, as LOOP has it: Gupta et al. 2025, arXiv 2503.00897). Images whose prompt no other has
+    get 0.
+
+    Args:
+        prompts: n texts.
+        rewards: (n,).
+        scale: which std divides: "group" (of the prompt's images), "batch" (of all images), or "none".
+        others: whether the mean is that of the prompt's other images.
+    """
+    batch = float(rewards.detach().cpu().double().std(correction=0))
+
+    def relative(values: np.ndarray) -> np.ndarray:
+        n = len(values)
+        if n == 1:
+            return np.zeros(1)
+        centred = (values - values.mean()) * (n / (n - 1) if others else 1.0)  # r - mean of the others
+        if scale == "none":
+            return centred
+        return centred / ((values.std() if scale == "group" else batch) + _GROUP_EPSILON)
+
+    return _per_prompt(prompts, rewards, relative)
+
+
+def share_without_spread(prompts: Sequence[str], rewards: Tensor) -> float:
+    """Return the share of prompts all of whose images in this iteration have one reward, so that nothing is learnt."""
+    found: dict[str, set[float]] = defaultdict(set)
+    for prompt, value in zip(prompts, rewards.tolist(), strict=True):
+        found[prompt].add(value)
+    return sum(len(values) == 1 for values in found.values()) / len(found)
 
 
 def softmax_weights(prompts: Sequence[str], rewards: Tensor, beta: float, standardise: bool = True) -> Tensor:

@@ -1,12 +1,11 @@
-"""The shell of every algorithm: Stable-Baselines3's learn, callbacks, logger, save, load and predict."""
+"""The loop of every algorithm: sample a rollout, update the weights, log, evaluate; and what it leaves behind."""
 
 import contextlib
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import gymnasium
 import torch
@@ -17,55 +16,31 @@ from torch import Tensor
 
 from algorithms.checkpoints.published import published
 from algorithms.checkpoints.state import SavedAlgorithm
-from algorithms.config.base import check_held_out, divisor, override
-from algorithms.evaluation import (
-    Evaluation,
-    calibrate_reward,
-    evaluate,
-    part_name,
-    rollout_metrics,
-    warn_of_equal_rewards,
-)
-from algorithms.optimizers import check_optimizer
-from algorithms.parallel.ranks import RanksOutOfMemory, current_ranks, synchronising
-from algorithms.parallel.sharding import whole
-from algorithms.parallel.split import Chunk, Part, Split
-from algorithms.parallel.within_memory import is_out_of_memory, within_memory
+from algorithms.config.base import check_held_out, override
+from algorithms.evaluation import Evaluation, calibrate_reward, evaluate
+from algorithms.memory import PROBED_DEVICES, OutOfMemory, fit_chunk_size, is_out_of_memory, try_chunk
+from algorithms.optimization import GradientSteps, check_optimizer
+from algorithms.parallel.ranks import current_ranks
+from algorithms.parallel.split import RowChunk, Split
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
-from algorithms.rollouts import Interrupted, OnStep, Rollout, collect, rescore
+from algorithms.requirements import Requirements as Requirements
+from algorithms.requirements import check_config, check_ranks, no_density
+from algorithms.rollout_metrics import BY_PROMPT, log_names, rollout_metrics, warn_of_equal_rewards
+from algorithms.rollouts import Interrupted, OnStep, Rollout, SampledChunk, collect
+from algorithms.sb3.algorithm import Config, check_learn_arguments
 from algorithms.sb3.callback_locals import CallbackLocals, Step
-from algorithms.sb3.learn_checks import check_learn_arguments, unobserved
-from algorithms.sb3.learning_rate import Config
 from algorithms.sb3.vec_env import DenoiseVecEnv, find_mdp, model_of
 from algorithms.seeding import Stream, derive_seed, prompt_order
-from algorithms.skips import SkippedUpdates
 from algorithms.weight_average import WeightAverage
+from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
-from diffusion_gym.naming import log_name
 from diffusion_gym.paths import user_path
-from diffusion_gym.rewards import WeightedSum
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
-_Part = TypeVar("_Part", Part, Chunk)
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
 FORWARDS_PER_TRAINED_ROW = 3
-_PROMPTS_LOGGED = 16  # above this many prompts, per-prompt means would drown the log
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """What an algorithm needs; checked before a run starts, and what decides how much a rollout stores."""
-
-    whole_trajectory: bool
-    """All latents and log-probabilities, or the finished images alone."""
-    stochastic: bool
-    """Steps with a density: eta 0 is refused."""
-    reference: bool = False
-    """The starting model beside the policy, as ``self.reference``."""
-    average: bool = False
-    """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
 
 
 class DiffusionAlgorithm(SavedAlgorithm[Config]):
@@ -75,15 +50,13 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
     state is consistent between iterations; a checkpoint taken in the middle of a rollout is that of the iteration's
     start, so a resumed run equals one that never stopped.
 
-    Started on several ranks (``accelerate launch``), each denoises its share of the images and trains on it; the
+    Started on several ranks (``accelerate launch``), each samples its share of the images and trains on it; the
     configuration's numbers are those of all ranks together, so the run is that of one process up to float32 rounding.
 
-    A subclass gives ``config_class``, ``requires`` and :meth:`update`.
+    A subclass gives ``config_class``, :meth:`requires` and :meth:`update`. It may replace :meth:`collect`,
+    :meth:`sampling_weights` and :meth:`assign`, and keep state of its own with :meth:`extra_state` and
+    :meth:`extra_tensors`.
     """
-
-    requires: ClassVar[Requirements]
-    #: Whether :meth:`update` goes through its rows with :meth:`parts` or :meth:`sampled_chunks`, which ranks share.
-    splits_over_ranks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -105,17 +78,16 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             config: the algorithm's configuration, used as it is; None takes what the environment's model recommends.
             verbose: 1 prints the log to the terminal.
             tensorboard_log: folder for TensorBoard events.
-            device: where the environment of an id is made: "auto" on CUDA where there is, None on the CPU. An
-                environment that is given has its device already; another than that or "auto" is refused.
+            device: where the environment of an id is made: "auto" on CUDA if available, None on the CPU. An
+                environment that is given has its device already; another one than that or "auto" is refused.
             overrides: fields of the configuration that differ, or of the dataclasses in it (``guidance_scale=5.0``).
                 The ``learning_rate`` may also be Stable-Baselines3's schedule, a function of the share of ``learn``'s
                 steps that remains (1 to 0).
 
         Raises:
             TypeError: an unknown field, a config of another algorithm, or an environment of another kind.
-            ValueError: a value that is refused, a sampler that the algorithm cannot train, an environment on another
-                device or without the prompt tokens that training the text encoder needs, or more ranks than can share
-                the work.
+            ValueError: a refused value, a sampler that the algorithm cannot train, an environment on another device or
+                without the prompt tokens that training the text encoder needs, or more ranks than can share the work.
         """
         if config is not None and not isinstance(config, self.config_class):
             raise TypeError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}.")
@@ -124,9 +96,8 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             self.config_class.for_model(model_of(env), **overrides) if config is None else override(config, **overrides)
         )
         self.check_config(self.config)
-        check_optimizer(self.config)
         self.ranks = current_ranks()
-        self._check_ranks()
+        check_ranks(type(self).__name__, self.requires(self.config), self.config, self.ranks)
         where = self.ranks.device(device) if isinstance(env, str) else device
         mdp = find_mdp(env, self.config.policy.trains_text, where)
         super().__init__(
@@ -139,40 +110,58 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             support_multi_env=True,
             seed=self.config.seed,
         )
-        self.iteration = 0
-        self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
-        self.skipped = SkippedUpdates()
-        self.last_evaluation: Evaluation | None = None
-        self.last_rollout_reward: float | None = None
-        #: Called after every chunk's backward pass: updates are long, and a progress bar should not stand still.
-        self.after_backward: Callable[[], None] = lambda: None
-        #: Asked in the middle of updates and evaluations, where callbacks are not: True ends ``learn``, as a callback
-        #: does that returns False. An update of sharded weights, of which there is no second copy, is made to its end.
-        self.should_stop: Callable[[], bool] = lambda: False
-        self._told_equal: set[str] = set()
-        self._committed_timesteps = 0
-        self._callback_locals = CallbackLocals()
-        self._exchanging = False  # gradients, with ranks that could not be told of memory running out
+        self._init_counters()
         if _init_setup_model:
             self._setup_model()
 
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Return the environment as a VecEnv; Stable-Baselines3's own wrapping does not know Gymnasium's VectorEnv."""
-        if isinstance(env, DenoiseVecEnv):
-            return env
-        mdp = find_mdp(env)
-        return DenoiseVecEnv(mdp, mdp.num_envs)
+    def _init_counters(self) -> None:
+        self.iteration = self._committed_timesteps = 0
+        self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
+        self.last_evaluation: Evaluation | None = None
+        self.last_rollout_reward: float | None = None
+        #: Asked in evaluations, where callbacks are not called: True ends ``learn``, as a callback's False does.
+        self.should_stop: Callable[[], bool] = lambda: False
+        #: Whether an update is under way, or was left by an error: the weights are between two iterations.
+        self.updating = False
+        self._equal_rewards: set[str] = set()  # rewards that were warned of
+        self._callback_locals = CallbackLocals()
+        self._chunk_tried = False
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed the images and updates that follow, and, as in Stable-Baselines3, the global generators."""
-        if seed is not None:
-            self.config = override(self.config, seed=seed)
-            self.seed = seed
-        super().set_random_seed(seed)
+    @classmethod
+    def requires(cls, config: Config) -> Requirements:
+        """Return what the algorithm needs with this configuration; a subclass adds to what ``super()`` returns."""
+        return Requirements(reference=config.kl_to_start)
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Raise ValueError for a configuration that the algorithm cannot train with on any model."""
+        check_config(cls.__name__, cls.requires(config), config)
+        check_optimizer(config)
+
+    def _setup_model(self) -> None:
+        """Build the policy; subclasses add optimizer and statistics."""
+        needs = self.requires(self.config)
+        # peft draws new adapters from the global generator; here they belong to the run's seed, and the user's
+        # generator is left as it was.
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
+            self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
+        self.ranks.share(self.policy.denoiser)
+        if (needs.density or needs.reference) and len(self.policy.trainable_steps) == 0:
+            raise no_density(type(self).__name__, needs, self.config)
+        self.reference = Reference(self.policy) if needs.reference else None
+        decay = self.config.ema_decay
+        self.average = WeightAverage(self.policy.trainable_parameters(), decay) if decay else None
+        loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)
+        self.gradient_steps = GradientSteps(self.ranks, self.config, loss_scaler, self.average)
+        check_held_out(self.mdp.prompts, self.config.evaluation)
+        self.rollout_env = self._make_rollout_env(self.mdp)
+
+    def _make_rollout_env(self, mdp: DenoisingMDP) -> DenoiseVectorEnv:
+        return DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size, trusted=True)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another environment on the same model; its reward, prompts and steps are used from now on.
+        """Train in another environment on the same model; its reward, prompts and steps are used from now on.
 
         Raises:
             ValueError: an environment of another model or number of steps, or with held-out prompts.
@@ -187,94 +176,7 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
                 f"{'' if reason is None else f', which is another: {reason}'}."
             )
         super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
-        self.rollout_env = DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size, late_checks=True)
-
-    def _setup_model(self) -> None:
-        """Build the policy; subclasses add optimizer and statistics."""
-        # peft draws new adapters from the global generator; here they belong to the run's seed, and the user's
-        # generator is left as it was.
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
-            self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
-        self.policy.denoiser = self.ranks.wrap(self.policy.denoiser)
-        self._check_grid()
-        self.reference = Reference(self.policy) if self.needs.reference else None
-        trained, decay = self.policy.trainable_parameters(), self.config.ema_decay
-        self.average = WeightAverage(trained, decay) if decay else None
-        self.loss_scaler = self._make_loss_scaler()
-        check_held_out(self.mdp.prompts, self.config.evaluation)
-        self.rollout_env = DenoiseVectorEnv.sharing(self.mdp, self.config.num_envs // self.ranks.size, late_checks=True)
-
-    def _check_ranks(self) -> None:
-        """Refuse more ranks than can share the environments equally, and an algorithm that does not share its rows."""
-        size, envs = self.ranks.size, self.config.num_envs
-        if size > 1 and not self.splits_over_ranks:
-            raise ValueError(
-                f"{type(self).__name__} was started on {size} ranks, but its update does not share its rows among "
-                "them; start one process, or let it use parts() or sampled_chunks() and set splits_over_ranks "
-                "(docs/several-gpus.md)."
-            )
-        if self.ranks.sharded and self.config.optimizer == "adamw8bit":
-            raise ValueError(
-                "optimizer 'adamw8bit' does not know sharded weights (FSDP); take 'adamw', or launch with --multi_gpu."
-            )
-        if envs % size:
-            raise ValueError(
-                f"num_envs ({envs}) must be a multiple of the number of ranks ({size}), which share the environments; "
-                f"start {divisor(envs, size)} instead, or choose another num_envs."
-            )
-
-    @property
-    def needs(self) -> Requirements:
-        """What the algorithm requires in its present configuration."""
-        return self.requirements(self.config)
-
-    @classmethod
-    def requirements(cls, config: Config) -> Requirements:
-        """What the algorithm requires with this configuration; a subclass may add to ``requires``."""
-        return replace(cls.requires, reference=True) if config.kl_to_start else cls.requires
-
-    @classmethod
-    def check_config(cls, config: Config) -> None:
-        """Refuse, without a model, a configuration that the algorithm cannot train with on any.
-
-        Raises:
-            ValueError: a sampler without noise where steps need a density, or no moving average where one is needed.
-        """
-        needs, policy = cls.requirements(config), config.policy
-        if (needs.stochastic or needs.reference) and policy.sampler != "ddpm" and policy.eta == 0:
-            raise ValueError(cls._no_density(config))
-        if needs.average and config.ema_decay == 0:
-            raise ValueError(
-                f"{cls.__name__} needs the moving average of the weights, but ema_decay is 0; set it, for example to "
-                "0.9."
-            )
-
-    def _check_grid(self) -> None:
-        """Refuse a grid of the model's schedule that has no step to train."""
-        if (self.needs.stochastic or self.needs.reference) and len(self.policy.trainable_steps) == 0:
-            raise ValueError(self._no_density(self.config))
-
-    @classmethod
-    def _no_density(cls, config: Config) -> str:
-        who = cls.__name__ if cls.requires.stochastic else "The KL to the starting model"
-        return (
-            f"{who} needs a stochastic sampler, but with sampler={config.policy.sampler!r} and eta={config.policy.eta} "
-            "no step has a density; set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
-        )
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        """Prepare as Stable-Baselines3 does, but observe nothing: rollouts do not pass through its environment."""
-        with unobserved(self):
-            total, _ = super()._setup_learn(total_timesteps, None, reset_num_timesteps, tb_log_name)
-        return total, self._init_callback(callback, progress_bar)
+        self.rollout_env = self._make_rollout_env(mdp)
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -294,122 +196,56 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             callback: Stable-Baselines3 callback(s); ``on_step`` runs after each step of the environments.
             log_interval: iterations from one line of the log to the next.
             tb_log_name: name of the run for TensorBoard.
-            reset_num_timesteps: False counts on from where the last ``learn`` (or a loaded checkpoint) stopped.
+            reset_num_timesteps: False continues the count of the last ``learn`` (or of a loaded checkpoint).
             progress_bar: Stable-Baselines3's own progress bar.
 
         Raises:
             TypeError, ValueError: arguments of another kind, before anything is sampled.
-            RewardError: the reward failed; the iteration it failed in never happened.
-            DivergedError: too many gradients in a row were not finite.
+            RewardError: the reward failed; the iteration is dropped.
+            DivergedError, OutOfMemory: too many gradients in a row were not finite; memory ran out.
             RankError: another rank failed or is lost.
         """
         check_learn_arguments(total_timesteps, callback, log_interval)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        self._committed_timesteps = self.num_timesteps
+        self._committed_timesteps, self.updating = self.num_timesteps, False
         self.update_learning_rate(total_timesteps)
         self._callback_locals = CallbackLocals(locals())
         callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]
-        if self.num_timesteps < total_timesteps:
-            within_memory(self.policy, lambda: calibrate_reward(self.mdp, self.policy, self.config, self.ranks))
-        costs = dict(self.costs)
-        try:
+        with self._unfinished_dropped(), self._memory_checked():
+            if self.num_timesteps < total_timesteps:
+                self._try_chunk_size()
+                calibrate_reward(self.mdp, self.policy, self.config, self.ranks)
             while self.num_timesteps < total_timesteps:
                 self._evaluate_if_due()
                 started = time.perf_counter()
-                rollout = self._collect(callback)
+                rollout = self.collect(callback)
                 self.update_learning_rate(total_timesteps)
-                metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= _PROMPTS_LOGGED)
-                self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
-                if self.ranks.is_first:
-                    warn_of_equal_rewards(rollout, self.mdp.reward, self._told_equal)
-                self._count_episodes(rollout)
-                metrics |= self._update_within_memory(rollout) | {"train/chunk_size": self.policy.chunk_size}
-                self.iteration += 1
-                self._committed_timesteps = self.num_timesteps
-                self.costs["seconds"] += time.perf_counter() - started
-                costs = dict(self.costs)
+                metrics = self._describe(rollout)
+                self.updating = True
+                with self.ranks.ending_together():
+                    metrics |= self.update(rollout)
+                self.updating = False
+                self._commit(time.perf_counter() - started)
                 if self.iteration % log_interval == 0:
-                    self._log(metrics)
+                    self._log(metrics | {"train/chunk_size": self.policy.chunk_size})
             self._evaluate_if_due(final=True)
-        except (Interrupted, KeyboardInterrupt) as interrupt:  # the iteration never happened
-            self._forget_rollout()
-            self.costs = costs
-            if isinstance(interrupt, KeyboardInterrupt):
-                raise
         callback.on_training_end()
         self._callback_locals = CallbackLocals()  # the former ones hold this algorithm and its callbacks
         return self
 
-    @abstractmethod
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Change the policy's weights; return what to log."""
-
-    def assign(self) -> Tensor:
-        """The iteration's images (u, k), int64, on the CPU: a row for each update that trains on sampled chunks.
-
-        Images of one row are sampled side by side, those of two rows never in one forward pass.
-        """
-        return torch.arange(self.config.images_per_iteration)[None]
-
-    def parts(self, rollout: Rollout, images: Tensor) -> Iterator[Part]:
-        """Yield this rank's rows of one update, a chunk at a time; the last one's backward pass synchronises gradients.
-
-        Args:
-            rollout: of all ranks.
-            images: (k,), int64, the image of each row of the update.
-
-        Raises:
-            RanksOutOfMemory: memory ran out on another rank; no gradient was exchanged yet.
-        """
-        return self._synchronised(rollout.split.parts(images, self.policy.chunk_size))
-
-    def sampled_chunks(
-        self, rollout: Rollout, update: int = 0, steps: Callable[[slice], Sequence[int]] | None = None
-    ) -> Iterator[Chunk]:
-        """Yield this rank's transitions of one update as they were sampled; otherwise as :meth:`parts`.
-
-        Args:
-            rollout: of all ranks, with whole trajectories.
-            update: which row of :meth:`assign`.
-            steps: which steps of a chunk are trained on, equally many of each; None takes all that have a density.
-
-        Raises:
-            RanksOutOfMemory: as :meth:`parts`.
-        """
-        trainable = self.policy.trainable_steps.tolist()
-        chosen = (lambda images: trainable) if steps is None else steps
-        return self._synchronised(rollout.training_chunks(update, self.policy.chunk_size, chosen))
-
-    def _synchronised(self, parts: Iterator[_Part]) -> Iterator[_Part]:
-        self._exchanging = False
-        for part in parts:
-            if part.synchronises and self.ranks.votes:
-                self._vote()
-                self._exchanging = True
-            with synchronising(self.policy.denoiser, part.synchronises):
-                yield part
-
-    def _vote(self, error: RuntimeError | None = None) -> None:
-        """Tell the other ranks whether memory sufficed here; RanksOutOfMemory is raised on all if any one's did not."""
-
-        def tell() -> None:
-            if error is not None:
-                raise error
-
-        self.ranks.call(tell)
-
-    def _collect(self, callback: BaseCallback) -> Rollout:
-        """Sample this iteration's images.
+    def collect(self, callback: BaseCallback) -> Rollout:
+        """Sample and score this iteration's images.
 
         Raises:
             Interrupted: a callback asked to stop.
         """
         n = self.config.images_per_iteration
         first = self.iteration * n
-        prompts, weights = self.mdp.prompts, self.mdp.prompt_weights
-        order = prompt_order(self.config.seed, len(prompts), self.config.images_per_prompt, first, n, weights)
+        order = prompt_order(
+            self.config.seed, len(self.mdp.prompts), self.config.images_per_prompt, first, n, self.mdp.prompt_weights
+        )
         assigned = self.assign()
         images = assigned.flatten().tolist()
         callback.on_rollout_start()
@@ -420,174 +256,173 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             callback.update_locals(self._callback_locals)  # type: ignore[arg-type]
             return callback.on_step()
 
-        try:
-            rollout = within_memory(
+        with self.sampling_weights():
+            rollout = collect(
+                self.rollout_env,
                 self.policy,
-                lambda: collect(
-                    self.rollout_env,
-                    self.policy,
-                    [prompts[order[image]] for image in images],
-                    self.config.seed,
-                    [first + image for image in images],
-                    updates=len(assigned),
-                    whole_trajectory=self.requires.whole_trajectory,
-                    on_step=on_step,
-                    score_beside=self.config.rewards_beside_sampling,
-                    split=Split(self.ranks, n),
-                ),
-                self._forget_rollout,
+                [self.mdp.prompts[order[image]] for image in images],
+                self.config.seed,
+                [first + image for image in images],
+                updates=len(assigned),
+                whole_trajectory=self.requires(self.config).trajectory,
+                on_step=on_step,
+                score_beside=self.config.rewards_beside_sampling,
+                split=Split(self.ranks, n),
             )
-            callback.on_rollout_end()
-            self._callback_locals.forget()
-        except BaseException:  # also Ctrl-C
-            self._forget_rollout()
-            raise
+        callback.on_rollout_end()
+        self._callback_locals.forget()
         self.costs["reward_queries"] += n
         self.costs["images"] += n
         self.costs["forward_equivalents"] += n * self.mdp.num_inference_steps * self.policy.forwards_per_row
         return rollout
 
-    def _count_episodes(self, rollout: Rollout) -> None:
-        """Put the images where Stable-Baselines3's users look for the latest episodes."""
-        assert self.ep_info_buffer is not None
-        steps = self.mdp.num_inference_steps
-        self.ep_info_buffer.extend({"r": reward, "l": steps} for reward in rollout.rewards.tolist())
+    @abstractmethod
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Change the policy's weights; return what to log."""
 
-    def _forget_rollout(self) -> None:
-        """An unfinished rollout never happened."""
-        self.num_timesteps = self._committed_timesteps
-
-    def _update_within_memory(self, rollout: Rollout) -> dict[str, float]:
-        """Update; where memory runs out, take everything back and update in smaller chunks.
-
-        The stored log-probabilities are then computed again in those chunks, by the weights that sampled, so that the
-        first ratios are exactly 1 again. With DDP every rank does so if one must; with sharded weights the run ends,
-        for the others wait in the middle of a pass.
-        """
-        if self.ranks.sharded:
-            with self.ranks.ending_together():
-                return self.update(rollout)
-        sampled_in, timesteps = self.policy.chunk_size, self.num_timesteps
-        before = self._snapshot()
-
-        def update() -> dict[str, float]:
-            with self.ranks.ending_together():
-                return self._voting(lambda: self._rescored_update(rollout, sampled_in))
-
-        def undo() -> None:
-            self._restore(before)
-            self.num_timesteps = timesteps
-            self.policy.zero_grad(set_to_none=True)
-
-        try:
-            return within_memory(self.policy, update, undo)
-        except (Interrupted, KeyboardInterrupt):
-            undo()
-            raise
-
-    def _rescored_update(self, rollout: Rollout, sampled_in: int) -> dict[str, float]:
-        if self.policy.chunk_size != sampled_in:
-            rescore(rollout, self.policy)
-        return self.update(rollout)
-
-    def _voting(self, update: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Update; where memory runs out while the other ranks can be told, raise RanksOutOfMemory on all."""
-        self._exchanging = False
-        try:
-            return update()
-        except RanksOutOfMemory:
-            raise
-        except RuntimeError as error:
-            if self.ranks.votes and not self._exchanging and is_out_of_memory(error):
-                self._vote(error)
-            raise
-
-    def count_training_rows(self, rows: int, guided: bool = True) -> None:
-        """Add ``rows`` trained forwards and backwards to the cost, of the guided prediction where there is guidance."""
-        forwards = self.policy.forwards_per_row if guided else 1
-        self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * rows * forwards
-
-    def count_reference_rows(self, rows: int) -> None:
-        """Add ``rows`` forwards of the starting model to the cost."""
-        self.costs["forward_equivalents"] += rows * self.policy.forwards_per_row
+    def sampling_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the policy has the weights that sample rollouts; by default those in training."""
+        return contextlib.nullcontext()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """Let the policy have the weights that are evaluated and exported: their moving average, where there is one."""
+        """Return a context in which the policy has the weights that are evaluated and exported: the moving average."""
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the actions of the policy, with the averaged weights where there are any."""
-        with self.averaged():
-            return super().predict(*args, **kwargs)
+    def assign(self) -> Tensor:
+        """Return the iteration's images (u, k), int64, on the CPU: a row for each update that trains on sampled chunks.
 
-    def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> Tensor:
-        """Accumulate the gradients of the losses' sum, clip, step; return the norm before clipping.
-
-        In float16 the losses are scaled up, and a gradient that overflows halves the scale.
-
-        Raises:
-            DivergedError, Interrupted: as :meth:`step`.
+        Images of one row are sampled side by side, those of two rows never in one forward pass.
         """
-        for loss in losses:
-            self.loss_scaler.scale(loss).backward()
-            self.after_backward()
-            if self.ranks.size == 1:
-                self._stop_if_asked()
-        return self.step(optimizer)
+        return torch.arange(self.config.images_per_iteration)[None]
 
-    def _stop_if_asked(self) -> None:
-        """Raise Interrupted in an update, on all ranks at once, where one of them is asked to stop."""
-        if not self.ranks.sharded and not self.ranks.all(not self.should_stop()):
-            raise Interrupted
+    # -- for updates --------------------------------------------------------------------------------------------------
+
+    def sampled_chunks(
+        self, rollout: Rollout, update: int = 0, steps: Callable[[slice], Sequence[int]] | None = None
+    ) -> Iterator[SampledChunk]:
+        """Yield this rank's transitions of one update as they were sampled.
+
+        Args:
+            rollout: with whole trajectories.
+            update: which row of :meth:`assign`.
+            steps: which steps of a chunk's images are trained on, equally many of each; None is all with a density.
+        """
+        trainable = self.policy.trainable_steps.tolist()
+        return rollout.sampled_chunks(update, self.policy.chunk_size, steps or (lambda images: trainable))
+
+    def row_chunks(self, rollout: Rollout, images: Tensor) -> Iterator[RowChunk]:
+        """Yield this rank's rows of one update; ``images`` (k,), int64, is the image of each row."""
+        return rollout.split.row_chunks(images, self.policy.chunk_size)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a chunk's loss to what is accumulated; in float16 the loss is scaled up first."""
+        self.gradient_steps.backward(loss)
 
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Clip the gradients that are there, and step; return the norm before clipping.
-
-        A gradient that is not finite skips the update: weights and moments stay as they were.
+        """Clip the accumulated gradients, summed over ranks, and step; return their norm before clipping. Collective.
 
         Raises:
-            DivergedError: more than ``config.max_skipped_updates`` were skipped in a row, overflows not counted.
-            Interrupted: ``should_stop`` said so; the iteration is taken back.
+            DivergedError: more than ``config.max_skipped_updates`` updates in a row had no finite gradient.
         """
-        self._stop_if_asked()
-        self.loss_scaler.unscale_(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        finite, scale = bool(norm.isfinite()), self.loss_scaler.get_scale()
-        if finite:
-            self.loss_scaler.step(optimizer)
-            if self.average is not None:
-                self.average.update()
-            self._n_updates += 1
-            self.skipped.made()
-        self.loss_scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        if not finite and scale > 1:
-            self.skipped.total += 1  # the scale was too large for float16, and is smaller now
-        elif not finite:
-            self.skipped.skip(float(norm), self.config.max_skipped_updates)
+        norm = self.gradient_steps.step(optimizer)
+        self._n_updates = self.gradient_steps.made
         return norm
 
-    # -- logging and evaluation -------------------------------------------------------------------------------------
+    def count_rows(self, trained: int, guided: bool = True, reference: int = 0) -> None:
+        """Add to the cost: rows trained, forward and backward, and rows of the starting model, forward alone.
+
+        Args:
+            trained: of all ranks.
+            guided: whether the guided prediction was trained, which with guidance takes two forwards per row.
+            reference: rows of the starting model.
+        """
+        forwards = self.policy.forwards_per_row if guided else 1
+        self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * trained * forwards
+        self.costs["forward_equivalents"] += reference * self.policy.forwards_per_row
+
+    # -- around the loop ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _unfinished_dropped(self) -> Iterator[None]:
+        """Take back counters of a rollout that was not finished; a request to stop ends quietly."""
+        self._kept_costs = dict(self.costs)
+        try:
+            yield
+        except Interrupted:
+            self._drop_iteration()
+        except BaseException:  # also Ctrl-C
+            self._drop_iteration()
+            raise
+
+    def _drop_iteration(self) -> None:
+        self.num_timesteps, self.costs = self._committed_timesteps, dict(self._kept_costs)
+
+    def _commit(self, seconds: float) -> None:
+        self.iteration += 1
+        self._committed_timesteps = self.num_timesteps
+        self.costs["seconds"] += seconds
+        self._kept_costs = dict(self.costs)
+
+    @contextlib.contextmanager
+    def _memory_checked(self) -> Iterator[None]:
+        """Raise OutOfMemory, which says what to do, in place of the allocator's error."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise OutOfMemory(self.iteration, self.policy.chunk_size, reason) from error
+
+    def _try_chunk_size(self) -> None:
+        """Halve the chunk size until one chunk can be sampled and trained. Collective."""
+        if self._chunk_tried or self.ranks.sharded or self.device.type not in PROBED_DEVICES:
+            return
+        prompts = [""] * (self.config.images_per_iteration // self.ranks.size)
+        whole = self.requires(self.config).trajectory
+        trained = self.trained_parameters().values()
+        fit_chunk_size(
+            self.policy, lambda: try_chunk(self.policy, trained, lambda: Rollout.empty(self.policy, prompts, whole))
+        )
+        self.policy.chunk_size = min(self.ranks.gather_objects(self.policy.chunk_size))
+        self._chunk_tried = True
+
+    # -- logging and evaluation ---------------------------------------------------------------------------------------
+
+    def _describe(self, rollout: Rollout) -> dict[str, float]:
+        """Return the rollout's metrics, and note its rewards where Stable-Baselines3 looks for the latest episodes."""
+        metrics = rollout_metrics(rollout, self.mdp.reward, by_prompt=len(self.mdp.prompts) <= BY_PROMPT)
+        self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
+        if self.ranks.is_first:
+            warn_of_equal_rewards(rollout, self.mdp.reward, self._equal_rewards)
+        assert self.ep_info_buffer is not None
+        self.ep_info_buffer.extend({"r": r, "l": self.mdp.num_inference_steps} for r in rollout.rewards.tolist())
+        return metrics
 
     def dump_logs(self, iteration: int = 0) -> None:
-        """Write a line of the log now, as LogEveryNTimesteps does; it is :meth:`learn` that counts iterations."""
+        """Write a line of the log now, as LogEveryNTimesteps does; :meth:`learn` counts iterations."""
         episodes = [episode["r"] for episode in self.ep_info_buffer or ()]
         self._log({"rollout/ep_rew_mean": sum(episodes) / len(episodes)} if episodes else {})
 
     def _log(self, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
+        steps = self.gradient_steps
+        values = {
+            **metrics,
+            **{f"cost/{name}": value for name, value in self.costs.items()},
+            "time/iterations": self.iteration,
+            "time/total_timesteps": self.num_timesteps,
+            "train/learning_rate": self._current_rate,
+            "train/n_updates": self._n_updates,
+            **({"train/loss_scale": steps.loss_scaler.get_scale()} if steps.loss_scaler.is_enabled() else {}),
+            "train/skipped_updates": steps.skipped,
+        }
+        for name, value in values.items():
             self.logger.record(name, value)
-        for name, value in self.costs.items():
-            self.logger.record(f"cost/{name}", value)
-        self.logger.record("time/iterations", self.iteration)
-        self.logger.record("time/total_timesteps", self.num_timesteps)
-        self.logger.record("train/learning_rate", self._current_rate)
-        self.logger.record("train/n_updates", self._n_updates)
-        if self.loss_scaler.is_enabled():
-            self.logger.record("train/loss_scale", self.loss_scaler.get_scale())
-        self.logger.record("train/skipped_updates", self.skipped.total)
         self.logger.dump(step=self.num_timesteps)
+
+    def log_names(self) -> dict[str, str]:
+        """Return names in the log's keys -> the prompts and reward parts they stand for, where these differ."""
+        return log_names(self.mdp.reward, self.mdp.prompts)
 
     def _evaluate_if_due(self, final: bool = False) -> None:
         config = self.config.evaluation
@@ -596,25 +431,20 @@ class DiffusionAlgorithm(SavedAlgorithm[Config]):
             return
         going: OnStep = lambda step: not self.should_stop()  # noqa: E731
         with self.averaged():
-            self.last_evaluation = within_memory(
-                self.policy,
-                lambda: evaluate(self.mdp, self.policy, self.config, self.iteration, self.reference, self.ranks, going),
+            self.last_evaluation = evaluate(
+                self.mdp, self.policy, self.config, self.iteration, self.reference, self.ranks, going
             )
         self._log(self.last_evaluation.metrics())
 
-    def log_names(self) -> dict[str, str]:
-        """Return what the log's keys call prompts and parts of the reward -> their texts, where these differ."""
-        parts = self.mdp.reward.names if isinstance(self.mdp.reward, WeightedSum) else []
-        prompts = self.mdp.prompts if len(self.mdp.prompts) <= _PROMPTS_LOGGED else []
-        called = {**{log_name(text): text for text in prompts}, **{part_name(text): text for text in parts}}
-        return {name: text for name, text in called.items() if name != text}
-
-    # -- export -------------------------------------------------------------------------------------------------------
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the actions of the policy, with the averaged weights where there are any."""
+        with self.averaged():
+            return super().predict(*args, **kwargs)
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder.
 
-        With ``ema_decay`` they are the averaged ones. Collective: call on every rank; the first writes.
+        With ``ema_decay`` they are the averaged weights. Collective: call on every rank; the first writes.
 
         Raises:
             ValueError: a file in the way that no export wrote, or that was changed since; nothing is replaced then.

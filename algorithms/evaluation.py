@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,17 +14,15 @@ from algorithms.parallel.ranks import ALONE, Ranks
 from algorithms.parallel.split import Split
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
+from algorithms.rollout_metrics import part_name
 from algorithms.rollouts import OnStep, Rollout, collect
-from algorithms.seeding import Stream
+from algorithms.seeding import EVALUATION_STREAMS
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.naming import log_name
 from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
-from diffusion_gym.rewards import RewardFunction, RewardSpec, WeightedSum, reward_name
+from diffusion_gym.rewards import RewardSpec, WeightedSum
 
-_STREAMS = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
 _CALIBRATION_IMAGES = 64
-_PART_NAME = 21  # with _below_floor behind it a key still fits into a table
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,9 @@ class Evaluation:
 
         What was not measured, or cannot be (diversity without two images of one prompt), is left out.
         """
-        told = {} if self.kl_to_start is None else {"kl_to_start": float(self.kl_to_start.double().mean())}
+        found = {} if self.kl_to_start is None else {"kl_to_start": float(self.kl_to_start.double().mean())}
         spread = diversity(self.images, self.prompts)
-        return told if math.isnan(spread) else told | {"diversity": spread}
+        return found if math.isnan(spread) else found | {"diversity": spread}
 
 
 @torch.no_grad()
@@ -139,14 +136,14 @@ def _denoise(
     """
     shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
     num_envs = min(len(shared), config.num_envs) // ranks.size
-    env = DenoiseVectorEnv.sharing(mdp, num_envs, reward=reward, late_checks=True)
+    env = DenoiseVectorEnv.sharing(mdp, num_envs, reward=reward, trusted=True)
     return collect(
         env,
         policy,
         shared,
         config.evaluation.seed,
         whole_trajectory=False,
-        streams=_STREAMS,
+        streams=EVALUATION_STREAMS,
         on_step=on_step,
         score_beside=config.rewards_beside_sampling,
         reference=reference,
@@ -171,55 +168,6 @@ def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: Algorit
     ranks.call(lambda: reward.calibrate(images, prompts))
     if ranks.size > 1:  # a reward that never says the same twice must still mean the same to all ranks
         reward.load_state_dict(ranks.gather_objects(reward.state_dict())[0])
-
-
-def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -> dict[str, float]:
-    """Return the rewards' statistics over a training rollout, its parts', and each prompt's mean where it is wanted.
-
-    Of a reward with a floor, the share of images below it is told too.
-    """
-    rewards = rollout.rewards.cpu().double()  # large rewards overflow float32 once they are summed or squared
-    metrics = {
-        "rollout/ep_rew_mean": float(rewards.mean()),
-        "rollout/reward_std": float(rewards.std(correction=0)),
-        "rollout/reward_min": float(rewards.min()),
-        "rollout/reward_max": float(rewards.max()),
-    }
-    floors: Mapping[str, float] = reward.floors if isinstance(reward, WeightedSum) else {}
-    for name, scores in ((name, part.cpu().double()) for name, part in rollout.parts.items()):
-        key = f"reward/{part_name(name)}"
-        metrics |= {f"{key}_mean": float(scores.mean()), f"{key}_std": float(scores.std(correction=0))}
-        if name in floors:
-            metrics[f"{key}_below_floor"] = float((scores < floors[name]).float().mean())
-    for prompt in dict.fromkeys(rollout.prompts) if by_prompt else ():
-        chosen = torch.tensor([text == prompt for text in rollout.prompts])
-        metrics[f"reward_by_prompt/{log_name(prompt)}"] = float(rewards[chosen].mean())
-    return metrics
-
-
-def part_name(reward: str) -> str:
-    """Return what a combined reward's part is called in the log; ``reward`` itself is the name of the whole."""
-    return log_name("reward/" if reward == "reward" else reward, _PART_NAME)
-
-
-def warn_of_equal_rewards(rollout: Rollout, reward: RewardFunction, told: set[str]) -> None:
-    """Warn of the reward and its parts where one told no image of a prompt from another, and add it to those told."""
-    for name, scores in {reward_name(reward): rollout.rewards, **rollout.parts}.items():
-        what = None if name in told else _equal(scores.tolist(), rollout.prompts)
-        if what is not None:
-            told.add(name)
-            warnings.warn(f"the reward {name!r} gave {what}: there is nothing in it to learn from.", stacklevel=2)
-
-
-def _equal(scores: Sequence[float], prompts: Sequence[str]) -> str | None:
-    if len(scores) > 1 and len(set(scores)) == 1:
-        return f"all {len(scores)} images of a rollout the same score, {scores[0]:g}"
-    by_prompt: dict[str, list[float]] = {}
-    for prompt, score in zip(prompts, scores, strict=True):
-        by_prompt.setdefault(prompt, []).append(score)
-    if all(len(group) > 1 and len(set(group)) == 1 for group in by_prompt.values()):
-        return "the images of each prompt in a rollout the same score"
-    return None
 
 
 def _nothing(images: Tensor, prompts: Sequence[str]) -> Tensor:

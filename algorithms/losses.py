@@ -24,6 +24,15 @@ class RatioStatistics:
     approx_kl: Tensor
     clipped: Tensor
 
+    def metrics(self) -> dict[str, Tensor]:
+        """Return name in the log -> (m,)."""
+        return {
+            "train/approx_kl": self.approx_kl,
+            "train/clip_fraction": self.clipped,
+            "train/log_ratio_abs": self.log_ratio.abs(),
+            "train/log_ratio_abs_max": self.log_ratio.abs(),
+        }
+
 
 def log_ratio_bound(clip_range: float, dimensions: int, reduction: Reduction) -> float:
     """Bound on ``log ratio`` in the reduction's units, from ``clip_range`` in joint units (nats over all dimensions).
@@ -53,7 +62,7 @@ def importance_sampling_loss(
     dimensions: int,
     reduction: Reduction,
     clip_range: float,
-) -> tuple[Tensor, RatioStatistics]:
+) -> Tensor:
     """DDPO-IS (Black et al. 2023, equation 4) with PPO's clipping: ``max(-A ratio, -A clip(ratio))``, (m,).
 
     The ratio is clipped to ``[exp(-b), exp(b)]`` with b of :func:`log_ratio_bound`, which for the paper's 1e-4 is
@@ -68,16 +77,18 @@ def importance_sampling_loss(
             true ratio.
         clip_range: joint units (nats).
     """
-    joint = log_prob - old_log_prob
-    log_ratio = joint / dimensions if reduction == "mean" else joint
+    log_ratio = (log_prob - old_log_prob) / (dimensions if reduction == "mean" else 1)
     bound = log_ratio_bound(clip_range, dimensions, reduction)
     ratio = log_ratio.exp()
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(math.exp(-bound), math.exp(bound))
-    with torch.no_grad():
-        # expm1 keeps the digits that ``ratio - 1`` loses: at D = 16,384 a mean log-ratio of 3e-5 has a KL of 4.5e-10.
-        statistics = RatioStatistics(joint.detach(), torch.expm1(joint) - joint, (clipped > unclipped).float())
-    return torch.maximum(unclipped, clipped), statistics
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(math.exp(-bound), math.exp(bound)))
+
+
+@torch.no_grad()
+def ratio_statistics(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float) -> RatioStatistics:
+    """Return what importance sampling looks like over some rows; arguments as :func:`importance_sampling_loss`'s."""
+    joint = log_prob - old_log_prob
+    # expm1 keeps the digits that ``ratio - 1`` loses: at D = 16,384 a mean log-ratio of 3e-5 has a KL of 4.5e-10.
+    return RatioStatistics(joint, torch.expm1(joint) - joint, (joint * advantages.sign() > clip_range).float())
 
 
 def kl_penalty_loss(kl: Tensor, coefficient: float, dimensions: int, reduction: Reduction) -> Tensor:

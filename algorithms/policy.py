@@ -5,14 +5,13 @@ scores the chunks that were sampled (see ``rollouts.py``).
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from algorithms.config.base import PolicyConfig as PolicyConfig
 from algorithms.parallel.sharding import is_sharded, whole
@@ -63,9 +62,10 @@ class DenoisingPolicy(nn.Module):
                 "give 1, or more than 1 to strengthen the prompt.",
                 stacklevel=2,
             )
-        #: The one module the forward pass goes through; a wrapper (DDP) may replace it, and FSDP shard it in place.
+        #: The one module that forward passes go through; FSDP shards it in place.
         self.denoiser: nn.Module = self._build_denoiser()
-        self.transition = make_transition(model.schedule(num_inference_steps), config.sampler, config.eta)
+        self._schedule = model.schedule(num_inference_steps)
+        self.set_noise_levels(config.eta)
         self._uncond = self._unconditional() if self.guided else None
         #: Rows a forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
@@ -73,10 +73,15 @@ class DenoisingPolicy(nn.Module):
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.denoiser)
 
-    @property
-    def unwrapped(self) -> nn.Module:
-        """The denoiser without the wrapper."""
-        return self.denoiser.module if isinstance(self.denoiser, DistributedDataParallel) else self.denoiser
+    def set_noise_levels(self, eta: float | Sequence[float]) -> None:
+        """Sample with other noise from now on: one eta for all steps, or one for each, the noisiest step first.
+
+        Raises:
+            ValueError: a level out of range, or another number of levels than steps.
+        """
+        self.transition = make_transition(self._schedule, self.config.sampler, eta)
+        #: Indices of the steps that have a density, int64.
+        self.trainable_steps = self.transition.has_density.nonzero().flatten()
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -113,23 +118,18 @@ class DenoisingPolicy(nn.Module):
         """T."""
         return self.transition.schedule.num_inference_steps
 
-    @property
-    def trainable_steps(self) -> Tensor:
-        """Indices of the steps that have a density, int64."""
-        return self.transition.has_density.nonzero().flatten()
-
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
-        return {name: value for name, value in self.unwrapped.named_parameters() if value.requires_grad}
+        return {name: value for name, value in self.denoiser.named_parameters() if value.requires_grad}
 
     def whole_denoiser(self) -> nn.Module:
-        """Return the unwrapped denoiser with all its weights: itself, or a copy of one that is sharded.
+        """Return the denoiser with all its weights: itself, or a copy of one that is sharded.
 
         Collective: call on every rank.
         """
         trained = self.trainable_parameters()
         if not any(map(is_sharded, trained.values())):
-            return self.unwrapped
+            return self.denoiser
         with torch.random.fork_rng(), torch.no_grad():  # peft draws adapters, for nothing
             denoiser = self._build_denoiser().to(self.model.device).eval()
             for name, value in denoiser.named_parameters():
@@ -160,6 +160,16 @@ class DenoisingPolicy(nn.Module):
         """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients."""
         output = self.model_output(rows.latents, self.transition.timesteps[rows.step_index], rows.conditioning)
         return self.transition(output, rows.latents, rows.step_index)
+
+    def blank_rows(self, n: int) -> Rows:
+        """Return n rows of zeros, which take the time and memory of any others."""
+        device = self.model.device
+        conditioning = {
+            name: torch.zeros(n, *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in self.conditioning.items()
+        }
+        latents = torch.zeros(n, *self.model.latent_shape, device=device)
+        return Rows(latents, torch.zeros(n, dtype=torch.long, device=device), conditioning)
 
     def chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         """Yield (which rows, those rows), at most ``chunk_size`` of them."""

@@ -1,45 +1,69 @@
-"""Rollouts: the policy denoises images in the environment, and what the algorithm needs of it is kept.
+"""Rollouts: the policy denoises images in the environment, the reward scores them, and the trajectories are stored.
 
-Each rank denoises its own images and keeps their latents; prompts and rewards are kept of all images on every rank.
+Each rank samples its own images and keeps their latents; every rank has the prompts and rewards of all images.
 
 Images are assigned to updates before they are sampled, and a forward pass never takes images of two updates. So an
 update scores the very chunks that were sampled: the same images, in the same order and number, at the same step, from
-the same memory. Kernels then round as they did, and before the first step of the optimizer every importance ratio is
-exactly 1, on any processor whose kernels are deterministic.
+the same memory. Kernels then round as they did in sampling, and before the first step of the optimizer every
+importance ratio is exactly 1, on any processor whose kernels are deterministic.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from algorithms.parallel.split import Chunk, Split
+from algorithms.parallel.split import Split
 from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.reference import Reference
 from algorithms.sb3.callback_locals import Step
-from algorithms.scoring import RolloutScorer
-from algorithms.seeding import Stream, derive_seed, generator
+from algorithms.scoring import Scoring
+from algorithms.seeding import TRAINING_STREAMS, Noise, Streams
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
-from diffusion_gym.transitions import Gaussian
+
+#: Called after every step of the environments; False stops.
+OnStep = Callable[[Step], bool]
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """Training is to stop in a rollout or an evaluation, which is dropped."""
+
+
+@dataclass(frozen=True)
+class SampledChunk:
+    """Transitions of one step that were sampled in one forward pass, and are scored again in one.
+
+    Attributes:
+        images: positions of its m images among those kept on this rank.
+        rows: x_t, step and conditioning, m rows.
+        next_latents: (m, c, h, w), float32, x_{t-1} as it was sampled.
+        log_prob: (m,), float32, log-density of x_{t-1} under the policy that sampled, as :attr:`Rollout.log_probs`.
+        weight: multiplies the chunk's loss: 1, or 0 where the pass only keeps ranks in step.
+    """
+
+    images: slice
+    rows: Rows
+    next_latents: Tensor
+    log_prob: Tensor
+    weight: int
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """n finished images, m of which lie here (all in one process). Time-major, on the model's device.
+    """n finished images, m of which are kept on this rank (all of them in one process), on the model's device.
 
     Attributes:
         latents: (T + 1, m, c, h, w), float32, from noise to x_0; of an endpoint rollout (1, m, c, h, w), x_0 alone.
         log_probs: (T, m), float32, joint log-density of each step relative to its mean, nats (see
             :meth:`Gaussian.relative_log_prob`); NaN where it has none; empty for endpoints.
-        conditioning: name -> (m, ...), once an image: what the policy's denoiser is given.
+        conditioning: name -> (m, ...), one row per image: the denoiser's inputs beside latents and time.
         prompts: n texts.
         rewards: (n,), float32.
         images: (m, 3, H, W), uint8.
-        split: which of the n images lie here.
-        round_size: images that were denoised side by side here.
+        split: which of the n images are kept here.
+        round_size: images that were sampled side by side on this rank.
         updates: how many updates the images are assigned to, equally many neighbours to each.
         parts: of a combined reward, name -> (n,), float32: each reward's own scores.
         kl_to_start: (n,), float32, where it was measured: the sum over the steps of the exact KL to the starting model,
@@ -111,28 +135,20 @@ class Rollout:
         index = torch.full((len(latents),), step, dtype=torch.long, device=latents.device)
         return Rows(latents, index, {name: value[images] for name, value in self.conditioning.items()})
 
-    def training_chunks(self, update: int, size: int, steps: Callable[[slice], Sequence[int]]) -> Iterator[Chunk]:
+    def sampled_chunks(self, update: int, size: int, steps: Callable[[slice], Sequence[int]]) -> Iterator[SampledChunk]:
         """Yield this rank's transitions of an update, each chunk as it was sampled.
-
-        As with :meth:`Split.parts` every rank yields equally many, and the last one synchronises gradients.
 
         Args:
             update: from 0.
-            size: largest number of images of a chunk.
-            steps: which steps of a chunk are trained on, equally many of each.
+            size: images per chunk.
+            steps: which steps of a chunk's images are trained on, equally many for each chunk.
         """
-        ranks = self.split.ranks
         mine = [(images, step) for images in self.chunks(update, size) for step in steps(images)]
-        most = max(len(self.chunks(update, size, rank)) for rank in range(ranks.size))
-        passes = most * len(steps(slice(0, 1)))
-        for number in range(passes):
-            synchronises = number == passes - 1 and not ranks.votes
-            if number < len(mine):
-                yield Chunk(*mine[number], ranks.size, synchronises)
-            else:
-                yield Chunk(slice(0, 1), 0, 0, synchronises)
-        if ranks.votes:
-            yield Chunk(slice(0, 1), 0, 0, True)
+        first = slice(0, 1)
+        most = max(len(self.chunks(update, size, rank)) for rank in range(self.split.ranks.size)) * len(steps(first))
+        for (images, step), weight in self.split.in_step(mine, most, (first, steps(first)[0])):
+            rows, next_latents = self.rows(images, step), self.latents[step + 1, images]
+            yield SampledChunk(images, rows, next_latents, self.log_probs[step, images], weight)
 
     @classmethod
     def empty(
@@ -165,44 +181,6 @@ class Rollout:
         )
 
 
-@torch.no_grad()
-def rescore(rollout: Rollout, policy: DenoisingPolicy) -> None:
-    """Compute the stored log-densities again, in the policy's present chunks; its weights must be those that sampled.
-
-    Steps without a density, and rollouts of endpoints, stay as they are.
-    """
-    if not rollout.is_whole:
-        return
-    for images in rollout.all_chunks(policy.chunk_size):
-        for step in policy.trainable_steps.tolist():
-            rows, next_latents = rollout.rows(images, step), rollout.latents[step + 1, images]
-            rollout.log_probs[step, images] = policy.log_prob(rows, next_latents)[0]
-
-
-OnStep = Callable[[Step], bool]
-
-
-class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """Training is to stop in the middle of a rollout, an update or an evaluation, which then never happened."""
-
-
-@dataclass(frozen=True)
-class _KL:
-    """Adds up the KL to the starting model over a rollout's steps.
-
-    Attributes:
-        reference: the starting model.
-        nats: (m,), float32, of the images here, so far.
-    """
-
-    reference: Reference
-    nats: Tensor
-
-    def add(self, images: slice, rows: Rows, gaussian: Gaussian) -> None:
-        """Add one step's of a chunk."""
-        self.nats[images] += self.reference.kl(rows, gaussian)
-
-
 def collect(
     env: DenoiseVectorEnv,
     policy: DenoisingPolicy,
@@ -212,107 +190,107 @@ def collect(
     *,
     updates: int = 1,
     whole_trajectory: bool = True,
-    streams: tuple[Stream, Stream] = (Stream.INITIAL_LATENTS, Stream.STEP_NOISE),
+    streams: Streams = TRAINING_STREAMS,
     on_step: OnStep | None = None,
     score_beside: bool = False,
     reference: Reference | None = None,
     split: Split | None = None,
 ) -> Rollout:
-    """Denoise ``len(prompts)`` images in rounds of ``env.num_envs``, the last one of as many as are left.
+    """Denoise and score one image per prompt, ``env.num_envs`` images at a time. Collective.
 
     Noise is keyed by (seed, image), so any split over environments, updates and ranks draws the same noise.
 
     Args:
-        env: torch output, autoreset disabled.
+        env: whose model, reward and prompt encoder are used.
         policy: on the environment's model.
-        prompts: one text an image.
+        prompts: n texts.
         seed: the run's seed.
         images: the run's number of each image, from 0; None counts from 0.
-        updates: how many updates the images are assigned to, equally many neighbours to each; a forward pass takes
-            images of one update, at most ``policy.chunk_size``.
-        whole_trajectory: keep all latents and log-probs, or the endpoints alone.
+        updates: how many updates the images are assigned to, equally many neighbours to each.
+        whole_trajectory: store all latents and log-probabilities, or the finished latents alone.
         streams: of the initial latents and of the steps' noise.
         on_step: called after every step of the environments; False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
-        reference: the starting model, if the KL to it is to be measured; a forward more a row.
-        split: which images are denoised here; None is all of them. Every rank must collect at the same time.
+        reference: the starting model, where the KL to it is to be measured: one more forward pass per row.
+        split: which images are sampled on this rank; None is all of them.
 
     Raises:
         ValueError: the number of updates does not divide that of the images.
         Interrupted: ``on_step`` returned False, here or on another rank.
-        RewardError: the reward failed, here or on another rank.
-        RankError: another rank is lost.
+        RewardError, RankError: the reward failed, here or on another rank; or another rank is lost.
     """
     if len(prompts) % updates:
         raise ValueError(f"{len(prompts)} images cannot be assigned to {updates} updates equally; choose a divisor.")
     split = Split.alone(len(prompts)) if split is None else split
-    numbers = range(len(prompts)) if images is None else images
-    env.mdp.prompt_cache(prompts)  # all of them on every rank: one that cannot be encoded fails on all at once
+    env.mdp.prompt_cache(prompts)  # all prompts on every rank: one that cannot be encoded fails on all at once
     rollout = Rollout.empty(policy, prompts, whole_trajectory, split=split, round_size=env.num_envs, updates=updates)
-    kl = None if reference is None else _KL(reference, torch.zeros(len(split.kept), device=rollout.rewards.device))
-    scorer, ordinary = RolloutScorer(score_beside), env.mdp.scorer
-    env.mdp.scorer = scorer
-    try:
-        for start in range(0, len(split.kept), env.num_envs):
-            left = len(split.kept) - start
-            fitting = env if left >= env.num_envs else DenoiseVectorEnv.sharing(env.mdp, left, late_checks=True)
-            _round(fitting, policy, rollout, start, seed, numbers, streams, on_step, scorer, kl)
-        scores = split.ranks.call(scorer.result)
-    finally:
-        env.mdp.scorer = ordinary
-        scorer.close()
+    if reference is not None:
+        rollout = replace(rollout, kl_to_start=torch.zeros(len(split.kept), device=rollout.rewards.device))
+    noise = Noise(seed, streams, range(len(prompts)) if images is None else images)
+    with Scoring(env.mdp.reward, score_beside) as scoring:
+
+        def sample() -> bool:
+            going = True
+            for start in range(0, len(split.kept), env.num_envs):
+                going &= _sample_round(env, policy, rollout, start, noise, scoring, on_step, reference)
+            return going
+
+        going = split.ranks.call(sample)
+        scores = split.ranks.call(scoring.result)
+    if not split.ranks.all(going):
+        raise Interrupted
     rollout.rewards.copy_(split.gather(scores.rewards))
     rollout.parts.update({name: split.gather(part) for name, part in scores.parts.items()})
-    return rollout if kl is None else replace(rollout, kl_to_start=split.gather(kl.nats))
+    kl = rollout.kl_to_start
+    return rollout if kl is None else replace(rollout, kl_to_start=split.gather(kl))
 
 
-def _round(
+def _sample_round(
     env: DenoiseVectorEnv,
     policy: DenoisingPolicy,
     rollout: Rollout,
     start: int,
-    seed: int,
-    numbers: Sequence[int],
-    streams: tuple[Stream, Stream],
+    noise: Noise,
+    scoring: Scoring,
     on_step: OnStep | None,
-    scorer: RolloutScorer,
-    kl: _KL | None,
-) -> None:
-    """One episode in every environment, written to the rollout's images here from ``start`` on."""
-    mine = slice(start, start + env.num_envs)
-    kept = rollout.split.kept[mine]
-    seeds = [derive_seed(seed, streams[0], numbers[i]) for i in kept]
-    observation, _ = env.reset(seed=seeds, options={"prompts": [rollout.prompts[i] for i in kept]})
-    sources = [generator(seed, streams[1], numbers[i]) for i in kept]
+    reference: Reference | None,
+) -> bool:
+    """Sample the images kept here from ``start`` on, one in each environment; False where ``on_step`` did.
+
+    Several ranks take the round to its end, so that they stop together after the rollout.
+    """
+    kept, alone = rollout.split.kept[start : start + env.num_envs], rollout.split.ranks.size == 1
+    mine, prompts = slice(start, start + len(kept)), [rollout.prompts[i] for i in kept]
+    if env.num_envs != len(kept) or not env.mdp.trusted:
+        env = DenoiseVectorEnv.sharing(env.mdp, len(kept), trusted=True)
+    observation, _ = env.reset(seed=noise.seeds(kept), options={"prompts": prompts})
+    rollout.latents[0, mine] = observation["latent"]
     for name, stored in rollout.conditioning.items():
         stored[mine] = observation[name]
-    rollout.latents[0, mine] = observation["latent"]
     chunks = [chunk for chunk in rollout.all_chunks(policy.chunk_size) if mine.start <= chunk.start < mine.stop]
-
+    sources, going = noise.sources(kept), True
     for t in range(env.num_inference_steps):
-        noise = torch.stack([torch.randn(rollout.latents.shape[2:], generator=source) for source in sources])
-        noise = noise.to(rollout.latents.device, non_blocking=True)
-
-        def step(t: int = t, noise: Tensor = noise) -> tuple[dict[str, Any], bool]:
-            after = t + 1 if rollout.is_whole else -1
+        z = torch.stack([torch.randn(rollout.latents.shape[2:], generator=source) for source in sources])
+        z = z.to(rollout.latents.device, non_blocking=True)
+        after = t + 1 if rollout.is_whole else 0
+        with torch.no_grad():
             for chunk in chunks:
-                with torch.no_grad():
-                    rows = rollout.rows(chunk, t)
-                    gaussian = policy.distribution(rows)
-                    if kl is not None:
-                        kl.add(chunk, rows, gaussian)
-                    x = gaussian.sample(noise[chunk.start - start : chunk.stop - start])
-                    rollout.latents[after, chunk] = x
-                    if rollout.is_whole:
-                        rollout.log_probs[t, chunk] = gaussian.relative_log_prob(x)
-            observation, _, _, _, info = env.step(rollout.latents[after, mine])
-            scorer.check()
-            if on_step is None:
-                return info, True
-            ended = t == env.num_inference_steps - 1
-            return info, on_step(Step(observation["latent"], observation, info, scorer.latest if ended else None))
-
-        info, going = rollout.split.ranks.call(step)
-        if not rollout.split.ranks.all(going):
+                rows = rollout.rows(chunk, t)
+                gaussian = policy.distribution(rows)  # p(x_{t-1} | x_t, c)
+                if rollout.kl_to_start is not None and reference is not None:
+                    rollout.kl_to_start[chunk] += reference.kl(rows, gaussian)
+                x = gaussian.sample(z[chunk.start - start : chunk.stop - start])
+                rollout.latents[after, chunk] = x  # of an endpoint rollout in the place of x_t
+                if rollout.is_whole:
+                    rollout.log_probs[t, chunk] = gaussian.relative_log_prob(x)
+        observation, _, _, _, info = env.step(rollout.latents[after, mine])
+        scores = None
+        if t == env.num_inference_steps - 1:
+            rollout.images[mine] = info["image"]
+            scores = scoring.submit(rollout.images[mine], prompts)
+        if alone:
+            scoring.check()
+        going &= on_step is None or on_step(Step(observation["latent"], observation, info, scores))
+        if alone and not going:
             raise Interrupted
-    rollout.images[mine] = info["image"]
+    return going

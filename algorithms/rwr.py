@@ -6,7 +6,8 @@ needs the finished images alone: where they came from in the chain is forgotten.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import gymnasium
 import torch
@@ -27,8 +28,11 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
     """``RWR("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""
 
     config_class = RWRConfig
-    requires: ClassVar[Requirements] = Requirements(whole_trajectory=False, stochastic=False)
-    splits_over_ranks = True
+
+    @classmethod
+    def requires(cls, config: RWRConfig) -> Requirements:
+        """Return finished latents alone: neither trajectories nor a density."""
+        return replace(super().requires(config), several_ranks=True)
 
     def __init__(
         self,
@@ -41,8 +45,8 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         """Build the policy as every algorithm does.
 
         Raises:
-            ValueError: as :class:`DiffusionAlgorithm`; images with none of the same prompt to be weighed against; or a
-                distilled model whose prediction without guidance is to be fitted.
+            ValueError: as :class:`DiffusionAlgorithm`; a prompt with one image in the first iteration; or a distilled
+                model whose prediction without guidance is to be fitted.
         """
         super().__init__(env, config, _init_setup_model=_init_setup_model, **arguments)
         if not self.config.cfg_training and self.mdp.model.embeds_guidance:
@@ -51,19 +55,19 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
                 "takes the scale as an input and has no other prediction. Leave cfg_training at True."
             )
         if _init_setup_model:  # a checkpoint may also be loaded beside other prompts, to draw pictures of them
-            self._check_company()
+            self._check_groups()
 
-    def _check_company(self) -> None:
-        """Refuse a first iteration with an image alone with its prompt, which weighs 1 whatever its reward."""
+    def _check_groups(self) -> None:
+        """Raise ValueError where the first iteration has a prompt with one image, whose weight is 1 for any reward."""
         config, texts = self.config, self.mdp.prompts
         n, group = config.images_per_iteration, config.images_per_prompt
         order = prompt_order(config.seed, len(texts), group, 0, n, self.mdp.prompt_weights)
         alone = sum(count == 1 for count in Counter(texts[index] for index in order).values())
         if alone:
             raise ValueError(
-                f"RWR weighs an image against the others of its prompt, but with images_per_prompt={group} and "
-                f"{len(set(texts))} prompts {alone} of an iteration's {n} images have no other, and their rewards "
-                f"would mean nothing. Set images_per_prompt to {divisor(n, 16)}, or sample two images or more a prompt."
+                f"RWR compares images of the same prompt, but with images_per_prompt={group} and {len(set(texts))} "
+                f"prompts {alone} of an iteration's {n} images are the only ones of their prompt. Set "
+                f"images_per_prompt to {divisor(n, 16)}, or sample at least two images per prompt."
             )
 
     def weights(self, rollout: Rollout) -> Tensor:
@@ -80,14 +84,22 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         weights = self.weights(rollout)
         kept = (weights > 0).nonzero().flatten()
         # Images of weight 0 are left out of the batches; dividing by the kept share keeps the expected loss.
-        weights = weights * (len(kept) / len(weights))
+        scaled = weights * (len(kept) / len(weights))
         source = generator(self.config.seed, Stream.UPDATES, self.iteration)
-        optimizer = self.make_optimizer()
-        meter = Meter(self.ranks)
+        schedule, optimizer, meter = self.policy.transition.schedule, self.make_optimizer(), Meter(self.ranks)
         for batch in self._batches(kept, source):
-            norm = self.gradient_step(optimizer, self._losses(rollout, x_0, weights, batch, source, meter))
-            meter.add("train/grad_norm", norm)
-            self.count_training_rows(len(batch), guided=self.config.cfg_training)
+            times = schedule.draw_times(len(batch), source)
+            noise = torch.randn(len(batch), *x_0.shape[1:], generator=source).to(x_0.device)
+            for chunk in self.row_chunks(rollout, batch):
+                here, t = rollout.split.local(chunk.images), times[chunk.rows.to(times.device)]
+                x_t, target = schedule.noised(x_0[here], noise[chunk.rows], t)
+                conditioning = {name: value[here] for name, value in rollout.conditioning.items()}
+                output = self.policy.model_output(x_t, t.to(x_0.device), conditioning, guided=self.config.cfg_training)
+                loss = weighted_denoising_loss(output, target, scaled[chunk.images])  # w mean_D((target - output)^2)
+                self.backward(chunk.weight * loss.sum() / len(batch))
+                meter.add({"train/loss": loss}, chunk.weight)
+            meter.add({"train/grad_norm": self.step(optimizer)})
+            self.count_rows(len(batch), guided=self.config.cfg_training)
         size = effective_sample_size(weights)
         return meter.means() | {
             "train/effective_sample_size": size,
@@ -101,22 +113,3 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
         order = torch.cat([torch.randperm(len(kept), generator=source) for _ in range(passes)])
         for update in range(updates):
             yield kept[order[update * size : (update + 1) * size].to(kept.device)]
-
-    def _losses(
-        self, rollout: Rollout, x_0: Tensor, weights: Tensor, batch: Tensor, source: torch.Generator, meter: Meter
-    ) -> Iterator[Tensor]:
-        """Yield each chunk's share of the mean loss over the batch, at times drawn as the model was trained."""
-        schedule = self.policy.transition.schedule
-        times = schedule.draw_times(len(batch), source)
-        noise = torch.randn(len(batch), *x_0.shape[1:], generator=source).to(x_0.device)
-        for part in self.parts(rollout, batch):
-            here, t = rollout.split.local(part.images), times[part.rows.to(times.device)]
-            x_t, target = schedule.noised(x_0[here], noise[part.rows], t)
-            conditioning = {name: value[here] for name, value in rollout.conditioning.items()}
-            output = self.policy.model_output(x_t, t.to(x_0.device), conditioning, guided=self.config.cfg_training)
-            if not part.weight:
-                yield 0 * output.sum()
-                continue
-            loss = weighted_denoising_loss(output, target, weights[part.images])
-            meter.add_rows("train/loss", loss.detach())
-            yield part.weight * loss.sum() / len(batch)

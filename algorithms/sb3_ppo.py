@@ -8,7 +8,8 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,11 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
     """``SB3PPO("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""
 
     config_class = SB3PPOConfig
-    requires: ClassVar[Requirements] = Requirements(whole_trajectory=True, stochastic=True)
+
+    @classmethod
+    def requires(cls, config: SB3PPOConfig) -> Requirements:
+        """Return whole trajectories of steps with a density."""
+        return replace(super().requires(config), trajectory=True, density=True)
 
     @classmethod
     def check_config(cls, config: SB3PPOConfig) -> None:
@@ -90,11 +95,11 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
         self._fill(self.ppo.rollout_buffer, rollout)
         with _numpy_seeded(derive_seed(self.config.seed, Stream.UPDATES, self.iteration)):
             self.ppo.train()
-        self.count_training_rows(self.config.n_epochs * self.mdp.num_inference_steps * len(rollout))
-        said = {name: float(value) for name, value in self.ppo.logger.name_to_value.items()}
+        self.count_rows(self.config.n_epochs * self.mdp.num_inference_steps * len(rollout))
+        logged = {name: float(value) for name, value in self.ppo.logger.name_to_value.items()}
         self.ppo.logger.name_to_value.clear()
         # The explained variance is NaN where returns do not vary.
-        return {name: value for name, value in said.items() if math.isfinite(value)}
+        return {name: value for name, value in logged.items() if math.isfinite(value)}
 
     @torch.no_grad()
     def _fill(self, buffer: Any, rollout: Rollout) -> None:
@@ -135,7 +140,7 @@ class _Stepping:
         self._algorithm.optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        self._algorithm.after_backward()
+        self._algorithm.gradient_steps.after_backward()
         self._algorithm.step(self._algorithm.optimizer)
 
 

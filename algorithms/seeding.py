@@ -1,6 +1,7 @@
 """Every random number of a run, keyed by what it is for: two runs never share starts, and a resumed run continues."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -19,6 +20,12 @@ class Stream(IntEnum):
     INITIAL_WEIGHTS = 6
 
 
+#: Which streams a rollout draws from: of the initial latents, and of the steps' noise.
+Streams = tuple[Stream, Stream]
+TRAINING_STREAMS: Streams = (Stream.INITIAL_LATENTS, Stream.STEP_NOISE)
+EVALUATION_STREAMS: Streams = (Stream.EVALUATION_LATENTS, Stream.EVALUATION_NOISE)
+
+
 def derive_seed(seed: int, stream: Stream, *key: int) -> int:
     """Return a 63-bit seed from the run's seed, a stream and a key (an image's global index, an iteration, ...)."""
     sequence = np.random.SeedSequence([seed, int(stream), *key])
@@ -28,6 +35,29 @@ def derive_seed(seed: int, stream: Stream, *key: int) -> int:
 def generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
     """Return a CPU generator for ``derive_seed``'s seed."""
     return torch.Generator().manual_seed(derive_seed(seed, stream, *key))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers of a rollout, keyed by the run's number of each image.
+
+    Attributes:
+        seed: the run's seed.
+        streams: of the initial latents and of the steps' noise.
+        images: the run's number of each image.
+    """
+
+    seed: int
+    streams: Streams
+    images: Sequence[int]
+
+    def seeds(self, which: Sequence[int]) -> list[int]:
+        """Return the environments' seeds, which fix the initial latents."""
+        return [derive_seed(self.seed, self.streams[0], self.images[i]) for i in which]
+
+    def sources(self, which: Sequence[int]) -> list[torch.Generator]:
+        """Return a generator of each image's step noise, on the CPU."""
+        return [generator(self.seed, self.streams[1], self.images[i]) for i in which]
 
 
 def prompt_order(

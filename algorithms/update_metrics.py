@@ -1,6 +1,7 @@
 """Averages of what an update measures, over all ranks, kept on the device until they are read."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -9,46 +10,43 @@ from algorithms.parallel.ranks import ALONE, Ranks
 
 
 class Meter:
-    """Sums of rows and maxima by name; nothing is copied to the CPU, or exchanged, before :meth:`means`."""
+    """Sums and maxima by name; nothing is copied to the CPU, or exchanged, before :meth:`means`."""
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
-        """Begin empty; :meth:`means` is collective."""
+        """Begin empty."""
         self._ranks = ranks
-        self._sums: dict[str, list[Tensor | float]] = defaultdict(list)
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
-        self._maxima: dict[str, Tensor] = {}
+        self._maxima: dict[str, list[Tensor]] = defaultdict(list)
 
-    def add(self, name: str, value: Tensor | float) -> None:
-        """Add one value to an average."""
-        self._sums[name].append(value)
-        self._counts[name] += 1
+    def add(self, rows: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Add values to averages over rows.
 
-    def add_rows(self, name: str, rows: Tensor) -> None:
-        """Add (m,) values to an average over rows."""
-        self._sums[name].append(rows.sum())
-        self._counts[name] += len(rows)
-
-    def maximum(self, name: str, rows: Tensor) -> None:
-        """Keep the largest value seen."""
-        largest = rows.max()
-        self._maxima[name] = torch.maximum(self._maxima[name], largest) if name in self._maxima else largest
+        Args:
+            rows: name -> (m,), or one value (). Of a name that ends in ``_max`` the largest is kept instead.
+            weight: of a chunk; with 0 nothing is added.
+        """
+        if not weight:
+            return
+        for name, values in rows.items():
+            values = values.detach()
+            if name.endswith("_max"):
+                self._maxima[name].append(values.max())
+            else:
+                self._sums[name].append(values.sum())
+                self._counts[name] += values.numel()
 
     def means(self) -> dict[str, float]:
-        """Return averages and maxima as numbers."""
-        sums = {name: (sum(_numbers(values)), self._counts[name]) for name, values in self._sums.items()}
-        maxima = {name: float(value) for name, value in self._maxima.items()}
-        by_rank = self._ranks.gather_objects((sums, maxima))
+        """Return averages and maxima over all ranks, with one copy from the device. Collective."""
+        read = [*self._sums.values(), *self._maxima.values()]
+        numbers = iter(torch.stack([value for values in read for value in values]).tolist() if read else [])
+        sums = {name: sum(next(numbers) for _ in values) for name, values in self._sums.items()}
+        maxima = {name: max(next(numbers) for _ in values) for name, values in self._maxima.items()}
+        by_rank = self._ranks.gather_objects((sums, dict(self._counts), maxima))
+        names = dict.fromkeys(name for theirs, _, _ in by_rank for name in theirs)
         means = {}
-        for name in dict.fromkeys(name for theirs, _ in by_rank for name in theirs):
-            counted = [theirs[name] for theirs, _ in by_rank if name in theirs]
-            means[name] = sum(total for total, _ in counted) / sum(count for _, count in counted)
-        for name in dict.fromkeys(name for _, theirs in by_rank for name in theirs):
-            means[name] = max(theirs[name] for _, theirs in by_rank if name in theirs)
-        return means
-
-
-def _numbers(values: list[Tensor | float]) -> list[float]:
-    """Read the values with one copy from the device."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    numbers = [value for value in values if not isinstance(value, Tensor)]
-    return numbers + (torch.stack(tensors).tolist() if tensors else [])
+        for name in names:
+            total = sum(theirs.get(name, 0.0) for theirs, _, _ in by_rank)
+            means[name] = total / sum(counts.get(name, 0) for _, counts, _ in by_rank)
+        largest = dict.fromkeys(name for _, _, theirs in by_rank for name in theirs)
+        return means | {name: max(theirs[name] for *_, theirs in by_rank if name in theirs) for name in largest}

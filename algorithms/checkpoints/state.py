@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import gymnasium
 import torch
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
+from torch import Tensor, nn
 
 from algorithms.checkpoints.file import (
     Checkpoint,
@@ -21,25 +21,32 @@ from algorithms.checkpoints.file import (
     read_checkpoint,
     write_checkpoint,
 )
-from algorithms.checkpoints.tensors import Groups, check_averages, flatten, get_tensors, set_tensors, unflatten
+from algorithms.checkpoints.tensors import (
+    Groups,
+    check_tensors,
+    copy_into,
+    flatten,
+    get_tensors,
+    set_tensors,
+    unflatten,
+)
 from algorithms.config.base import from_dict, to_dict
+from algorithms.optimization import GradientSteps
 from algorithms.parallel.ranks import Ranks
 from algorithms.policy import DenoisingPolicy
+from algorithms.sb3.algorithm import Config, StableBaselinesAlgorithm
 from algorithms.sb3.callback_locals import CallbackLocals
-from algorithms.sb3.learning_rate import Config, ScheduledAlgorithm
-from algorithms.sb3.vec_env import DenoiseVecEnv, describe_env, rebuild_env
-from algorithms.skips import SkippedUpdates
+from algorithms.sb3.vec_env import describe_env, rebuild_env
 from algorithms.weight_average import WeightAverage
-from diffusion_gym.envs.mdp import DenoisingMDP
-from diffusion_gym.models.fingerprint import Fingerprint, difference, fingerprint, same_last_part, same_name
+from diffusion_gym.models.fingerprint import Fingerprint, difference, fingerprint
 from diffusion_gym.rewards import WeightedSum
 
 Self = TypeVar("Self", bound="SavedAlgorithm[Any]")
-#: What the state of every checkpoint holds, whatever version wrote it.
-_STATE = {"algorithm", "config", "env", "iteration", "num_timesteps", "n_updates", "costs", "extra"}
+#: What the state of every checkpoint holds.
+_STATE = {"algorithm", "config", "env", "model", "iteration", "num_timesteps", "steps", "costs", "extra"}
 
 
-class SavedAlgorithm(ScheduledAlgorithm[Config]):
+class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
     """The state of an algorithm, and Stable-Baselines3's get_parameters, set_parameters, save and load.
 
     A checkpoint is the state at an iteration's start: weights, moments, averages, counters, costs, statistics. Random
@@ -51,24 +58,22 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
     ranks: Ranks
     policy: DenoisingPolicy  # type: ignore[assignment]
     average: WeightAverage | None
-    loss_scaler: torch.amp.GradScaler
-    skipped: SkippedUpdates
+    gradient_steps: GradientSteps
     iteration: int
     costs: dict[str, Any]
+    updating: bool
     _committed_timesteps: int
 
-    @property
-    def mdp(self) -> DenoisingMDP:
-        """The environment's model, reward, prompts and grid."""
-        assert isinstance(self.env, DenoiseVecEnv)
-        return self.env.mdp
-
     def extra_state(self) -> dict[str, Any]:
-        """A subclass's own state beside weights and optimizer, JSON-serialisable."""
+        """Return a subclass's own state beside weights and optimizer, JSON-serialisable."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`extra_state` returned."""
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """Return a subclass's own tensors by name, such as a second set of weights; loading writes into them."""
+        return {}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -78,11 +83,9 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
             "model": fingerprint(self.mdp.model),
             "iteration": self.iteration,
             "num_timesteps": self._committed_timesteps,
-            "n_updates": self._n_updates,
-            "skipped": self.skipped.state_dict(),
+            "steps": self.gradient_steps.state_dict(),
             "costs": self.costs,
             "chunk_size": self.policy.chunk_size,
-            "loss_scaler": self.loss_scaler.state_dict(),
             "schedule": repr(self.learning_rate) if callable(self.learning_rate) else None,
             "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
             "extra": self.extra_state(),
@@ -104,9 +107,6 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
             "memory, from which load() builds it again, in another process too."
         )
 
-    def _snapshot(self) -> Checkpoint:
-        return Checkpoint(copy.deepcopy(self._state()), flatten(self._get_parameters("cpu")))
-
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """All that training changes, by name: the policy's weights; a subclass adds networks of its own, as a critic's.
 
@@ -115,16 +115,16 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
         return self.policy.trainable_parameters()
 
     def get_parameters(self) -> Groups:
-        """Return name -> tensor: the trained weights under "policy", moments under "optimizer", averages "average".
+        """Return copies of all tensors: groups "policy", "optimizer", "average" and "extra" of name -> tensor.
 
         Collective: call on every rank.
         """
         return self._get_parameters()
 
     def _get_parameters(self, device: str | None = None, copy: bool = True) -> Groups:
-        averages = None if self.average is None else self.average.tensors
+        others = {"average": {} if self.average is None else self.average.tensors, "extra": self.extra_tensors()}
         with self.ranks.ending_together():
-            return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), device, averages, copy)
+            return get_tensors(self.trained_parameters(), getattr(self, "optimizer", None), others, device, copy)
 
     def set_parameters(  # type: ignore[override]
         self,
@@ -132,7 +132,7 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Set weights, optimizer moments and averages from a checkpoint or from :meth:`get_parameters`'s result.
+        """Set weights, moments, averages and extra tensors from a checkpoint or from :meth:`get_parameters`'s result.
 
         Where no averages are given, the moving average begins again at the new weights.
 
@@ -146,10 +146,14 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
         )
         averaged = self.policy.trainable_parameters()
         if self.average is not None and "average" in given:
-            check_averages(given["average"], averaged)
+            check_tensors(given["average"], averaged)
+        if "extra" in given:
+            check_tensors(given["extra"], self.extra_tensors())
         set_tensors(self.trained_parameters(), getattr(self, "optimizer", None), given, exact_match)
         if self.average is not None:
             self.average.load(given.get("average", averaged))
+        if "extra" in given:
+            copy_into(self.extra_tensors(), given["extra"])
 
     def save(  # type: ignore[override]
         self, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
@@ -166,6 +170,12 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
         if exclude or include:
             raise ValueError("a Diffusion Gym checkpoint has fixed content; exclude and include are not supported.")
         check_place(path, "writable")
+        if self.updating:
+            warnings.warn(
+                "an update was interrupted, so the weights are between two iterations; to resume exactly, load the "
+                "last checkpoint instead.",
+                stacklevel=2,
+            )
         target = checkpoint_path(path) if isinstance(path, str | os.PathLike) else path
         # Written where they lie, not copied first; sharded ones are put together, which is for the main memory.
         tensors = flatten(self._get_parameters("cpu" if self.ranks.sharded else None, copy=False))
@@ -226,49 +236,24 @@ class SavedAlgorithm(ScheduledAlgorithm[Config]):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self._check_model(state["env"]["model"], state.get("model"))
+        self._check_model(state["env"]["model"], state["model"])
         self.set_parameters(unflatten(checkpoint.tensors))
         self.load_extra_state(state["extra"])
-        # What memory allowed in the saved run, unless another size is asked for; older checkpoints do not tell.
+        # What memory allowed in the saved run, unless another size is asked for.
         if self.config.policy.chunk_size == state["config"]["policy"]["chunk_size"]:
-            self.policy.chunk_size = state.get("chunk_size", self.config.policy.chunk_size)
-        self.loss_scaler = self._make_loss_scaler()
-        if state.get("loss_scaler"):
-            self.loss_scaler.load_state_dict(state["loss_scaler"])
-        if isinstance(self.mdp.reward, WeightedSum) and state.get("reward"):  # older checkpoints have none
+            self.policy.chunk_size = state["chunk_size"]
+        self.gradient_steps.load_state_dict(state["steps"])
+        if isinstance(self.mdp.reward, WeightedSum) and state["reward"]:
             self.mdp.reward.load_state_dict(state["reward"])
         self.iteration = state["iteration"]
         self.num_timesteps = self._committed_timesteps = state["num_timesteps"]
-        self._n_updates, self.costs = state["n_updates"], state["costs"]
-        if "skipped" in state:  # older checkpoints have none
-            self.skipped.load_state_dict(state["skipped"])
+        self._n_updates, self.costs = self.gradient_steps.made, state["costs"]
 
-    def _check_model(self, name: str, saved: Fingerprint | None) -> None:
-        """Refuse a model that the checkpoint was not trained on; where it lies, and how that is spelled, is all one.
-
-        A checkpoint of an older version has no fingerprint. Another name is then taken, with a warning, for a folder
-        that was moved, if its last part is the same, and refused otherwise.
-        """
-        here = self.mdp.model.name
-        if saved is not None:
-            reason = difference(saved, fingerprint(self.mdp.model))
-        elif same_name(name, here):
-            reason = None
-        elif same_last_part(name, here):
-            reason = None
-            warnings.warn(
-                f"the checkpoint, of an older version, names its model {name!r} and holds nothing of its weights; "
-                f"{here!r} is taken for the same.",
-                stacklevel=4,
-            )
-        else:
-            reason = "the checkpoint, of an older version, has nothing but the name to tell models by"
+    def _check_model(self, name: str, saved: Fingerprint) -> None:
+        """Raise ValueError for a model that the checkpoint was not trained on, wherever it is stored."""
+        reason = difference(saved, fingerprint(self.mdp.model))
         if reason is not None:
             raise ValueError(
-                f"the checkpoint was trained on the model {name!r}, the environment has {here!r}, which is another: "
-                f"{reason}."
+                f"the checkpoint was trained on the model {name!r}, the environment has {self.mdp.model.name!r}, which "
+                f"is another: {reason}."
             )
-
-    def _make_loss_scaler(self) -> torch.amp.GradScaler:
-        """Scales losses up where gradients pass through float16 (Micikevicius et al. 2018); else it does nothing."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)

@@ -14,20 +14,20 @@ Groups = dict[str, dict[str, Tensor]]
 def get_tensors(
     named: Named,
     optimizer: torch.optim.Optimizer | None,
+    others: Mapping[str, Mapping[str, Tensor]],
     device: torch.device | str | None = None,
-    averages: Mapping[str, Tensor] | None = None,
     copy: bool = True,
 ) -> Groups:
-    """Return copies: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}, "average": {name: tensor}}``.
+    """Return tensors in groups: ``{"policy": {name: weight}, "optimizer": {name/moment: tensor}, **others}``.
+
+    Collective where tensors are sharded, whose copies are whole.
 
     Args:
         named: the trained weights.
         optimizer: its moments; bitsandbytes' step counter, an integer, becomes a tensor of shape (), int64.
+        others: further groups; empty ones are left out.
         device: of the copies; None leaves each beside its original.
-        averages: the weights' moving averages, where there are any.
-        copy: False for what is read at once: the tensors themselves, where they lie on the device.
-
-    Of sharded ones the copies are whole, and every rank must call this.
+        copy: False returns the tensors themselves where they are on the device already.
     """
     groups: Groups = {"policy": {name: _read(value, device, copy) for name, value in named.items()}}
     if optimizer is not None:
@@ -36,8 +36,9 @@ def get_tensors(
             for name, value in named.items()
             for key, moment in optimizer.state.get(value, {}).items()
         }
-    if averages is not None:
-        groups["average"] = {name: _read(value, device, copy) for name, value in averages.items()}
+    for group, tensors in others.items():
+        if tensors:
+            groups[group] = {name: _read(value, device, copy) for name, value in tensors.items()}
     return groups
 
 
@@ -94,14 +95,17 @@ def unflatten(tensors: Mapping[str, Tensor]) -> Groups:
     return groups
 
 
-def check_averages(given: Mapping[str, Tensor], expected: Named) -> None:
-    """Check the weights' moving averages.
-
-    Raises:
-        ValueError: names or shapes that are not this policy's, or a value that is not finite.
-    """
+def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for names or shapes that differ from those expected, or a value that is not finite."""
     _check_match(given, expected, complete=True)
     _check_finite(given)
+
+
+@torch.no_grad()
+def copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Write values of the same names and shapes into tensors, in place."""
+    for name, target in targets.items():
+        target.copy_(laid_out_as(values[name], target))
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -122,7 +126,7 @@ def _check_moments(given: Mapping[str, Tensor], expected: Named) -> None:
             )
 
 
-def _check_match(given: Mapping[str, Tensor], expected: Named, complete: bool) -> None:
+def _check_match(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], complete: bool) -> None:
     missing = sorted(set(expected) - set(given)) if complete else []
     surplus = sorted(set(given) - set(expected))
     wrong = [name for name in given if name in expected and given[name].shape != expected[name].shape]

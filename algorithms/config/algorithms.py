@@ -1,10 +1,10 @@
-"""The configurations of the algorithms that come along; apart from their classes, so that reading them needs no torch.
+"""The configurations of the algorithms in the registry, apart from their classes: reading them does not import torch.
 
 An algorithm of your own may have its configuration in its own file.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from algorithms.config.base import AlgorithmConfig, Reduction, divisor
 from algorithms.config.fields import check_statistics
@@ -24,6 +24,11 @@ class DDPOConfig(AlgorithmConfig):
     """Bound on the joint log-ratio of a step, in nats; 1.64 is the paper's 1e-4 times its 16,384 dimensions."""
     log_prob_reduction: Reduction = "mean"
     """"mean" over the latent's dimensions, as in the reference implementations, or the true "sum"."""
+    advantages: Literal["running", "group", "leave-one-out"] = "running"
+    """Baseline of the reward: each prompt's running mean and std (the paper), or this iteration's images of the prompt
+    (as GRPO), or the prompt's other images in it (as RLOO)."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """The std that divides advantages in groups: of the prompt's images, of all images, or none."""
     advantage_clip: float = 5.0
     """Advantages are clipped to plus and minus this."""
     statistics_buffer: int = 32
@@ -61,6 +66,11 @@ class DDPOConfig(AlgorithmConfig):
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
         check_statistics(self.statistics_buffer, self.statistics_min_count)
+        if self.advantages != "running" and self.images_per_prompt < 2:
+            raise ValueError(
+                f"advantages {self.advantages!r} compare the images of one prompt in an iteration, but "
+                f"images_per_prompt is {self.images_per_prompt}; set it to 2 or more, for example to 8."
+            )
 
     @classmethod
     def variant(cls, **changes: Any) -> str:

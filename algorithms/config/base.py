@@ -47,8 +47,9 @@ class PolicyConfig:
     """Adapters; used only with trainable 'lora'."""
     sampler: Sampler = "auto"
     """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
-    eta: float = 1.0
-    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it."""
+    eta: float | tuple[float, ...] = 1.0
+    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it.
+    Several numbers are the noise of each step, the noisiest first."""
     guidance_scale: float = 1.0
     """Guidance in sampling and training; up to 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
     chunk_size: int = 16
@@ -61,12 +62,23 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
         check_fields(self)
-        if not 0.0 <= self.eta <= (math.inf if self.sampler == "flow-sde" else 1.0):
+        largest = math.inf if self.sampler == "flow-sde" else 1.0
+        if not self.noise_levels or not all(0.0 <= level <= largest for level in self.noise_levels):
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """:attr:`eta` of each step, or the one for all steps."""
+        return self.eta if isinstance(self.eta, tuple) else (self.eta,)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether any step can have noise, and so a density."""
+        return any(level > 0 for level in self.noise_levels)
 
     @property
     def trains_text(self) -> bool:

@@ -179,8 +179,8 @@ def _is_file(text: str) -> bool:
 
 def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, texts: list[str], seed: int) -> Tensor:
     """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU."""
-    from algorithms.parallel.within_memory import within_memory
+    from algorithms.memory import fit_chunk_size
     from algorithms.rollouts import collect
 
-    rollout = within_memory(policy, lambda: collect(env, policy, texts, seed, whole_trajectory=False))
+    rollout = fit_chunk_size(policy, lambda: collect(env, policy, texts, seed, whole_trajectory=False))
     return rollout.images.cpu()

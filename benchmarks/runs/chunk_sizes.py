@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from algorithms import DDPOConfig, DiffusionAlgorithm
-from algorithms.parallel.within_memory import is_out_of_memory
+from algorithms.memory import is_out_of_memory
 from algorithms.policy import DenoisingPolicy
-from benchmarks.runs.memory import MemoryEstimate, blank_rows, free_bytes
+from benchmarks.runs.memory import MemoryEstimate, free_bytes
 from benchmarks.throughput.meters import Seconds
 
 #: Another size is worth a line where it is so many times as fast.
@@ -89,7 +89,7 @@ def _least(taken: Sequence[Seconds], rows: int) -> Seconds:
 
 def _pass(policy: DenoisingPolicy, size: int) -> Seconds:
     """Return what a forward pass, and a forward and backward pass, of one chunk take."""
-    rows, device = blank_rows(policy, size), policy.model.device
+    rows, device = policy.blank_rows(size), policy.model.device
     trained = list(policy.trainable_parameters().values())
     started = Seconds.now(device)
     with torch.no_grad():

@@ -19,9 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from algorithms import DenoisingPolicy, DiffusionAlgorithm
+from algorithms.memory import is_out_of_memory, too_little_memory
 from algorithms.parallel.sharding import local
-from algorithms.parallel.within_memory import is_out_of_memory, too_little_memory
-from algorithms.policy import Rows
 from algorithms.rollouts import Rollout
 from diffusion_gym.envs.mdp import DenoisingMDP
 
@@ -46,8 +45,6 @@ class MemoryEstimate:
         rollout: one iteration's images with what is stored of their trajectories.
         working: the most that a forward and backward pass of a chunk, decoding an image, or the optimizer's step
             holds for a moment.
-        main_memory: trained weights, moments and averages, copied before each update to fall back on when memory runs
-            out; sharded ones are not.
         prompts: the training prompts' encodings, which stay in main memory up to ``PROMPT_CACHE_BYTES``.
         chunk_size: rows of a forward pass.
         images: of the rollout.
@@ -61,7 +58,6 @@ class MemoryEstimate:
     kept: int
     rollout: int
     working: int
-    main_memory: int
     prompts: int
     chunk_size: int
     images: int
@@ -70,8 +66,7 @@ class MemoryEstimate:
     def total(self) -> int:
         """Bytes on the device in all; where it is the CPU, main memory is the device's."""
         counted = self.trained + self.gradients + self.moments + self.kept + self.rollout + self.working
-        beside = self.main_memory + self.prompts
-        return sum(self.frozen.values()) + counted + (beside if self.device.type == "cpu" else 0)
+        return sum(self.frozen.values()) + counted + (self.prompts if self.device.type == "cpu" else 0)
 
     def describe(self) -> str:
         """Return a table for the terminal."""
@@ -84,7 +79,7 @@ class MemoryEstimate:
             (f"rollout of {self.images} images", self.rollout),
             (f"forward and backward of {self.chunk_size} rows", self.working),
         ]
-        beside = [("a copy for when memory runs out", self.main_memory), ("encoded prompts", self.prompts)]
+        beside = [("encoded prompts", self.prompts)]
         if self.device.type == "cpu":
             lines, beside = [*lines, *beside], []
         free = free_bytes(self.device)
@@ -111,7 +106,7 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     moments = _moment_bytes(trained, config.optimizer)
     averages = 0 if algorithm.average is None else weights
     images = config.images_per_iteration // algorithm.ranks.size
-    meta = Rollout.empty(policy, [""] * images, algorithm.requires.whole_trajectory, "meta")
+    meta = Rollout.empty(policy, [""] * images, algorithm.requires(config).trajectory, "meta")
     device = policy.model.device
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
     stepping = weights if device.type == "cuda" else 0
@@ -130,7 +125,6 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         kept=averages + (0 if algorithm.reference is None else algorithm.reference.nbytes),
         rollout=meta.nbytes,
         working=working,
-        main_memory=0 if algorithm.ranks.sharded else weights + moments + averages,
         prompts=_prompt_bytes(algorithm.mdp),
         chunk_size=policy.chunk_size,
         images=images,
@@ -199,21 +193,11 @@ def _training_bytes(policy: DenoisingPolicy, trained: list[nn.Parameter]) -> int
 
 
 def _peak_of_rows(policy: DenoisingPolicy, n: int, trained: list[nn.Parameter]) -> int:
-    rows = blank_rows(policy, n)
+    rows = policy.blank_rows(n)
     existing = [*policy.parameters(), *policy.buffers(), *(p.grad for p in trained if p.grad is not None)]
     with torch.enable_grad(), LiveBytes([*existing, rows.latents, *rows.conditioning.values()]) as live:
         policy.distribution(rows).mean.sum().backward()
     return live.peak
-
-
-def blank_rows(policy: DenoisingPolicy, n: int) -> Rows:
-    """Return n rows of zeros, which take the time and memory of any others."""
-    device = policy.model.device
-    conditioning = {
-        name: torch.zeros(n, *shape, dtype=dtype, device=device) for name, (shape, dtype) in policy.conditioning.items()
-    }
-    latents = torch.zeros(n, *policy.model.latent_shape, device=device)
-    return Rows(latents, torch.zeros(n, dtype=torch.long, device=device), conditioning)
 
 
 @contextlib.contextmanager

@@ -106,7 +106,8 @@ class Recorder(BaseCallback):
         return self.model  # type: ignore[return-value]
 
     def _on_training_start(self) -> None:
-        self.algorithm.after_backward, self.algorithm.should_stop = self._on_backward, self._is_to_stop
+        self.algorithm.gradient_steps.after_backward = self._on_backward
+        self.algorithm.should_stop = self._is_to_stop
 
     def _on_rollout_start(self) -> None:
         self._record_evaluation()

@@ -4,9 +4,10 @@ State ``(c, t, x_t)``, action ``x_{t-1}``, deterministic transition to the actio
 step and 0 before. The environment holds no denoiser: the policy owns the model's randomness and its weights.
 """
 
+import copy
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from diffusion_gym.envs.prompt_cache import PromptCache
 from diffusion_gym.models import Conditioning, DiffusionModel
-from diffusion_gym.rewards import RewardFunction, RewardSpec, Scores, resolve_reward, score_images
+from diffusion_gym.rewards import RewardFunction, RewardSpec, resolve_reward, score_images
 
 #: Latents and actions lie in [-LATENT_BOUND, LATENT_BOUND]: far beyond any trajectory (which stays within 10), and
 #: finite because Stable-Baselines3 refuses infinite bounds.
@@ -26,8 +27,6 @@ LATENT_BOUND = 1e3
 #: Bound on conditioning values; CLIP's and T5's embeddings stay within a few hundred.
 CONDITIONING_BOUND = 1e4
 _MAX_SEED = 2**63
-#: How a reward scores images; rollouts put their own in place, which may score while the next images are sampled.
-Scorer = Callable[[RewardFunction, Tensor, Sequence[str]], Scores]
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,12 @@ class DenoisingMDP:
         num_envs: int,
         prompt_weights: Sequence[float] | None = None,
         prompt_tokens: bool = False,
-        late_checks: bool = False,
+        trusted: bool = False,
     ) -> None:
         """Build the grid and the spaces; prompts are encoded when first drawn.
 
-        With ``late_checks`` values of actions are looked at when an episode ends, so that no step waits for the device.
+        With ``trusted`` actions are those of a rollout: they are checked when an episode ends, so that no step waits
+        for the device, and finished images are not scored, because the rollout scores them.
 
         Raises:
             ValueError: num_inference_steps or num_envs out of range, or prompt tokens of a family that has none to
@@ -102,43 +102,38 @@ class DenoisingMDP:
         """
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
-        self.model, self.prompts, self.num_envs = model, tuple(prompts), num_envs
+        self.model, self.prompts = model, tuple(prompts)
         self.prompt_weights = None if prompt_weights is None else tuple(prompt_weights)
-        self.prompt_tokens, self.late_checks = prompt_tokens, late_checks
+        self.prompt_tokens, self.trusted = prompt_tokens, trusted
         if prompt_tokens and not model.token_limits:
             model.tokenize(prompts[:1])  # says why there are none
-        self.scorer: Scorer = score_images
         self.shared_reward = reward
         self.schedule = model.schedule(num_inference_steps)
         times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
         self._times = times.to(model.device)
         self.prompt_cache = PromptCache(model, prompt_tokens)
+        self._begin(num_envs)
+
+    def _begin(self, num_envs: int) -> None:
+        """Make rows that were never reset."""
+        self.num_envs = num_envs
         self._noise: list[torch.Generator | None] = [None] * num_envs
         self._prompt_rng: list[np.random.Generator | None] = [None] * num_envs
-        self.latents = torch.zeros(num_envs, *model.latent_shape, device=model.device)
-        self._unchecked: Tensor | None = None
-        self.step_index = np.full(num_envs, num_inference_steps, dtype=np.int64)
+        self.latents = torch.zeros(num_envs, *self.model.latent_shape, device=self.model.device)
+        self.step_index = np.full(num_envs, self.num_inference_steps, dtype=np.int64)
         self.row_prompts: list[str] = [""] * num_envs
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
 
-    def twin(self, num_envs: int, reward: RewardSpec | None = None, late_checks: bool = False) -> "DenoisingMDP":
-        """Return ``num_envs`` new episodes on the same model, scorer, prompts, steps and cache of encoded prompts.
+    def twin(self, num_envs: int, reward: RewardSpec | None = None, trusted: bool = False) -> "DenoisingMDP":
+        """Return ``num_envs`` new episodes on the same model, prompts, steps and cache of encoded prompts.
 
         They share the reward, also one that is set later on either side, unless ``reward`` gives them their own.
         """
         shared = self.shared_reward if reward is None else SharedReward.of(reward)
-        twin = DenoisingMDP(
-            self.model,
-            shared,
-            self.prompts,
-            self.num_inference_steps,
-            num_envs,
-            self.prompt_weights,
-            self.prompt_tokens,
-            late_checks,
-        )
-        twin.prompt_cache, twin.scorer = self.prompt_cache, self.scorer
+        twin = copy.copy(self)
+        twin.shared_reward, twin.trusted = shared, trusted
+        twin._begin(num_envs)
         return twin
 
     @property
@@ -210,7 +205,6 @@ class DenoisingMDP:
                 text = prompts[position]
                 self.row_prompts[row] = text
                 self.prompt_index[row] = self.prompts.index(text) if text in self.prompts else -1
-        self._unchecked = None
         latents = self.latents.clone()
         latents[list(rows)] = torch.stack(fresh).to(self.model.device)
         self.latents = latents
@@ -228,16 +222,16 @@ class DenoisingMDP:
             self.latents = actions.clone()
         else:
             mask = torch.tensor(active.tolist(), device=actions.device)
-            self.latents = torch.where(mask[:, None, None, None], actions, self.latents)
+            self.latents = torch.where(mask.reshape(-1, *[1] * (actions.ndim - 1)), actions, self.latents)
         self.step_index[active] += 1
         finished = active & (self.step_index == self.num_inference_steps)
         rewards = torch.zeros(self.num_envs, device=self.model.device)
         if not finished.any():
             return Transitions(rewards, finished, None)
-        if self._unchecked is not None:
-            seen, self._unchecked = self._unchecked, None
-            self._check_bounds(seen)
         rows = np.flatnonzero(finished).tolist()
+        if self.trusted:
+            self._check_bounds(self.latents[rows].abs().max())
+            return Transitions(rewards, finished, self.model.decode(self.latents[rows]))
         scored = self.score(self.latents[rows], [self.row_prompts[row] for row in rows])
         rewards[rows] = scored.rewards
         return Transitions(rewards, finished, scored.images)
@@ -257,7 +251,7 @@ class DenoisingMDP:
                 f"{len(prompts)} prompts, got shape {tuple(latents.shape)}, finite: {bool(latents.isfinite().all())}."
             )
         images = self.model.decode(latents)
-        scores = self.scorer(self.reward, images, prompts)
+        scores = score_images(self.reward, images, prompts)
         return Scored(images, scores.rewards, scores.parts)
 
     def timesteps(self) -> Tensor:
@@ -278,7 +272,7 @@ class DenoisingMDP:
         rows = self.prompt_cache(prompts)
         return {name: torch.cat([row[name] for row in rows]).to(self.model.device) for name in rows[0]}
 
-    def check_actions(self, actions: object, active: np.ndarray) -> Tensor:
+    def check_actions(self, actions: Any, active: np.ndarray) -> Tensor:
         """Return the actions (n, c, h, w) on the model's device, or say what is wrong with them.
 
         Raises:
@@ -286,6 +280,8 @@ class DenoisingMDP:
             ValueError: a wrong shape, or an active row that is not finite or out of bounds. Actions are refused and
                 never clipped, because clipping would falsify their log-probability.
         """
+        if self.trusted:
+            return actions
         if isinstance(actions, np.ndarray):
             if actions.dtype != np.float32:
                 raise TypeError(f"the action (next latent) must have dtype float32, got {actions.dtype}.")
@@ -303,11 +299,7 @@ class DenoisingMDP:
         if not active.any():
             return actions
         checked = actions if active.all() else actions[np.flatnonzero(active).tolist()]
-        largest = checked.abs().max()  # NaN where there is one
-        if self.late_checks:
-            self._unchecked = largest if self._unchecked is None else torch.maximum(self._unchecked, largest)
-        else:
-            self._check_bounds(largest)
+        self._check_bounds(checked.abs().max())  # NaN where there is one
         return actions
 
     def _check_bounds(self, largest: Tensor) -> None:

@@ -91,17 +91,17 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         output: Literal["numpy", "torch"] = "torch",
         autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
         reward: RewardSpec | None = None,
-        late_checks: bool = False,
+        trusted: bool = False,
     ) -> "DenoiseVectorEnv":
         """Return ``num_envs`` environments on another one's model, prompts, steps and reward.
 
         A reward that is set later, on either side, is both sides'; ``reward`` gives the new ones their own. With
-        ``late_checks`` actions out of bounds are refused when their episode ends, not in their own step, which
-        therefore does not wait for the device.
+        ``trusted``, which rollouts use, actions out of bounds are refused when their episode ends, so that no step
+        waits for the device, and finished images come in ``info`` without a reward, because the rollout scores them.
         """
         env = cls.__new__(cls)
         env.autoreset_mode = autoreset_mode
-        env._init_from(mdp.twin(num_envs, reward, late_checks), output, None)
+        env._init_from(mdp.twin(num_envs, reward, trusted), output, None)
         return env
 
     @property

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -64,16 +62,6 @@ def difference(saved: Fingerprint, present: Fingerprint) -> str | None:
     if common and saved["weights"][common[0]] != present["weights"][common[0]]:
         return "its weights are others"
     return None
-
-
-def same_name(saved: str, present: str) -> bool:
-    """Whether two names lead to one place, however they are spelled."""
-    return saved == present or os.path.realpath(saved) == os.path.realpath(present)
-
-
-def same_last_part(saved: str, present: str) -> bool:
-    """Whether two names end in the same folder, as those of a folder before and after it was moved."""
-    return Path(saved).name == Path(present).name
 
 
 def _hashes(model: DiffusionModel) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import pytest
@@ -50,7 +51,7 @@ def test_it_follows_every_update_and_changes_none(make_env: Callable, cls: type)
     """The average is that of the weights after each update, worked out beside; training is as without it."""
     plain, averaged = small(make_env, cls), small(make_env, cls, ema_decay=0.9)
     by_hand = {name: value.detach().clone() for name, value in averaged.policy.trainable_parameters().items()}
-    step = averaged.gradient_step
+    step = averaged.step
 
     def watched(*args: Any) -> Any:
         norm = step(*args)
@@ -58,7 +59,7 @@ def test_it_follows_every_update_and_changes_none(make_env: Callable, cls: type)
             by_hand[name] = 0.9 * by_hand[name] + 0.1 * value.detach()
         return norm
 
-    averaged.gradient_step = watched
+    averaged.step = watched
     plain.learn(2 * 16 * 4)
     averaged.learn(2 * 16 * 4)
     weights = averaged.policy.trainable_parameters()
@@ -73,7 +74,8 @@ def test_a_skipped_update_is_not_averaged(make_env: Callable) -> None:
     algorithm = small(make_env, ema_decay=0.5)
     before = {name: value.clone() for name, value in algorithm.average.tensors.items()}
     loss = algorithm.policy.denoiser.means.sum() * float("nan")
-    algorithm.gradient_step(algorithm.optimizer, [loss])
+    algorithm.backward(loss)
+    algorithm.step(algorithm.optimizer)
     assert all(torch.equal(algorithm.average.tensors[name], value) for name, value in before.items())
 
 
@@ -159,7 +161,9 @@ def test_a_damaged_average_is_refused_and_changes_nothing(
 
 def test_an_algorithm_that_requires_it_says_so_before_it_starts(make_env: Callable) -> None:
     class Needing(DDPO):
-        requires: ClassVar[Requirements] = Requirements(whole_trajectory=True, stochastic=True, average=True)
+        @classmethod
+        def requires(cls, config: Any) -> Requirements:
+            return replace(super().requires(config), average=True)
 
     with pytest.raises(ValueError, match="Needing needs the moving average of the weights, but ema_decay is 0"):
         small(make_env, Needing)

@@ -195,7 +195,8 @@ def test_rwr_refuses_images_that_are_alone_with_their_prompt(make_env: Callable,
         return RWR(make_env("exact-mixture", prompts=texts), images_per_prompt=group, **common)
 
     with pytest.raises(
-        ValueError, match="images_per_prompt=1 and 4 prompts 4 of an iteration's 4 images have no other"
+        ValueError,
+        match="images_per_prompt=1 and 4 prompts 4 of an iteration's 4 images are the only ones of their prompt",
     ):
         build(4)
     with pytest.raises(ValueError, match=r"images_per_prompt=1 and 3 prompts 2 of .* Set images_per_prompt to 4, or"):

@@ -173,9 +173,7 @@ def test_ddpo_goes_to_the_maximum_of_a_quadratic_reward(
 class MeanGradients(DDPO):
     """DDPO that hands out each iteration's gradient instead of stepping."""
 
-    def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Any) -> Tensor:
-        for loss in losses:
-            loss.backward()
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
         denoiser = self.policy.denoiser
         self.gradient = torch.cat([denoiser.means.grad[0], denoiser.log_stds.grad]).double()
         optimizer.zero_grad()

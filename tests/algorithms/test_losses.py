@@ -1,6 +1,7 @@
 """Each loss by hand on numbers small enough to check with a pencil, with its gradient."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from algorithms.losses import (
     importance_sampling_loss,
     log_ratio_bound,
+    ratio_statistics,
     score_function_loss,
     weighted_denoising_loss,
 )
@@ -17,6 +19,12 @@ from algorithms.losses import (
 def leaf(*values: float) -> Tensor:
     """A (m,) float64 tensor with gradients."""
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def with_statistics(new: Tensor, old: Tensor, advantages: Tensor, dimensions: int, reduction: Any, clip: float) -> Any:
+    """The loss, and what is logged of its ratios."""
+    loss = importance_sampling_loss(new, old, advantages, dimensions, reduction, clip)
+    return loss, ratio_statistics(new, old, advantages, clip)
 
 
 @pytest.mark.parametrize(("reduction", "scale"), [("sum", 1.0), ("mean", 1 / 4)])
@@ -37,7 +45,7 @@ def test_importance_sampling_clips_only_what_the_advantage_already_overdid() -> 
     ratios = [math.exp(-0.5), math.exp(0.05), math.exp(0.5)]
     log_prob = leaf(-0.5, 0.05, 0.5, -0.5, 0.05, 0.5)
     advantages = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
-    loss, statistics = importance_sampling_loss(log_prob, torch.zeros(6).double(), advantages, 1, "sum", 0.1)
+    loss, statistics = with_statistics(log_prob, torch.zeros(6).double(), advantages, 1, "sum", 0.1)
     low, high = math.exp(-0.1), math.exp(0.1)
     assert loss.tolist() == pytest.approx([-ratios[0], -ratios[1], -high, low, ratios[1], ratios[2]], rel=1e-12)
     assert statistics.clipped.tolist() == [0, 0, 1, 1, 0, 0]
@@ -51,8 +59,8 @@ def test_mean_takes_the_root_of_the_ratio_and_divides_the_bound() -> None:
     old = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
     joint = torch.tensor([0.8, 1.63, 1.65], dtype=torch.float64)
     ones = torch.ones(3, dtype=torch.float64)
-    mean, in_mean = importance_sampling_loss(old + joint, old, ones, 8, "mean", 1.64)
-    total, in_sum = importance_sampling_loss(old + joint, old, ones, 8, "sum", 1.64)
+    mean, in_mean = with_statistics(old + joint, old, ones, 8, "mean", 1.64)
+    total, in_sum = with_statistics(old + joint, old, ones, 8, "sum", 1.64)
     assert mean.tolist() == pytest.approx([-math.exp(0.1), -math.exp(1.63 / 8), -math.exp(1.64 / 8)], rel=1e-12)
     assert total.tolist() == pytest.approx([-math.exp(0.8), -math.exp(1.63), -math.exp(1.64)], rel=1e-12)
     assert in_mean.clipped.tolist() == in_sum.clipped.tolist() == [0, 0, 1]
@@ -71,7 +79,7 @@ def test_importance_sampling_gradient_at_ratio_one_is_the_score_functions(reduct
     """Equation 4 is equation 3 where the sampling policy is the present one; also at the kink of max() and clip()."""
     advantages = torch.tensor([1.5, -0.5, 0.0, 3.0])
     first, second = (torch.randn(4, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
-    loss, statistics = importance_sampling_loss(first, first.detach().clone(), advantages, 256, reduction, 1.64)
+    loss, statistics = with_statistics(first, first.detach().clone(), advantages, 256, reduction, 1.64)
     loss.sum().backward()
     score_function_loss(second, advantages, 256, reduction).sum().backward()
     torch.testing.assert_close(first.grad, second.grad, rtol=0, atol=0)
@@ -81,7 +89,7 @@ def test_importance_sampling_gradient_at_ratio_one_is_the_score_functions(reduct
 def test_approximate_kl_is_schulmans() -> None:
     """r - 1 - log r, never negative, near (log r)^2 / 2 for small ratios."""
     log_prob = torch.tensor([-0.2, 0.0, 0.01], dtype=torch.float64)
-    _, statistics = importance_sampling_loss(log_prob, torch.zeros(3).double(), torch.ones(3).double(), 1, "sum", 1.0)
+    _, statistics = with_statistics(log_prob, torch.zeros(3).double(), torch.ones(3).double(), 1, "sum", 1.0)
     expected = [math.exp(-0.2) - 0.8, 0.0, 0.01**2 / 2 + 0.01**3 / 6]
     assert statistics.approx_kl.tolist() == pytest.approx(expected, abs=1e-9)
 
@@ -92,7 +100,7 @@ def test_approximate_kl_keeps_its_digits_at_real_sizes(dimensions: int, joint: f
     """In float32 and joint nats, whatever the reduction: e^r - 1 - r; the mean's ratio - 1 would be rounding alone."""
     old = torch.tensor([0.0, 100.0])
     for reduction in ("mean", "sum"):
-        _, statistics = importance_sampling_loss(old + joint, old, torch.ones(2), dimensions, reduction, 1.64)
+        _, statistics = with_statistics(old + joint, old, torch.ones(2), dimensions, reduction, 1.64)
         expected = math.expm1(joint) - joint
         assert statistics.approx_kl.dtype == torch.float32
         assert statistics.approx_kl[0].item() == pytest.approx(expected, rel=1e-3)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from algorithms import DDPO
-from algorithms.rollouts import rescore
 
 pytestmark = pytest.mark.ratio
 
@@ -64,19 +63,6 @@ def test_every_update_scores_what_was_sampled(make_env: Callable, tiny_sd: str, 
     algorithm._log = lambda metrics: logged.append(dict(metrics))
     algorithm.learn(2 * 12 * 4)
     assert [metrics["train/log_ratio_abs_max"] for metrics in logged] == [0.0, 0.0]
-
-
-def test_rescored_in_smaller_chunks_it_is_one_again(
-    make_env: Callable, sample: Callable, disturb: Callable, tiny_sd: str
-) -> None:
-    """What happens where memory runs out in an update."""
-    env = make_env(tiny_sd, steps=4, reward="compressibility", prompts=["cat", "dog"])
-    algorithm = DDPO(env, trainable="full", guidance_scale=3.0, chunk_size=8, updates_per_iteration=1)
-    disturb(algorithm)
-    rollout = sample(algorithm, 8)
-    algorithm.policy.chunk_size = 3
-    rescore(rollout, algorithm.policy)
-    assert algorithm.update(rollout)["train/log_ratio_abs_max"] == 0.0
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from algorithms import DDPO
-from algorithms.checkpoints.file import read_checkpoint, write_checkpoint
+from algorithms.checkpoints.file import read_checkpoint
 from diffusion_gym import load_model
 from diffusion_gym.models.fingerprint import difference, fingerprint
 
@@ -27,15 +27,11 @@ def at(make_env: Callable) -> Callable[[Any], Any]:
 
 @pytest.fixture
 def saved(at: Callable, tiny_sd: str, tmp_path: Path) -> Callable[..., Path]:
-    """``saved()``: where a checkpoint lies whose model was at ``tmp_path / "m1"``; as of older versions, or of now."""
+    """``saved()``: where a checkpoint lies whose model was at ``tmp_path / "m1"``."""
 
-    def save(older: bool = False, **config: Any) -> Path:
+    def save(**config: Any) -> Path:
         shutil.copytree(tiny_sd, tmp_path / "m1")
         DDPO(at(tmp_path / "m1"), **SMALL, **config).learn(4 * 2).save(tmp_path / "run.zip")
-        if older:
-            checkpoint = read_checkpoint(tmp_path / "run.zip")
-            state = {name: value for name, value in checkpoint.state.items() if name != "model"}
-            write_checkpoint(tmp_path / "run.zip", state, checkpoint.tensors)
         return tmp_path / "run.zip"
 
     return save
@@ -143,31 +139,6 @@ def test_a_fingerprint_is_taken_once_and_draws_no_random_numbers(tiny_sd: str) -
     state = torch.get_rng_state()
     assert fingerprint(load_model(tiny_sd)) is fingerprint(load_model(tiny_sd))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize(
-    ("there", "taken"),
-    [("m1/", "silently"), ("elsewhere/m1", "with a warning"), ("m2", "not at all")],
-)
-def test_an_older_checkpoint_has_names_alone(
-    at: Callable, saved: Callable, tmp_path: Path, recwarn: pytest.WarningsRecorder, there: str, taken: str
-) -> None:
-    """Spelling does not matter; another place does not if its last part is the same; another name is refused."""
-    run, folder = saved(older=True), f"{tmp_path}/{there}"
-    if not there.endswith("/"):
-        (tmp_path / "elsewhere").mkdir()
-        (tmp_path / "m1").rename(folder)
-    env = at(folder)
-    recwarn.clear()
-    if taken == "not at all":
-        with pytest.raises(ValueError, match=r"m1', the environment has '.*m2', .* older version"):
-            DDPO.load(run, env)
-        return
-    DDPO.load(run, env)
-    assert [str(w.message) for w in recwarn if "taken for the same" in str(w.message)] == [
-        f"the checkpoint, of an older version, names its model {f'{tmp_path}/m1'!r} and holds nothing of its weights; "
-        f"{folder!r} is taken for the same."
-    ] * (taken == "with a warning")
 
 
 def test_set_env_takes_the_same_model_elsewhere_and_no_other(

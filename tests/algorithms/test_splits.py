@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DiffusionAlgorithm
-from algorithms.parallel.split import Chunk, Split
-from algorithms.rollouts import Rollout
+from algorithms.parallel.split import Split
+from algorithms.rollouts import Rollout, SampledChunk
 
 
 def trained(algorithm: DiffusionAlgorithm[Any], iterations: int = 2) -> dict[str, Tensor]:
@@ -39,9 +39,7 @@ def test_number_of_environments_does_not_change_the_update(make_env: Callable, c
 class Gradients(DDPO):
     """DDPO that keeps each update's gradient and changes no weight."""
 
-    def gradient_step(self, optimizer: torch.optim.Optimizer, losses: Any) -> Tensor:
-        for loss in losses:
-            loss.backward()
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
         named = self.policy.trainable_parameters()
         self.seen = {name: value.grad.clone() for name, value in named.items() if value.grad is not None}
         optimizer.zero_grad()
@@ -51,7 +49,7 @@ class Gradients(DDPO):
 class WeightedGradients(RWR):
     """The same for RWR."""
 
-    gradient_step = Gradients.gradient_step
+    step = Gradients.step
 
 
 @pytest.mark.parametrize("cls", [Gradients, WeightedGradients])
@@ -80,10 +78,10 @@ def test_chunks_give_the_same_gradient(make_env: Callable, sample: Callable, tin
 class Trained(DDPO):
     """DDPO that notes which transitions it trains on."""
 
-    def sampled_chunks(self, rollout: Rollout, *args: Any) -> Iterator[Chunk]:
+    def sampled_chunks(self, rollout: Rollout, *args: Any) -> Iterator[SampledChunk]:
         for chunk in super().sampled_chunks(rollout, *args):
             images = list(rollout.split.kept[chunk.images])
-            self.pairs = [*getattr(self, "pairs", []), *((image, chunk.step) for image in images)]
+            self.pairs = [*getattr(self, "pairs", []), *((image, int(chunk.rows.step_index[0])) for image in images)]
             yield chunk
 
 

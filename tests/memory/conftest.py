@@ -35,7 +35,7 @@ def sample() -> Callable[..., Rollout]:
 
     def draw(algorithm: DiffusionAlgorithm[Any]) -> Rollout:
         texts = [PROMPTS[i % 2] for i in range(algorithm.config.images_per_iteration)]
-        seed, whole = algorithm.config.seed, algorithm.requires.whole_trajectory
+        seed, whole = algorithm.config.seed, algorithm.requires(algorithm.config).trajectory
         return collect(algorithm.rollout_env, algorithm.policy, texts, seed, whole_trajectory=whole)
 
     return draw

@@ -53,19 +53,18 @@ def test_gradients_of_half_precision_point_where_float32s_do(small_run: Callable
     rollout = sample(small_run(trainable="full"))
 
     def catch(algorithm: DDPO) -> Callable:
-        def gradient_step(optimizer: torch.optim.Optimizer, losses: Any) -> torch.Tensor:
-            for loss in losses:
-                loss.backward()
+        def step(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+            algorithm.gradient_steps.loss_scaler.unscale_(optimizer)
             grads = [p.grad.flatten() for p in algorithm.policy.trainable_parameters().values() if p.grad is not None]
             seen[algorithm.config.policy.autocast] = torch.cat(grads)
             return torch.zeros(())
 
-        return gradient_step
+        return step
 
     for autocast in ("none", "bfloat16", "float16"):
         # The widest clip range: rounding moves log-ratios off 0 here, for float32 sampled the rollout.
         algorithm = small_run(trainable="full", autocast=autocast, clip_range=700.0)
-        algorithm.gradient_step = catch(algorithm)
+        algorithm.step = catch(algorithm)
         algorithm.update(rollout)
     for autocast in ("bfloat16", "float16"):
         assert torch.cosine_similarity(seen[autocast], seen["none"], 0) > 0.99
@@ -75,20 +74,22 @@ def test_gradients_of_half_precision_point_where_float32s_do(small_run: Callable
 @pytest.mark.parametrize("cls", [DDPO, RWR])
 def test_loss_scaling_skips_overflows(small_run: Callable, sample: Callable, cls: type) -> None:
     """float16 alone is scaled. An overflow leaves weights alone and halves the scale; the next step is made."""
-    assert not small_run(cls, trainable="full").loss_scaler.is_enabled()
-    assert not small_run(cls, trainable="full", autocast="bfloat16").loss_scaler.is_enabled()
+    assert not small_run(cls, trainable="full").gradient_steps.loss_scaler.is_enabled()
+    assert not small_run(cls, trainable="full", autocast="bfloat16").gradient_steps.loss_scaler.is_enabled()
     algorithm = small_run(cls, trainable="full", autocast="float16")
     rollout = sample(algorithm)
     algorithm.update(rollout)  # so that the scale exists
     overflowing = torch.full_like(next(iter(algorithm.policy.trainable_parameters().values())), 1e38)
     weight = next(iter(algorithm.policy.trainable_parameters().values()))
     optimizer = algorithm.make_optimizer()
-    before, scale = weight.detach().clone(), algorithm.loss_scaler.get_scale()
-    norm = algorithm.gradient_step(optimizer, [(weight * overflowing).sum()])
+    before, scale = weight.detach().clone(), algorithm.gradient_steps.loss_scaler.get_scale()
+    algorithm.backward((weight * overflowing).sum())
+    norm = algorithm.step(optimizer)
     assert not norm.isfinite()
     assert torch.equal(weight, before)
-    assert algorithm.loss_scaler.get_scale() == scale / 2
-    norm = algorithm.gradient_step(optimizer, [weight.sum()])
+    assert algorithm.gradient_steps.loss_scaler.get_scale() == scale / 2
+    algorithm.backward(weight.sum())
+    norm = algorithm.step(optimizer)
     assert float(norm) == pytest.approx(weight.numel() ** 0.5)  # unscaled before it is measured and clipped
     assert not torch.equal(weight, before)
 
@@ -96,8 +97,9 @@ def test_loss_scaling_skips_overflows(small_run: Callable, sample: Callable, cls
 def test_loss_scale_is_resumed(small_run: Callable, sample: Callable, tmp_path: Path, tiny_sd: str) -> None:
     algorithm = small_run(trainable="full", autocast="float16")
     weight = next(iter(algorithm.policy.trainable_parameters().values()))
-    algorithm.gradient_step(algorithm.optimizer, [(weight * 1e38).sum()])
+    algorithm.backward((weight * 1e38).sum())
+    algorithm.step(algorithm.optimizer)
     algorithm.save(tmp_path / "half")
     loaded = DDPO.load(tmp_path / "half")
-    assert loaded.loss_scaler.get_scale() == algorithm.loss_scaler.get_scale() == 2.0**15
-    assert loaded.loss_scaler.state_dict() == algorithm.loss_scaler.state_dict()
+    assert loaded.gradient_steps.loss_scaler.get_scale() == algorithm.gradient_steps.loss_scaler.get_scale() == 2.0**15
+    assert loaded.gradient_steps.loss_scaler.state_dict() == algorithm.gradient_steps.loss_scaler.state_dict()

@@ -53,7 +53,7 @@ def sharded(work: Work) -> Work:
 def trained(name: str, model: str = MODEL, iterations: int = ITERATIONS, **config: Any) -> Report:
     """What ``learn`` reports, how many values of the weights lie here, and the latest update's gradient and log."""
     algorithm = build(name, model, **config)
-    values = list(algorithm.policy.unwrapped.parameters())
+    values = list(algorithm.policy.denoiser.parameters())
     here, total = sum(local(value).numel() for value in values), sum(value.numel() for value in values)
     gradients, logged, update = kept_gradients(algorithm), {}, algorithm.update
 
@@ -78,15 +78,18 @@ def not_finite(name: str) -> Report:
     """The second update's gradient is NaN on rank 1 alone."""
     algorithm = build(name, MODEL)
     seen: list[int] = []
-    step = algorithm.gradient_step
+    backward, step = algorithm.backward, algorithm.step
 
-    def spoil(optimizer: torch.optim.Optimizer, losses: Any) -> Tensor:
+    def spoil(loss: Tensor) -> None:
+        bad = len(seen) == 1 and algorithm.ranks.rank == 1
+        backward(loss * float("nan") if bad else loss)
+
+    def count(optimizer: torch.optim.Optimizer) -> Tensor:
         seen.append(1)
-        bad = len(seen) == 2 and algorithm.ranks.rank == 1
-        return step(optimizer, (loss * float("nan") if bad else loss for loss in losses))
+        return step(optimizer)
 
-    algorithm.gradient_step = spoil  # type: ignore[method-assign]
-    return learn(algorithm, 1) | {"skipped": algorithm.skipped.total}
+    algorithm.backward, algorithm.step = spoil, count  # type: ignore[method-assign]
+    return learn(algorithm, 1) | {"skipped": algorithm.gradient_steps.skipped}
 
 
 def estimated(name: str) -> Report:

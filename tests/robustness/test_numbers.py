@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from algorithms.skips import DivergedError
 from torch import Tensor
 
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.advantages import PerPromptStatistics, softmax_weights, top_fraction_weights
 from algorithms.checkpoints.file import read_checkpoint
 from algorithms.checkpoints.tensors import flatten
-from algorithms.skips import DivergedError
 from benchmarks.__main__ import main
 from diffusion_gym.rewards import Linear, RewardError
 
@@ -85,7 +85,7 @@ def test_strange_rewards_leave_finite_weights_and_logs(build: Build, name: str, 
     algorithm.learn(2 * ITERATION)
     assert algorithm.iteration == 2
     assert all_finite(algorithm)
-    assert algorithm.skipped.total == 0
+    assert algorithm.gradient_steps.skipped == 0
     assert all(math.isfinite(value) for line in lines for value in line.values())
 
 
@@ -168,7 +168,7 @@ def spoil(algorithm: DiffusionAlgorithm[Any], value: float, updates: set[int]) -
     parameter = next(iter(algorithm.policy.trainable_parameters().values()))
 
     def hook(gradient: Tensor) -> Tensor:
-        tried = algorithm._n_updates + algorithm.skipped.total
+        tried = algorithm._n_updates + algorithm.gradient_steps.skipped
         if tried not in updates:
             return gradient
         spoiled = gradient.clone()
@@ -187,7 +187,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(build: Bui
     parameters = algorithm.policy.trainable_parameters()
 
     def step(loss: Tensor) -> None:
-        algorithm.gradient_step(optimizer, [loss])
+        algorithm.backward(loss)
+        algorithm.step(optimizer)
 
     step(sum(p.sum() for p in parameters.values()))
     before = {key: value.clone() for key, value in parameters.items()}
@@ -195,9 +196,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(build: Bui
     step(value * sum(p.sum() for p in parameters.values()))
     assert equal(dict(parameters), before)
     assert all(equal(optimizer.state[p], moments[key]) for key, p in parameters.items())
-    assert (algorithm.skipped.total, algorithm.skipped.in_a_row, algorithm._n_updates) == (1, 1, 1)
+    steps = algorithm.gradient_steps
+    assert (steps.skipped, steps.skipped_in_a_row, algorithm._n_updates) == (1, 1, 1)
     step(sum(p.sum() for p in parameters.values()))
-    assert (algorithm.skipped.total, algorithm.skipped.in_a_row, algorithm._n_updates) == (1, 0, 2)
+    assert (steps.skipped, steps.skipped_in_a_row, algorithm._n_updates) == (1, 0, 2)
     assert not equal(dict(parameters), before)
 
 
@@ -210,18 +212,18 @@ def test_training_goes_on_after_skipped_updates(build: Build, name: str, tmp_pat
 
     def log(metrics: Any) -> None:
         ordinary(metrics)
-        counts.append(algorithm.skipped.total)
+        counts.append(algorithm.gradient_steps.skipped)
 
     algorithm._log = log  # type: ignore[method-assign]
     algorithm.learn(5 * ITERATION)
     assert counts[-1] == 2
     assert all_finite(algorithm)
     algorithm.save(tmp_path / "run")
-    state = read_checkpoint(tmp_path / "run").state
-    assert state["skipped"] == {"total": 2, "in_a_row": 0}
+    state = read_checkpoint(tmp_path / "run").state["steps"]
+    assert (state["skipped"], state["skipped_in_a_row"]) == (2, 0)
     each = 3 if name == "sb3-ppo" else algorithm.config.updates_per_iteration
-    assert state["n_updates"] == 5 * each - 2
-    assert type(algorithm).load(tmp_path / "run", algorithm.get_env()).skipped.total == 2
+    assert state["made"] == 5 * each - 2
+    assert type(algorithm).load(tmp_path / "run", algorithm.get_env()).gradient_steps.skipped == 2
 
 
 @pytest.mark.parametrize("limit", [0, 3])
@@ -232,7 +234,7 @@ def test_too_many_in_a_row_stop_the_run(build: Build, name: str, limit: int) -> 
     message = rf"^{limit + 1} updates in a row were skipped.*was (nan|inf); expected a finite one.*allows {limit}\."
     with pytest.raises(DivergedError, match=message):
         algorithm.learn(100 * ITERATION)
-    assert algorithm.skipped.in_a_row == limit + 1
+    assert algorithm.gradient_steps.skipped_in_a_row == limit + 1
     assert equal(algorithm.get_parameters()["policy"], before)
 
 
@@ -240,7 +242,7 @@ def test_skipped_updates_with_good_ones_between_do_not_stop_it(build: Build) -> 
     algorithm = build("ddpo-is", first, max_skipped_updates=1)
     spoil(algorithm, torch.nan, set(range(0, 1000, 2)))
     algorithm.learn(3 * ITERATION)
-    assert (algorithm.skipped.total, algorithm._n_updates) == (6, 6)
+    assert (algorithm.gradient_steps.skipped, algorithm._n_updates) == (6, 6)
 
 
 def test_the_command_line_says_why_and_keeps_the_checkpoint(

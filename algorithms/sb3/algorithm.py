@@ -1,35 +1,78 @@
-"""The learning rate as Stable-Baselines3's users set it: a number or a schedule, at the start or by a callback."""
+"""What Stable-Baselines3's BaseAlgorithm needs to run on denoising environments: setting up, and the learning rate."""
 
+import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.optim import Optimizer
 
-from algorithms.config.base import AlgorithmConfig
-from algorithms.optimizers import make_optimizer
+from algorithms.config.base import AlgorithmConfig, override
+from algorithms.optimization import make_optimizer
+from algorithms.sb3.callback_locals import CallbackLocals
+from algorithms.sb3.vec_env import DenoiseVecEnv, find_mdp
+from diffusion_gym.envs.mdp import DenoisingMDP
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 #: Stable-Baselines3's: the share of ``learn``'s steps that remains, 1 to 0 -> the rate.
 Schedule = Callable[[float], float]
 
 
-class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
-    """Whatever sets ``learning_rate`` or ``lr_schedule``, at any time, sets the rate of the next update.
+class StableBaselinesAlgorithm(BaseAlgorithm, Generic[Config]):
+    """Stable-Baselines3's side of an algorithm.
 
-    A number is the configuration's, so checkpoints have it; a schedule cannot be saved and is given again to ``load``.
+    Whatever sets ``learning_rate`` or ``lr_schedule``, at any time, sets the rate of the next update. A number is the
+    configuration's, so checkpoints have it; a schedule cannot be saved and is given again to ``load``.
     """
 
     config: Config
+    _callback_locals: CallbackLocals
     _schedule: Schedule | None = None  # in the place of the configuration's number
     _current_rate: float = math.nan  # of the last update, or of the first to come
     _group_rates: tuple[float, ...] = ()  # as they were left in the optimizer
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Return the environment as a VecEnv; Stable-Baselines3's own wrapping does not know Gymnasium's VectorEnv."""
+        if isinstance(env, DenoiseVecEnv):
+            return env
+        mdp = find_mdp(env)
+        return DenoiseVecEnv(mdp, mdp.num_envs)
+
+    @property
+    def mdp(self) -> DenoisingMDP:
+        """The environment's model, reward, prompts and grid."""
+        assert isinstance(self.env, DenoiseVecEnv)
+        return self.env.mdp
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the images and updates that follow, and, as in Stable-Baselines3, the global generators."""
+        if seed is not None:
+            self.config = override(self.config, seed=seed)
+            self.seed = seed
+        super().set_random_seed(seed)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        """Prepare as Stable-Baselines3 does, without resetting its environment, whose observations are not used."""
+        with _unobserved(self):
+            total, _ = super()._setup_learn(total_timesteps, None, reset_num_timesteps, tb_log_name)
+        return total, self._init_callback(callback, progress_bar)
 
     @property
     def learning_rate(self) -> float | Schedule:
@@ -75,10 +118,10 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
         return optimizer
 
     def update_learning_rate(self, total_timesteps: int) -> None:
-        """Bring the optimizer to the rate of the present progress: 1 at ``learn``'s begin, 0 at ``total_timesteps``.
+        """Set the optimizer's rate to that of the present progress: 1 at ``learn``'s begin, 0 at ``total_timesteps``.
 
         Raises:
-            ValueError: the schedule gives no rate, or somebody wrote another one into the optimizer.
+            ValueError: the schedule gives no rate, or another rate was written into the optimizer.
         """
         # Iterations are whole, so there may be more steps than the total.
         self._update_current_progress_remaining(min(self.num_timesteps, total_timesteps), max(total_timesteps, 1))
@@ -104,7 +147,7 @@ class ScheduledAlgorithm(BaseAlgorithm, Generic[Config]):
 
 
 def check_schedule(schedule: object) -> Schedule:
-    """Return a schedule, refusing what is none, at its begin and its end.
+    """Return a schedule that gives a rate at the begin and at the end of training.
 
     Raises:
         TypeError: not a function of one number.
@@ -138,3 +181,47 @@ def _checked(schedule: Schedule, progress: float) -> float:
 
 def _rates(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(group["lr"] for group in optimizer.param_groups)
+
+
+def check_learn_arguments(total_timesteps: object, callback: object, log_interval: object) -> None:
+    """Refuse arguments of ``learn`` before anything is sampled.
+
+    Raises:
+        TypeError: a callback of another kind.
+        ValueError: a number of steps or an interval that is not an integer in its range.
+    """
+    if not _is_integer(total_timesteps, 0):
+        raise ValueError(
+            f"total_timesteps must be an integer of at least 0, got {total_timesteps!r}; for 1e5 write 100_000."
+        )
+    if not _is_integer(log_interval, 1):
+        raise ValueError(f"log_interval must be an integer of at least 1, got {log_interval!r}.")
+    for one in callback if isinstance(callback, list) else [callback]:
+        if isinstance(one, type):
+            raise TypeError(f"the callback {one.__name__} is a class; give an instance of it: {one.__name__}(...).")
+        if one is not None and not isinstance(one, BaseCallback) and (isinstance(callback, list) or not callable(one)):
+            raise TypeError(
+                "callback must be a Stable-Baselines3 callback, a list of them, or a function (locals, globals) -> "
+                f"bool, got {type(one).__name__}{' in a list' if isinstance(callback, Sequence) else ''}."
+            )
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+@contextlib.contextmanager
+def _unobserved(algorithm: BaseAlgorithm) -> Iterator[None]:
+    env = algorithm.env
+    algorithm.env = _Unobserved()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        algorithm.env = env
+
+
+class _Unobserved:
+    num_envs = 0
+
+    def reset(self) -> Any:
+        return None

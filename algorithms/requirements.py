@@ -1,0 +1,61 @@
+"""What an algorithm needs, declared once, and the checks of a configuration that follow from it."""
+
+from dataclasses import dataclass
+
+from algorithms.config.base import AlgorithmConfig, divisor
+from algorithms.parallel.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What an algorithm needs with its present configuration; decides what rollouts store and what is refused."""
+
+    trajectory: bool = False
+    """Rollouts store all latents and log-probabilities, not the finished latents alone."""
+    density: bool = False
+    """Steps have a density: eta 0 is refused."""
+    reference: bool = False
+    """The starting model beside the policy, as ``self.reference``."""
+    average: bool = False
+    """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
+    several_ranks: bool = False
+    """The update goes through ``sampled_chunks`` or ``row_chunks``, which share its rows among ranks."""
+
+
+def check_config(name: str, needs: Requirements, config: AlgorithmConfig) -> None:
+    """Raise ValueError for a configuration that the algorithm ``name`` cannot train with on any model."""
+    policy = config.policy
+    if (needs.density or needs.reference) and policy.sampler != "ddpm" and not policy.has_noise:
+        raise no_density(name, needs, config)
+    if needs.average and config.ema_decay == 0:
+        raise ValueError(
+            f"{name} needs the moving average of the weights, but ema_decay is 0; set it, for example to 0.9."
+        )
+
+
+def no_density(name: str, needs: Requirements, config: AlgorithmConfig) -> ValueError:
+    """Return the error for a sampler none of whose steps has a density."""
+    who = name if needs.density else "The KL to the starting model"
+    return ValueError(
+        f"{who} needs a stochastic sampler, but with sampler={config.policy.sampler!r} and eta={config.policy.eta} "
+        "no step has a density; set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
+    )
+
+
+def check_ranks(name: str, needs: Requirements, config: AlgorithmConfig, ranks: Ranks) -> None:
+    """Raise ValueError for more ranks than can share the work."""
+    if ranks.size > 1 and not needs.several_ranks:
+        raise ValueError(
+            f"{name} was started on {ranks.size} ranks, but its update does not share its rows among them; start one "
+            "process, or let the update use sampled_chunks() or row_chunks() and declare "
+            "Requirements(several_ranks=True) (docs/several-gpus.md)."
+        )
+    if ranks.sharded and config.optimizer == "adamw8bit":
+        raise ValueError(
+            "optimizer 'adamw8bit' does not know sharded weights (FSDP); take 'adamw', or launch with --multi_gpu."
+        )
+    if config.num_envs % ranks.size:
+        raise ValueError(
+            f"num_envs ({config.num_envs}) must be a multiple of the number of ranks ({ranks.size}), which share the "
+            f"environments; start {divisor(config.num_envs, ranks.size)} instead, or choose another num_envs."
+        )
