@@ -34,12 +34,12 @@ class Denoiser(nn.Module, ABC):
         """Predict epsilon, v or x_0, as the schedule says; a flow model the velocity ``noise - x_0``.
 
         Args:
-            latents: (n, c, h, w), float32, scaled latent units.
+            latents: (n, *latent_shape), float32, scaled latent units.
             timesteps: (n,), the schedule's: int64 training times, or float32 of a flow model.
             conditioning: name -> (n, ...), float32.
 
         Returns:
-            (n, c, h, w), the network's dtype.
+            (n, *latent_shape), the network's dtype.
         """
 
 
@@ -50,7 +50,7 @@ class DiffusionModel(ABC):
         name: what :func:`diffusion_gym.load_model` found it under.
         device: where its networks are.
         dtype: of the frozen networks.
-        latent_shape: (c, h, w) of one image's latents.
+        latent_shape: of one image's latents, any number of axes; (c, h, w) for images.
         image_shape: (3, H, W) of one decoded image.
         conditioning_shapes: name -> shape of one image's conditioning; "prompt_embedding" is (L, D).
         scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
@@ -60,7 +60,7 @@ class DiffusionModel(ABC):
     name: str
     device: torch.device
     dtype: ModelDtype
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     image_shape: tuple[int, int, int]
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     scheduler_config: Mapping[str, Any]
@@ -137,13 +137,28 @@ class DiffusionModel(ABC):
         self.tokenize([""])
         raise NotImplementedError(f"{type(self).__name__} has tokens, and must build what encodes them.")
 
+    def guide(self, uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
+        """Return the guided prediction; here classifier-free guidance (Ho and Salimans 2022), ``u + w (c - u)``.
+
+        Args:
+            uncond: (n, *latent_shape), float32, the prediction without the prompt.
+            cond: the same with it.
+            guidance_scale: w, more than 1.
+        """
+        return uncond + guidance_scale * (cond - uncond)
+
     @abstractmethod
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Decode latents (n, *latent_shape) to images (n, 3, H, W), float32 in [0, 1]; gradients reach the latents."""
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents (n, c, h, w), float32, into images (n, 3, H, W), uint8."""
+        """Decode latents (n, *latent_shape) to images (n, 3, H, W), uint8: :meth:`decode_pixels`, rounded."""
+        return (self.decode_pixels(latents) * 255).round().to(torch.uint8)
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
-        """Turn images (n, 3, H, W), uint8, into latents (n, c, h, w), float32."""
+        """Encode images (n, 3, H, W), uint8, to latents (n, *latent_shape), float32."""
 
     @abstractmethod
     def build_denoiser(self, lora: LoRAConfig | None = None) -> Denoiser:

@@ -231,9 +231,8 @@ class PipelineModel(DiffusionModel):
         config: Mapping[str, Any] = getattr(self.pipe, self.denoiser_class.component).config
         return config
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode to (n, 3, H, W), uint8, rounded as diffusers' image processor does.
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Decode to images (n, 3, H, W), float32 in [0, 1], with gradient to the latents.
 
         Always as many images at once, the last chunk filled up, so that an image's pixels do not depend on how many are
         decoded, which the JPEG rewards would notice: 4 of up to 64 x 64 pixels, and from 91 x 91 on one.
@@ -246,7 +245,7 @@ class PipelineModel(DiffusionModel):
         def to_images(chunk: Tensor) -> Tensor:
             pixels = self._to_pixels(chunk)
             finite.append(pixels.isfinite().all())
-            return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            return (pixels / 2 + 0.5).clamp(0, 1)
 
         images = in_chunks(to_images, latents.to(self.device), self._images_at_once)
         check_finite(self, "a picture decoded by the VAE", self._vae_dtype, torch.stack(finite).all())

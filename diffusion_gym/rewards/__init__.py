@@ -14,6 +14,7 @@ from diffusion_gym.rewards.spec import file_digests, file_function, parse_reward
 if TYPE_CHECKING:
     from diffusion_gym.rewards.aesthetic import Aesthetic
     from diffusion_gym.rewards.base import (
+        DifferentiableReward,
         Reward,
         RewardError,
         RewardFunction,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
     from diffusion_gym.rewards.exact import Linear, Quadratic
     from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+    from diffusion_gym.rewards.pixels import check_differentiable, differentiable, reward_pixels
     from diffusion_gym.rewards.trl import from_trl
     from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
@@ -33,6 +35,7 @@ __all__ = [
     "Aesthetic",
     "ClipScore",
     "Compressibility",
+    "DifferentiableReward",
     "Incompressibility",
     "Linear",
     "Quadratic",
@@ -44,13 +47,16 @@ __all__ = [
     "Scores",
     "VLMAlignment",
     "WeightedSum",
+    "check_differentiable",
     "check_reward",
+    "differentiable",
     "evaluate_reward",
     "file_digests",
     "from_trl",
     "jpeg_kilobytes",
     "resolve_reward",
     "reward_name",
+    "reward_pixels",
     "score_images",
 ]
 
@@ -68,11 +74,15 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
 )
 _MODULES = {
     "aesthetic": ("Aesthetic",),
-    "base": ("Reward", "RewardError", "RewardFunction", "RewardSpec", "evaluate_reward", "reward_name"),
+    "base": (
+        *("DifferentiableReward", "Reward", "RewardError", "RewardFunction", "RewardSpec"),
+        *("evaluate_reward", "reward_name"),
+    ),
     "clip_score": ("ClipScore",),
     "combine": ("RewardTerm", "Scores", "WeightedSum", "score_images"),
     "exact": ("Linear", "Quadratic"),
     "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
+    "pixels": ("check_differentiable", "differentiable", "reward_pixels"),
     "trl": ("from_trl",),
     "vlm_alignment": ("VLMAlignment",),
 }

@@ -63,9 +63,14 @@ class Aesthetic:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return (n,), float32."""
-        embeddings = self._clip.embed_images(images, self._chunk_size)
-        head = self._head.to(embeddings.device)
-        return in_chunks(head, embeddings, self._chunk_size)[:, 0].to(images.device)
+        return self._rate(self._clip.embed_images(images, self._chunk_size)).to(images.device)
+
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1]."""
+        return self._rate(self._clip.embed_pixels(images, self._chunk_size)).to(images.device)
+
+    def _rate(self, embeddings: Tensor) -> Tensor:
+        return in_chunks(self._head.to(embeddings.device), embeddings, self._chunk_size)[:, 0]
 
 
 def load_head(head: str) -> nn.Sequential:

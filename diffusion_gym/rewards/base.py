@@ -29,6 +29,17 @@ class Reward(Protocol):
         """
 
 
+@runtime_checkable
+class DifferentiableReward(Protocol):
+    """Scores float images too, with a gradient with respect to them: DRaFT, ReFL and their kin need one."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,); see :class:`Reward`."""
+
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the scores of images (n, 3, H, W), float32 in [0, 1], and n texts: (n,), float32."""
+
+
 RewardFunction = Callable[[Tensor, Sequence[str]], Tensor]
 #: What ``reward=`` accepts: a text as in :mod:`diffusion_gym.rewards.spec` (``"name"``, ``"name:weight,name:weight"``,
 #: ``"file.py:function"``), a mapping of such texts or callables to weights, or a callable.

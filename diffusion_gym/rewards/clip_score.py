@@ -50,10 +50,15 @@ class ClipScore:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return (n,), float32."""
+        return self._compare(self._clip.embed_images(images, self._chunk_size), prompts).to(images.device)
+
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1]."""
+        return self._compare(self._clip.embed_pixels(images, self._chunk_size), prompts).to(images.device)
+
+    def _compare(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
         texts = [self._template.replace("{prompt}", prompt) for prompt in prompts]
-        seen = self._clip.embed_images(images, self._chunk_size)
-        said = self._clip.embed_texts(texts, self._chunk_size, images.device)
-        return (self._scale * (seen * said).sum(1)).to(images.device)
+        return self._scale * (seen * self._clip.embed_texts(texts, self._chunk_size, seen.device)).sum(1)
 
 
 def check_template(template: str) -> None:

@@ -137,6 +137,11 @@ class WeightedSum:
         """Names of the rewards, as :meth:`parts` gives their scores."""
         return list(self._rewards)
 
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
+        """The rewards by name, each once."""
+        return dict(self._rewards)
+
     # -- normalisation ----------------------------------------------------------------------------------------------
 
     @property

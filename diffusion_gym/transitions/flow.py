@@ -7,7 +7,7 @@ ODE ``dx = v dt`` and has no density; the two samplers here add noise to it, and
 
 import math
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_gym.transitions.base import Schedule, Transition, check_steps
+from diffusion_gym.transitions.base import Schedule, Transition, check_steps, noise_levels
 from diffusion_gym.transitions.gaussian import Gaussian, per_row
 
 #: A time this near to 1 counts as 1, where Flow-SDE's noise is infinite: float32 grids end within 1e-7 of it.
@@ -147,14 +147,13 @@ class FlowSDE(FlowTransition):
     have a density, also the last. As T grows its samples approach those of the ODE.
     """
 
-    def __init__(self, schedule: FlowSchedule, eta: float = 0.7) -> None:
-        """Args: eta: the noise level a, at least 0; 0.7 in the paper. Raises ValueError otherwise."""
-        if not 0.0 <= eta < math.inf:
-            raise ValueError(f"eta of Flow-SDE must be finite and at least 0 (Flow-GRPO takes 0.7), got {eta}.")
+    def __init__(self, schedule: FlowSchedule, eta: float | Sequence[float] = 0.7) -> None:
+        """Args: eta: the noise level a, at least 0, for all steps or for each. Raises ValueError otherwise."""
+        levels = noise_levels(eta, schedule.num_inference_steps, math.inf, "Flow-SDE; 0.7 in Flow-GRPO")
         t, after = schedule.sigmas[:-1].double(), schedule.sigmas[1:].double()
         dt = after - t
         capped = torch.where(t >= _AT_ONE, after[0].clamp(max=_AT_ONE), t)
-        half = eta**2 / (2 * (1 - capped))  # sigma_t^2 / (2t)
+        half = torch.tensor([a**2 for a in levels], dtype=torch.float64) / (2 * (1 - capped))  # sigma_t^2 / (2t)
         super().__init__(schedule, 1 + half * dt, (1 + half * (1 - t)) * dt, (2 * half * t * dt.abs()).sqrt())
 
 
@@ -166,11 +165,10 @@ class CPS(FlowTransition):
     (t' = 0) is deterministic and has no density. Unlike Flow-SDE it narrows the distribution, however many the steps.
     """
 
-    def __init__(self, schedule: FlowSchedule, eta: float = 0.7) -> None:
-        """Args: eta: in [0, 1], from the ODE to all fresh noise. Raises ValueError otherwise."""
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1] (0: the ODE, 1: all of x_1 is fresh noise), got {eta}.")
+    def __init__(self, schedule: FlowSchedule, eta: float | Sequence[float] = 0.7) -> None:
+        """Args: eta: in [0, 1], for all steps or for each. Raises ValueError otherwise."""
+        levels = noise_levels(eta, schedule.num_inference_steps, 1.0, "0: the ODE, 1: all of x_1 is fresh noise")
         t, after = schedule.sigmas[:-1].double(), schedule.sigmas[1:].double()
-        std = after * math.sin(eta * math.pi / 2)
+        std = after * torch.tensor([math.sin(level * math.pi / 2) for level in levels], dtype=torch.float64)
         kept = (after**2 - std**2).clamp(min=0).sqrt()
         super().__init__(schedule, (1 - after) + kept, (1 - t) * kept - t * (1 - after), std)

@@ -14,7 +14,7 @@ class Gaussian:
     """A batch of isotropic Gaussians over latents.
 
     Attributes:
-        mean: (n, c, h, w), float32, scaled latent units.
+        mean: (n, ...), float32, scaled latent units; latents may have any number of axes.
         std: (n,), float32, scaled latent units; 0 marks a deterministic transition, which has no density.
     """
 
@@ -27,7 +27,7 @@ class Gaussian:
         return math.prod(self.mean.shape[1:])
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Return ``mean + std * noise``; noise: (n, c, h, w), standard normal."""
+        """Return ``mean + std * noise``; noise: (n, ...), standard normal."""
         return self.mean + per_row(self.std, self.mean) * noise
 
     def relative_log_prob(self, latents: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Gaussian:
         thousands of nats at D = 262,144, would take them; in a ratio of densities of one std H cancels.
 
         Args:
-            latents: (n, c, h, w), float32; exactly the latents that are stored, not a value rounded from them.
+            latents: (n, ...), float32; exactly the latents that are stored, not a value rounded from them.
 
         Returns:
             NaN for a row of std 0, which has no density. The device is not waited for.
@@ -50,7 +50,7 @@ class Gaussian:
         """Log-density of ``latents``, (n,), float32.
 
         Args:
-            latents: (n, c, h, w), float32; exactly the latents that are stored, not a value rounded from them.
+            latents: (n, ...), float32; exactly the latents that are stored, not a value rounded from them.
             reduction: ``"sum"`` over the latent's D dimensions is the joint log-density; ``"mean"`` divides it by
                 D, as the reference implementations of DDPO do.
 

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from diffusion_gym.chunks import in_chunks
 from diffusion_gym.rewards.models.captioner import to_pillow
 from diffusion_gym.rewards.models.weights import not_found
 from diffusion_gym.rewards.trial import tried
 from diffusion_gym_torchvision import repair_torchvision
+
+#: The steps of open_clip's transform that move pixels; the last step normalises, the others convert types.
+_GEOMETRY = ("Resize", "ResizeKeepRatio", "CenterCrop", "CenterCropOrPad")
 
 
 @cache
@@ -76,10 +80,19 @@ class Clip:
         Returns:
             (n, D), float32, of length 1, on the model's device.
         """
-        device = self._place(images.device)
-        return in_chunks(
-            lambda part: self._model.encode_image(part.to(device), normalize=True), self.preprocess(images), chunk_size
-        ).float()
+        return self._embed_inputs(self.preprocess(images), chunk_size)
+
+    def embed_pixels(self, images: Tensor, chunk_size: int) -> Tensor:
+        """Embed pictures (n, 3, H, W), float32 in [0, 1], as :meth:`embed_images` does, with gradient to the pictures.
+
+        The embeddings are those of the rounded pictures up to the rounding of levels.
+        """
+        return self._embed_inputs(self.preprocess_pixels(images), chunk_size)
+
+    def _embed_inputs(self, inputs: Tensor, chunk_size: int) -> Tensor:
+        device = self._place(inputs.device)
+        encode = lambda part: self._model.encode_image(part.to(device), normalize=True)  # noqa: E731
+        return in_chunks(encode, inputs, chunk_size).float()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], chunk_size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -115,6 +128,28 @@ class Clip:
             (n, 3, h, w), float32, on the images' device.
         """
         return torch.stack([self._transform(picture) for picture in to_pillow(images)]).to(images.device)
+
+    def preprocess_pixels(self, images: Tensor) -> Tensor:
+        """Resize, crop and normalise as :meth:`preprocess` does, up to rounding, with gradient.
+
+        Args:
+            images: (n, 3, H, W), float32 in [0, 1].
+
+        Returns:
+            (n, 3, h, w), float32, on the images' device.
+        """
+        resize, *crops = (step for step in self._transform.transforms if type(step).__name__ in _GEOMETRY)
+        height, width = images.shape[2:]
+        size = resize(Image.new("RGB", (width, height))).size[::-1]
+        levels = images * 255  # a crop's fill colour is a level
+        # One axis after the other, clipped in between, as Pillow does.
+        for shape in ((height, size[1]), size):
+            if tuple(levels.shape[2:]) != shape:
+                mode = resize.interpolation.value
+                levels = nn.functional.interpolate(levels, shape, mode=mode, antialias=True).clamp(0, 255)
+        for crop in crops:
+            levels = crop(levels)
+        return self._transform.transforms[-1](levels / 255)
 
     def _place(self, default: torch.device | str) -> torch.device:
         """Move the model where it is to run, and return where that is."""
