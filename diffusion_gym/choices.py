@@ -1,5 +1,6 @@
 """What can be chosen of a model and its sampler, without torch: the command line is read with it in a moment."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -53,3 +54,11 @@ class LoRAConfig:
 def folder_of(name: str) -> str:
     """Return the folder or hub id that a model's name leads to."""
     return str(ASSETS / name) if name in EMBEDDED else name
+
+
+def pipeline_class(index: Path) -> str:
+    """Return the class that a ``model_index.json`` names. Raises ValueError for a file that is not such an index."""
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is not a diffusers model index: {error}.") from error

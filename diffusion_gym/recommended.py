@@ -10,13 +10,14 @@ stand here, apart from their classes, so that the command line reads its default
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_gym.choices import EXACT_MODELS, folder_of
+from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
 from diffusion_gym.paths import expanded
 
 if TYPE_CHECKING:
@@ -99,20 +100,21 @@ BY_PIPELINE: Mapping[str, Recommended] = {
 }
 
 
-def recommended(model: str | Path | DiffusionModel) -> Recommended:
+def recommended_for(model: str | Path | DiffusionModel) -> Recommended:
     """Return the settings that a model recommends for its training, without loading its weights.
 
     Raises:
-        ValueError: an unknown name or model family, or a folder's file of settings that is none.
+        ValueError: an unknown name or model family, or an invalid file of settings in its folder.
     """
     if not isinstance(model, str | Path):
         return model.recommended
     name = expanded(model)
     if name in EXACT_MODELS:
         return EXACT
-    family = BY_PIPELINE.get(_pipeline_class(Path(folder_of(name))))
-    if family is not None:
-        return in_folder(folder_of(name), family)
+    with contextlib.suppress(ValueError):  # loading below says more about a folder without a proper index
+        family = BY_PIPELINE.get(pipeline_class(Path(folder_of(name)) / "model_index.json"))
+        if family is not None:
+            return in_folder(folder_of(name), family)
     from diffusion_gym.models.loading import pipeline_recommends
 
     return pipeline_recommends(name)
@@ -138,14 +140,6 @@ def in_folder(source: str, family: Recommended) -> Recommended:
             f"{str(file)!r} holds {json.dumps(data)[:80]}; expected {expected}, its numbers of steps at least 1."
         )
     return Recommended(steps, {name: _with_tuples(section) for name, section in data.items()}, str(file))
-
-
-def _pipeline_class(folder: Path) -> str:
-    """Return the class that a folder's index names; an empty text where loading would have something to say."""
-    try:
-        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _with_tuples(section: dict[str, Any]) -> dict[str, Any]:

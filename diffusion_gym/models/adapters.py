@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,29 @@ from diffusion_gym.models.base import LoRAConfig
 Groups = Mapping[str, tuple[str, ...]]
 #: Endings that an error lists.
 _LISTED = 16
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+#: Groups of layers that LoRA adapts, by their suffixes in diffusers' UNets.
+UNET_LORA_GROUPS: Groups = MappingProxyType(
+    {
+        "attention": _ATTENTION,
+        "all": (
+            *(*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+            *("conv_in", "conv_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
+        ),
+    }
+)
+_JOINT_ATTENTION = (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+#: The same in diffusers' transformers, whose text and image tokens attend jointly.
+TRANSFORMER_LORA_GROUPS: Groups = MappingProxyType(
+    {
+        "attention": _JOINT_ATTENTION,
+        "all": (
+            *_JOINT_ATTENTION,
+            *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
+        ),
+    }
+)
 
 
 def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[nn.Module, Groups]]) -> None:
@@ -24,19 +48,14 @@ def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[
     """
     if lora is None:
         return
-    for target in lora.targets:
-        if not any(target in groups or _has(network, (target,)) for network, groups in parts.values()):
-            raise ValueError(
-                f"no layer of {name!r} could be adapted with LoRA targets {lora.targets}: none ends in {target!r}. "
-                f"Expected 'attention', 'all', or endings of its layers: {_listed(parts)}."
-            )
-    for component, (network, groups) in parts.items():
-        if not _has(network, lora.layers(groups)):
-            raise ValueError(
-                f"no layer of the {component} of {name!r} could be adapted with LoRA targets {lora.targets}, and it "
-                f"is to be trained. Give 'attention', or also endings of its layers: "
-                f"{_listed({component: parts[component]})}."
-            )
+    unknown = [t for t in lora.targets if not any(t in groups or _has(net, (t,)) for net, groups in parts.values())]
+    untouched = [part for part, (network, groups) in parts.items() if not _has(network, lora.layers(groups))]
+    if unknown or untouched:
+        problem = f"none ends in {unknown[0]!r}" if unknown else f"none of its {untouched[0]} does"
+        raise ValueError(
+            f"no layer of {name!r} could be adapted with LoRA targets {lora.targets}: {problem}. "
+            f"Expected 'attention', 'all', or endings of its layers: {_listed(parts)}."
+        )
 
 
 def with_adapters(pretrained: nn.Module, lora: LoRAConfig, groups: Groups, own_method: bool) -> nn.Module:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.chunks import in_chunks
-from diffusion_gym.models.pipeline import no_progress_bars
+from diffusion_gym.errors import first_run
+from diffusion_gym.libraries import no_progress_bars
 from diffusion_gym.rewards.models.weights import not_found
-from diffusion_gym.rewards.trial import tried
 from diffusion_gym_torchvision import repair_torchvision
 
 #: Layers that bert_score's authors tuned on WMT16, by the last part of the model's name. Others use what their
@@ -103,7 +103,7 @@ class BERTScore:
         self._chunk_size, self._device = chunk_size, device
         if device is not None:
             self._model.to(device)
-        with tried(f"bert={bert}", "an encoder like BERT, RoBERTa, DeBERTa or DistilBERT"):
+        with first_run(f"bert={bert}", "a first small input", "an encoder like BERT, RoBERTa, DeBERTa or DistilBERT"):
             if not math.isfinite(float(self(["a cat"], ["a dog"], self._model.device))):
                 raise ValueError("its score is not finite")
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_gym.errors import first_run
+from diffusion_gym.libraries import no_progress_bars
 from diffusion_gym.models.base import DTYPES, ModelDtype
-from diffusion_gym.models.pipeline import no_progress_bars
 from diffusion_gym.rewards.models.weights import not_found
-from diffusion_gym.rewards.trial import tried
 from diffusion_gym_torchvision import repair_torchvision
 
 
@@ -86,9 +86,8 @@ class Captioner:
         self._device, self._dtype = device, DTYPES[dtype]
         self._chunk_size, self._max_new_tokens = chunk_size, max_new_tokens
         kind = loaded.config.model_type
-        with tried(
-            f"model={model} (a {kind})", f"a vision-language model with a chat template, such as {list(TESTED)}"
-        ):
+        expected = f"a vision-language model with a chat template, such as {list(TESTED)}"
+        with first_run(f"model={model} (a {kind})", "a first small input", expected):
             self._prepare(kind)
             self._answer([Image.new("RGB", (64, 64))], "What is this?", loaded.device, 1)
 

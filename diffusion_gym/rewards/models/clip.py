@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_gym.chunks import in_chunks
+from diffusion_gym.errors import first_run
 from diffusion_gym.rewards.models.captioner import to_pillow
 from diffusion_gym.rewards.models.weights import not_found
-from diffusion_gym.rewards.trial import tried
 from diffusion_gym_torchvision import repair_torchvision
 
 #: The steps of open_clip's transform that move pixels; the last step normalises, the others convert types.
@@ -62,7 +62,8 @@ class Clip:
         self._transform = open_clip.image_transform(
             wanted["size"], is_train=False, **{name: wanted[name] for name in names if name in wanted}
         )
-        with tried(f"clip={source}", "an image and a text tower with embeddings of one size"):
+        expected = "an image and a text tower with embeddings of one size"
+        with first_run(f"clip={source}", "a first small input", expected):
             self.dimension: int = self.embed_texts([""], 1).shape[1]
             self.embed_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 1) @ torch.zeros(self.dimension, 1)
 
