@@ -51,7 +51,7 @@ def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[
     unknown = [t for t in lora.targets if not any(t in groups or _has(net, (t,)) for net, groups in parts.values())]
     untouched = [part for part, (network, groups) in parts.items() if not _has(network, lora.layers(groups))]
     if unknown or untouched:
-        problem = f"none ends in {unknown[0]!r}" if unknown else f"none of its {untouched[0]} does"
+        problem = f"none ends in {unknown[0]!r}" if unknown else f"none of its {untouched[0]} ends in one of them"
         raise ValueError(
             f"no layer of {name!r} could be adapted with LoRA targets {lora.targets}: {problem}. "
             f"Expected 'attention', 'all', or endings of its layers: {_listed(parts)}."
