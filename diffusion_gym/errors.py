@@ -13,7 +13,7 @@ def summary(error: Exception) -> str:
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Warn, the first time in this process."""
+    """Warn, once per process and text."""
     warnings.warn(text, stacklevel=3)
 
 

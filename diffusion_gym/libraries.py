@@ -1,4 +1,4 @@
-"""What diffusers and transformers need around their calls: no progress bars, and the new or old name of ``dtype``."""
+"""Helpers around diffusers and transformers: no progress bars, and the new or old name of ``dtype``."""
 
 import contextlib
 from collections.abc import Iterator

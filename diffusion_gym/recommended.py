@@ -1,11 +1,11 @@
-"""What is recommended for training a model: the settings in its own folder, or else its family's.
+"""Recommended settings for training a model: those in its own folder, or else its family's.
 
 A folder carries them as ``training.json``, with the names that ``DDPO(env, ...)`` takes as keyword arguments::
 
     {"num_inference_steps": 10, "any": {"targets": ["all"], "learning_rate": 0.002}, "ddpo-is": {"clip_range": 2.0}}
 
-"any" is for every algorithm, a section of an algorithm's name for that one alone, over "any". The families' settings
-stand here, apart from their classes, so that the command line reads its defaults without torch.
+"any" is for every algorithm; the section of an algorithm's name is for that one alone, and overrides "any". The
+families' settings are here, apart from their classes, so that the command line reads its defaults without torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STEPS = "num_inference_steps"
 
 @dataclass(frozen=True)
 class Recommended:
-    """Settings to begin with. What they do not name has the algorithm's own default."""
+    """Settings to begin with; all others keep the algorithm's own defaults."""
 
     num_inference_steps: int = 10
     """Denoising steps per image."""
@@ -68,7 +68,7 @@ STABLE_DIFFUSION_3 = Recommended(
     sections={ANY: {"eta": 0.7, "guidance_scale": 4.5, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 4}},
     source="its family, Stable Diffusion 3",
 )
-#: Guidance is left to the user: dev was distilled for 3.5, schnell for none.
+#: Guidance is left to the user: dev was distilled for 3.5, schnell without guidance.
 FLUX = Recommended(
     sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}},
     source="its family, Flux",
@@ -89,7 +89,7 @@ EXACT = Recommended(
     },
     source="the exact family",
 )
-#: Pipeline class -> its family's settings. A family that is not here is asked itself, which imports torch.
+#: Pipeline class -> its family's settings. Those of other families are on their classes, which import torch.
 BY_PIPELINE: Mapping[str, Recommended] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
@@ -121,7 +121,7 @@ def recommended_for(model: str | Path | DiffusionModel) -> Recommended:
 
 
 def in_folder(source: str, family: Recommended) -> Recommended:
-    """Return what a model's folder recommends, or the family's settings where it has no such file.
+    """Return what a model's folder recommends, or the family's settings if it has no such file.
 
     Raises:
         ValueError: a file that is not as described above.
@@ -133,7 +133,7 @@ def in_folder(source: str, family: Recommended) -> Recommended:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} is no JSON ({error}); expected {expected}.") from error
+        raise ValueError(f"{str(file)!r} is not JSON ({error}); expected {expected}.") from error
     steps = data.pop(_STEPS, family.num_inference_steps) if isinstance(data, dict) else None
     if type(steps) is not int or steps < 1 or not all(isinstance(section, dict) for section in data.values()):
         raise ValueError(

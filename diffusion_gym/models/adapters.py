@@ -1,4 +1,4 @@
-"""Low-rank adapters in a pipeline's networks: put in, checked against the layers' names, and merged."""
+"""Low-rank adapters in a pipeline's networks: targets, insertion and merging."""
 
 import copy
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ TRANSFORMER_LORA_GROUPS: Groups = MappingProxyType(
 
 
 def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[nn.Module, Groups]]) -> None:
-    """Raise ValueError for a target that no part has, and for a part that has none of the targets.
+    """Raise ValueError for a target without a layer, or a part without a target.
 
     Args:
         name: the model's.
@@ -87,13 +87,13 @@ def with_adapters(pretrained: nn.Module, lora: LoRAConfig, groups: Groups, own_m
 
 
 def share_weights(network: nn.Module) -> Any:
-    """Return a copy of a frozen network on the same weights: adapters can be put into it, and it takes no memory."""
+    """Return a copy of a frozen network that shares its weights: it takes no memory, and adapters can be added."""
     weights = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """Merge a network's adapters into its weights, in place, and leave no trace of them."""
+    """Merge a network's adapters into its weights, in place, remove them, and return the network."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in list(network.named_modules()):
@@ -105,13 +105,13 @@ def merged(network: nn.Module) -> nn.Module:
 
 
 def _has(network: nn.Module, endings: tuple[str, ...]) -> bool:
-    """Whether a layer's name ends so, as peft compares them."""
+    """Return whether a layer's name ends so, as peft compares them."""
     after = tuple(f".{ending}" for ending in endings)
     return any(name in endings or name.endswith(after) for name, _ in network.named_modules())
 
 
 def _listed(parts: Mapping[str, tuple[nn.Module, Groups]]) -> str:
-    """List the endings of the layers that can be adapted, of each part."""
+    """Return the endings of each part's layers that can be adapted."""
     listed = []
     for component, (network, _) in parts.items():
         endings: dict[str, None] = {}

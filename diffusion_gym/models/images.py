@@ -60,7 +60,7 @@ class ImageModel(DiffusionModel):
 
     @property
     def decodes_whole(self) -> bool:
-        """Whether latents can be decoded only as a whole; the VAE's convolutions take any part of them."""
+        """Return whether latents can be decoded only as a whole; the VAE's convolutions take any part of them."""
         return type(self)._to_pixels is not ImageModel._to_pixels
 
     def _to_pixels(self, latents: Tensor) -> Tensor:

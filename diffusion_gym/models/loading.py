@@ -1,4 +1,4 @@
-"""Finds a diffusers pipeline (name of an embedded model, folder or hub id) and gives it to its family's adapter."""
+"""Loading a diffusers pipeline (name of an embedded model, folder or hub id) through its family's adapter."""
 
 import shlex
 from pathlib import Path

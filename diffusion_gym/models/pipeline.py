@@ -1,7 +1,7 @@
-"""What all families of diffusers pipelines share, so that a family's file holds only what differs.
+"""The base of all families of diffusers pipelines; a family's file holds only what differs.
 
-A family names its denoiser's call, its conditioning and its shapes; loading, adapters, export and pickling are here,
-decoding in ``images.py``.
+A family gives its denoiser's call, its conditioning and its shapes. Loading, adapters, export and pickling are here,
+decoding is in ``images.py``.
 """
 
 import copy
@@ -43,12 +43,12 @@ class PipelineDenoiser(Denoiser):
 
     @property
     def network(self) -> Any:
-        """The diffusers network."""
+        """Return the diffusers network."""
         return getattr(self, self.component)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The network's; diffusers' own ``dtype`` walks through all modules at each call."""
+        """Return the network's dtype; diffusers' own property walks through all modules at each call."""
         return next(self.network.parameters()).dtype
 
 
@@ -124,17 +124,17 @@ class PipelineModel(ImageModel):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The pipeline's components that have weights."""
+        """Return the pipeline's components that have weights."""
         return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:
-        """Tokenizer in the pipeline -> how many tokens of a prompt its text encoder reads; empty where none reads."""
+        """Return tokenizer in the pipeline -> tokens of a prompt that its text encoder reads, if there are any."""
         return {}
 
     @property
     def longest_prompt(self) -> int | None:
-        """The most that any of its text encoders reads."""
+        """Return the most tokens that any of its text encoders reads."""
         return max(self.prompt_readers.values(), default=None)
 
     def read_of(self, prompts: Sequence[str]) -> list[Hashable]:
@@ -147,20 +147,20 @@ class PipelineModel(ImageModel):
         return read
 
     def _expanded(self, prompts: Sequence[str], tokenizer: Any) -> list[str]:
-        """Write each textual inversion of several vectors out, as the pipeline does before it tokenizes."""
+        """Return the prompts with textual inversions of several vectors written out, as the pipeline does."""
         convert = getattr(self.pipe, "maybe_convert_prompt", None)  # Stable Diffusion 3 has no textual inversions
         return list(prompts) if convert is None else convert(list(prompts), tokenizer)
 
     @property
     def denoiser_config(self) -> Mapping[str, Any]:
-        """The network's configuration."""
+        """Return the network's configuration."""
         config: Mapping[str, Any] = getattr(self.pipe, self.denoiser_class.component).config
         return config
 
     def build_denoiser(self, lora: LoRAConfig | None = None) -> PipelineDenoiser:
-        """Copy the network: float32 and fully trainable, or in the model's dtype, frozen, with float32 adapters.
+        """Return a copy of the network: float32 and fully trainable, or frozen with float32 adapters.
 
-        With adapters the modules are copied, and the frozen weights shared with the pipeline: they lie in memory once.
+        With adapters the frozen weights are shared with the pipeline: they are in memory once.
 
         Raises:
             ValueError: no layer matches one of the adapter's targets.
@@ -181,19 +181,19 @@ class PipelineModel(ImageModel):
             self._save_pipeline(folder, {denoiser.component: network})
 
     def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any] | None:
-        """Return arguments, beside steps and eta, with which the pipeline draws as the policy does.
+        """Return the pipeline's arguments, beside steps and eta, that draw as the policy does.
 
         Args:
             prompt: to draw.
-            guidance_scale: the policy's; 1 where it takes none.
+            guidance_scale: the policy's; 1 without guidance.
 
         Returns:
-            Name -> value, or None where the family does not say (the model card then leaves the call to its reader).
+            Name -> value, or None if the family does not say (model cards then have no code for the call).
         """
         return None
 
     def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
-        """Whether :meth:`export` writes one LoRA file; otherwise it writes a pipeline folder."""
+        """Return whether :meth:`export` writes one LoRA file, not a pipeline folder."""
         return lora is not None and self.has_lora_loader
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -227,7 +227,7 @@ class PipelineModel(ImageModel):
             vae.enable_tiling()
 
     def _check_tokenizer(self, part: str, limit: int) -> None:
-        """Raise ValueError where transformers made an empty tokenizer of a missing file, without a word."""
+        """Raise ValueError for the empty tokenizer that transformers makes of a missing file."""
         length = getattr(self.pipe, part).model_max_length
         if length > limit:
             raise ValueError(
@@ -236,7 +236,7 @@ class PipelineModel(ImageModel):
             )
 
     def _check_targets(self, lora: LoRAConfig | None, groups: Mapping[str, Groups]) -> None:
-        """Raise ValueError where targets and layers do not meet; groups: of each component that is to be adapted."""
+        """Raise ValueError for targets without layers; groups: of each component that gets adapters."""
         check_targets(self.name, lora, {part: (getattr(self.pipe, part), named) for part, named in groups.items()})
 
     def _trainable(self, component: str, lora: LoRAConfig | None, groups: Groups) -> nn.Module:
@@ -253,14 +253,14 @@ class PipelineModel(ImageModel):
 
         layers = {}
         for name, part in parts.items():
-            # Newer transformers have no text_model inside CLIPTextModel; in LoRA files the name stands in all versions.
+            # Newer transformers have no text_model inside CLIPTextModel; LoRA files have the name in all versions.
             prefix = "text_model." if name.startswith("text_encoder") and not hasattr(part, "text_model") else ""
             adapters = get_peft_model_state_dict(part).items()
             layers[f"{name}_lora_layers"] = {prefix + key: value.detach().cpu() for key, value in adapters}
         type(self.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(dict(parts)))
 
     def _save_pipeline(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
-        """Write the pipeline with some components replaced; the settings it recommends are its copy's too."""
+        """Write the pipeline with some components replaced, and the settings that it recommends."""
         tuned = copy.copy(self.pipe)
         for name, part in parts.items():
             setattr(tuned, name, part)

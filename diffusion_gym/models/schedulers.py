@@ -1,7 +1,7 @@
-"""Which of diffusers' schedulers a model may come with, and the configuration that is read from them.
+"""Supported schedulers of diffusers, and how their configurations are read.
 
-A scheduler's configuration tells how the model was trained: its noise schedule, what it predicts, where its grid
-lies. The steps are this package's own Gaussians, whichever solver the model came with.
+A scheduler's configuration says how the model was trained: its noise schedule, its prediction and its grid. The steps
+are this package's own Gaussians, whichever solver the model came with.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def read_scheduler_config(
 
 
 def _not_a_table(config: Mapping[str, Any]) -> str | None:
-    """Say which setting makes the noise schedule another than a table of a_t that DDIM can build."""
+    """Return the setting under which the noise schedule is not a table of a_t that DDIM can build."""
     if config.get("timestep_type") == "continuous":
         return "timestep_type='continuous'"
     if config.get("use_flow_sigmas"):

@@ -25,7 +25,7 @@ class Aesthetic:
     """``head(e / |e|)``, with e CLIP's embedding of the image; the prompt does not count.
 
     LAION's head gives about 1 to 10, and was fitted to people's ratings of photographs and generated pictures. The
-    embedded head stands in for it on the emoji-animals world; its card says what it was fitted to.
+    embedded head takes its place in the emoji-animals world.
     """
 
     name = "aesthetic"
@@ -123,7 +123,7 @@ def _numbers(name: str) -> list[tuple[int, str]]:
 def _download(head: str) -> Path:
     repository, _, file = head.rpartition("/")
     if repository.count("/") != 1 or head.startswith((".", "/")):
-        raise ValueError(f"head={head} is no file. Download one, for example {HEAD_SOURCE}, and give head=FILE.")
+        raise ValueError(f"head={head} is not a file. Download one, for example {HEAD_SOURCE}, and give head=FILE.")
     from huggingface_hub import hf_hub_download
 
     try:

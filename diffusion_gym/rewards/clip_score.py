@@ -28,8 +28,8 @@ class ClipScore:
 
         Args:
             clip: as in :func:`diffusion_gym.rewards.models.clip.load_clip`; None is the embedded model.
-            template: the text that is compared with the image; ``{prompt}`` stands for the prompt. Hessel et al. use
-                ``A photo depicts {prompt}``.
+            template: the text that is compared with the image, with ``{prompt}`` in the prompt's place. Hessel et al.
+                use ``A photo depicts {prompt}``.
             scale: factor of the cosine.
             chunk_size: images at a time, and texts.
             device: where the model runs; None follows the images.
@@ -62,6 +62,6 @@ class ClipScore:
 
 
 def check_template(template: str) -> None:
-    """Raise ValueError unless the template has a place for the prompt."""
+    """Raise ValueError for a template without a place for the prompt."""
     if "{prompt}" not in template:
         raise ValueError(f"the template must hold {{prompt}}, got {template!r}.")

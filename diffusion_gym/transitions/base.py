@@ -1,4 +1,4 @@
-"""What every family's schedule and transition offer: the sampling grid, the forward process, and x_t -> Gaussian."""
+"""The contract of schedules and transitions: the sampling grid, the forward process, and x_t -> Gaussian."""
 
 import math
 from abc import ABC, abstractmethod
@@ -31,14 +31,14 @@ class Schedule(ABC):
 
     @property
     def num_inference_steps(self) -> int:
-        """T, the number of denoising steps."""
+        """Return T, the number of denoising steps."""
         return len(self.timesteps)
 
     def step_index(self, timesteps: Tensor) -> Tensor:
-        """Map observed timesteps (n,), float32, back to step indices (n,), int64.
+        """Return the step indices (n,), int64, of observed timesteps (n,), float32.
 
-        The time 0 after the end maps to T; on a grid that itself ends at the time 0 (leading spacing with steps_offset
-        0, or linspace) it cannot be told from the last step, and maps to T - 1.
+        The time 0 after the end has the index T; on a grid that itself ends at the time 0 (leading spacing with
+        steps_offset 0, or linspace) it is the last step's, T - 1.
 
         Raises:
             ValueError: a value that is not on the grid.
@@ -61,7 +61,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def noised(self, x_0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise latents to training times, and return what the network should predict there.
+        """Return latents noised to training times, and the network's target there.
 
         Args:
             x_0: (m, ...), float32, clean latents.

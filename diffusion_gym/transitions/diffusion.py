@@ -45,7 +45,7 @@ class DiffusionSchedule(Schedule):
         return torch.randint(self.num_train_timesteps, (n,), generator=generator)
 
     def noised(self, x_0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``; the target is epsilon, v or x_0, as the network predicts."""
+        """Return ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, and the target: epsilon, v or x_0."""
         a = per_row(self.alphas_cumprod[times.cpu()].to(x_0.device), x_0)
         x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
         if self.prediction_type == "epsilon":
@@ -56,7 +56,7 @@ class DiffusionSchedule(Schedule):
 
 
 def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int) -> DiffusionSchedule:
-    """Build the grid with diffusers' own DDIMScheduler from any scheduler's configuration.
+    """Return the grid of diffusers' own DDIMScheduler with any scheduler's configuration.
 
     Args:
         scheduler_config: a diffusers scheduler configuration (``pipe.scheduler.config``).
@@ -182,7 +182,7 @@ class DDIM(DiffusionTransition):
         self._buffer("direction", (1 - a_p - std**2).clamp(min=0).sqrt())
 
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
-        """Equation 12 without its noise term."""
+        """Return equation 12 without its noise term."""
         return per_row(self.sqrt_a_p[step_index], x_0) * x_0 + per_row(self.direction[step_index], x_0) * epsilon
 
 
@@ -224,7 +224,7 @@ class DDPM(DiffusionTransition):
         self._buffer("x_t_coefficient", of_x_t)
 
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
-        """Equation 7."""
+        """Return equation 7."""
         return (
             per_row(self.x_0_coefficient[step_index], x_0) * x_0 + per_row(self.x_t_coefficient[step_index], x_0) * x_t
         )

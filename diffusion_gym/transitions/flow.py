@@ -30,7 +30,7 @@ class FlowSchedule(Schedule):
         timesteps: (T,), float32, ``t * num_train_timesteps`` of each step's start.
         num_train_timesteps: the scale of the times that the denoiser sees.
         sigmas: (T + 1,), float32, t from noise to image, the last one 0.
-        shift: the family's shift of uniform times toward noise, ``t = shift u / (1 + (shift - 1) u)``; 1 is none.
+        shift: of uniform times toward noise, ``t = shift u / (1 + (shift - 1) u)``; 1 leaves them.
     """
 
     sigmas: Tensor
@@ -39,13 +39,13 @@ class FlowSchedule(Schedule):
     samplers: ClassVar[tuple[str, ...]] = ("flow-sde", "cps")
 
     def __post_init__(self) -> None:
-        """Refuse a grid whose steps go nowhere: their std would be 0 or NaN."""
+        """Raise ValueError for a grid that does not fall: a step's std would be 0 or NaN."""
         falling = bool((self.sigmas[1:] < self.sigmas[:-1]).all()) and bool((self.timesteps.diff() < 0).all())
         if not (falling and 0 < float(self.sigmas[0]) <= 1 and float(self.sigmas[-1]) >= 0):
             raise ValueError(
                 f"the {self.num_inference_steps} times of this flow model's grid must fall from at most 1 to 0, got "
-                f"{_shortened(self.sigmas)}. Its scheduler moves them there (shift {self.shift:g}): set shift (3 is "
-                "usual), shift_terminal or the number of steps so that they stay apart."
+                f"{self.sigmas[:6].tolist()} and so on; change the scheduler's shift (shift {self.shift:g}), its "
+                "shift_terminal or the number of steps."
             )
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
@@ -58,7 +58,7 @@ class FlowSchedule(Schedule):
         return self.shift * u / (1 + (self.shift - 1) * u) * self.num_train_timesteps
 
     def noised(self, x_0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """``x_t = (1 - t) x_0 + t noise``; the target is the velocity ``noise - x_0``."""
+        """Return ``x_t = (1 - t) x_0 + t noise``, and the target: the velocity ``noise - x_0``."""
         t = per_row(times.to(x_0.device) / self.num_train_timesteps, x_0)
         return (1 - t) * x_0 + t * noise, noise - x_0
 
@@ -69,7 +69,7 @@ def make_flow_schedule(
     image_sequence_length: int,
     equal_steps: bool = False,
 ) -> FlowSchedule:
-    """Build the grid with diffusers' own FlowMatchEulerDiscreteScheduler.
+    """Return the grid of diffusers' own FlowMatchEulerDiscreteScheduler.
 
     Args:
         scheduler_config: configuration of a FlowMatchEulerDiscreteScheduler (``pipe.scheduler.config``).
@@ -106,14 +106,8 @@ def make_flow_schedule(
     )
 
 
-def _shortened(times: Tensor) -> str:
-    """Write at most eight times."""
-    shown = [f"{time:.7g}" for time in times.tolist()]
-    return ", ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-3:]])
-
-
 def _resolution_shift(config: Any, tokens: int) -> float:
-    """The pipelines' ``calculate_shift``: mu is linear in the number of image tokens."""
+    """Return the pipelines' ``calculate_shift``: mu is linear in the number of image tokens."""
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return config.base_shift + slope * (tokens - config.base_image_seq_len)
 

@@ -73,7 +73,7 @@ class BERTScore:
 
         Raises:
             ValueError: weights that cannot be had, a model of another kind, which is found by scoring a pair of texts,
-                or a layer or baseline that is none.
+                or an invalid layer or baseline.
         """
         repair_torchvision()
         from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -156,11 +156,11 @@ class BERTScore:
     def _recall(
         self, candidate: Tensor, candidate_ids: list[int], reference: Tensor, reference_ids: list[int]
     ) -> Tensor:
-        said, wanted = self._counted(candidate_ids), self._counted(reference_ids)
-        if not any(said) or not any(wanted):
+        said, asked = self._counted(candidate_ids), self._counted(reference_ids)
+        if not any(said) or not any(asked):
             return torch.zeros((), device=reference.device)
         best = (reference @ candidate.T).amax(1)
-        return best[torch.tensor(wanted, device=best.device)].mean()
+        return best[torch.tensor(asked, device=best.device)].mean()
 
     def _counted(self, ids: list[int]) -> list[bool]:
         special = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)

@@ -66,8 +66,8 @@ class Captioner:
             max_new_tokens: longest answer.
 
         Raises:
-            ValueError: weights that cannot be had, a dtype that is none, or a model of another kind, which is found by
-                asking it about one picture.
+            ValueError: weights that cannot be loaded, an unknown dtype, or a model of another kind, which a first
+                question shows.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}.")
@@ -100,7 +100,7 @@ class Captioner:
         if kind != "llava" and getattr(self._processor, "chat_template", None) is None:
             raise ValueError("it has no chat template, so how to ask it is not known")
         tokenizer = self._processor.tokenizer
-        tokenizer.padding_side = "left"  # so that generation goes on from each row's last token
+        tokenizer.padding_side = "left"  # so that generation continues each row's last token
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -124,7 +124,7 @@ class Captioner:
         self, pictures: Sequence[Image.Image], question: str, device: torch.device, max_new_tokens: int
     ) -> list[str]:
         inputs = self._inputs(pictures, question).to(device, self._dtype)
-        # Temperature and its like stand in many models' files, and would only cause warnings here.
+        # Many models' files set a temperature and its like, which would only cause warnings here.
         sampling = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         tokens = self._model.generate(
             **inputs,

@@ -57,10 +57,10 @@ class Clip:
         self._device = device
         if device is not None:
             self._model.to(device)
-        wanted = {**self._model.visual.preprocess_cfg}
+        config = {**self._model.visual.preprocess_cfg}
         names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
         self._transform = open_clip.image_transform(
-            wanted["size"], is_train=False, **{name: wanted[name] for name in names if name in wanted}
+            config["size"], is_train=False, **{name: config[name] for name in names if name in config}
         )
         expected = "an image and a text tower with embeddings of one size"
         with first_run(f"clip={source}", "a first small input", expected):
@@ -153,7 +153,7 @@ class Clip:
         return self._transform.transforms[-1](levels / 255)
 
     def _place(self, default: torch.device | str) -> torch.device:
-        """Move the model where it is to run, and return where that is."""
+        """Move the model to its device, and return the device."""
         device = torch.device(self._device or default)
         self._model.to(device)
         return device

@@ -33,7 +33,7 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
 
 class ServedCaptioner:
-    """Asks ``POST url/chat/completions`` once an image, several at a time, greedily (temperature 0).
+    """Asks ``POST url/chat/completions`` once per image, several at a time, greedily (temperature 0).
 
     A request without an answer (no connection, a timeout, a cut or garbled answer, a status of :data:`RETRIED`) is
     repeated after a pause that doubles each time, drawn between its half and its whole, and no shorter than the
@@ -128,7 +128,7 @@ class ServedCaptioner:
                         "Check url, model and the server's log."
                     ) from error
                 asked = _retry_after(error.headers)
-            except (OSError, http.client.HTTPException, ValueError) as error:  # none, a cut or a garbled answer
+            except (OSError, http.client.HTTPException, ValueError) as error:  # no answer, or a garbled one
                 problem, asked = f"{type(error).__name__}: {error}", 0.0
             if attempt == self._retries or stop.wait(max(asked, self._backoff(attempt))):
                 break
