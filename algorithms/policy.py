@@ -142,8 +142,8 @@ class DenoisingPolicy(nn.Module):
     ) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
-        Classifier-free guidance (Ho and Salimans 2022): ``u + guidance_scale (c - u)``, both halves in one forward. A
-        guidance-distilled model takes the scale as an input instead. Not ``guided`` it is ``c`` alone.
+        The model's family combines the predictions without and with the prompt, both from one forward. A
+        guidance-distilled model takes the scale as an input instead. Not ``guided`` it is the one with the prompt.
         """
         if self.model.embeds_guidance:
             scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
@@ -154,7 +154,7 @@ class DenoisingPolicy(nn.Module):
         both = {name: torch.cat([self._uncond[name].expand_as(value), value]) for name, value in conditioning.items()}
         output = self._forward(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
         uncond, cond = output.chunk(2)
-        return uncond + self.config.guidance_scale * (cond - uncond)
+        return self.model.guide(uncond, cond, self.config.guidance_scale)
 
     def distribution(self, rows: Rows) -> Gaussian:
         """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients."""

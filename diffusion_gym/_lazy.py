@@ -1,4 +1,4 @@
-"""Packages that import what they name only once it is asked for: torch alone takes a second of processor time."""
+"""Lazy imports of a package's public names: torch alone takes a second of processor time."""
 
 import importlib
 import importlib.util
@@ -44,7 +44,7 @@ class Registry(dict[str, Any]):
         return found(value) if isinstance(value, str) else value
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value, or the default where there is none."""
+        """Return the value, or the default."""
         return self[key] if key in self else default  # noqa: SIM401 - this is get
 
     def values(self) -> Any:

@@ -1,5 +1,6 @@
-"""What can be chosen of a model and its sampler, without torch: the command line is read with it in a moment."""
+"""Choices of a model and its sampler, without torch, so that the command line answers at once."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -38,11 +39,9 @@ class LoRAConfig:
             raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
         for target in self.targets:
             if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", target):
-                apart = " ".join(part for part in re.split(r"[\s,]+", target) if re.fullmatch(r"[\w.-]+", part))
                 raise ValueError(
-                    f"the LoRA target {target!r} is no layer's name: expected 'attention', 'all', or endings of "
-                    f"layers' names, each by itself ({apart or 'to_q to_k to_v'}); lists in one text and regular "
-                    "expressions are not read."
+                    f"the LoRA target {target!r} is not a layer's name: expected 'attention', 'all', or endings of "
+                    "layers' names, each by itself (to_q to_k to_v), without commas or regular expressions."
                 )
 
     def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -53,3 +52,11 @@ class LoRAConfig:
 def folder_of(name: str) -> str:
     """Return the folder or hub id that a model's name leads to."""
     return str(ASSETS / name) if name in EMBEDDED else name
+
+
+def pipeline_class(index: Path) -> str:
+    """Return the class that a ``model_index.json`` names. Raises ValueError for a file that is not such an index."""
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is not a diffusers model index: {error}.") from error

@@ -1,4 +1,4 @@
-"""Chunks of one fixed size: what a network makes of a row then does not depend on how many rows there are."""
+"""Forward passes in chunks of one size, so that a row's result does not depend on the number of rows."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,9 @@
 """What errors and warnings share."""
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
 
 
 def summary(error: Exception) -> str:
@@ -11,5 +13,29 @@ def summary(error: Exception) -> str:
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Warn, the first time in this process."""
+    """Warn, once per process and text."""
     warnings.warn(text, stacklevel=3)
+
+
+@contextlib.contextmanager
+def first_run(loaded: str, step: str, expected: str) -> Iterator[None]:
+    """Turn any failure of a model's first, small run into a ValueError that says what was expected.
+
+    Args:
+        loaded: which model it is; a ValueError that names it passes as it is.
+        step: what is run.
+        expected: the kind of model that works.
+
+    Raises:
+        ValueError: in place of what was raised inside, save for a lack of memory.
+    """
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # the libraries raise many unrelated types
+        if isinstance(error, ValueError) and loaded in str(error):
+            raise
+        raise ValueError(f"{loaded} was loaded, but {step} fails ({summary(error)}); expected {expected}.") from error

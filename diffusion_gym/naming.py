@@ -1,7 +1,7 @@
-"""A user's text as a name: safe as a file's and as a log's, short, and different for different texts; and as a label.
+"""Names and labels made of a user's text: safe in files, logs and tables, short, and distinct.
 
-Rewards, prompts, paths and metrics are any text. Whatever is *called* after one goes through here; where the text
-itself is *shown*, in a table or a legend, it stays as it is, escaped as its format needs.
+Rewards, prompts, paths and metrics are any text. Files and log keys get names made of it here; tables and legends show
+the text itself, escaped as their format needs.
 """
 
 import difflib
@@ -17,7 +17,7 @@ _OTHER = re.compile(r"[^A-Za-z0-9_.+=-]+")
 _OTHER_IN_LOGS = re.compile(r"[^A-Za-z0-9_.+=() -]+")
 #: What ends a name that was made short; a text that ends so itself must not be taken for one.
 _ENDS_LIKE_A_DIGEST = re.compile(rf"-[0-9a-f]{{{_DIGEST}}}")
-#: What Markdown reads as markup inside a line; an underscore between letters is none.
+#: What Markdown reads as markup inside a line; an underscore between letters is a plain character.
 _MARKUP = re.compile(r"[\\`*|$\[\]~]|(?<!\w)_|_(?!\w)")
 _LIKE = 0.7  # of 1: as much have a word and a name in common where one may be meant for the other
 _MUCH_LESS_LIKE = 0.15
@@ -28,9 +28,9 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", flags=re.IGNORECA
 def file_name(text: str, limit: int = 80) -> str:
     """Return a text as a file's name on every system, or as a part of one: at most ``limit`` ASCII characters.
 
-    A text of lower-case letters, digits and ``_.+=-`` is its own name, such as ``incompressibility``. Of any other,
-    what cannot stand in a name (a slash, a space, what is too long) is replaced or left out, and a digest of the whole
-    text follows: two texts never share a name, also where the file system takes ``A`` for ``a``.
+    A text of lower-case letters, digits and ``_.+=-`` is its own name, such as ``incompressibility``. In any other,
+    forbidden characters are replaced, and a digest of the whole text follows: two texts never share a name, also where
+    the file system takes ``A`` for ``a``.
     """
     name = _OTHER.sub("-", _ascii(text).replace(",", "+")).strip("-.")
     return _distinct(text, name, limit, changed=text != text.lower() or bool(_DEVICES.fullmatch(name)))
@@ -79,10 +79,10 @@ def _distinct(text: str, name: str, limit: int, changed: bool = False) -> str:
 
 
 def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Return those known names that a mistyped word most probably means, the likeliest first; none where none is near.
+    """Return the known names that a mistyped word most probably means, the likeliest first; empty if none is near.
 
-    Case, underscores and dots do not count. The word may also be a name's initials, its beginning, or what stands in it
-    behind a dot.
+    Case, underscores and dots do not count. The word may also be a name's initials, its beginning, or its part behind a
+    dot.
     """
     found: dict[str, float] = {}
     given = _plain(word)
@@ -103,7 +103,7 @@ def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?``, or nothing where no known name is near."""
+    """Return `` Did you mean 'x'?``, or an empty text if no known name is near."""
     names = [repr(name) for name in nearest(word, known)]
     if not names:
         return ""

@@ -1,4 +1,4 @@
-"""Paths as users write them: ``~`` and ``~name`` stand for home folders; a name that nobody has stays as it is."""
+"""Paths as users write them: ``~`` and ``~name`` are home folders; an unknown name stays as it is."""
 
 import os
 from pathlib import Path

@@ -1,22 +1,23 @@
-"""What is recommended for training a model: the settings in its own folder, or else its family's.
+"""Recommended settings for training a model: those in its own folder, or else its family's.
 
 A folder carries them as ``training.json``, with the names that ``DDPO(env, ...)`` takes as keyword arguments::
 
     {"num_inference_steps": 10, "any": {"targets": ["all"], "learning_rate": 0.002}, "ddpo-is": {"clip_range": 2.0}}
 
-"any" is for every algorithm, a section of an algorithm's name for that one alone, over "any". The families' settings
-stand here, apart from their classes, so that the command line reads its defaults without torch.
+"any" is for every algorithm; the section of an algorithm's name is for that one alone, and overrides "any". The
+families' settings are here, apart from their classes, so that the command line reads its defaults without torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_gym.choices import EXACT_MODELS, folder_of
+from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
 from diffusion_gym.paths import expanded
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _STEPS = "num_inference_steps"
 
 @dataclass(frozen=True)
 class Recommended:
-    """Settings to begin with. What they do not name has the algorithm's own default."""
+    """Settings to begin with; all others keep the algorithm's own defaults."""
 
     num_inference_steps: int = 10
     """Denoising steps per image."""
@@ -67,7 +68,7 @@ STABLE_DIFFUSION_3 = Recommended(
     sections={ANY: {"eta": 0.7, "guidance_scale": 4.5, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 4}},
     source="its family, Stable Diffusion 3",
 )
-#: Guidance is left to the user: dev was distilled for 3.5, schnell for none.
+#: Guidance is left to the user: dev was distilled for 3.5, schnell without guidance.
 FLUX = Recommended(
     sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}},
     source="its family, Flux",
@@ -88,7 +89,7 @@ EXACT = Recommended(
     },
     source="the exact family",
 )
-#: Pipeline class -> its family's settings. A family that is not here is asked itself, which imports torch.
+#: Pipeline class -> its family's settings. Those of other families are on their classes, which import torch.
 BY_PIPELINE: Mapping[str, Recommended] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
@@ -99,27 +100,28 @@ BY_PIPELINE: Mapping[str, Recommended] = {
 }
 
 
-def recommended(model: str | Path | DiffusionModel) -> Recommended:
+def recommended_for(model: str | Path | DiffusionModel) -> Recommended:
     """Return the settings that a model recommends for its training, without loading its weights.
 
     Raises:
-        ValueError: an unknown name or model family, or a folder's file of settings that is none.
+        ValueError: an unknown name or model family, or an invalid file of settings in its folder.
     """
     if not isinstance(model, str | Path):
         return model.recommended
     name = expanded(model)
     if name in EXACT_MODELS:
         return EXACT
-    family = BY_PIPELINE.get(_pipeline_class(Path(folder_of(name))))
-    if family is not None:
-        return in_folder(folder_of(name), family)
+    with contextlib.suppress(ValueError):  # loading below says more about a folder without a proper index
+        family = BY_PIPELINE.get(pipeline_class(Path(folder_of(name)) / "model_index.json"))
+        if family is not None:
+            return in_folder(folder_of(name), family)
     from diffusion_gym.models.loading import pipeline_recommends
 
     return pipeline_recommends(name)
 
 
 def in_folder(source: str, family: Recommended) -> Recommended:
-    """Return what a model's folder recommends, or the family's settings where it has no such file.
+    """Return what a model's folder recommends, or the family's settings if it has no such file.
 
     Raises:
         ValueError: a file that is not as described above.
@@ -131,21 +133,13 @@ def in_folder(source: str, family: Recommended) -> Recommended:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} is no JSON ({error}); expected {expected}.") from error
+        raise ValueError(f"{str(file)!r} is not JSON ({error}); expected {expected}.") from error
     steps = data.pop(_STEPS, family.num_inference_steps) if isinstance(data, dict) else None
     if type(steps) is not int or steps < 1 or not all(isinstance(section, dict) for section in data.values()):
         raise ValueError(
             f"{str(file)!r} holds {json.dumps(data)[:80]}; expected {expected}, its numbers of steps at least 1."
         )
     return Recommended(steps, {name: _with_tuples(section) for name, section in data.items()}, str(file))
-
-
-def _pipeline_class(folder: Path) -> str:
-    """Return the class that a folder's index names; an empty text where loading would have something to say."""
-    try:
-        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _with_tuples(section: dict[str, Any]) -> dict[str, Any]:

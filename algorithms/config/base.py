@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 from algorithms.config.fields import check_fields
 from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
 from diffusion_gym.prompts import check_prompts, resolve_prompts
-from diffusion_gym.recommended import recommended as recommends
+from diffusion_gym.recommended import recommended_for as recommends
 
 if TYPE_CHECKING:
     from diffusion_gym.models import DiffusionModel

@@ -16,7 +16,7 @@ from benchmarks.runs.pictures import check_picture_file, grid
 from benchmarks.runs.spec import TaskConfig
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.prompts import FORMATS, PROMPT_SETS, resolve_prompts
-from diffusion_gym.recommended import recommended
+from diffusion_gym.recommended import recommended_for
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,7 +93,7 @@ class Sample:
     def base(self) -> tuple[TaskConfig, PolicyConfig]:
         """Return how the base model is sampled: as it recommends for training, except for what is given."""
         model = self.model or DEFAULT_MODEL
-        found = recommended(model)
+        found = recommended_for(model)
         advised = {name: value for name, value in found.settings("").items() if name in _POLICY}
         steps = self.num_inference_steps or found.num_inference_steps
         config = override(PolicyConfig(trainable="full"), **{**advised, **self._given(_POLICY)})

@@ -16,7 +16,7 @@ from benchmarks.runs.spec import RunSpec, TaskConfig, WandbMode
 from benchmarks.terminal import command
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import file_name, one_line
-from diffusion_gym.recommended import recommended as recommends
+from diffusion_gym.recommended import recommended_for as recommends
 
 if TYPE_CHECKING:
     from algorithms import DiffusionAlgorithm

@@ -10,7 +10,7 @@ from algorithms.config.base import EvaluationConfig
 from benchmarks.runs.spec import TaskConfig
 from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
 from diffusion_gym.choices import DEFAULT_MODEL
-from diffusion_gym.recommended import recommended
+from diffusion_gym.recommended import recommended_for
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Throughput:
     def of_model(cls, model: str) -> "Throughput":
         """Return the defaults for a model: its own number of steps, and the policy that it recommends."""
         policy = AlgorithmConfig.for_model(model).policy
-        return cls(model=model, num_inference_steps=recommended(model).num_inference_steps, policy=policy)
+        return cls(model=model, num_inference_steps=recommended_for(model).num_inference_steps, policy=policy)
 
     def task(self) -> TaskConfig:
         """Return the task."""

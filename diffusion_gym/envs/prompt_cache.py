@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 from diffusion_gym.models import Conditioning, DiffusionModel
-from diffusion_gym.models.probe import way_out
+from diffusion_gym.models.probe import check_finite
 
 #: Bytes that encoded prompts take before the least recently used are dropped; Flux's take 8.4 MB each, SDXL's 0.63.
 PROMPT_CACHE_BYTES = 4 * 10**9
@@ -70,11 +70,8 @@ class PromptCache:
     def _encode(self, prompt: str) -> Conditioning:
         encoded = self.model.encode_prompts([prompt]) | (self.model.tokenize([prompt]) if self.tokens else {})
         for name, value in encoded.items():
-            if not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"the {name.replace('_', ' ')} that {self.model.name!r} in {self.model.dtype} makes of {prompt!r} "
-                    f"is not finite (NaN or infinite): {way_out(self.model.dtype)}."
-                )
+            what = f"the {name.replace('_', ' ')} of {prompt!r} by the text encoder"
+            check_finite(self.model.name, what, self.model.dtype, value.isfinite().all())
         return {name: value.to("cpu", copy=True) for name, value in encoded.items()}
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
 from diffusion_gym.models.loading import load_pipeline_model, state_of
 from diffusion_gym.paths import expanded
-from diffusion_gym.recommended import Recommended, recommended
+from diffusion_gym.recommended import Recommended, recommended_for
 
 __all__ = [
     "Conditioning",
@@ -21,7 +21,7 @@ __all__ = [
     "Recommended",
     "check_device",
     "load_model",
-    "recommended",
+    "recommended_for",
 ]
 
 #: What :func:`load_model` was given, and the state of the files -> the model, for as long as somebody holds it.

@@ -1,7 +1,8 @@
-"""Low-rank adapters in a pipeline's networks: put in, checked against the layers' names, and merged."""
+"""Low-rank adapters in a pipeline's networks: targets, insertion and merging."""
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -13,9 +14,32 @@ Groups = Mapping[str, tuple[str, ...]]
 #: Endings that an error lists.
 _LISTED = 16
 
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+#: Groups of layers that LoRA adapts, by their suffixes in diffusers' UNets.
+UNET_LORA_GROUPS: Groups = MappingProxyType(
+    {
+        "attention": _ATTENTION,
+        "all": (
+            *(*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+            *("conv_in", "conv_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
+        ),
+    }
+)
+_JOINT_ATTENTION = (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+#: The same in diffusers' transformers, whose text and image tokens attend jointly.
+TRANSFORMER_LORA_GROUPS: Groups = MappingProxyType(
+    {
+        "attention": _JOINT_ATTENTION,
+        "all": (
+            *_JOINT_ATTENTION,
+            *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
+        ),
+    }
+)
+
 
 def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[nn.Module, Groups]]) -> None:
-    """Raise ValueError for a target that no part has, and for a part that has none of the targets.
+    """Raise ValueError for a target without a layer, or a part without a target.
 
     Args:
         name: the model's.
@@ -24,19 +48,14 @@ def check_targets(name: str, lora: LoRAConfig | None, parts: Mapping[str, tuple[
     """
     if lora is None:
         return
-    for target in lora.targets:
-        if not any(target in groups or _has(network, (target,)) for network, groups in parts.values()):
-            raise ValueError(
-                f"no layer of {name!r} could be adapted with LoRA targets {lora.targets}: none ends in {target!r}. "
-                f"Expected 'attention', 'all', or endings of its layers: {_listed(parts)}."
-            )
-    for component, (network, groups) in parts.items():
-        if not _has(network, lora.layers(groups)):
-            raise ValueError(
-                f"no layer of the {component} of {name!r} could be adapted with LoRA targets {lora.targets}, and it "
-                f"is to be trained. Give 'attention', or also endings of its layers: "
-                f"{_listed({component: parts[component]})}."
-            )
+    unknown = [t for t in lora.targets if not any(t in groups or _has(net, (t,)) for net, groups in parts.values())]
+    untouched = [part for part, (network, groups) in parts.items() if not _has(network, lora.layers(groups))]
+    if unknown or untouched:
+        problem = f"none ends in {unknown[0]!r}" if unknown else f"none of its {untouched[0]} ends in one of them"
+        raise ValueError(
+            f"no layer of {name!r} could be adapted with LoRA targets {lora.targets}: {problem}. "
+            f"Expected 'attention', 'all', or endings of its layers: {_listed(parts)}."
+        )
 
 
 def with_adapters(pretrained: nn.Module, lora: LoRAConfig, groups: Groups, own_method: bool) -> nn.Module:
@@ -68,13 +87,13 @@ def with_adapters(pretrained: nn.Module, lora: LoRAConfig, groups: Groups, own_m
 
 
 def share_weights(network: nn.Module) -> Any:
-    """Return a copy of a frozen network on the same weights: adapters can be put into it, and it takes no memory."""
+    """Return a copy of a frozen network that shares its weights: it takes no memory, and adapters can be added."""
     weights = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """Merge a network's adapters into its weights, in place, and leave no trace of them."""
+    """Merge a network's adapters into its weights, in place, remove them, and return the network."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in list(network.named_modules()):
@@ -86,13 +105,13 @@ def merged(network: nn.Module) -> nn.Module:
 
 
 def _has(network: nn.Module, endings: tuple[str, ...]) -> bool:
-    """Whether a layer's name ends so, as peft compares them."""
+    """Return whether a layer's name ends so, as peft compares them."""
     after = tuple(f".{ending}" for ending in endings)
     return any(name in endings or name.endswith(after) for name, _ in network.named_modules())
 
 
 def _listed(parts: Mapping[str, tuple[nn.Module, Groups]]) -> str:
-    """List the endings of the layers that can be adapted, of each part."""
+    """Return the endings of each part's layers that can be adapted."""
     listed = []
     for component, (network, _) in parts.items():
         endings: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""The contract of a model family: a pretrained diffusion model taken apart into what environment and policy need."""
+"""The contract of a model family: the parts of a pretrained diffusion model that environment and policy need."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,14 +14,14 @@ from diffusion_gym.choices import Trained as Trained
 from diffusion_gym.recommended import Recommended
 from diffusion_gym.transitions import Schedule, make_schedule
 
-#: What a denoiser is conditioned on beside latents and time: name -> (n, ...), float32; "prompt_embedding" always, or,
-#: where text encoders are trained, tokens in the place of what these make of them: (n, L), int64.
+#: A denoiser's conditioning beside latents and time: name -> (n, ...), float32; always with "prompt_embedding", or,
+#: where text encoders are trained, with the prompt's tokens instead: (n, L), int64.
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
-#: The conditioning that text encoders make of a prompt.
+#: The conditioning that comes from text encoders.
 TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
-#: The guidance scale (n,) that the policy gives to a model that takes it as an input; no part of the observation.
+#: The guidance scale (n,) that the policy gives to a model that takes it as an input; not in the observation.
 GUIDANCE = "guidance"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,38 +34,38 @@ class Denoiser(nn.Module, ABC):
         """Predict epsilon, v or x_0, as the schedule says; a flow model the velocity ``noise - x_0``.
 
         Args:
-            latents: (n, c, h, w), float32, scaled latent units.
+            latents: (n, *latent_shape), float32, scaled latent units.
             timesteps: (n,), the schedule's: int64 training times, or float32 of a flow model.
             conditioning: name -> (n, ...), float32.
 
         Returns:
-            (n, c, h, w), the network's dtype.
+            (n, *latent_shape), the network's dtype.
         """
 
 
 class DiffusionModel(ABC):
-    """A frozen pretrained model. Shared and cached: nobody writes to it; policies train a copy of its denoiser.
+    """A frozen pretrained model, shared and read-only; policies train a copy of its denoiser.
 
     Attributes:
-        name: what :func:`diffusion_gym.load_model` found it under.
+        name: by which :func:`diffusion_gym.load_model` finds it.
         device: where its networks are.
         dtype: of the frozen networks.
-        latent_shape: (c, h, w) of one image's latents.
+        latent_shape: of one image's latents, any number of axes; (c, h, w) for images.
         image_shape: (3, H, W) of one decoded image.
         conditioning_shapes: name -> shape of one image's conditioning; "prompt_embedding" is (L, D).
         scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
-        recommended: settings for its training, with which algorithms begin where they are given none.
+        recommended: the default settings of its training.
     """
 
     name: str
     device: torch.device
     dtype: ModelDtype
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     image_shape: tuple[int, int, int]
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     scheduler_config: Mapping[str, Any]
     recommended: Recommended = Recommended()
-    #: Prompts used where the user names none.
+    #: The prompts without a choice of the user's.
     default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
@@ -74,17 +74,17 @@ class DiffusionModel(ABC):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The model's own networks, which take memory beside the policy's."""
+        """Return the model's own networks, which take memory beside the policy's."""
         return []
 
     @property
     def denoiser_config(self) -> Mapping[str, Any]:
-        """The denoiser's settings, which tell models of one family apart."""
+        """Return the denoiser's settings, which tell models of one family apart."""
         return {}
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the denoiser takes the guidance scale as an input (guidance-distilled), in one forward a row."""
+        """Return whether the denoiser takes the guidance scale as an input (guidance-distilled)."""
         return False
 
     def schedule(self, num_inference_steps: int) -> Schedule:
@@ -96,54 +96,69 @@ class DiffusionModel(ABC):
         """Encode n texts; each value (n, ...), float32, on the model's device."""
 
     def encode_unconditional(self) -> Conditioning:
-        """Return what classifier-free guidance leads away from, one row, float32; here the empty prompt.
+        """Return the unconditional side of guidance, one row, float32; here the empty prompt.
 
         Raises:
-            ValueError: the model knows no prompts.
+            ValueError: the model takes no prompts.
         """
         return self.encode_prompts([""])
 
     @property
     def longest_prompt(self) -> int | None:
-        """Tokens of a prompt, the special ones included, behind which the model reads nothing; None without a limit."""
+        """Return the most tokens, special ones included, that the model reads of a prompt; None without a limit."""
         return None
 
     def read_of(self, prompts: Sequence[str]) -> list[Hashable]:
-        """Return what the model reads of each of n texts, equal for two that are one to it; here the texts."""
+        """Return a key of each of n texts, equal for two that the model cannot tell apart; here the texts."""
         return list(prompts)
 
     @property
     def token_limits(self) -> Mapping[str, tuple[int, int]]:
-        """Name -> (L, size of the vocabulary) of the prompt's tokens; empty where no text encoder can be trained."""
+        """Return name -> (L, size of the vocabulary) of the prompt's tokens, if a text encoder can be trained."""
         return {}
 
     def tokenize(self, prompts: Sequence[str]) -> Conditioning:
-        """Turn n texts into tokens, name -> (n, L), int64, on the model's device.
+        """Return the tokens of n texts, name -> (n, L), int64, on the model's device.
 
         Raises:
             ValueError: a family whose text encoder cannot be trained.
         """
         raise ValueError(
-            f"the text encoder of {self.name!r} cannot be trained ({type(self).__name__}; the families that can are "
-            "Stable Diffusion 1.x and 2.x, and SDXL). Train 'denoiser', and leave out prompt_tokens."
+            f"the text encoder of {self.name!r} ({type(self).__name__}) cannot be trained, only that of Stable "
+            "Diffusion 1.x, 2.x and SDXL. Train 'denoiser', and leave out prompt_tokens."
         )
 
     def unconditional_tokens(self) -> Conditioning:
-        """Return the tokens of what guidance leads away from, one row; raises as :meth:`tokenize` does."""
+        """Return the tokens of the unconditional side of guidance, one row; raises as :meth:`tokenize` does."""
         return self.tokenize([""])
 
     def build_text_denoiser(self, lora: LoRAConfig | None, trained: Trained) -> Denoiser:
-        """Return a denoiser that is given tokens, and trains its text encoders alone or both; raises likewise."""
+        """Return a denoiser of tokens that trains its text encoders, alone or with the network; raises likewise."""
         self.tokenize([""])
         raise NotImplementedError(f"{type(self).__name__} has tokens, and must build what encodes them.")
 
+    def guide(self, uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
+        """Return the guided prediction; here classifier-free guidance (Ho and Salimans 2022), ``u + w (c - u)``.
+
+        Args:
+            uncond: (n, *latent_shape), float32, the prediction without the prompt.
+            cond: the same with it.
+            guidance_scale: w, more than 1.
+        """
+        return uncond + guidance_scale * (cond - uncond)
+
     @abstractmethod
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Decode latents (n, *latent_shape) to images (n, 3, H, W), float32 in [0, 1]; gradients reach the latents."""
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents (n, c, h, w), float32, into images (n, 3, H, W), uint8."""
+        """Decode latents (n, *latent_shape) to images (n, 3, H, W), uint8: :meth:`decode_pixels`, rounded."""
+        return (self.decode_pixels(latents) * 255).round().to(torch.uint8)
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
-        """Turn images (n, 3, H, W), uint8, into latents (n, c, h, w), float32."""
+        """Encode images (n, 3, H, W), uint8, to latents (n, *latent_shape), float32."""
 
     @abstractmethod
     def build_denoiser(self, lora: LoRAConfig | None = None) -> Denoiser:
@@ -154,5 +169,5 @@ class DiffusionModel(ABC):
         """Write the trained weights into ``folder`` in diffusers' own format (LoRA file or pipeline folder)."""
 
     def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
-        """Whether :meth:`export` writes one LoRA file; otherwise it fills its folder with the whole model."""
+        """Return whether :meth:`export` writes one LoRA file, not the whole model."""
         return lora is not None

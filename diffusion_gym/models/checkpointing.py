@@ -6,13 +6,13 @@ from torch import nn
 
 
 def enable_gradient_checkpointing(network: nn.Module) -> None:
-    """Keep no activations inside blocks; the backward pass computes them again (Chen et al. 2016, arXiv 1604.06174).
+    """Recompute the activations inside blocks in the backward pass (Chen et al. 2016, arXiv 1604.06174).
 
     Args:
-        network: holds networks of diffusers or transformers, in evaluation mode, and stays so.
+        network: holds networks of diffusers or transformers; all stay in evaluation mode.
 
     Raises:
-        ValueError: it holds none, or one that cannot be checkpointed.
+        ValueError: it has no such network, or one that cannot be checkpointed.
     """
     found = False
     modules: list[Any] = list(network.modules())
@@ -28,8 +28,8 @@ def enable_gradient_checkpointing(network: nn.Module) -> None:
             found = True
     if not found:
         raise ValueError(
-            f"gradient checkpointing is for networks of diffusers and transformers, and {type(network).__name__} holds "
-            "none; leave out gradient_checkpointing."
+            f"gradient checkpointing needs networks of diffusers or transformers, got {type(network).__name__}; leave "
+            "out gradient_checkpointing."
         )
     for module in modules:
         if getattr(module, "gradient_checkpointing", False):

@@ -68,11 +68,17 @@ class ExactModel(DiffusionModel):
             masks[row, 0, self._prompts[prompt]] = 1.0
         return {PROMPT_EMBEDDING: masks.to(self.device)}
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Write each point (n, d, 1, 1) as blocks of 16-bit values; beyond [-8, 8] the code saturates."""
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Write each point (n, d, 1, 1) as blocks of 16-bit values; beyond [-8, 8] the code saturates.
+
+        The gradient passes straight through the rounding, by way of the high byte: :func:`read_points` of the pixels
+        has the gradient 1 with respect to the point.
+        """
         points = latents.flatten(1).clamp(-POINT_RANGE, POINT_RANGE)
-        level = ((points + POINT_RANGE) / (2 * POINT_RANGE) * _LEVELS).round().long()
-        code = torch.stack([level // 256, level % 256, torch.full_like(level, 128)], 1).to(torch.uint8)
+        exact = (points + POINT_RANGE) / (2 * POINT_RANGE) * _LEVELS
+        level = exact.detach().round()
+        high = (level // 256 + (exact - exact.detach()) / 256) / 255
+        code = torch.stack([high, level % 256 / 255, torch.full_like(level, 128 / 255)], 1)
         return code.repeat_interleave(_BLOCK, 2)[:, :, None, :].expand(-1, -1, _BLOCK, -1).contiguous()
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -122,9 +128,10 @@ class ExactFlowModel(ExactModel):
 
 
 def read_points(images: Tensor) -> Tensor:
-    """Read the points (n, d), float32, from the exact family's images (n, 3, 8, 8 d), uint8."""
-    level = (images[:, 0, 0, ::_BLOCK].long() * 256 + images[:, 1, 0, ::_BLOCK].long()).cpu()
-    return (level.double() / _LEVELS * 2 * POINT_RANGE - POINT_RANGE).float().to(images.device)  # MPS has no float64
+    """Return the points (n, d), float32, of the exact family's images (n, 3, 8, 8 d), uint8 or float32 in [0, 1]."""
+    levels = images * 255 if images.is_floating_point() else images
+    level = (levels[:, :2, 0, ::_BLOCK].cpu().double() * torch.tensor([[256.0], [1.0]])).sum(1)  # MPS has no float64
+    return (level / _LEVELS * 2 * POINT_RANGE - POINT_RANGE).float().to(images.device)
 
 
 def _mixture(means: list[list[float]], std: float) -> GaussianMixture:

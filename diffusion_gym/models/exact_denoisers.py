@@ -22,7 +22,7 @@ class MixtureDenoiser(Denoiser, ABC):
     def posterior(
         self, latents: Tensor, signal: Tensor, variance: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        """Which component a noisy point comes from, and how far it is from that component's noisy mean.
+        """Return how probable each component is given a noisy point, and the gaps to the components' noisy means.
 
         Args:
             latents: (n, d, 1, 1), x_t.

@@ -1,4 +1,4 @@
-"""What tells one model from another, wherever it lies: its shapes, its settings, and a sample of its weights."""
+"""Fingerprints of models: shapes, settings and a sample of the weights, wherever the model is stored."""
 
 import hashlib
 import json
@@ -23,17 +23,17 @@ _taken: WeakKeyDictionary[DiffusionModel, Fingerprint] = WeakKeyDictionary()
 def fingerprint(model: DiffusionModel) -> Fingerprint:
     """Return a model's family, shapes, denoiser's and scheduler's settings, and a hash of 64 values of every weight.
 
-    Taken once for each model object. Device, folder, names of tensors and their order do not matter. Detected are other
-    architectures, retrained, fine-tuned or merged weights of any network, the text encoders and the VAE among them, and
-    other noise schedules. Not detected are a change of single values outside of the sample, other tokenizer files, and
-    settings of text encoders and VAE that leave shapes as they are. A model without networks is told by its name.
+    Computed once per model object. Device, folder, names of tensors and their order do not matter. It changes with the
+    architecture, the noise schedule, and retrained, fine-tuned or merged weights of any network. It does not change
+    with single values outside of the sample, tokenizer files, and settings of text encoders and VAE that leave shapes
+    as they are. A model without networks has its name as well.
     """
     if model not in _taken:
-        told = {} if model.networks else {"name": model.name}
+        name = {} if model.networks else {"name": model.name}
         _taken[model] = _plain(
             {
                 "family": type(model).__name__,
-                **told,
+                **name,
                 "latent_shape": model.latent_shape,
                 "image_shape": model.image_shape,
                 "conditioning_shapes": dict(model.conditioning_shapes),
@@ -46,10 +46,10 @@ def fingerprint(model: DiffusionModel) -> Fingerprint:
 
 
 def difference(saved: Fingerprint, present: Fingerprint) -> str | None:
-    """Say what makes two fingerprints those of different models; None where they are of one.
+    """Return the first difference of two fingerprints, or None if they are of one model.
 
-    Settings are compared where both have them, for libraries add some. Weights are compared in the finer of the
-    precisions that both could be loaded in; of a model in bfloat16 and one in float16 they cannot be.
+    Settings are compared if both have them, for libraries add some. Weights are compared in the finer of the precisions
+    that both could be loaded in; those of a model in bfloat16 and one in float16 cannot be compared.
     """
     for part in [name for name in present if name in saved and name != "weights"]:
         was, now = saved[part], present[part]
@@ -65,7 +65,7 @@ def difference(saved: Fingerprint, present: Fingerprint) -> str | None:
 
 
 def _hashes(model: DiffusionModel) -> dict[str, str]:
-    """Dtype -> hash of the weights rounded to it, for each that the model's own can be rounded to exactly."""
+    """Return dtype -> hash of the weights rounded to it, for each dtype that the model could also be loaded in."""
     dtypes = list(DTYPES) if model.dtype == "float32" else [model.dtype]
     digests: dict[str, list[bytes]] = {dtype: [] for dtype in dtypes}
     for weight in _weights(model.networks):
@@ -78,18 +78,18 @@ def _hashes(model: DiffusionModel) -> dict[str, str]:
 
 
 def _weights(networks: Iterable[nn.Module]) -> Iterable[Tensor]:
-    """Each parameter once, also where networks share it."""
+    """Return each parameter once, also if networks share it."""
     return {id(weight): weight.detach() for network in networks for weight in network.parameters()}.values()
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """64 of a tensor's values (some twice where it has fewer), on the CPU."""
+    """Return 64 of a tensor's values (some twice if it has fewer), on the CPU."""
     positions = torch.arange(1, _SAMPLED + 1) * _KNUTH % max(weight.numel(), 1)
     return weight.reshape(-1)[positions.to(weight.device)].cpu() if weight.numel() else weight.reshape(-1).cpu()
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what diffusers notes for itself, as its version and the folder."""
+    """Return the settings without those that diffusers notes for itself, such as its version."""
     return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 

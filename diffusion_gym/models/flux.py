@@ -20,13 +20,13 @@ _TIME_SCALE = 1000
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Make a token of each 2 x 2 patch: (n, c, h, w) -> (n, h/2 w/2, 4 c)."""
+    """Return a token for each 2 x 2 patch: (n, c, h, w) -> (n, h/2 w/2, 4 c)."""
     n, c, h, w = latents.shape
     return latents.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, -1, 4 * c)
 
 
 def unpack(tokens: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Undo :func:`pack` for latents of ``shape`` (c, h, w)."""
+    """Return the latents of tokens: undoes :func:`pack` for ``shape`` (c, h, w)."""
     c, h, w = shape
     n = len(tokens)
     return tokens.reshape(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
@@ -70,7 +70,7 @@ class Flux(PipelineModel):
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the transformer takes the guidance scale as an input (dev), or knows none (schnell)."""
+        """Return whether the transformer takes the guidance scale as an input (dev, not schnell)."""
         return bool(self.pipe.transformer.config.guidance_embeds)
 
     def schedule(self, num_inference_steps: int) -> FlowSchedule:
@@ -79,7 +79,7 @@ class Flux(PipelineModel):
         return make_flow_schedule(self.scheduler_config, num_inference_steps, (h // 2) * (w // 2), equal_steps=True)
 
     def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
-        """Return the prompt, the picture's size, T5's tokens and the guidance scale: dev's input, or true guidance."""
+        """Return prompt, picture size, T5's tokens and guidance scale: dev's input, or true guidance."""
         _, height, width = self.image_shape
         tokens = t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS)
         arguments = {"prompt": prompt, "height": height, "width": width, "max_sequence_length": tokens}
@@ -101,7 +101,7 @@ class Flux(PipelineModel):
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:
-        """CLIP's tokenizer, and T5's."""
+        """Return CLIP's tokenizer, and T5's."""
         t5 = t5_tokens(self.pipe.tokenizer_2, _T5_TOKENS)
         return {"tokenizer": int(self.pipe.tokenizer_max_length), "tokenizer_2": t5}
 

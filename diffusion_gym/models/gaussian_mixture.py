@@ -22,11 +22,11 @@ class GaussianMixture:
 
     @property
     def mean(self) -> Tensor:
-        """The mean of x, (d,)."""
+        """Return the mean of x, (d,)."""
         return self.weights @ self.means
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density at x: (n, d) -> (n,)."""
+        """Return the log-density at x: (n, d) -> (n,)."""
         normal = torch.distributions.Normal(self.means[None], self.stds[None, :, None])
         return torch.logsumexp(normal.log_prob(x[:, None].double()).sum(-1) + self.weights.log()[None], 1)
 

@@ -1,6 +1,5 @@
-"""Finds a diffusers pipeline (name of an embedded model, folder or hub id) and gives it to its family's adapter."""
+"""Loading a diffusers pipeline (name of an embedded model, folder or hub id) through its family's adapter."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -8,9 +7,9 @@ import torch
 
 from diffusion_gym.choices import ASSETS as ASSETS
 from diffusion_gym.choices import EMBEDDED as EMBEDDED
-from diffusion_gym.choices import EXACT_MODELS, folder_of
+from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
-from diffusion_gym.models.files import FilesState, advice, advice_for_name, check_not_pointers, files_state
+from diffusion_gym.models.files import FilesState, check_not_pointers, files_state, instead_of
 from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.models.stable_diffusion import StableDiffusion
@@ -31,10 +30,7 @@ FAMILIES: dict[str, type[PipelineModel]] = {
 
 
 def state_of(name: str) -> FilesState | str:
-    """Return what changes with the files that a name leads to, before anything is loaded.
-
-    Of a hub id it is the folder of its newest download, and without one an empty text.
-    """
+    """Return what changes with a model's files, before anything is loaded; of a hub id its newest download's folder."""
     folder = Path(folder_of(name))
     if folder.exists() or name.count("/") != 1:
         return files_state(folder)
@@ -66,7 +62,8 @@ def _family(name: str) -> tuple[str, type[PipelineModel]]:
     """Return the folder or hub id of a model, and its family."""
     source = folder_of(name)
     check_not_pointers(Path(source), f"model {name!r}")
-    family = _pipeline_class(name, source)
+    index = Path(source) / "model_index.json"
+    family = pipeline_class(index if index.is_file() else _hub_file(name, source))
     if family not in FAMILIES:
         raise ValueError(
             f"model {name!r} is a {family}, which is not supported; supported are {sorted(FAMILIES)}. "
@@ -75,21 +72,11 @@ def _family(name: str) -> tuple[str, type[PipelineModel]]:
     return source, FAMILIES[family]
 
 
-def _pipeline_class(name: str, source: str) -> str:
-    index = Path(source) / "model_index.json"
-    if not index.is_file():
-        index = _hub_file(name, source)
-    try:
-        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not a diffusers model index: {error}.") from error
-
-
 def _hub_file(name: str, source: str) -> Path:
+    """Download the index of a model on the hub; raises ValueError, which says what to give instead."""
     known, path = [*EMBEDDED, *EXACT_MODELS], Path(source)
-    helps = advice(path) if path.exists() else advice_for_name(name)
-    if helps is not None:
-        raise ValueError(f"model {name!r} {helps}.")
+    if path.exists() and (instead := instead_of(path)):
+        raise ValueError(f"model {name!r} {instead}.")
     if path.exists() or source.count("/") != 1 or source.startswith((".", "/")):
         raise ValueError(
             f"unknown model {name!r}: expected one of {known}, a folder with a model_index.json (as written by "
@@ -99,7 +86,7 @@ def _hub_file(name: str, source: str) -> Path:
 
     try:
         return Path(hf_hub_download(source, "model_index.json"))
-    except Exception as error:  # the hub client raises many unrelated types; all mean "not to be had"
+    except Exception as error:  # the hub client raises many unrelated types
         raise ValueError(
             f"there is no folder {name!r}, and a model of that name could not be fetched from the model hub "
             f"({type(error).__name__}): {_advice(name, error)}, or use one of {known}."
@@ -107,17 +94,17 @@ def _hub_file(name: str, source: str) -> Path:
 
 
 def _advice(name: str, error: Exception) -> str:
-    """Say what stopped the download, and what to do."""
+    """Return what stopped the download, and what to do."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
-        return "its terms must be accepted first. Accept them on its page, and log in with 'hf auth login'"
+        return "accept its terms on its page first, and log in with 'hf auth login'"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub has no such model, or it is private. Check the name, log in with 'hf auth login'"
+        return "the hub has no such model, or it is private; check the name, log in with 'hf auth login'"
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return "it has no model_index.json, so it is no diffusers pipeline. Look for a version of it that is one"
+        return "it has no model_index.json, so it is not a diffusers pipeline"
     offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub could not be reached"
     return (
-        f"{offline}, and the model is not in the cache. Download it where there is a network "
+        f"{offline}, and the model is not in the cache; download it where there is a network "
         f"('hf download {shlex.quote(name)} --local-dir DIR'), copy DIR here, and pass model='DIR'"
     )

@@ -1,7 +1,7 @@
-"""Which of diffusers' schedulers a model may come with, and the configuration that is read from them.
+"""Supported schedulers of diffusers, and how their configurations are read.
 
-A scheduler's configuration tells how the model was trained: its noise schedule, what it predicts, where its grid
-lies. The steps are this package's own Gaussians, whichever solver the model came with.
+A scheduler's configuration says how the model was trained: its noise schedule, its prediction and its grid. The steps
+are this package's own Gaussians, whichever solver the model came with.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,25 +28,6 @@ DIFFUSION_SCHEDULERS = (
 #: Schedulers of flow-matching models.
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 
-_CONSISTENCY = (
-    "its network is distilled to jump to the image in a few steps, and its steps are not the Gaussians of a diffusion "
-    "process on which the network was trained"
-)
-_CONTINUOUS = "its model was trained on a continuum of noise levels sigma, and has no table of a_t to make a step from"
-_WHY = {
-    "LCMScheduler": _CONSISTENCY,
-    "TCDScheduler": _CONSISTENCY,
-    "SCMScheduler": _CONSISTENCY,
-    "CMStochasticIterativeScheduler": _CONSISTENCY,
-    "FlowMatchLCMScheduler": _CONSISTENCY,
-    "EDMEulerScheduler": _CONTINUOUS,
-    "EDMDPMSolverMultistepScheduler": _CONTINUOUS,
-    "CosineDPMSolverMultistepScheduler": _CONTINUOUS,
-    "KarrasVeScheduler": _CONTINUOUS,
-    "ScoreSdeVeScheduler": _CONTINUOUS,
-    "UnCLIPScheduler": "its variance is learned by the network",
-    "VQDiffusionScheduler": "its states are discrete tokens",
-}
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -65,7 +46,11 @@ def read_scheduler_config(
         ValueError: a scheduler whose steps have no Gaussian density that this package knows.
     """
     if scheduler_class not in accepted:
-        raise ValueError(_refusal(name, scheduler_class, accepted))
+        raise ValueError(
+            f"the scheduler of {name!r} is a {scheduler_class}, whose steps have no Gaussian density that is known for "
+            f"this kind of model; expected one of {', '.join(accepted)}. A folder's scheduler is replaced with "
+            f"{accepted[0]}.from_config(...).save_pretrained('FOLDER/scheduler')."
+        )
     read = {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": scheduler_class}
     if scheduler_class in FLOW_SCHEDULERS:
         return read
@@ -81,7 +66,7 @@ def read_scheduler_config(
 
 
 def _not_a_table(config: Mapping[str, Any]) -> str | None:
-    """Say which setting makes the noise schedule another than a table of a_t that DDIM can build."""
+    """Return the setting under which the noise schedule is not a table of a_t that DDIM can build."""
     if config.get("timestep_type") == "continuous":
         return "timestep_type='continuous'"
     if config.get("use_flow_sigmas"):
@@ -90,18 +75,3 @@ def _not_a_table(config: Mapping[str, Any]) -> str | None:
     if config.get("trained_betas") is None and beta_schedule not in _BETA_SCHEDULES:
         return f"beta_schedule={beta_schedule!r} (known are {', '.join(_BETA_SCHEDULES)})"
     return None
-
-
-def _refusal(name: str, scheduler_class: str, accepted: Sequence[str]) -> str:
-    if "FlowMatch" in scheduler_class and accepted != FLOW_SCHEDULERS:
-        why, instead = "it belongs to flow-matching models, and this is a diffusion model", "the scheduler it came with"
-    elif scheduler_class in DIFFUSION_SCHEDULERS:
-        why, instead = "it belongs to diffusion models, and this is a flow-matching model", "the scheduler it came with"
-    else:
-        why = _WHY.get(scheduler_class, "it is not one whose noise schedule is known here")
-        instead = "a model trained by diffusion"
-    return (
-        f"the scheduler of {name!r} is a {scheduler_class}, whose step has no Gaussian density that could be trained: "
-        f"{why}. Use {instead}; supported are {', '.join(accepted)}. A folder's scheduler is replaced with "
-        f"{accepted[0]}.from_config(...).save_pretrained('FOLDER/scheduler')."
-    )

@@ -58,7 +58,7 @@ class StableDiffusion3(PipelineModel):
         return {"prompt": prompt, **size, "guidance_scale": guidance_scale}
 
     def _load_options(self, source: str) -> Mapping[str, Any]:
-        """A folder saved without T5 leaves it out, and diffusers then asks to be told that it is meant to be None."""
+        """Return None for the parts of T5 that a folder was saved without; diffusers asks for it."""
         from diffusers import DiffusionPipeline, SD3Transformer2DModel
 
         if (Path(source) / "transformer").is_dir():  # without a size it could not even be made
@@ -75,7 +75,7 @@ class StableDiffusion3(PipelineModel):
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:
-        """CLIP's tokenizers, and T5's where there is one."""
+        """Return CLIP's tokenizers, and T5's if there is one."""
         clip = dict.fromkeys(("tokenizer", "tokenizer_2"), int(self.pipe.tokenizer_max_length))
         t5 = self.pipe.tokenizer_3
         return clip if t5 is None else {**clip, "tokenizer_3": t5_tokens(t5, _T5_TOKENS)}

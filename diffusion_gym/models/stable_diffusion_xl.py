@@ -96,7 +96,7 @@ class StableDiffusionXL(TrainableTextModel):
 
     @property
     def zero_unconditional(self) -> bool:  # type: ignore[override]
-        """The pipeline's ``force_zeros_for_empty_prompt``."""
+        """Return the pipeline's ``force_zeros_for_empty_prompt``."""
         return bool(self.pipe.config.force_zeros_for_empty_prompt)
 
     def encode_unconditional(self) -> Conditioning:

@@ -1,15 +1,15 @@
-"""What the families with a T5 text encoder share: how many tokens it reads, and whether its tokenizer is whole."""
+"""The T5 text encoder's tokens, for the families that have one."""
 
 from typing import Any
 
 
 def t5_tokens(tokenizer: Any, at_most: int) -> int:
-    """Return the number of tokens that the pipeline gives to T5; ``tokenizer`` may be None (no T5, as many zeros)."""
+    """Return the number of tokens that the pipeline gives to T5; without T5 (None) it is the number of zeros."""
     return at_most if tokenizer is None else min(at_most, int(tokenizer.model_max_length))
 
 
 def check_t5_tokenizer(name: str, part: str, tokenizer: Any, encoder: Any) -> None:
-    """Raise ValueError where transformers made a tokenizer of special tokens alone of a missing file, without a word.
+    """Raise ValueError for the tokenizer of special tokens alone that transformers makes of a missing file.
 
     Args:
         name: the model's, for the error.

@@ -30,10 +30,10 @@ EncodeTokens = Callable[[Any, Conditioning], Conditioning]
 
 
 class TextDenoiser(Denoiser):
-    """A denoiser with text encoders before it: what it is conditioned on holds tokens instead of their embedding."""
+    """A denoiser with text encoders before it: its conditioning has tokens instead of their embedding."""
 
     def __init__(self, denoiser: PipelineDenoiser, encoders: Mapping[str, nn.Module], encode: EncodeTokens) -> None:
-        """Put encoders before a denoiser.
+        """Store the denoiser and its encoders.
 
         Args:
             denoiser: takes the embeddings that ``encode`` returns.
@@ -63,7 +63,7 @@ class TrainableTextModel(PipelineModel):
 
     @abstractmethod
     def encode_tokens(self, encoders: Mapping[str, Any], conditioning: Conditioning) -> Conditioning:
-        """Return what ``encode_prompts`` would, of the encoders given and with gradients.
+        """Return what ``encode_prompts`` returns, from the given encoders and with gradients.
 
         Args:
             encoders: the pipeline's component -> text encoder.
@@ -72,13 +72,13 @@ class TrainableTextModel(PipelineModel):
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:
-        """Each text encoder's tokenizer, which is filled up or cut to its own length."""
+        """Return each text encoder's tokenizer, which pads or cuts to its own length."""
         names = [_tokenizer_of(encoder) for encoder in self.text_encoders]
         return {name: int(getattr(self.pipe, name).model_max_length) for name in names}
 
     @property
     def token_limits(self) -> Mapping[str, tuple[int, int]]:
-        """Name -> (L, size of the vocabulary), of each text encoder's tokens."""
+        """Return name -> (L, size of the vocabulary), of each text encoder's tokens."""
         limits = {}
         for encoder, name in self.text_encoders.items():
             words = getattr(self.pipe, encoder).get_input_embeddings().num_embeddings
@@ -86,7 +86,7 @@ class TrainableTextModel(PipelineModel):
         return limits
 
     def tokenize(self, prompts: Sequence[str]) -> Conditioning:
-        """Return each text encoder's tokens as the pipeline makes them, filled up or cut to (n, L), int64."""
+        """Return each text encoder's tokens as the pipeline makes them, padded or cut to (n, L), int64."""
         tokens = {}
         for encoder, name in self.text_encoders.items():
             tokenizer = self._tokenizer(encoder)
@@ -97,7 +97,7 @@ class TrainableTextModel(PipelineModel):
         return tokens
 
     def unconditional_tokens(self) -> Conditioning:
-        """Return the empty prompt's tokens, each (1, L), or where zeros stand for it :data:`NO_PROMPT` throughout."""
+        """Return the empty prompt's tokens, each (1, L), or :data:`NO_PROMPT` throughout if its embedding is zero."""
         tokens = self.tokenize([""])
         if self.zero_unconditional:
             return {name: torch.full_like(value, NO_PROMPT) for name, value in tokens.items()}

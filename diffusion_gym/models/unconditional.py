@@ -23,7 +23,7 @@ class PixelDenoiser(PipelineDenoiser):
 
 
 class UnconditionalPixels(PipelineModel):
-    """A DDPMPipeline or DDIMPipeline folder or hub id. Latents are pixels in [-1, 1]; the reward alone sees prompts."""
+    """A DDPMPipeline or DDIMPipeline folder or hub id. Latents are pixels in [-1, 1]; only the reward sees prompts."""
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = PixelDenoiser
     has_lora_loader: ClassVar[bool] = False
@@ -35,8 +35,8 @@ class UnconditionalPixels(PipelineModel):
         if variance.startswith("learned") or config.out_channels == 2 * config.in_channels:
             raise ValueError(
                 f"the UNet of {self.name!r} predicts a variance beside the noise (variance_type={variance!r}, "
-                f"{config.out_channels} output channels for {config.in_channels}), which is not supported: a step's "
-                "Gaussian here has a fixed variance. Use a model with variance_type 'fixed_small' or 'fixed_large'."
+                f"{config.out_channels} output channels for {config.in_channels}); expected a fixed variance, with "
+                "variance_type 'fixed_small' or 'fixed_large'."
             )
         if (config.in_channels, config.out_channels) != (3, 3):
             raise ValueError(
@@ -70,7 +70,7 @@ class UnconditionalPixels(PipelineModel):
         )
 
     def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
-        """Return none: the pipeline takes no prompt."""
+        """Return no arguments: the pipeline takes no prompt."""
         return {}
 
     def _to_pixels(self, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Terminal rewards: one a file, the protocol, and the registry from name to constructor."""
+"""Terminal rewards: each in its own file, the protocol, and the registry from name to constructor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from diffusion_gym.rewards.spec import file_digests, file_function, parse_reward
 if TYPE_CHECKING:
     from diffusion_gym.rewards.aesthetic import Aesthetic
     from diffusion_gym.rewards.base import (
+        DifferentiableReward,
         Reward,
         RewardError,
         RewardFunction,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
     from diffusion_gym.rewards.exact import Linear, Quadratic
     from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+    from diffusion_gym.rewards.pixels import check_differentiable, differentiable, reward_pixels
     from diffusion_gym.rewards.trl import from_trl
     from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
@@ -33,6 +35,7 @@ __all__ = [
     "Aesthetic",
     "ClipScore",
     "Compressibility",
+    "DifferentiableReward",
     "Incompressibility",
     "Linear",
     "Quadratic",
@@ -44,13 +47,16 @@ __all__ = [
     "Scores",
     "VLMAlignment",
     "WeightedSum",
+    "check_differentiable",
     "check_reward",
+    "differentiable",
     "evaluate_reward",
     "file_digests",
     "from_trl",
     "jpeg_kilobytes",
     "resolve_reward",
     "reward_name",
+    "reward_pixels",
     "score_images",
 ]
 
@@ -68,11 +74,15 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
 )
 _MODULES = {
     "aesthetic": ("Aesthetic",),
-    "base": ("Reward", "RewardError", "RewardFunction", "RewardSpec", "evaluate_reward", "reward_name"),
+    "base": (
+        *("DifferentiableReward", "Reward", "RewardError", "RewardFunction", "RewardSpec"),
+        *("evaluate_reward", "reward_name"),
+    ),
     "clip_score": ("ClipScore",),
     "combine": ("RewardTerm", "Scores", "WeightedSum", "score_images"),
     "exact": ("Linear", "Quadratic"),
     "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
+    "pixels": ("check_differentiable", "differentiable", "reward_pixels"),
     "trl": ("from_trl",),
     "vlm_alignment": ("VLMAlignment",),
 }
@@ -82,12 +92,12 @@ __getattr__, __dir__ = _lazy.attributes(
 
 
 def resolve_reward(spec: RewardSpec) -> RewardFunction:
-    """Turn a reward's specification into a callable; models that it needs are loaded, each once a process.
+    """Return the reward of a specification; models that it needs are loaded, each once per process.
 
     Raises:
-        ValueError: an unknown name or option, a weight that is no number, a file that gives no reward, or weights that
-            cannot be had.
-        TypeError: something that can be no reward.
+        ValueError: an unknown name or option, an invalid weight, a file without the reward, or weights that cannot be
+            loaded.
+        TypeError: something that cannot be a reward.
     """
     from diffusion_gym.rewards.combine import RewardTerm, WeightedSum
     from diffusion_gym.rewards.own import check_callable
@@ -105,11 +115,7 @@ def resolve_reward(spec: RewardSpec) -> RewardFunction:
 
 
 def check_reward(spec: str) -> None:
-    """Refuse a text that can be no reward, without building one: no weights are loaded, no file is run.
-
-    Raises:
-        ValueError: an unknown name or option, or a weight that is no number.
-    """
+    """Raise ValueError for an unknown name or option or an invalid weight; no weights are loaded, no file is run."""
     for term in parse_reward(spec):
         if file_function(term.reward) is None:
             name, _, options = term.reward.partition("?")
@@ -132,7 +138,7 @@ def _named(name: str) -> RewardFunction:
 
 
 def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], dict[str, Any]]:
-    """Look up ``name?key=value&key=value``."""
+    """Return constructor and options of ``name?key=value&key=value``."""
     name, _, options = text.partition("?")
     _check_name(name)
     return REWARDS[name], parse_options(name, REWARDS[name], options)

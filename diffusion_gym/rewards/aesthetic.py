@@ -25,7 +25,7 @@ class Aesthetic:
     """``head(e / |e|)``, with e CLIP's embedding of the image; the prompt does not count.
 
     LAION's head gives about 1 to 10, and was fitted to people's ratings of photographs and generated pictures. The
-    embedded head stands in for it on the emoji-animals world; its card says what it was fitted to.
+    embedded head takes its place in the emoji-animals world.
     """
 
     name = "aesthetic"
@@ -63,9 +63,14 @@ class Aesthetic:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return (n,), float32."""
-        embeddings = self._clip.embed_images(images, self._chunk_size)
-        head = self._head.to(embeddings.device)
-        return in_chunks(head, embeddings, self._chunk_size)[:, 0].to(images.device)
+        return self._rate(self._clip.embed_images(images, self._chunk_size)).to(images.device)
+
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1]."""
+        return self._rate(self._clip.embed_pixels(images, self._chunk_size)).to(images.device)
+
+    def _rate(self, embeddings: Tensor) -> Tensor:
+        return in_chunks(self._head.to(embeddings.device), embeddings, self._chunk_size)[:, 0]
 
 
 def load_head(head: str) -> nn.Sequential:
@@ -118,7 +123,7 @@ def _numbers(name: str) -> list[tuple[int, str]]:
 def _download(head: str) -> Path:
     repository, _, file = head.rpartition("/")
     if repository.count("/") != 1 or head.startswith((".", "/")):
-        raise ValueError(f"head={head} is no file. Download one, for example {HEAD_SOURCE}, and give head=FILE.")
+        raise ValueError(f"head={head} is not a file. Download one, for example {HEAD_SOURCE}, and give head=FILE.")
     from huggingface_hub import hf_hub_download
 
     try:

@@ -1,4 +1,4 @@
-"""The Reward protocol, and the one check that every reward's output passes."""
+"""The Reward protocol, and the check of every reward's scores."""
 
 import inspect
 import traceback
@@ -15,10 +15,10 @@ from diffusion_gym.rewards.guard import settings_kept
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores finished images. Any callable of this signature is a reward, a plain function too."""
+    """Any callable of this signature, a plain function too; scores finished images."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return one score an image, higher is better.
+        """Return one score per image, higher is better.
 
         Args:
             images: (n, 3, H, W), uint8.
@@ -27,6 +27,17 @@ class Reward(Protocol):
         Returns:
             (n,), float32 (any real dtype is accepted), finite.
         """
+
+
+@runtime_checkable
+class DifferentiableReward(Protocol):
+    """A reward with a gradient with respect to float images, as DRaFT and ReFL need."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,); see :class:`Reward`."""
+
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the scores of images (n, 3, H, W), float32 in [0, 1], and n texts: (n,), float32."""
 
 
 RewardFunction = Callable[[Tensor, Sequence[str]], Tensor]
@@ -42,10 +53,10 @@ def reward_name(reward: Callable[..., object]) -> str:
 
 
 def check_takes(function: Callable[..., object], count: int, expected: str) -> None:
-    """Raise TypeError, saying what was expected, where a function cannot be called with so many arguments."""
+    """Raise TypeError, with what was expected, for a function that cannot be called with so many arguments."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in callables do not tell
+    except (TypeError, ValueError):  # some built-in callables have no signature
         return
     try:
         signature.bind(*[None] * count)
@@ -54,13 +65,13 @@ def check_takes(function: Callable[..., object], count: int, expected: str) -> N
 
 
 class RewardError(RuntimeError):
-    """A reward failed or returned something that is not one finite score an image."""
+    """A reward failed, or did not return one finite score per image."""
 
 
 def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Call the reward on a copy of the images and prompts, and check what it returns.
+    """Return the checked scores of the images.
 
-    What it writes into them, and settings of the process that it changes, stay its own
+    The reward gets copies of images and prompts, and settings of the process that it changes are restored
     (:func:`~diffusion_gym.rewards.guard.settings_kept`).
 
     Returns:
@@ -83,10 +94,10 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
 
 
 def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Return what the reward ``name`` returned as (n,), float32, on the images' device.
+    """Return a reward's scores as (n,), float32, on the images' device.
 
     Raises:
-        RewardError: no tensor, a wrong shape, or a score that is not finite.
+        RewardError: not a tensor, a wrong shape, or a score that is not finite; the message has the reward's ``name``.
     """
     try:
         scores = scores.tolist() if isinstance(scores, np.ndarray) else scores  # in any byte order and direction
@@ -113,7 +124,7 @@ def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[st
 
 
 def _place(error: BaseException) -> str:
-    """Say at which line of the reward's own code an error arose; the frame above it is :func:`evaluate_reward`'s."""
+    """Return the line of the reward's own code where an error arose; the frame above is :func:`evaluate_reward`'s."""
     frames = traceback.extract_tb(error.__traceback__)[1:2]
     return "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in frames)
 

@@ -28,8 +28,8 @@ class ClipScore:
 
         Args:
             clip: as in :func:`diffusion_gym.rewards.models.clip.load_clip`; None is the embedded model.
-            template: the text that is compared with the image; ``{prompt}`` stands for the prompt. Hessel et al. use
-                ``A photo depicts {prompt}``.
+            template: the text that is compared with the image, with ``{prompt}`` in the prompt's place. Hessel et al.
+                use ``A photo depicts {prompt}``.
             scale: factor of the cosine.
             chunk_size: images at a time, and texts.
             device: where the model runs; None follows the images.
@@ -50,13 +50,18 @@ class ClipScore:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return (n,), float32."""
+        return self._compare(self._clip.embed_images(images, self._chunk_size), prompts).to(images.device)
+
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1]."""
+        return self._compare(self._clip.embed_pixels(images, self._chunk_size), prompts).to(images.device)
+
+    def _compare(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
         texts = [self._template.replace("{prompt}", prompt) for prompt in prompts]
-        seen = self._clip.embed_images(images, self._chunk_size)
-        said = self._clip.embed_texts(texts, self._chunk_size, images.device)
-        return (self._scale * (seen * said).sum(1)).to(images.device)
+        return self._scale * (seen * self._clip.embed_texts(texts, self._chunk_size, seen.device)).sum(1)
 
 
 def check_template(template: str) -> None:
-    """Raise ValueError unless the template has a place for the prompt."""
+    """Raise ValueError for a template without a place for the prompt."""
     if "{prompt}" not in template:
         raise ValueError(f"the template must hold {{prompt}}, got {template!r}.")

@@ -15,12 +15,11 @@ from diffusion_gym.rewards.base import RewardFunction, check_scores, evaluate_re
 class RewardTerm:
     """One term of a combination.
 
-    Of a reward's score s, with mean m and std d, it adds ``weight * (s - m) / d``. With a floor x it adds
-    ``-weight * max(0, x - s) / d`` instead: nothing above the floor, and below it a penalty in proportion to what is
-    missing.
+    A reward's score s, with mean m and std d, adds ``weight * (s - m) / d``. With a floor x the term adds
+    ``-weight * max(0, x - s) / d`` instead: 0 above the floor, and below it a penalty in proportion to the gap.
 
     Attributes:
-        reward: what gives s.
+        reward: gives s.
         weight: finite; of a floor, positive.
         floor: x, in the reward's own unit, or None.
         mean, std: m and d, fixed numbers; by default the score keeps its own unit.
@@ -35,7 +34,7 @@ class RewardTerm:
     normalise: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Raise ValueError for a number out of range."""
         name = reward_name(self.reward)
         for what in ("weight", "floor", "mean", "std"):
             value = getattr(self, what)
@@ -68,7 +67,7 @@ class RewardTerm:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward says of n images.
+    """A reward's scores of n images.
 
     Attributes:
         rewards: (n,), float32.
@@ -82,12 +81,12 @@ class Scores:
 class WeightedSum:
     """A sum of terms. ``WeightedSum({reward: 2.0})`` gives weights alone; ``RewardTerm`` gives the rest.
 
-    A reward that is in several terms is asked once. Statistics of rewards to ``normalise`` are measured once, kept in
+    A reward in several terms is called once. The statistics of rewards to ``normalise`` are measured once, stored in
     checkpoints, and the same in training and evaluation.
     """
 
     def __init__(self, terms: Mapping[RewardFunction, float] | Sequence[RewardTerm]) -> None:
-        """Raise ValueError where there is no term, or one that cannot be."""
+        """Raise ValueError without terms, or for one with a number out of range."""
         listed = [RewardTerm(*item) for item in terms.items()] if isinstance(terms, Mapping) else list(terms)
         if not listed:
             raise ValueError("a combined reward needs at least one term, for example {'compressibility': 1.0}.")
@@ -126,26 +125,30 @@ class WeightedSum:
             return term.contribution(scores, term.mean, term.std)
         if name not in self._statistics:
             raise ValueError(
-                f"reward {name!r} is to be normalised, but its mean and std were never measured. Training measures "
-                "them before it begins; elsewhere call calibrate(images, prompts), or give them: "
-                f"'{name}:mean=5.2:std=0.4'."
+                f"the mean and std of reward {name!r}, which is to be normalised, were not measured yet; call "
+                f"calibrate(images, prompts), or give them: '{name}:mean=5.2:std=0.4'."
             )
         return term.contribution(scores, *self._statistics[name])
 
     @property
     def names(self) -> list[str]:
-        """Names of the rewards, as :meth:`parts` gives their scores."""
+        """Return the names of the rewards, the keys of :meth:`parts`."""
         return list(self._rewards)
+
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
+        """Return the rewards by name, each once."""
+        return dict(self._rewards)
 
     # -- normalisation ----------------------------------------------------------------------------------------------
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether there is a reward to normalise whose mean and std are unknown."""
+        """Return whether the mean and std of a reward to normalise are still unknown."""
         return any(name not in self._statistics for name in self._normalised())
 
     def calibrate(self, images: Tensor, prompts: Sequence[str]) -> None:
-        """Measure mean and std (population, in float64) of the rewards to normalise, once and for all.
+        """Measure mean and std (population, in float64) of the rewards to normalise.
 
         Raises:
             ValueError: a reward that gives all images the same score.
@@ -157,8 +160,8 @@ class WeightedSum:
             mean, std = float(scores.mean()), float(scores.std(correction=0))
             if std <= 1e-6 * max(1.0, abs(mean)):
                 raise ValueError(
-                    f"reward {name!r} scores all {len(prompts)} images for calibration {mean:g}, so it cannot be "
-                    f"normalised by their std; give one: '{name}:std=0.4'."
+                    f"reward {name!r} gives all {len(prompts)} images for calibration the score {mean:g}, so it has no "
+                    f"std to normalise by; give one: '{name}:std=0.4'."
                 )
             measured[name] = (mean, std)
         self._statistics = measured
@@ -172,7 +175,7 @@ class WeightedSum:
         return {"statistics": {name: list(values) for name, values in self._statistics.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; statistics of rewards that are not normalised here are left out."""
+        """Restore the result of ``state_dict``; statistics of rewards that are not normalised here are left out."""
         known = self._normalised()
         self._statistics = {name: (mean, std) for name, (mean, std) in state["statistics"].items() if name in known}
 
@@ -180,7 +183,7 @@ class WeightedSum:
 
     @property
     def floors(self) -> dict[str, float]:
-        """Name -> floor of those rewards that have one (the highest, if several)."""
+        """Return name -> floor of those rewards that have one (the highest, if several)."""
         floors: dict[str, float] = {}
         for term, name in zip(self.terms, self._names, strict=True):
             if term.floor is not None:
@@ -189,7 +192,7 @@ class WeightedSum:
 
 
 def score_images(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Scores:
-    """Return the reward of each image and, of a combined reward, the scores it is made of; no gradients.
+    """Return the reward of each image and, of a combined reward, the parts' scores; no gradients.
 
     Raises:
         RewardError: see :func:`~diffusion_gym.rewards.base.evaluate_reward`; of a combined reward, naming the part.

@@ -21,6 +21,8 @@ class Linear:
         """Return (n,), float32."""
         return read_points(images) @ self.direction.to(images.device)
 
+    pixels = __call__
+
 
 class Quadratic:
     """``r(x) = -|x - target|^2``."""
@@ -34,3 +36,5 @@ class Quadratic:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return (n,), float32."""
         return -(read_points(images) - self.target.to(images.device)).square().sum(1)
+
+    pixels = __call__

@@ -14,7 +14,7 @@ _THREADS_FROM = 64  # below this many images a pool costs more than it saves
 
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
-    """Size of each image as a JPEG file in kB (1,000 bytes).
+    """Return the size of each image as a JPEG file in kB (1,000 bytes).
 
     Args:
         images: (n, 3, H, W), uint8.

@@ -1,4 +1,4 @@
-"""Options of a reward in its text: ``name?key=value&key=value``, checked against the constructor's annotations."""
+"""Options in a reward's text, ``name?key=value&key=value``, by the annotations of its constructor."""
 
 import inspect
 import types
@@ -12,14 +12,14 @@ from diffusion_gym.paths import expanded
 
 
 def parse_options(name: str, constructor: Callable[..., Any], text: str) -> dict[str, Any]:
-    """Turn the part behind the question mark into keyword arguments.
+    """Return the part behind the question mark as keyword arguments.
 
-    Values are texts, numbers or ``true``/``false``, as the constructor's annotations say. ``%2C``, ``%26`` and
-    ``%25`` stand for a comma, an ampersand and a percent sign.
+    Values are texts, numbers or ``true``/``false``, as the constructor's annotations say. ``%2C``, ``%26`` and ``%25``
+    are a comma, an ampersand and a percent sign.
 
     Args:
         name: the reward's, for messages.
-        constructor: what takes the arguments.
+        constructor: takes the arguments.
         text: ``key=value&key=value``, or nothing.
 
     Raises:
@@ -30,7 +30,7 @@ def parse_options(name: str, constructor: Callable[..., Any], text: str) -> dict
     for part in text.split("&") if text else ():
         key, equals, value = part.partition("=")
         if key not in types_of:
-            known = f"expected some of {sorted(types_of)}" if types_of else "it takes none"
+            known = f"expected some of {sorted(types_of)}" if types_of else "it has no options"
             raise ValueError(f"unknown option {key!r} of reward {name!r}; {known}.{did_you_mean(key, types_of)}")
         if key in given:
             raise ValueError(f"option {key!r} of reward {name!r} is given twice.")
@@ -41,7 +41,7 @@ def parse_options(name: str, constructor: Callable[..., Any], text: str) -> dict
 
 
 def _options(constructor: Callable[..., Any]) -> dict[str, type]:
-    """Return those parameters that a text can give: texts, numbers and truth values, by name."""
+    """Return the types of the parameters that a text can give: texts, numbers and truth values, by name."""
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
     hints = typing.get_type_hints(function)
     found = {key: _plain_type(hints[key]) for key in inspect.signature(constructor).parameters if key in hints}
@@ -62,5 +62,5 @@ def _convert(name: str, key: str, value: str, kind: type) -> Any:
             return expanded(value)  # a text that begins with ~/ is a path in the home folder
         return {"true": True, "false": False}[value] if kind is bool else kind(value)
     except (KeyError, ValueError) as error:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise ValueError(f"option {key!r} of reward {name!r} must be {wanted}, got {value!r}.") from error
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise ValueError(f"option {key!r} of reward {name!r} must be {expected}, got {value!r}.") from error

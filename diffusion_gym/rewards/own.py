@@ -1,4 +1,4 @@
-"""A user's own reward: a function in a file, ``path/to/file.py:function``, and what a callable is told at once."""
+"""A user's own reward: a callable, or a function in a file, ``path/to/file.py:function``."""
 
 import builtins
 import hashlib
@@ -18,10 +18,10 @@ from diffusion_gym.rewards.spec import check_file
 
 
 def load_function(path: Path, function: str) -> RewardFunction:
-    """Run a Python file and return a function of it.
+    """Return a function of a Python file, which is run.
 
-    The file may import what lies beside it, also while it scores: its folder is put last on ``sys.path``, where it
-    hides nothing, and where another module has a neighbour's name, the file itself still gets its neighbour.
+    The file may import its neighbours, also while it scores: its folder is put last on ``sys.path``, where it hides
+    nothing, and if another module has a neighbour's name, the file itself still gets its neighbour.
 
     Args:
         path: relative to the working directory, or absolute.
@@ -51,9 +51,9 @@ def load_function(path: Path, function: str) -> RewardFunction:
 
 
 def _run(file: Path) -> ModuleType:
-    """Run a file anew, as a registered module, which dataclasses and pickle in it need.
+    """Run a file as a registered module, which dataclasses and pickle in it need, and return it.
 
-    Its name is the one by which other processes can import it too, if that is free, or else one of its own.
+    Its name is the one by which other processes can import it too, if that is free, or else a private one.
     """
     name = file.stem if file.stem not in sys.modules and _is_found(file.stem, file) else _private_name(file)
     folders = [str(file.parent)] if file.name == "__init__.py" else None
@@ -78,7 +78,7 @@ def _private_name(file: Path) -> str:
 def _import_of(file: Path) -> Callable[..., Any]:
     """Return ``__import__`` for one file: a neighbour comes before another module of its name, but not before Python's.
 
-    Such a neighbour is run under a name of its own, so that nobody else gets it in place of theirs.
+    Such a neighbour is run under a private name, so that other modules do not get it in place of theirs.
     """
 
     def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:  # noqa: A002
@@ -99,7 +99,7 @@ def _neighbour(file: Path, name: str) -> Path | None:
 
 
 def _is_found(name: str, file: Path) -> bool:
-    """Whether Python's own import of a name leads to the file."""
+    """Return whether Python's own import of a name leads to the file."""
     loaded = sys.modules.get(name)
     spec = importlib.util.find_spec(name) if loaded is None else getattr(loaded, "__spec__", None)
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
@@ -111,7 +111,7 @@ def _line(error: Exception, path: Path) -> str:
 
 
 def check_callable(reward: object) -> RewardFunction:
-    """Return a callable, refusing at once what could only fail at the first image.
+    """Return a reward that was given as a callable.
 
     Raises:
         TypeError: a class in place of an instance, something that cannot be called, or called with other arguments.

@@ -27,7 +27,7 @@ class TermSpec:
 
     Attributes:
         reward: its name, name and options, or file and function.
-        modifiers: what stood behind it: fields of :class:`~diffusion_gym.rewards.combine.RewardTerm`.
+        modifiers: fields of :class:`~diffusion_gym.rewards.combine.RewardTerm`.
     """
 
     reward: str
@@ -35,7 +35,7 @@ class TermSpec:
 
 
 def parse_reward(text: str) -> list[TermSpec]:
-    """Parse a specification; names are not looked up, files not opened.
+    """Return the terms of a specification; names are not looked up, files not opened.
 
     Raises:
         ValueError: a weight or another modifier that is no finite number, or one that is given twice.
@@ -88,9 +88,8 @@ def _term(text: str) -> TermSpec:
     if "?" not in rest and ":" in rest and file_function(rest) is None:
         name, _, weight = rest.partition(":")
         raise ValueError(
-            f"the weight of reward {name!r} must be a finite number, got {weight!r} (expected 'name:weight'; behind a "
-            "name may also stand :normalise, :mean=M, :std=S or :floor=X; a function in a file is "
-            "'path/to/file.py:function')."
+            f"the weight of reward {name!r} must be a finite number, got {weight!r}; expected 'name:weight', "
+            "'name:normalise', ':mean=M', ':std=S', ':floor=X', or a function in a file, 'path/to/file.py:function'."
         )
     modifiers: dict[str, Any] = {}
     for key, value in found:

@@ -1,4 +1,4 @@
-"""Reward functions that were written for trl's DDPOTrainer, or for Flow-GRPO, as rewards."""
+"""An adapter for reward functions of trl's DDPOTrainer and of Flow-GRPO."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def from_trl(reward_fn: TRLReward, metadata: Mapping[str, Any] | None = None) ->
 
 
 class _FromTRL:
-    """What :func:`from_trl` returns; unlike a function inside a function, pickle knows it."""
+    """The reward that :func:`from_trl` returns; a class, for pickle cannot load a function inside a function."""
 
     def __init__(self, reward_fn: TRLReward, metadata: Mapping[str, Any] | None) -> None:
         self.name = reward_name(reward_fn)

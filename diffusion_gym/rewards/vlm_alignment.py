@@ -53,7 +53,7 @@ class VLMAlignment:
             bert: folder or hub id of BERTScore's encoder.
             url: root of an OpenAI-compatible API, as ``http://host:8000/v1``.
             question: what the model is asked of each image.
-            template: the reference text; ``{prompt}`` stands for the prompt.
+            template: the reference text, with ``{prompt}`` in the prompt's place.
             layer: of the encoder, see :class:`~diffusion_gym.rewards.models.bertscore.BERTScore`.
             baseline: a number or file for BERTScore's rescaling. It changes the scale of the reward, not its order.
             max_new_tokens: longest description.

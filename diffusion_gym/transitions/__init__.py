@@ -5,7 +5,7 @@ whose standard deviation is fixed by the noise schedule. One :class:`Gaussian` o
 and scores them, so the two can never disagree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffusion_gym.choices import Reduction, Sampler
@@ -42,16 +42,22 @@ __all__ = [
 ]
 
 #: Sampler -> (a schedule that lists it, eta) -> transition.
-_SAMPLERS: dict[str, Callable[[Any, float], Transition]] = {
+_SAMPLERS: dict[str, Callable[[Any, float | Sequence[float]], Transition]] = {
     "ddim": DDIM,
-    "ddpm": lambda schedule, eta: DDPM(schedule),
+    "ddpm": lambda schedule, eta: DDPM(schedule, eta if isinstance(eta, Sequence) else None),
     "flow-sde": FlowSDE,
     "cps": CPS,
 }
 
 
-def make_transition(schedule: Schedule, sampler: Sampler, eta: float) -> Transition:
-    """Return the transition named by ``sampler``; "auto" is the schedule's default. DDPM takes no ``eta``.
+def make_transition(schedule: Schedule, sampler: Sampler, eta: float | Sequence[float]) -> Transition:
+    """Return the transition named by ``sampler``.
+
+    Args:
+        schedule: the sampling grid of T steps.
+        sampler: a name of ``schedule.samplers``; "auto" is the first of them.
+        eta: the noise level, of all steps or of each of the T: a step of level 0 is deterministic and has no density.
+            DDPM ignores one number, for its noise is the schedule's, and takes a level in [0, 1] for each step.
 
     Raises:
         ValueError: a sampler that does not fit the schedule, or an eta that it refuses.

@@ -1,6 +1,8 @@
-"""What every family's schedule and transition offer: the sampling grid, the forward process, and x_t -> Gaussian."""
+"""The contract of schedules and transitions: the sampling grid, the forward process, and x_t -> Gaussian."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,14 +31,14 @@ class Schedule(ABC):
 
     @property
     def num_inference_steps(self) -> int:
-        """T, the number of denoising steps."""
+        """Return T, the number of denoising steps."""
         return len(self.timesteps)
 
     def step_index(self, timesteps: Tensor) -> Tensor:
-        """Map observed timesteps (n,), float32, back to step indices (n,), int64.
+        """Return the step indices (n,), int64, of observed timesteps (n,), float32.
 
-        The time 0 after the end maps to T; on a grid that itself ends at the time 0 (leading spacing with steps_offset
-        0, or linspace) it cannot be told from the last step, and maps to T - 1.
+        The time 0 after the end has the index T; on a grid that itself ends at the time 0 (leading spacing with
+        steps_offset 0, or linspace) it is the last step's, T - 1.
 
         Raises:
             ValueError: a value that is not on the grid.
@@ -59,15 +61,15 @@ class Schedule(ABC):
 
     @abstractmethod
     def noised(self, x_0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise latents to training times, and return what the network should predict there.
+        """Return latents noised to training times, and the network's target there.
 
         Args:
-            x_0: (m, c, h, w), float32, clean latents.
-            noise: (m, c, h, w), standard normal.
+            x_0: (m, ...), float32, clean latents.
+            noise: (m, ...), standard normal.
             times: (m,), of :meth:`draw_times`.
 
         Returns:
-            x_t and the target, each (m, c, h, w), on the latents' device.
+            x_t and the target, each (m, ...), on the latents' device.
         """
 
 
@@ -99,10 +101,31 @@ class Transition(nn.Module, ABC):
         """Return p(x_{t-1} | x_t).
 
         Args:
-            model_output: (n, c, h, w), any float dtype; the network's prediction, guidance applied.
-            x_t: (n, c, h, w), float32.
+            model_output: (n, ...), any float dtype; the network's prediction, guidance applied.
+            x_t: (n, ...), float32, latents with any number of axes.
             step_index: (n,), int64, from 0 (noisiest) to T - 1.
         """
+
+
+def noise_levels(eta: float | Sequence[float], steps: int, highest: float, meaning: str) -> list[float]:
+    """Return the noise level of each step.
+
+    Args:
+        eta: one level for all steps, or one for each.
+        steps: T.
+        highest: the largest level that the sampler takes; infinity only bounds it to finite numbers.
+        meaning: what the levels mean, for the message.
+
+    Raises:
+        ValueError: a level out of range, or another number of levels than steps.
+    """
+    levels = list(eta) if isinstance(eta, Sequence) else [eta] * steps
+    if len(levels) != steps or not all(0.0 <= level <= highest and math.isfinite(level) for level in levels):
+        bounds = f"lie in [0, {highest:g}]" if math.isfinite(highest) else "be finite and at least 0"
+        raise ValueError(
+            f"eta must {bounds} ({meaning}), one number for all steps or one for each of the {steps}, got {eta}."
+        )
+    return levels
 
 
 def check_steps(steps: object, limit: int) -> int:

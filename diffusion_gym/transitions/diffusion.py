@@ -5,14 +5,14 @@ Notation follows Song et al. 2021 (DDIM, arXiv 2010.02502): ``a_t`` is the cumul
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffusion_gym.transitions.base import Schedule, Transition, check_steps
+from diffusion_gym.transitions.base import Schedule, Transition, check_steps, noise_levels
 from diffusion_gym.transitions.gaussian import Gaussian, per_row
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -45,7 +45,7 @@ class DiffusionSchedule(Schedule):
         return torch.randint(self.num_train_timesteps, (n,), generator=generator)
 
     def noised(self, x_0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``; the target is epsilon, v or x_0, as the network predicts."""
+        """Return ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, and the target: epsilon, v or x_0."""
         a = per_row(self.alphas_cumprod[times.cpu()].to(x_0.device), x_0)
         x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
         if self.prediction_type == "epsilon":
@@ -56,7 +56,7 @@ class DiffusionSchedule(Schedule):
 
 
 def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int) -> DiffusionSchedule:
-    """Build the grid with diffusers' own DDIMScheduler from any scheduler's configuration.
+    """Return the grid of diffusers' own DDIMScheduler with any scheduler's configuration.
 
     Args:
         scheduler_config: a diffusers scheduler configuration (``pipe.scheduler.config``).
@@ -132,7 +132,7 @@ class DiffusionTransition(Transition):
         self._buffer("sqrt_a_p", a_p.sqrt())
 
     def predict(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the predicted x_0 and epsilon, each (n, c, h, w), float32 (x_0 clipped where the schedule says so)."""
+        """Return the predicted x_0 and epsilon, each (n, ...), float32 (x_0 clipped where the schedule says so)."""
         output = model_output.float()
         sqrt_a, sqrt_b = per_row(self.sqrt_a[step_index], x_t), per_row(self.sqrt_b[step_index], x_t)
         if self.schedule.prediction_type == "epsilon":
@@ -152,7 +152,7 @@ class DiffusionTransition(Transition):
 
     @abstractmethod
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
-        """Return the mean of x_{t-1}, (n, c, h, w), float32."""
+        """Return the mean of x_{t-1}, (n, ...), float32."""
 
 
 class DDIM(DiffusionTransition):
@@ -165,39 +165,39 @@ class DDIM(DiffusionTransition):
 
     direction: Tensor
 
-    def __init__(self, schedule: DiffusionSchedule, eta: float = 1.0) -> None:
-        """Raise ValueError unless eta lies in [0, 1]."""
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1] (0: deterministic DDIM, 1: as noisy as DDPM), got {eta}.")
+    def __init__(self, schedule: DiffusionSchedule, eta: float | Sequence[float] = 1.0) -> None:
+        """Args: eta: in [0, 1], for all steps or for each. Raises ValueError otherwise."""
+        steps = schedule.num_inference_steps
+        levels = noise_levels(eta, steps, 1.0, "0: deterministic DDIM, 1: as noisy as DDPM")
         table = schedule.alphas_cumprod.double()
-        previous = schedule.timesteps - schedule.num_train_timesteps // schedule.num_inference_steps
+        previous = schedule.timesteps - schedule.num_train_timesteps // steps
         a_t = table[schedule.timesteps]
         a_p = torch.where(
             previous >= 0, table[previous.clamp(min=0)], torch.tensor(schedule.final_alpha_cumprod).double()
         )
         variance = ((1 - a_p) / (1 - a_t) * (1 - a_t / a_p)).clamp(min=0)
-        std = eta * variance.sqrt()
+        std = torch.tensor(levels, dtype=torch.float64) * variance.sqrt()
         super().__init__(schedule, a_p, std)
-        self.eta = eta
         self.prev_timesteps = previous
         self._buffer("direction", (1 - a_p - std**2).clamp(min=0).sqrt())
 
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
-        """Equation 12 without its noise term."""
+        """Return equation 12 without its noise term."""
         return per_row(self.sqrt_a_p[step_index], x_0) * x_0 + per_row(self.direction[step_index], x_0) * epsilon
 
 
 class DDPM(DiffusionTransition):
     """Ho et al. 2020 (arXiv 2006.11239), equations 6 and 7: ancestral sampling on the grid's own neighbours.
 
-    The last step goes to the clean image (``a_p = 1``): with ``fixed_small`` variance it is deterministic.
+    The last step goes to the clean image (``a_p = 1``): with ``fixed_small`` variance it is deterministic. A noise
+    level below 1 scales the std, and the mean gets the noise that is missing from the predicted epsilon, as in DDIM.
     """
 
     x_0_coefficient: Tensor
     x_t_coefficient: Tensor
 
-    def __init__(self, schedule: DiffusionSchedule) -> None:
-        """Raise ValueError for a learned variance, which is no fixed Gaussian."""
+    def __init__(self, schedule: DiffusionSchedule, levels: Sequence[float] | None = None) -> None:
+        """Raise ValueError for a learned variance, which is no fixed Gaussian, or levels that are not T in [0, 1]."""
         if schedule.variance_type not in ("fixed_small", "fixed_large"):
             raise ValueError(
                 f"the DDPM sampler supports variance_type 'fixed_small' and 'fixed_large', got "
@@ -207,15 +207,24 @@ class DDPM(DiffusionTransition):
         a_t = schedule.alphas_cumprod.double()[times]
         a_p = torch.cat([a_t[1:], torch.ones(1, dtype=torch.float64)])
         beta_t = 1 - a_t / a_p
-        variance = beta_t if schedule.variance_type == "fixed_large" else (1 - a_p) / (1 - a_t) * beta_t
+        posterior = (1 - a_p) / (1 - a_t) * beta_t
+        variance = beta_t if schedule.variance_type == "fixed_large" else posterior
         std = torch.where(times > 0, variance.clamp(min=0).sqrt(), torch.zeros_like(variance))
+        of_x_0, of_x_t = a_p.sqrt() * beta_t / (1 - a_t), (a_t / a_p).sqrt() * (1 - a_p) / (1 - a_t)
+        if levels is not None:
+            meaning = "0: deterministic, 1: DDPM's own noise"
+            level = torch.tensor(noise_levels(levels, len(times), 1.0, meaning), dtype=torch.float64)
+            scaled = ((1 - a_p - level**2 * posterior) / (1 - a_t)).clamp(min=0).sqrt()  # of x_t - sqrt(a_t) x_0
+            of_x_t = torch.where(level == 1, of_x_t, scaled)
+            of_x_0 = torch.where(level == 1, of_x_0, a_p.sqrt() - a_t.sqrt() * scaled)
+            std = level * std
         super().__init__(schedule, a_p, std)
         self.prev_timesteps = torch.cat([times[1:], torch.tensor([-1])])
-        self._buffer("x_0_coefficient", a_p.sqrt() * beta_t / (1 - a_t))
-        self._buffer("x_t_coefficient", (a_t / a_p).sqrt() * (1 - a_p) / (1 - a_t))
+        self._buffer("x_0_coefficient", of_x_0)
+        self._buffer("x_t_coefficient", of_x_t)
 
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
-        """Equation 7."""
+        """Return equation 7."""
         return (
             per_row(self.x_0_coefficient[step_index], x_0) * x_0 + per_row(self.x_t_coefficient[step_index], x_0) * x_t
         )

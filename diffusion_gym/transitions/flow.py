@@ -7,7 +7,7 @@ ODE ``dx = v dt`` and has no density; the two samplers here add noise to it, and
 
 import math
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_gym.transitions.base import Schedule, Transition, check_steps
+from diffusion_gym.transitions.base import Schedule, Transition, check_steps, noise_levels
 from diffusion_gym.transitions.gaussian import Gaussian, per_row
 
 #: A time this near to 1 counts as 1, where Flow-SDE's noise is infinite: float32 grids end within 1e-7 of it.
@@ -30,7 +30,7 @@ class FlowSchedule(Schedule):
         timesteps: (T,), float32, ``t * num_train_timesteps`` of each step's start.
         num_train_timesteps: the scale of the times that the denoiser sees.
         sigmas: (T + 1,), float32, t from noise to image, the last one 0.
-        shift: the family's shift of uniform times toward noise, ``t = shift u / (1 + (shift - 1) u)``; 1 is none.
+        shift: of uniform times toward noise, ``t = shift u / (1 + (shift - 1) u)``; 1 leaves them.
     """
 
     sigmas: Tensor
@@ -39,13 +39,13 @@ class FlowSchedule(Schedule):
     samplers: ClassVar[tuple[str, ...]] = ("flow-sde", "cps")
 
     def __post_init__(self) -> None:
-        """Refuse a grid whose steps go nowhere: their std would be 0 or NaN."""
+        """Raise ValueError for a grid that does not fall: a step's std would be 0 or NaN."""
         falling = bool((self.sigmas[1:] < self.sigmas[:-1]).all()) and bool((self.timesteps.diff() < 0).all())
         if not (falling and 0 < float(self.sigmas[0]) <= 1 and float(self.sigmas[-1]) >= 0):
             raise ValueError(
                 f"the {self.num_inference_steps} times of this flow model's grid must fall from at most 1 to 0, got "
-                f"{_shortened(self.sigmas)}. Its scheduler moves them there (shift {self.shift:g}): set shift (3 is "
-                "usual), shift_terminal or the number of steps so that they stay apart."
+                f"{self.sigmas[:6].tolist()} and so on; change the scheduler's shift (shift {self.shift:g}), its "
+                "shift_terminal or the number of steps."
             )
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
@@ -58,7 +58,7 @@ class FlowSchedule(Schedule):
         return self.shift * u / (1 + (self.shift - 1) * u) * self.num_train_timesteps
 
     def noised(self, x_0: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """``x_t = (1 - t) x_0 + t noise``; the target is the velocity ``noise - x_0``."""
+        """Return ``x_t = (1 - t) x_0 + t noise``, and the target: the velocity ``noise - x_0``."""
         t = per_row(times.to(x_0.device) / self.num_train_timesteps, x_0)
         return (1 - t) * x_0 + t * noise, noise - x_0
 
@@ -69,7 +69,7 @@ def make_flow_schedule(
     image_sequence_length: int,
     equal_steps: bool = False,
 ) -> FlowSchedule:
-    """Build the grid with diffusers' own FlowMatchEulerDiscreteScheduler.
+    """Return the grid of diffusers' own FlowMatchEulerDiscreteScheduler.
 
     Args:
         scheduler_config: configuration of a FlowMatchEulerDiscreteScheduler (``pipe.scheduler.config``).
@@ -106,14 +106,8 @@ def make_flow_schedule(
     )
 
 
-def _shortened(times: Tensor) -> str:
-    """Write at most eight times."""
-    shown = [f"{time:.7g}" for time in times.tolist()]
-    return ", ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-3:]])
-
-
 def _resolution_shift(config: Any, tokens: int) -> float:
-    """The pipelines' ``calculate_shift``: mu is linear in the number of image tokens."""
+    """Return the pipelines' ``calculate_shift``: mu is linear in the number of image tokens."""
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return config.base_shift + slope * (tokens - config.base_image_seq_len)
 
@@ -147,14 +141,13 @@ class FlowSDE(FlowTransition):
     have a density, also the last. As T grows its samples approach those of the ODE.
     """
 
-    def __init__(self, schedule: FlowSchedule, eta: float = 0.7) -> None:
-        """Args: eta: the noise level a, at least 0; 0.7 in the paper. Raises ValueError otherwise."""
-        if not 0.0 <= eta < math.inf:
-            raise ValueError(f"eta of Flow-SDE must be finite and at least 0 (Flow-GRPO takes 0.7), got {eta}.")
+    def __init__(self, schedule: FlowSchedule, eta: float | Sequence[float] = 0.7) -> None:
+        """Args: eta: the noise level a, at least 0, for all steps or for each. Raises ValueError otherwise."""
+        levels = noise_levels(eta, schedule.num_inference_steps, math.inf, "Flow-SDE; 0.7 in Flow-GRPO")
         t, after = schedule.sigmas[:-1].double(), schedule.sigmas[1:].double()
         dt = after - t
         capped = torch.where(t >= _AT_ONE, after[0].clamp(max=_AT_ONE), t)
-        half = eta**2 / (2 * (1 - capped))  # sigma_t^2 / (2t)
+        half = torch.tensor([a**2 for a in levels], dtype=torch.float64) / (2 * (1 - capped))  # sigma_t^2 / (2t)
         super().__init__(schedule, 1 + half * dt, (1 + half * (1 - t)) * dt, (2 * half * t * dt.abs()).sqrt())
 
 
@@ -166,11 +159,10 @@ class CPS(FlowTransition):
     (t' = 0) is deterministic and has no density. Unlike Flow-SDE it narrows the distribution, however many the steps.
     """
 
-    def __init__(self, schedule: FlowSchedule, eta: float = 0.7) -> None:
-        """Args: eta: in [0, 1], from the ODE to all fresh noise. Raises ValueError otherwise."""
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1] (0: the ODE, 1: all of x_1 is fresh noise), got {eta}.")
+    def __init__(self, schedule: FlowSchedule, eta: float | Sequence[float] = 0.7) -> None:
+        """Args: eta: in [0, 1], for all steps or for each. Raises ValueError otherwise."""
+        levels = noise_levels(eta, schedule.num_inference_steps, 1.0, "0: the ODE, 1: all of x_1 is fresh noise")
         t, after = schedule.sigmas[:-1].double(), schedule.sigmas[1:].double()
-        std = after * math.sin(eta * math.pi / 2)
+        std = after * torch.tensor([math.sin(level * math.pi / 2) for level in levels], dtype=torch.float64)
         kept = (after**2 - std**2).clamp(min=0).sqrt()
         super().__init__(schedule, (1 - after) + kept, (1 - t) * kept - t * (1 - after), std)

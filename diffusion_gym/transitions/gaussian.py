@@ -14,7 +14,7 @@ class Gaussian:
     """A batch of isotropic Gaussians over latents.
 
     Attributes:
-        mean: (n, c, h, w), float32, scaled latent units.
+        mean: (n, ...), float32, scaled latent units; latents may have any number of axes.
         std: (n,), float32, scaled latent units; 0 marks a deterministic transition, which has no density.
     """
 
@@ -23,22 +23,22 @@ class Gaussian:
 
     @property
     def dimensions(self) -> int:
-        """D, of one latent."""
+        """Return D, of one latent."""
         return math.prod(self.mean.shape[1:])
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Return ``mean + std * noise``; noise: (n, c, h, w), standard normal."""
+        """Return ``mean + std * noise``; noise: (n, ...), standard normal."""
         return self.mean + per_row(self.std, self.mean) * noise
 
     def relative_log_prob(self, latents: Tensor) -> Tensor:
-        """Joint log-density of ``latents`` relative to its mean under the Gaussian itself, (n,), float32.
+        """Return the joint log-density of ``latents`` relative to its mean under the Gaussian itself, (n,), float32.
 
         With ``z = (x - mean) / std`` it is ``log p(x) + H = sum_D (1 - z^2) / 2``, where the entropy H depends on the
         std alone. It is 0 on average, so float32 keeps its digits where the constants of ``log p`` itself, hundreds of
         thousands of nats at D = 262,144, would take them; in a ratio of densities of one std H cancels.
 
         Args:
-            latents: (n, c, h, w), float32; exactly the latents that are stored, not a value rounded from them.
+            latents: (n, ...), float32; exactly the latents that are stored, not a value rounded from them.
 
         Returns:
             NaN for a row of std 0, which has no density. The device is not waited for.
@@ -47,10 +47,10 @@ class Gaussian:
         return (0.5 * (1 - z * z)).flatten(1).sum(1)
 
     def log_prob(self, latents: Tensor, reduction: Reduction = "sum") -> Tensor:
-        """Log-density of ``latents``, (n,), float32.
+        """Return the log-density of ``latents``, (n,), float32.
 
         Args:
-            latents: (n, c, h, w), float32; exactly the latents that are stored, not a value rounded from them.
+            latents: (n, ...), float32; exactly the latents that are stored, not a value rounded from them.
             reduction: ``"sum"`` over the latent's D dimensions is the joint log-density; ``"mean"`` divides it by
                 D, as the reference implementations of DDPO do.
 
@@ -66,11 +66,11 @@ class Gaussian:
         return joint if reduction == "sum" else joint / self.dimensions
 
     def entropy(self) -> Tensor:
-        """Joint entropy ``D (log std + log(2 pi e) / 2)``, nats, (n,); minus infinity for a row of std 0."""
+        """Return the joint entropy ``D (log std + log(2 pi e) / 2)``, nats, (n,); minus infinity for a row of std 0."""
         return self.dimensions * (self.std.log() + 0.5 * math.log(2 * math.pi * math.e))
 
     def kl(self, other: "Gaussian") -> Tensor:
-        """KL(self || other) of two Gaussians with the same std, joint nats, (n,): ``|mu - mu'|^2 / (2 s^2)``.
+        """Return KL(self || other) of two Gaussians of one std, joint nats, (n,): ``|mu - mu'|^2 / (2 s^2)``.
 
         A row of std 0 counts 0: it has no density. The device is not waited for.
         """
@@ -82,5 +82,5 @@ class Gaussian:
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """Shape (n,) values so that they broadcast over the trailing dimensions of ``like``."""
+    """Return (n,) values in a shape that broadcasts over the trailing axes of ``like``."""
     return values.reshape(-1, *([1] * (like.ndim - 1)))

@@ -14,7 +14,7 @@ import diffusion_gym
 from algorithms import DDPO, RWR, DDPOConfig, PolicyConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import override
 from algorithms.parallel.ranks import ALONE
-from diffusion_gym.models import check_device, load_model, recommended
+from diffusion_gym.models import check_device, load_model, recommended_for
 from diffusion_gym.models.loading import FAMILIES
 from diffusion_gym.recommended import BY_PIPELINE
 
@@ -65,7 +65,7 @@ def test_each_algorithm_takes_its_own_section(own_folder: Callable[..., str]) ->
 def test_an_exported_pipeline_recommends_what_its_model_did(own_folder: Callable[..., str], tmp_path: Path) -> None:
     env = gymnasium.make(diffusion_gym.ENV_ID, model=own_folder())
     DDPO(env, trainable="full").export(tmp_path / "tuned")
-    assert recommended(tmp_path / "tuned").sections == env.unwrapped.mdp.model.recommended.sections
+    assert recommended_for(tmp_path / "tuned").sections == env.unwrapped.mdp.model.recommended.sections
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_used_is_named(own_folder: Callable[..., str], tex
 @pytest.mark.parametrize("config", [DDPOConfig, RWRConfig, SB3PPOConfig])
 def test_what_ships_recommends_what_fits(name: str, config: Any) -> None:
     assert config.for_model(name) != config()
-    assert recommended(name) == load_model(name).recommended, "the same by name and loaded"
+    assert recommended_for(name) == load_model(name).recommended, "the same by name and loaded"
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

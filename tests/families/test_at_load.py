@@ -40,8 +40,8 @@ def configured(part: str, **settings: Any) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        ({"in_channels": 9}, r"takes 9 channels \(it inpaints\), and the latents of its VAE have 4"),
-        ({"in_channels": 8}, r"takes 8 channels \(it edits pictures, as instruct-pix2pix does, or upscales them\)"),
+        ({"in_channels": 9}, r"takes 9 channels, .* have 4; expected .* from noise and a text alone"),
+        ({"in_channels": 8}, r"takes 8 channels, and the latents of its VAE have 4"),
         ({"in_channels": 3, "out_channels": 3}, "takes 3 channels, and the latents of its VAE have 4"),
         ({"out_channels": 8}, r"prediction of its UNet2DConditionModel has the shape \(1, 8, 8, 8\), expected \(1, 4"),
         ({"cross_attention_dim": 64}, r"prompt_embedding \(1, 16, 32\).*'cross_attention_dim': 64"),
@@ -59,13 +59,13 @@ def test_a_unet_that_does_not_fit(altered: Altered, parts: dict[str, Any], told:
 @pytest.mark.parametrize(
     ("family", "change", "told"),
     [
-        ("sd", configured("unet", sample_size=None), "UNet2DConditionModel of .* has no sample_size; expected"),
-        ("ddpm", configured("unet", sample_size=None), "UNet2DModel of .* has no sample_size"),
-        ("sd", configured("unet", sample_size="8"), "has '8' for its sample_size; expected the height and width"),
-        ("ddpm", configured("unet", sample_size=[8, 0]), r"has \[8, 0\] for its sample_size"),
-        ("sd3", configured("transformer", sample_size=None), "SD3Transformer2DModel of .* has no sample_size"),
+        ("sd", configured("unet", sample_size=None), "UNet2DConditionModel of .* has the sample_size None; expected"),
+        ("ddpm", configured("unet", sample_size=None), "UNet2DModel of .* has the sample_size None"),
+        ("sd", configured("unet", sample_size="8"), "has the sample_size '8'; expected the height and width"),
+        ("ddpm", configured("unet", sample_size=[8, 0]), r"has the sample_size \[8, 0\]"),
+        ("sd3", configured("transformer", sample_size=None), "SD3Transformer2DModel of .* has the sample_size None"),
         ("sd3", configured("transformer", sample_size=7), r"has the shape \(1, 4, 6, 6\), expected \(1, 4, 7, 7\)"),
-        ("sd3", configured("transformer", sample_size=64), "a step of its SD3Transformer2DModel .* failed"),
+        ("sd3", configured("transformer", sample_size=64), "its SD3Transformer2DModel .* fails .*expected parts"),
         ("sd", scaled("unet", "conv_in.weight", float("nan")), "float32 is not finite .*copy the model's folder again"),
         ("flux", scaled("transformer", "x_embedder.weight", float("nan")), "float32 is not finite"),
         ("flux", scaled("text_encoder_2", "shared.weight", float("nan")), "the prompt embedding of .* is not finite"),
@@ -210,7 +210,7 @@ def test_git_lfs_pointers_are_named(build: Callable[[str], Any], tmp_path: Path,
     folder = tmp_path / "clone"
     shutil.copytree(build("sd").folder, folder)
     (folder / file).write_bytes(POINTER)
-    with pytest.raises(ValueError, match=rf"{file}' of model .* is a Git LFS pointer, \d+ bytes.*git lfs pull"):
+    with pytest.raises(ValueError, match=rf"{file}' of model .* is a Git LFS pointer.*git lfs pull"):
         load_model(str(folder))
 
 
@@ -239,10 +239,10 @@ def test_a_lora_is_no_model(tmp_path: Path, name: str) -> None:
 def test_a_runs_folder_is_no_model(build: Callable[[str], Any], tmp_path: Path) -> None:
     _lora(tmp_path / "pytorch_lora_weights.safetensors")
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"folder of a run. 'sample --run {tmp_path}' .*add its LoRA to its model"):
+    with pytest.raises(ValueError, match=rf"folder of a run: 'sample --run {tmp_path}' .*load_lora_weights"):
         load_model(str(tmp_path))
     shutil.copytree(build("sd").folder, tmp_path / "pipeline")
-    with pytest.raises(ValueError, match=rf"give the model that it trained, '{tmp_path}/pipeline'"):
+    with pytest.raises(ValueError, match=rf"is the folder of a run; give '{tmp_path}/pipeline'"):
         load_model(str(tmp_path))
 
 
@@ -252,12 +252,10 @@ def test_other_things_that_are_no_model(build: Callable[[str], Any], tmp_path: P
     shutil.copytree(source, snapshot)
     (tmp_path / "sd.ckpt").touch()
     told = {
-        f"{source}/unet": f"is one part of a model; give '{source}'",
-        str(snapshot.parents[1]): f"is a folder of .*give its hub id 'owner/name', or the folder '{snapshot}'",
-        str(snapshot.parent): f"has a model inside; give '{snapshot}'",
-        str(tmp_path / "sd.ckpt"): "is a file; expected a folder .*from_single_file",
-        "models--owner--name": "would be a folder of the hub's cache, and there is none; give its hub id 'owner/name'",
-        "https://huggingface.co/owner/name/tree/main": "is an address; give the hub id 'owner/name'",
+        f"{source}/unet": f"is not a whole model; give '{source}'",
+        str(snapshot.parents[1]): f"is not a whole model; give '{snapshot}'",
+        str(snapshot.parent): f"is not a whole model; give '{snapshot}'",
+        str(tmp_path / "sd.ckpt"): "has weights without a model_index.json; .*from_single_file",
     }
     for given, expected in told.items():
         with pytest.raises(ValueError, match=rf"model '{given}' {expected}"):

@@ -62,7 +62,7 @@ def test_a_textual_inversion_of_several_vectors_is_read_whole(
         (
             ("to_q", "to_k"),
             "both",
-            r"no layer of the text_encoder of .*endings of its layers: text_encoder k_proj",
+            r"none of its text_encoder ends in one of them\. .*endings of its layers: text_encoder k_proj",
         ),
         (("to_q", "lora_te_q"), "both", r"none ends in 'lora_te_q'\. Expected 'attention'.*unet .*to_q"),
         (("to_q",), "text_encoder", r"none ends in 'to_q'\. Expected 'attention'.*text_encoder k_proj"),

@@ -192,7 +192,7 @@ def test_a_file_of_weights_loads_under_its_architecture(tiny_reward_models: Path
             r"hf download timm/vit_large_patch14_clip_224.openai .*clip=DIR",
         ),
         ("clip_score?clip=hf-hub:owner/model", "hf download owner/model --local-dir DIR"),
-        ("aesthetic?head=none.pth", "head=none.pth is no file. Download one.*improved-aesthetic-predictor"),
+        ("aesthetic?head=none.pth", "head=none.pth is not a file. Download one.*improved-aesthetic-predictor"),
         ("aesthetic?head=owner/repository/head.pth", "hf download owner/repository head.pth .*head=DIR/head.pth"),
         (
             "vlm_alignment?model=llava-hf/llava-1.5-7b-hf",
@@ -230,5 +230,5 @@ def test_a_clip_that_does_not_run_is_refused_when_it_is_loaded(
     from open_clip.model import CLIP
 
     monkeypatch.setattr(CLIP, "encode_image", lambda self, image, normalize=False: image.mean((2, 3)))
-    with pytest.raises(ValueError, match=r"clip=.* was loaded, but fails on a first small input .*of one size"):
+    with pytest.raises(ValueError, match=r"clip=.* was loaded, but a first small input fails .*of one size"):
         Clip(str(tiny_reward_models / "clip"), None)

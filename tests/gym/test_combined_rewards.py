@@ -116,7 +116,9 @@ def test_normalisation_by_hand() -> None:
     """Mean 2.25, std sqrt(5.1875); the floor stays in the reward's own unit, its shortfall is counted in stds."""
     reward = WeightedSum([RewardTerm(length, normalise=True), RewardTerm(length, 3.0, floor=1.0, normalise=True)])
     assert reward.needs_calibration
-    with pytest.raises(RewardError, match=r"'length' is to be normalised, but its mean and std were never measured"):
+    with pytest.raises(
+        RewardError, match=r"mean and std of reward 'length', which is to be normalised, were not measured"
+    ):
         evaluate_reward(reward, IMAGES, PROMPTS)
     reward.calibrate(IMAGES, PROMPTS)
     std = math.sqrt(5.1875)
@@ -131,7 +133,7 @@ def test_normalisation_by_hand() -> None:
 
 
 def test_a_constant_cannot_be_normalised() -> None:
-    with pytest.raises(ValueError, match=r"'length' scores all 2 images for calibration 1, so it cannot be normalised"):
+    with pytest.raises(ValueError, match=r"'length' gives all 2 images for calibration the score 1"):
         WeightedSum([RewardTerm(length, normalise=True)]).calibrate(IMAGES[:2], ["a", "b"])
 
 

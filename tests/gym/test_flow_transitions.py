@@ -219,7 +219,7 @@ def test_inverted_sigmas_are_refused() -> None:
 
 @pytest.mark.parametrize(("sampler", "eta"), [(FlowSDE, -0.1), (FlowSDE, math.inf), (FlowSDE, math.nan)])
 def test_bad_eta_of_flow_sde(sampler: Any, eta: float) -> None:
-    with pytest.raises(ValueError, match="eta of Flow-SDE must be finite and at least 0"):
+    with pytest.raises(ValueError, match=r"eta must be finite and at least 0 \(Flow-SDE"):
         sampler(_ours({}, 10), eta)
 
 

@@ -142,9 +142,9 @@ def test_a_hub_id_without_a_network_says_how_to_get_it(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("kind", "offline", "advice"),
     [
-        ("GatedRepoError", False, r"terms must be accepted first.*hf auth login"),
+        ("GatedRepoError", False, r"accept its terms .*hf auth login"),
         ("RepositoryNotFoundError", False, r"the hub has no such model, or it is private.*hf auth login"),
-        ("EntryNotFoundError", False, r"has no model_index\.json, so it is no diffusers pipeline"),
+        ("EntryNotFoundError", False, r"has no model_index\.json, so it is not a diffusers pipeline"),
         ("LocalEntryNotFoundError", False, r"the hub could not be reached, .*hf download someone/some-model"),
         ("OfflineModeIsEnabled", True, r"HF_HUB_OFFLINE is set, .*hf download someone/some-model"),
     ],
@@ -165,7 +165,7 @@ def test_what_stopped_a_download_is_told(
 def test_a_single_file_checkpoint_says_how_to_convert_it(tmp_path: Path) -> None:
     file = tmp_path / "v1-5-pruned.safetensors"
     file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is a file; expected a folder .*from_single_file\(FILE\)\.save_pretrained"):
+    with pytest.raises(ValueError, match=r"has weights without a model_index\.json; .*from_single_file\(FILE\)"):
         _make({"model": str(file)})
 
 

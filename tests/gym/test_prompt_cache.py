@@ -92,7 +92,7 @@ def test_embeddings_that_overflow_are_refused(tiny_sd: str, monkeypatch: pytest.
     model = load_model(tiny_sd, dtype="float16")
     encoded = {"prompt_embedding": torch.full((1, 16, 32), torch.inf)}
     monkeypatch.setattr(model, "encode_prompts", lambda prompts: encoded)
-    with pytest.raises(ValueError, match=r"embedding that '.*' in float16 makes of 'cat' is not finite.*'bfloat16' or"):
+    with pytest.raises(ValueError, match=r"embedding of 'cat' by .* in float16 is not finite.*'bfloat16' or"):
         PromptCache(model)(["cat"])
 
 

@@ -240,7 +240,11 @@ def test_files_of_other_programs(tmp_path: Path, name: str, content: str, expect
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("utf16.txt", "a cat".encode("utf-16"), r"utf16\.txt': it is UTF-16; save it as UTF-8"),
+        (
+            "utf16.txt",
+            "a cat".encode("utf-16"),
+            r"utf16\.txt': it holds zero bytes, as binary files and UTF-16 do",
+        ),
         ("unmarked.csv", "prompt".encode("utf-16-le"), r"zero bytes, as binary files and UTF-16 do; save it as UTF-8"),
         ("latin.txt", "ein Käfer".encode("latin-1"), r"can't decode byte 0xe4.*Expected UTF-8 text, one"),
         ("lines.txt", b'"a"\n{"prompt": "b"}', r"line 2: this is JSON, which belongs into a file that ends in \.jsonl"),

@@ -78,7 +78,7 @@ def test_options_hold_colons_and_stand_beside_weights(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("compressibility?quality=95", "unknown option 'quality' of reward 'compressibility'; it takes none"),
+        ("compressibility?quality=95", "unknown option 'quality' of reward 'compressibility'; it has no options"),
         ("clip_score?scale=1,aesthetic?hed=x:2", "unknown option 'hed' of reward 'aesthetic'"),
         ("clip?scale=1", "unknown reward 'clip'"),
     ],

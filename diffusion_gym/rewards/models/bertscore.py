@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.chunks import in_chunks
-from diffusion_gym.models.pipeline import no_progress_bars
+from diffusion_gym.errors import first_run
+from diffusion_gym.libraries import no_progress_bars
 from diffusion_gym.rewards.models.weights import not_found
-from diffusion_gym.rewards.trial import tried
 from diffusion_gym_torchvision import repair_torchvision
 
 #: Layers that bert_score's authors tuned on WMT16, by the last part of the model's name. Others use what their
@@ -73,7 +73,7 @@ class BERTScore:
 
         Raises:
             ValueError: weights that cannot be had, a model of another kind, which is found by scoring a pair of texts,
-                or a layer or baseline that is none.
+                or an invalid layer or baseline.
         """
         repair_torchvision()
         from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -103,7 +103,7 @@ class BERTScore:
         self._chunk_size, self._device = chunk_size, device
         if device is not None:
             self._model.to(device)
-        with tried(f"bert={bert}", "an encoder like BERT, RoBERTa, DeBERTa or DistilBERT"):
+        with first_run(f"bert={bert}", "a first small input", "an encoder like BERT, RoBERTa, DeBERTa or DistilBERT"):
             if not math.isfinite(float(self(["a cat"], ["a dog"], self._model.device))):
                 raise ValueError("its score is not finite")
 
@@ -156,11 +156,11 @@ class BERTScore:
     def _recall(
         self, candidate: Tensor, candidate_ids: list[int], reference: Tensor, reference_ids: list[int]
     ) -> Tensor:
-        said, wanted = self._counted(candidate_ids), self._counted(reference_ids)
-        if not any(said) or not any(wanted):
+        said, asked = self._counted(candidate_ids), self._counted(reference_ids)
+        if not any(said) or not any(asked):
             return torch.zeros((), device=reference.device)
         best = (reference @ candidate.T).amax(1)
-        return best[torch.tensor(wanted, device=best.device)].mean()
+        return best[torch.tensor(asked, device=best.device)].mean()
 
     def _counted(self, ids: list[int]) -> list[bool]:
         special = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_gym.errors import first_run
+from diffusion_gym.libraries import no_progress_bars
 from diffusion_gym.models.base import DTYPES, ModelDtype
-from diffusion_gym.models.pipeline import no_progress_bars
 from diffusion_gym.rewards.models.weights import not_found
-from diffusion_gym.rewards.trial import tried
 from diffusion_gym_torchvision import repair_torchvision
 
 
@@ -66,8 +66,8 @@ class Captioner:
             max_new_tokens: longest answer.
 
         Raises:
-            ValueError: weights that cannot be had, a dtype that is none, or a model of another kind, which is found by
-                asking it about one picture.
+            ValueError: weights that cannot be loaded, an unknown dtype, or a model of another kind, which a first
+                question shows.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}.")
@@ -86,9 +86,8 @@ class Captioner:
         self._device, self._dtype = device, DTYPES[dtype]
         self._chunk_size, self._max_new_tokens = chunk_size, max_new_tokens
         kind = loaded.config.model_type
-        with tried(
-            f"model={model} (a {kind})", f"a vision-language model with a chat template, such as {list(TESTED)}"
-        ):
+        expected = f"a vision-language model with a chat template, such as {list(TESTED)}"
+        with first_run(f"model={model} (a {kind})", "a first small input", expected):
             self._prepare(kind)
             self._answer([Image.new("RGB", (64, 64))], "What is this?", loaded.device, 1)
 
@@ -101,7 +100,7 @@ class Captioner:
         if kind != "llava" and getattr(self._processor, "chat_template", None) is None:
             raise ValueError("it has no chat template, so how to ask it is not known")
         tokenizer = self._processor.tokenizer
-        tokenizer.padding_side = "left"  # so that generation goes on from each row's last token
+        tokenizer.padding_side = "left"  # so that generation continues each row's last token
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -125,7 +124,7 @@ class Captioner:
         self, pictures: Sequence[Image.Image], question: str, device: torch.device, max_new_tokens: int
     ) -> list[str]:
         inputs = self._inputs(pictures, question).to(device, self._dtype)
-        # Temperature and its like stand in many models' files, and would only cause warnings here.
+        # Many models' files set a temperature and its like, which would only cause warnings here.
         sampling = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         tokens = self._model.generate(
             **inputs,

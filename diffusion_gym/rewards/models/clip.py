@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from diffusion_gym.chunks import in_chunks
+from diffusion_gym.errors import first_run
 from diffusion_gym.rewards.models.captioner import to_pillow
 from diffusion_gym.rewards.models.weights import not_found
-from diffusion_gym.rewards.trial import tried
 from diffusion_gym_torchvision import repair_torchvision
+
+#: The steps of open_clip's transform that move pixels; the last step normalises, the others convert types.
+_GEOMETRY = ("Resize", "ResizeKeepRatio", "CenterCrop", "CenterCropOrPad")
 
 
 @cache
@@ -53,12 +57,13 @@ class Clip:
         self._device = device
         if device is not None:
             self._model.to(device)
-        wanted = {**self._model.visual.preprocess_cfg}
+        config = {**self._model.visual.preprocess_cfg}
         names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
         self._transform = open_clip.image_transform(
-            wanted["size"], is_train=False, **{name: wanted[name] for name in names if name in wanted}
+            config["size"], is_train=False, **{name: config[name] for name in names if name in config}
         )
-        with tried(f"clip={source}", "an image and a text tower with embeddings of one size"):
+        expected = "an image and a text tower with embeddings of one size"
+        with first_run(f"clip={source}", "a first small input", expected):
             self.dimension: int = self.embed_texts([""], 1).shape[1]
             self.embed_images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 1) @ torch.zeros(self.dimension, 1)
 
@@ -76,10 +81,19 @@ class Clip:
         Returns:
             (n, D), float32, of length 1, on the model's device.
         """
-        device = self._place(images.device)
-        return in_chunks(
-            lambda part: self._model.encode_image(part.to(device), normalize=True), self.preprocess(images), chunk_size
-        ).float()
+        return self._embed_inputs(self.preprocess(images), chunk_size)
+
+    def embed_pixels(self, images: Tensor, chunk_size: int) -> Tensor:
+        """Embed pictures (n, 3, H, W), float32 in [0, 1], as :meth:`embed_images` does, with gradient to the pictures.
+
+        The embeddings are those of the rounded pictures up to the rounding of levels.
+        """
+        return self._embed_inputs(self.preprocess_pixels(images), chunk_size)
+
+    def _embed_inputs(self, inputs: Tensor, chunk_size: int) -> Tensor:
+        device = self._place(inputs.device)
+        encode = lambda part: self._model.encode_image(part.to(device), normalize=True)  # noqa: E731
+        return in_chunks(encode, inputs, chunk_size).float()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], chunk_size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -116,8 +130,30 @@ class Clip:
         """
         return torch.stack([self._transform(picture) for picture in to_pillow(images)]).to(images.device)
 
+    def preprocess_pixels(self, images: Tensor) -> Tensor:
+        """Resize, crop and normalise as :meth:`preprocess` does, up to rounding, with gradient.
+
+        Args:
+            images: (n, 3, H, W), float32 in [0, 1].
+
+        Returns:
+            (n, 3, h, w), float32, on the images' device.
+        """
+        resize, *crops = (step for step in self._transform.transforms if type(step).__name__ in _GEOMETRY)
+        height, width = images.shape[2:]
+        size = resize(Image.new("RGB", (width, height))).size[::-1]
+        levels = images * 255  # a crop's fill colour is a level
+        # One axis after the other, clipped in between, as Pillow does.
+        for shape in ((height, size[1]), size):
+            if tuple(levels.shape[2:]) != shape:
+                mode = resize.interpolation.value
+                levels = nn.functional.interpolate(levels, shape, mode=mode, antialias=True).clamp(0, 255)
+        for crop in crops:
+            levels = crop(levels)
+        return self._transform.transforms[-1](levels / 255)
+
     def _place(self, default: torch.device | str) -> torch.device:
-        """Move the model where it is to run, and return where that is."""
+        """Move the model to its device, and return the device."""
         device = torch.device(self._device or default)
         self._model.to(device)
         return device

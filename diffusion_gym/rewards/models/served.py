@@ -1,17 +1,21 @@
-"""A vision-language model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp), as a describer of images."""
+"""A vision-language model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp), as a describer of images.
+
+The openai client is not used: it draws the jitter of its pauses from Python's global generator, which changes what a
+run draws next, and takes a garbled answer for a final one.
+"""
 
 import base64
 import http.client
 import io
-import ipaddress
 import json
 import os
 import random
+import re
 import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,15 +29,16 @@ from diffusion_gym.rewards.models.captioner import to_pillow
 #: Answers that may be better the next time; any other refusal is final.
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 LONGEST_PAUSE = 60.0
+_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
 
 class ServedCaptioner:
-    """Asks ``POST url/chat/completions`` once an image, several at a time, greedily (temperature 0).
+    """Asks ``POST url/chat/completions`` once per image, several at a time, greedily (temperature 0).
 
-    A request that fails for want of an answer (no connection, no answer in time, a status of :data:`RETRIED`) is
-    repeated after a pause that doubles each time, drawn between its half and its whole; the server's Retry-After is
-    the least. The draws use a generator of their own, so that the run's random numbers stay what they are. The
-    system's proxy is used as usual, except for servers on this machine (localhost, 127.0.0.1, ::1).
+    A request without an answer (no connection, a timeout, a cut or garbled answer, a status of :data:`RETRIED`) is
+    repeated after a pause that doubles each time, drawn between its half and its whole, and no shorter than the
+    server's Retry-After. The pauses are drawn from a generator of their own. The system's proxy is used, except for
+    servers on this machine (localhost, 127.0.0.1, ::1).
     """
 
     def __init__(
@@ -48,12 +53,12 @@ class ServedCaptioner:
         max_new_tokens: int = 64,
         key_variable: str | None = None,
     ) -> None:
-        """Check the settings; the server is not asked before the first image.
+        """Check the settings; the first request is that for the first image.
 
         Args:
             url: the API's root, as ``http://host:8000/v1``.
             model: the name under which the server knows the model.
-            concurrency: requests under way at once; further images wait their turn unencoded.
+            concurrency: requests at a time.
             timeout: seconds that the server may stay silent in a request.
             retries: repetitions of one request before the reward gives up.
             pause: seconds before the first repetition.
@@ -75,10 +80,8 @@ class ServedCaptioner:
         self._endpoint = url.rstrip("/") + "/chat/completions"
         proxy = _proxy_of(url)
         self._opener = urllib.request.build_opener(*([] if proxy else [urllib.request.ProxyHandler({})]))
-        self._server = f"the server at {self._endpoint}"
-        if proxy:
-            through = f"through {urlsplit(url).scheme}_proxy, {proxy}"
-            self._server += f" ({through}; if it is to be reached directly, name its host in no_proxy)"
+        through = f" (through the proxy {proxy}; name the server's host in no_proxy to leave it out)" if proxy else ""
+        self._server = f"the server at {self._endpoint}{through}"
         self._model, self._key_variable, self._max_new_tokens = model, key_variable, max_new_tokens
         self._concurrency, self._timeout, self._retries, self._pause = concurrency, timeout, retries, pause
         self._jitter = random.Random()
@@ -89,8 +92,7 @@ class ServedCaptioner:
         Raises:
             RewardError: the server refused a request, or did not answer one for all its repetitions.
         """
-        pictures = to_pillow(images)
-        stop = threading.Event()
+        pictures, stop = to_pillow(images), threading.Event()
         failures: list[BaseException] = []
 
         def ask(picture: Image.Image) -> str:
@@ -100,20 +102,17 @@ class ServedCaptioner:
                 return self._ask(picture, question, stop)
             except BaseException as error:
                 failures.append(error)
-                stop.set()
+                stop.set()  # the others are not waited for
                 raise
 
-        with ThreadPoolExecutor(min(self._concurrency, len(pictures)), thread_name_prefix="captioner") as pool:
-            futures = [pool.submit(ask, picture) for picture in pictures]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-                if failures:
-                    raise failures[0]  # the others may have been stopped because of it
-                return [future.result() for future in futures]
-            except BaseException:  # also Ctrl-C: the other requests end their pauses and give up
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="captioner")
+        try:
+            return list(pool.map(ask, pictures))
+        except Exception:
+            raise failures[0] from None
+        finally:  # also after Ctrl-C: the other requests end their pauses and give up
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
     def _ask(self, picture: Image.Image, question: str, stop: threading.Event) -> str:
         body = json.dumps(self._request(picture, question)).encode()
@@ -125,18 +124,18 @@ class ServedCaptioner:
                 problem = f"status {error.code} {error.reason}: {_beginning(error)}"
                 if error.code not in RETRIED:
                     raise RewardError(
-                        f"{self._server} refused a request for the model {self._model!r} with "
-                        f"{problem}. This will not change by itself: check url, model and the server's log."
+                        f"{self._server} refused a request for the model {self._model!r} with {problem}. "
+                        "Check url, model and the server's log."
                     ) from error
                 asked = _retry_after(error.headers)
-            except (OSError, http.client.HTTPException, ValueError) as error:  # none, a cut or a garbled answer
+            except (OSError, http.client.HTTPException, ValueError) as error:  # no answer, or a garbled one
                 problem, asked = f"{type(error).__name__}: {error}", 0.0
             if attempt == self._retries or stop.wait(max(asked, self._backoff(attempt))):
                 break
         raise RewardError(
             f"{self._server} gave no answer for the model {self._model!r} in {attempt + 1} attempts "
-            f"over {time.monotonic() - started:.0f} s; the last ended with {problem}. Start the server (again), see "
-            "that url and model are right, and resume the run from its checkpoint."
+            f"over {time.monotonic() - started:.0f} s; the last ended with {problem}. Start the server, check url and "
+            "model, and resume the run from its checkpoint."
         )
 
     def _backoff(self, attempt: int) -> float:
@@ -168,20 +167,12 @@ class ServedCaptioner:
 
 
 def _proxy_of(url: str) -> str | None:
-    """Return host and port of the proxy that requests go through; none is for this machine itself."""
+    """Return host and port of the proxy that requests go through; none for a server on this machine."""
     scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
     proxy = urllib.request.getproxies().get(scheme)
-    if not proxy or _is_loopback(host) or urllib.request.proxy_bypass(host):
+    if not proxy or _LOOPBACK.fullmatch(host) or urllib.request.proxy_bypass(host):
         return None
-    return (urlsplit(proxy).netloc or proxy).rpartition("@")[2]  # a password may stand before
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+    return (urlsplit(proxy).netloc or proxy).rpartition("@")[2]  # a password may come first
 
 
 def _beginning(error: urllib.error.HTTPError) -> str:

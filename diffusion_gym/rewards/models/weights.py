@@ -1,4 +1,4 @@
-"""Where reward models come from: the package's own small ones, a folder, or the model hub; and what to do without."""
+"""Weights of reward models: the package's own small ones, a folder, or the model hub."""
 
 import shlex
 from pathlib import Path
@@ -22,21 +22,20 @@ def embedded(part: str) -> str:
     path = EMBEDDED / part
     if not path.exists():
         raise ValueError(
-            f"the embedded reward model {str(path)!r} is missing, which belongs to this package: install it again; in "
-            "a clone, 'python -m benchmarks pretrain --only reward-models' makes it. Or name other weights "
-            "(docs/rewards says how)."
+            f"the embedded reward model {str(path)!r} is missing; install this package again, or in a clone make it "
+            "with 'python -m benchmarks pretrain --only reward-models'."
         )
     return str(path)
 
 
 def not_found(option: str, value: str, error: Exception, hub_id: str | None = None) -> NoReturn:
-    """Say that weights cannot be had, and how to get them.
+    """Raise ValueError for weights that cannot be loaded, with how to get them.
 
     Args:
-        option: the reward's option that named them.
-        value: what was given.
-        error: what the loading library raised.
-        hub_id: the repository to download; by default the value, where it looks like one.
+        option: the reward's option for them.
+        value: its value.
+        error: the loading library's.
+        hub_id: the repository to download; by default the value, if it looks like one.
     """
     check_not_pointers(Path(value), f"{option}={value}")
     if hub_id is None and value.count("/") == 1 and not value.startswith((".", "/")) and not Path(value).exists():
