@@ -11,9 +11,9 @@ from algorithms.advantages import PerPromptStatistics, group_advantages, share_w
 from algorithms.base import DiffusionAlgorithm, Requirements
 from algorithms.config.algorithms import DDPOConfig as DDPOConfig
 from algorithms.losses import importance_sampling_loss, kl_penalty_loss, ratio_statistics, score_function_loss
+from algorithms.metrics import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
-from algorithms.update_metrics import Meter
 
 
 class DDPO(DiffusionAlgorithm[DDPOConfig]):
@@ -53,7 +53,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         here, dimensions = rollout.split.here(advantages), rollout.latents[0, 0].numel()
         for update in range(rollout.updates):
             transitions = len(rollout.assigned(update)) * self._steps_per_image
-            for chunk in self.sampled_chunks(rollout, update, self._steps(rollout)):
+            for chunk in self.sampled_chunks(rollout, update, self._drawn_steps(rollout)):
                 log_prob, gaussian = self.policy.log_prob(chunk.rows, chunk.next_latents)
                 new, old, advantage = log_prob, chunk.log_prob, here[chunk.images]
                 if config.importance_sampling:  # equation 4: max(-A ratio, -A clip(ratio)), ratio = p / p_old
@@ -85,18 +85,18 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
     def _steps_per_image(self) -> int:
         return max(1, round(self.config.timestep_fraction * len(self.policy.trainable_steps)))
 
-    def _steps(self, rollout: Rollout) -> Callable[[slice], Sequence[int]] | None:
-        """Return which steps of a chunk's images are trained: drawn with the number of its first image; None is all."""
+    def _drawn_steps(self, rollout: Rollout) -> Callable[[slice], Sequence[int]] | None:
+        """Return what draws the steps of a chunk that are trained, by the number of its first image; None is all."""
         trainable, count = self.policy.trainable_steps.tolist(), self._steps_per_image
         if count == len(trainable):
             return None
 
-        def steps(images: slice) -> list[int]:
+        def draw(images: slice) -> list[int]:
             first = rollout.split.kept[images.start]
             source = generator(self.config.seed, Stream.UPDATES, self.iteration, first)
             return [trainable[i] for i in torch.randperm(len(trainable), generator=source)[:count].tolist()]
 
-        return steps
+        return draw
 
     def extra_state(self) -> dict[str, Any]:
         """Return the per-prompt statistics."""

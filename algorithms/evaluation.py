@@ -10,11 +10,11 @@ from torch import Tensor
 
 from algorithms.config.base import AlgorithmConfig
 from algorithms.diversity import diversity
+from algorithms.metrics import part_name
 from algorithms.parallel.ranks import ALONE, Ranks
 from algorithms.parallel.split import Split
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
-from algorithms.rollout_metrics import part_name
 from algorithms.rollouts import OnStep, Rollout, collect
 from algorithms.seeding import EVALUATION_STREAMS
 from diffusion_gym.envs.mdp import DenoisingMDP

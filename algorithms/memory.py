@@ -1,9 +1,10 @@
 """Running out of memory: which chunk size fits is tried before the first iteration; later it is an error."""
 
+import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from diffusion_gym.rewards import RewardError
 
 if TYPE_CHECKING:
+    from algorithms.base import DiffusionAlgorithm
     from algorithms.policy import DenoisingPolicy
 
 T = TypeVar("T")
@@ -100,3 +102,29 @@ def try_chunk(policy: "DenoisingPolicy", trained: Iterable[nn.Parameter], storag
         for parameter in parameters:
             parameter.grad = None
         del kept
+
+
+def find_chunk_size(algorithm: "DiffusionAlgorithm[Any]") -> None:
+    """Halve an algorithm's chunk size until one chunk can be sampled and trained, once. Collective."""
+    from algorithms.rollouts import Rollout
+
+    policy, ranks, config = algorithm.policy, algorithm.ranks, algorithm.config
+    if algorithm.chunk_size_found or ranks.sharded or policy.model.device.type not in PROBED_DEVICES:
+        return
+    prompts, whole = [""] * (config.images_per_iteration // ranks.size), algorithm.requires(config).trajectory
+    trained = list(algorithm.trained_parameters().values())
+    fit_chunk_size(policy, lambda: try_chunk(policy, trained, lambda: Rollout.empty(policy, prompts, whole)))
+    policy.chunk_size = min(ranks.gather_objects(policy.chunk_size))
+    algorithm.chunk_size_found = True
+
+
+@contextlib.contextmanager
+def explained(algorithm: "DiffusionAlgorithm[Any]") -> Iterator[None]:
+    """Raise OutOfMemory, which says what to do, in place of the allocator's error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise OutOfMemory(algorithm.iteration, algorithm.policy.chunk_size, reason) from error

@@ -64,6 +64,14 @@ class DenoisingPolicy(nn.Module):
             )
         #: The one module that forward passes go through; FSDP shards it in place.
         self.denoiser: nn.Module = self._build_denoiser()
+        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 is no guidance.
+        self.guided = config.guidance_scale > 1.0 and not model.embeds_guidance
+        #: Denoiser forwards per row: 2 with guidance, else 1.
+        self.forwards_per_row = 2 if self.guided else 1
+        #: What the denoiser takes of an observation beside latent and time: name -> (shape of a row, dtype).
+        self.conditioning = _conditioning(model, config)
+        #: T.
+        self.num_inference_steps = num_inference_steps
         self._schedule = model.schedule(num_inference_steps)
         self.set_noise_levels(config.eta)
         self._uncond = self._unconditional() if self.guided else None
@@ -89,34 +97,10 @@ class DenoisingPolicy(nn.Module):
         return self.config.lora if self.config.trainable == "lora" else None
 
     @property
-    def conditioning(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """What the denoiser is given of an observation beside latent and time: name -> (shape of a row, dtype)."""
-        shapes = {name: (tuple(shape), torch.float32) for name, shape in self.model.conditioning_shapes.items()}
-        if not self.config.trains_text:
-            return shapes
-        rest = {name: value for name, value in shapes.items() if name not in TEXT_CONDITIONING}
-        return {name: ((length,), torch.int64) for name, (length, _) in self.model.token_limits.items()} | rest
-
-    @property
-    def guided(self) -> bool:
-        """Whether each row costs a second, unconditional forward; as in diffusers a scale up to 1 is no guidance."""
-        return self.config.guidance_scale > 1.0 and not self.model.embeds_guidance
-
-    @property
-    def forwards_per_row(self) -> int:
-        """UNet forwards a row: 2 with guidance, else 1."""
-        return 2 if self.guided else 1
-
-    @property
     def computes_in_float16(self) -> bool:
         """Whether gradients pass through float16, whose small values vanish unless the loss is scaled up."""
         weights = {parameter.dtype for parameter in self.denoiser.parameters()}
         return self.config.autocast == "float16" or torch.float16 in weights
-
-    @property
-    def num_inference_steps(self) -> int:
-        """T."""
-        return self.transition.schedule.num_inference_steps
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -273,3 +257,11 @@ class DenoisingPolicy(nn.Module):
             return self.denoiser(latents, timesteps, conditioning).float()
         with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
             return self.denoiser(latents, timesteps, conditioning).float()
+
+
+def _conditioning(model: DiffusionModel, config: PolicyConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    shapes = {name: (tuple(shape), torch.float32) for name, shape in model.conditioning_shapes.items()}
+    if not config.trains_text:
+        return shapes
+    rest = {name: value for name, value in shapes.items() if name not in TEXT_CONDITIONING}
+    return {name: ((length,), torch.int64) for name, (length, _) in model.token_limits.items()} | rest

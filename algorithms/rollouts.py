@@ -22,6 +22,7 @@ from algorithms.scoring import Scoring
 from algorithms.seeding import TRAINING_STREAMS, Noise, Streams
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
+from diffusion_gym.rewards import Scores
 
 #: Called after every step of the environments; False stops.
 OnStep = Callable[[Step], bool]
@@ -135,18 +136,20 @@ class Rollout:
         index = torch.full((len(latents),), step, dtype=torch.long, device=latents.device)
         return Rows(latents, index, {name: value[images] for name, value in self.conditioning.items()})
 
-    def sampled_chunks(self, update: int, size: int, steps: Callable[[slice], Sequence[int]]) -> Iterator[SampledChunk]:
+    def sampled_chunks(
+        self, update: int, size: int, steps: Sequence[int], draw: Callable[[slice], Sequence[int]] | None = None
+    ) -> Iterator[SampledChunk]:
         """Yield this rank's transitions of an update, each chunk as it was sampled.
 
         Args:
             update: from 0.
             size: images per chunk.
-            steps: which steps of a chunk's images are trained on, equally many for each chunk.
+            steps: the steps that are trained on.
+            draw: returns those of one chunk's images instead, equally many of ``steps`` for each chunk.
         """
-        mine = [(images, step) for images in self.chunks(update, size) for step in steps(images)]
-        first = slice(0, 1)
-        most = max(len(self.chunks(update, size, rank)) for rank in range(self.split.ranks.size)) * len(steps(first))
-        for (images, step), weight in self.split.in_step(mine, most, (first, steps(first)[0])):
+        chunks = self.chunks(update, size)
+        mine = [(images, step) for images in chunks for step in (steps if draw is None else draw(images))]
+        for (images, step), weight in self.split.in_step(mine, (slice(0, 1), steps[0])):
             rows, next_latents = self.rows(images, step), self.latents[step + 1, images]
             yield SampledChunk(images, rows, next_latents, self.log_probs[step, images], weight)
 
@@ -229,14 +232,13 @@ def collect(
     noise = Noise(seed, streams, range(len(prompts)) if images is None else images)
     with Scoring(env.mdp.reward, score_beside) as scoring:
 
-        def sample() -> bool:
+        def sample() -> tuple[bool, Scores]:
             going = True
             for start in range(0, len(split.kept), env.num_envs):
                 going &= _sample_round(env, policy, rollout, start, noise, scoring, on_step, reference)
-            return going
+            return going, scoring.result()
 
-        going = split.ranks.call(sample)
-        scores = split.ranks.call(scoring.result)
+        going, scores = split.ranks.call(sample)
     if not split.ranks.all(going):
         raise Interrupted
     rollout.rewards.copy_(split.gather(scores.rewards))

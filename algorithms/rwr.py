@@ -19,9 +19,9 @@ from algorithms.base import DiffusionAlgorithm, Requirements
 from algorithms.config.algorithms import RWRConfig as RWRConfig
 from algorithms.config.base import divisor
 from algorithms.losses import weighted_denoising_loss
+from algorithms.metrics import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator, prompt_order
-from algorithms.update_metrics import Meter
 
 
 class RWR(DiffusionAlgorithm[RWRConfig]):

@@ -96,8 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _told(error: Exception) -> int:
     """Tell an error of ours, whose class is known once its module is, in a line; raise any other."""
-    from algorithms.skips import DivergedError
-
+    from algorithms.optimization import DivergedError
     from algorithms.parallel.ranks import RankError
     from benchmarks.runs.folder import WriteError
     from diffusion_gym.rewards import RewardError

@@ -5,6 +5,7 @@ the text itself, escaped as their format needs.
 """
 
 import difflib
+import functools
 import hashlib
 import re
 import unicodedata
@@ -36,6 +37,7 @@ def file_name(text: str, limit: int = 80) -> str:
     return _distinct(text, name, limit, changed=text != text.lower() or bool(_DEVICES.fullmatch(name)))
 
 
+@functools.cache
 def log_name(text: str, limit: int = _LOG_KEY) -> str:
     """Return a text as the last part of a log's key: at most ``limit`` ASCII characters, without slash and comma.
 

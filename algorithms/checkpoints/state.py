@@ -1,5 +1,6 @@
 """What an algorithm is between two iterations, and how it is saved and restored: the same bit for bit."""
 
+import contextlib
 import copy
 import os
 import platform
@@ -21,6 +22,7 @@ from algorithms.checkpoints.file import (
     read_checkpoint,
     write_checkpoint,
 )
+from algorithms.checkpoints.published import published
 from algorithms.checkpoints.tensors import (
     Groups,
     check_tensors,
@@ -39,6 +41,7 @@ from algorithms.sb3.callback_locals import CallbackLocals
 from algorithms.sb3.vec_env import describe_env, rebuild_env
 from algorithms.weight_average import WeightAverage
 from diffusion_gym.models.fingerprint import Fingerprint, difference, fingerprint
+from diffusion_gym.paths import user_path
 from diffusion_gym.rewards import WeightedSum
 
 Self = TypeVar("Self", bound="SavedAlgorithm[Any]")
@@ -74,6 +77,10 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
     def extra_tensors(self) -> dict[str, Tensor]:
         """Return a subclass's own tensors by name, such as a second set of weights; loading writes into them."""
         return {}
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the policy has the weights that are evaluated and exported: the moving average."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -180,6 +187,25 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
         # Written where they lie, not copied first; sharded ones are put together, which is for the main memory.
         tensors = flatten(self._get_parameters("cpu" if self.ranks.sharded else None, copy=False))
         self.ranks.first(lambda: write_checkpoint(target, self._state(), tensors))
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Write the tuned weights in diffusers' own format: a LoRA for ``load_lora_weights``, or a pipeline folder.
+
+        With ``ema_decay`` they are the averaged weights. Collective: call on every rank; the first writes.
+
+        Raises:
+            ValueError: a file in the way that no export wrote, or that was changed since; nothing is replaced then.
+        """
+        target = user_path(folder)
+        with self.averaged():
+            with self.ranks.ending_together():
+                denoiser: Any = self.policy.whole_denoiser()
+
+            def write() -> None:
+                with published(target) as fresh:
+                    self.policy.model.export(denoiser, fresh, self.policy.lora)
+
+            self.ranks.first(write)
 
     @classmethod
     def load(  # type: ignore[override]

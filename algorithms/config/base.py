@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+
+import tyro
 
 from algorithms.config.fields import check_fields
 from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
@@ -47,13 +49,13 @@ class PolicyConfig:
     """Adapters; used only with trainable 'lora'."""
     sampler: Sampler = "auto"
     """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
-    eta: float | tuple[float, ...] = 1.0
+    eta: Annotated[float | tuple[float, ...], tyro.conf.arg(metavar="FLOAT [..]")] = 1.0
     """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it.
     Several numbers are the noise of each step, the noisiest first."""
     guidance_scale: float = 1.0
     """Guidance in sampling and training; up to 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
     chunk_size: int = 16
-    """Rows per forward pass, at most an update's images; halved where memory runs out; results change by rounding."""
+    """Rows per forward pass, at most an update's images; halved until it fits a GPU; results change by rounding."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
     """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
     gradient_checkpointing: bool = False
@@ -149,7 +151,7 @@ class AlgorithmConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation on fixed noise."""
     seed: int = 0
-    """Fixes prompts, latents, noise and updates: a run is reproducible to the bit on one device."""
+    """Fixes prompts, latents, noise and updates: a run is reproducible bit for bit on one device."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""

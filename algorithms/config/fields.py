@@ -11,14 +11,15 @@ _KINDS: dict[Any, str] = {
     float: "a finite number",
     str: "text",
     tuple[str, ...]: "a tuple of texts",
+    tuple[float, ...]: "a tuple of finite numbers",
 }
 
 
 def check_fields(config: Any) -> None:
     """Raise ValueError where a field, also of a dataclass inside, holds another kind of value than its annotation.
 
-    Checked are bool, int, float, text, tuples of texts, choices and dataclasses. NaN and infinities are refused: NaN
-    passes a bound such as ``value <= 0``, and JSON has neither.
+    Checked are bool, int, float, text, tuples of texts or numbers, choices and dataclasses. NaN and infinities are
+    refused: NaN passes a bound such as ``value <= 0``, and JSON has neither.
     """
     for name, hint in get_type_hints(type(config)).items():
         value, hints = getattr(config, name), _alternatives(hint)
@@ -53,6 +54,6 @@ def _is(value: object, kind: Any) -> bool:
         return isinstance(value, bool) and kind is bool
     if kind is float:
         return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    if kind == tuple[str, ...]:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
     return isinstance(value, kind)

@@ -105,23 +105,21 @@ class Split:
             size: rows per chunk.
         """
         owners = images % self.ranks.size
-        most = -(-int(owners.bincount(minlength=self.ranks.size).max()) // size)
         mine = (owners == self.ranks.rank).nonzero().flatten().split(size)
         chunks = [(rows, images[rows]) for rows in mine if len(rows)]
         other = mine[0].new_zeros(1), images.new_full((1,), self.ranks.rank)
-        for (rows, kept), weight in self.in_step(chunks, most, other):
+        for (rows, kept), weight in self.in_step(chunks, other):
             yield RowChunk(rows, kept, weight)
 
-    def in_step(self, chunks: Sequence[T], most: int, other: T) -> Iterator[tuple[T, int]]:
-        """Yield this rank's chunks with the weight 1 and, with sharded weights, chunks of weight 0 up to ``most``.
+    def in_step(self, chunks: Sequence[T], other: T) -> Iterator[tuple[T, int]]:
+        """Yield this rank's chunks with the weight 1; with sharded weights then others of weight 0. Collective.
 
-        Sharded weights are gathered in every forward pass, so all ranks must make equally many.
+        Sharded weights are gathered in every forward pass, so all ranks must make as many as the one with most chunks.
 
         Args:
             chunks: of this rank.
-            most: the largest number of chunks of any rank.
-            other: what to work on where this rank has fewer.
+            other: what to work on where this rank has fewer chunks.
         """
+        most = max(self.ranks.gather_objects(len(chunks))) if self.ranks.sharded else 0
         yield from ((chunk, 1) for chunk in chunks)
-        if self.ranks.sharded:
-            yield from ((other, 0) for _ in range(most - len(chunks)))
+        yield from ((other, 0) for _ in range(most - len(chunks)))

@@ -20,6 +20,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.checkpoints.published import check_replaceable, published
+from algorithms.memory import OutOfMemory
 from algorithms.parallel.ranks import current_ranks
 from benchmarks.runs.folder import (
     CARD_BESIDE,
@@ -104,8 +105,8 @@ def run(
         spec: what to run.
         folder: of this run alone.
         on_progress: called after every step of the environments, and after every chunk of an update.
-        should_stop: asked after every step of the environments, and in updates after every chunk (after every step of
-            the optimizer where ranks must agree); True checkpoints and returns.
+        should_stop: asked after every step of the environments; True checkpoints and returns. An update under way is
+            finished first.
         checkpoint_every: iterations between checkpoints.
         keep_checkpoints: with 2 or more, the latest so many checkpoints are also kept in ``checkpoints/``.
         tensorboard: also write TensorBoard events: the log's curves, and the evaluations' grids and metrics.
@@ -166,7 +167,12 @@ def _learn(
     try:
         algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
     except KeyboardInterrupt:
-        recorder.save()  # what was under way is left as it is, what was done before is not lost
+        if not algorithm.updating:  # else the weights are between two iterations, and the last checkpoint stays
+            recorder.save()
+        raise
+    except OutOfMemory as error:
+        smaller = {"chunk_size": error.chunk_size // 2}
+        ranks.first(lambda: write_json(folder / RUN, read_json(folder / RUN) | smaller))
         raise
     except RewardError as error:
         recorder.save()  # nothing is lost: the iteration that failed never happened
@@ -257,6 +263,8 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
     )
     cls = ALGORITHMS[spec.algorithm].cls
     algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
+    if (folder / RUN).exists() and "chunk_size" in read_json(folder / RUN):  # memory ran out with twice as many rows
+        algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, max(1, read_json(folder / RUN)["chunk_size"]))
     prompts, held_out = algorithm.mdp.prompts, spec.config.evaluation.held_out_prompts  # also the model's own
     spec.safeguards.check_prompts(prompts, spec.config.evaluation)
     if "recognised" in spec.metrics:

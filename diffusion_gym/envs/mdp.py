@@ -109,6 +109,8 @@ class DenoisingMDP:
             model.tokenize(prompts[:1])  # says why there are none
         self.shared_reward = reward
         self.schedule = model.schedule(num_inference_steps)
+        #: T, the length of an episode.
+        self.num_inference_steps = self.schedule.num_inference_steps
         times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
         self._times = times.to(model.device)
         self.prompt_cache = PromptCache(model, prompt_tokens)
@@ -150,11 +152,6 @@ class DenoisingMDP:
         """Replace the terminal reward, here and in all twins."""
         fresh = SharedReward.of(reward)
         self.shared_reward.function, self.shared_reward.spec = fresh.function, fresh.spec
-
-    @property
-    def num_inference_steps(self) -> int:
-        """T, the length of an episode."""
-        return self.schedule.num_inference_steps
 
     def observation_space(self) -> spaces.Dict:
         """The space of one row's observation."""
@@ -280,8 +277,6 @@ class DenoisingMDP:
             ValueError: a wrong shape, or an active row that is not finite or out of bounds. Actions are refused and
                 never clipped, because clipping would falsify their log-probability.
         """
-        if self.trusted:
-            return actions
         if isinstance(actions, np.ndarray):
             if actions.dtype != np.float32:
                 raise TypeError(f"the action (next latent) must have dtype float32, got {actions.dtype}.")

@@ -75,6 +75,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
     def _init_from(self, mdp: DenoisingMDP, output: str, render_mode: str | None) -> None:
         self.mdp, self.output, self.render_mode = mdp, output, render_mode
         self.num_envs = mdp.num_envs
+        #: T, the length of an episode.
+        self.num_inference_steps = mdp.num_inference_steps
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = mdp.observation_space()
         self.single_action_space = mdp.action_space()
@@ -103,11 +105,6 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         env.autoreset_mode = autoreset_mode
         env._init_from(mdp.twin(num_envs, reward, trusted), output, None)
         return env
-
-    @property
-    def num_inference_steps(self) -> int:
-        """T, the length of an episode."""
-        return self.mdp.num_inference_steps
 
     def set_reward(self, reward: RewardSpec) -> None:
         """Replace the terminal reward."""
@@ -158,7 +155,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
                 "reset(options={'reset_mask': mask}), before step()."
             )
         active = ~restart
-        result = self.mdp.step(self.mdp.check_actions(actions, active), active)
+        checked = actions if self.mdp.trusted else self.mdp.check_actions(actions, active)
+        result = self.mdp.step(checked, active)
         if restart.any():
             rows = np.flatnonzero(restart).tolist()
             self.mdp.reset(rows, [None] * len(rows), None)

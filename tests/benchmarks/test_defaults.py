@@ -87,7 +87,7 @@ def test_a_run_that_moves_to_another_device_says_so(tmp_path: Path) -> None:
     config = defaults("ddpo-is", "exact-gaussian").algorithm
     spec = RunSpec("ddpo-is", config, TaskConfig("exact-gaussian", "exact-linear", num_inference_steps=2), 192)
     asked = iter(range(10**6))
-    train_in(spec, tmp_path / "run", should_stop=lambda: next(asked) > 10)  # in the second iteration
+    train_in(spec, tmp_path / "run", should_stop=lambda: next(asked) > 3)  # in the second iteration
     file = tmp_path / "run" / RUN
     data = json.loads(file.read_text(encoding="utf-8"))
     data["provenance"]["device"] = "cuda:0"

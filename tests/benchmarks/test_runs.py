@@ -115,9 +115,9 @@ def test_tensorboard_has_curves_and_pictures_and_a_resumed_run_goes_on_cleanly(t
         task=TaskConfig(tiny_sd, "compressibility", num_inference_steps=2, metrics=("diversity",)),
     )
     # 16 images are 4 questions; the run stops in its third iteration, and its checkpoint is made that of the first.
-    run(spec, tmp_path, should_stop=StopAfter(5), tensorboard=True)
+    run(spec, tmp_path, should_stop=StopAfter(7), tensorboard=True)
     early = (tmp_path / "checkpoint.zip").read_bytes()
-    run(spec, tmp_path, should_stop=StopAfter(9), tensorboard=True)
+    run(spec, tmp_path, should_stop=StopAfter(6), tensorboard=True)
     (tmp_path / "checkpoint.zip").write_bytes(early)
     assert run(spec, tmp_path, tensorboard=True).complete
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})

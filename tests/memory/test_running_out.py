@@ -34,7 +34,6 @@ class Scarce:
 def probed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probe on the CPU as on a GPU."""
     monkeypatch.setattr(memory, "PROBED_DEVICES", ["cpu"])
-    monkeypatch.setattr("algorithms.base.PROBED_DEVICES", ["cpu"])
 
 
 def trained(algorithm: DiffusionAlgorithm[Any], iterations: int = 2) -> dict[str, torch.Tensor]:
@@ -59,7 +58,7 @@ def test_the_run_is_that_of_the_chunk_size_that_fits(
     with pytest.warns(UserWarning, match=r"out of memory with 4 rows.*continuing with 2"):
         weights = trained(algorithm)
     expected = small_run(cls, **{**kwargs, "chunk_size": 2})
-    expected._chunk_tried = True
+    expected.chunk_size_found = True
     assert largest_gap(weights, trained(expected)) == 0.0
     assert scarce.refused == 1
     assert algorithm.num_timesteps == expected.num_timesteps == 2 * ITERATION

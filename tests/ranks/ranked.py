@@ -11,6 +11,7 @@ about a second. What the ranks report goes to FOLDER/reports.pt.
 
 import importlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -29,7 +30,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-import algorithms.base
+import algorithms.memory
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm, EvaluationConfig
 from algorithms.config.base import override
@@ -310,7 +311,7 @@ def failing(name: str, model: str) -> Report:
 
 def little_memory(name: str, model: str) -> Report:
     """Memory runs out on rank 1 with 4 rows, in the probe before the first iteration."""
-    algorithms.base.PROBED_DEVICES.append("cpu")
+    algorithms.memory.PROBED_DEVICES.append("cpu")
     algorithm = build(name, model)
     distribution = algorithm.policy.distribution
 
@@ -336,6 +337,15 @@ def little_memory_in_update(name: str, model: str) -> Report:
 
     algorithm.policy.distribution = short  # type: ignore[method-assign]
     return learn(algorithm, 1)
+
+
+def worked_example(model: str) -> Report:
+    """The algorithm that docs/your-own-algorithm.md writes."""
+    page = (Path(__file__).parents[2] / "docs" / "your-own-algorithm.md").read_text(encoding="utf-8")
+    code = re.search(r'```python title="rloo.py"\n(.*?)```', page, re.DOTALL)
+    assert code is not None
+    exec(compile(code[1], "rloo.py", "exec"), {"__name__": "rloo"})
+    return learn(build("rloo", model, kl_weight=0.1), 2)
 
 
 def too_many_environments(name: str, model: str) -> Report:
@@ -392,6 +402,8 @@ def exact(folder: Path) -> dict[str, list[Report]]:
         note(f"leashed {size}", size, lambda: learn(build("ddpo-is", model, **leash), ITERATIONS))
     for size in (1, 2, 3):
         note(f"sampled {size}", size, lambda: sampled("ddpo-is", model))
+    for size in (1, 2):
+        note(f"worked example {size}", size, lambda: worked_example(model))
     note("stopped", 2, lambda: stopped("ddpo-is", model))
     note("failing", 2, lambda: failing("ddpo-is", model))
     note("little memory", 2, lambda: little_memory("ddpo-is", model))

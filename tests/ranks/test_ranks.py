@@ -148,6 +148,16 @@ def test_a_reward_that_fails_on_one_rank_ends_all_with_its_error(exact_reports: 
     assert first["counters"] == second["counters"] == [1, 72]
 
 
+def test_the_worked_example_runs_on_several_ranks(exact_reports: Reports) -> None:
+    """Equal bit for bit on both ranks, and to rounding on one; its log averages over ranks too."""
+    first, second = exact_reports["worked example 2"]
+    (alone,) = exact_reports["worked example 1"]
+    assert same(first["tensors"], second["tensors"])
+    policy = {key: value for key, value in first["tensors"].items() if key.startswith("policy/")}
+    assert distance(policy, {key: alone["tensors"][key] for key in policy}) < 1e-4
+    assert first["counters"] == second["counters"] == alone["counters"]
+
+
 def test_one_ranks_callback_stops_all(exact_reports: Reports) -> None:
     """They stop together after the rollout, which is dropped."""
     assert [report["counters"] for report in exact_reports["stopped"]] == [[1, 72]] * 2

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from algorithms.skips import DivergedError
 from torch import Tensor
 
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.advantages import PerPromptStatistics, softmax_weights, top_fraction_weights
 from algorithms.checkpoints.file import read_checkpoint
 from algorithms.checkpoints.tensors import flatten
+from algorithms.optimization import DivergedError
 from benchmarks.__main__ import main
 from diffusion_gym.rewards import Linear, RewardError
 
@@ -277,4 +277,4 @@ def test_the_command_line_says_why_and_keeps_the_checkpoint(
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["train/skipped_updates"] for line in log] == [0, 0, 0, 1, 2]
     state = read_checkpoint(tmp_path / "run" / "checkpoint.zip").state
-    assert (state["iteration"], state["skipped"]) == (5, {"total": 2, "in_a_row": 2})
+    assert (state["iteration"], state["steps"]["skipped"], state["steps"]["skipped_in_a_row"]) == (5, 2, 2)

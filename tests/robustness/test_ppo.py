@@ -174,7 +174,7 @@ def test_the_first_update_starts_at_the_ratio_1() -> None:
 def test_the_buffer_holds_whole_episodes_with_the_reward_at_their_end() -> None:
     """With lambda 1 the return of every step is the image's reward, and the advantage is that less the value."""
     algorithm = sb3_ppo(gae_lambda=1.0)
-    rollout = algorithm._collect(algorithm._setup_learn(48, None)[1])
+    rollout = algorithm.collect(algorithm._setup_learn(48, None)[1])
     assert rollout is not None
     buffer = algorithm.ppo.rollout_buffer
     algorithm._fill(buffer, rollout)
