@@ -30,7 +30,9 @@ LAYERS = {
     "roberta-large-mnli": 19,
 }
 
-NO_ENCODER = "bert={} is not an encoder that BERTScore supports; expected one like BERT, RoBERTa, DeBERTa or DistilBERT."
+NO_ENCODER = (
+    "bert={} is not an encoder that BERTScore supports; expected one like BERT, RoBERTa, DeBERTa or DistilBERT."
+)
 
 
 @cache
