@@ -116,7 +116,9 @@ def test_normalisation_by_hand() -> None:
     """Mean 2.25, std sqrt(5.1875); the floor stays in the reward's own unit, its shortfall is counted in stds."""
     reward = WeightedSum([RewardTerm(length, normalise=True), RewardTerm(length, 3.0, floor=1.0, normalise=True)])
     assert reward.needs_calibration
-    with pytest.raises(RewardError, match=r"mean and std of reward 'length', .* were not measured"):
+    with pytest.raises(
+        RewardError, match=r"mean and std of reward 'length', which is to be normalised, were not measured"
+    ):
         evaluate_reward(reward, IMAGES, PROMPTS)
     reward.calibrate(IMAGES, PROMPTS)
     std = math.sqrt(5.1875)
