@@ -33,7 +33,9 @@ def differentiable(function: RewardFunction) -> DifferentiableReward:
 def check_differentiable(reward: RewardFunction) -> None:
     """Raise ValueError for a reward that has no gradient, or a combined one with such a part."""
     for name, part in _parts(reward).items():
-        if not isinstance(part, DifferentiableReward):
+        if isinstance(part, WeightedSum):
+            check_differentiable(part)
+        elif not isinstance(part, DifferentiableReward):
             raise ValueError(
                 f"the reward {name!r} has no gradient with respect to the images; expected one with a method "
                 "pixels(images, prompts), such as 'aesthetic' or 'clip_score', or a function decorated with "
