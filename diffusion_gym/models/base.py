@@ -154,7 +154,7 @@ class DiffusionModel(ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (n, *latent_shape) to images (n, 3, H, W), uint8: :meth:`decode_pixels`, rounded."""
-        return (self.decode_pixels(latents) * 255).round().to(torch.uint8)
+        return rounded(self.decode_pixels(latents))
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
@@ -171,3 +171,8 @@ class DiffusionModel(ABC):
     def exports_lora_file(self, lora: LoRAConfig | None) -> bool:
         """Return whether :meth:`export` writes one LoRA file, not the whole model."""
         return lora is not None
+
+
+def rounded(pixels: Tensor) -> Tensor:
+    """Return pixels in [0, 1] as uint8, rounded as diffusers' image processor does."""
+    return (pixels * 255).round().to(torch.uint8)

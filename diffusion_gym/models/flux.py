@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
-from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
+from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel, t5_tokens
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
-from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
 from diffusion_gym.recommended import FLUX
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -87,10 +86,6 @@ class Flux(PipelineModel):
             return {**arguments, "guidance_scale": guidance_scale}
         true_guidance = {"negative_prompt": "", "true_cfg_scale": guidance_scale}
         return arguments | (true_guidance if guidance_scale != 1.0 else {})
-
-    def _check_parts(self) -> None:
-        self._check_tokenizer("tokenizer", self.pipe.text_encoder.config.max_position_embeddings)
-        check_t5_tokenizer(self.name, "tokenizer_2", self.pipe.tokenizer_2, self.pipe.text_encoder_2)
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         scale = self.pipe.vae_scale_factor

@@ -1,13 +1,14 @@
 """Images of a pipeline's VAE: decoding with and without gradient, and encoding."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion_gym.chunks import in_chunks
-from diffusion_gym.models.base import DiffusionModel
+from diffusion_gym.models.base import DiffusionModel, rounded
 from diffusion_gym.models.probe import check_finite
 
 #: Images that the VAE decodes or encodes at once, and pixels beyond which it is fewer: on the embedded model (64 x 64)
@@ -35,12 +36,20 @@ class ImageModel(DiffusionModel):
         Raises:
             ValueError: pixels that are not finite, as of a VAE that overflows in float16.
         """
+        return self._decoded(latents, lambda pixels: pixels)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode to images (n, 3, H, W), uint8: :meth:`decode_pixels`, rounded chunk by chunk to save memory."""
+        return self._decoded(latents, rounded)
+
+    def _decoded(self, latents: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         finite: list[Tensor] = []
 
         def to_images(chunk: Tensor) -> Tensor:
             pixels = self._to_pixels(chunk)
             finite.append(pixels.isfinite().all())
-            return (pixels / 2 + 0.5).clamp(0, 1)
+            return finish((pixels / 2 + 0.5).clamp(0, 1))
 
         images = in_chunks(to_images, latents.to(self.device), self._images_at_once)
         check_finite(self.name, "a picture decoded by the VAE", self._vae_dtype, torch.stack(finite).all())

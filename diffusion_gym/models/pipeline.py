@@ -92,6 +92,7 @@ class PipelineModel(ImageModel):
         scheduler = self.pipe.scheduler
         self.scheduler_config = read_scheduler_config(name, type(scheduler).__name__, scheduler.config, self.schedulers)
         self._check_parts()
+        self._check_tokenizers()
         self._prepare_vae()
         self.latent_shape, self.image_shape = self._shapes()
         self.conditioning_shapes = self._conditioning_shapes()
@@ -226,14 +227,17 @@ class PipelineModel(ImageModel):
         if self.vae_tiling:
             vae.enable_tiling()
 
-    def _check_tokenizer(self, part: str, limit: int) -> None:
-        """Raise ValueError for the empty tokenizer that transformers makes of a missing file."""
-        length = getattr(self.pipe, part).model_max_length
-        if length > limit:
-            raise ValueError(
-                f"the {part} of {self.name!r} is missing or broken: it allows {length} tokens, but the text encoder "
-                f"takes {limit}. Copy the model's {part!r} folder again."
-            )
+    def _check_tokenizers(self) -> None:
+        """Raise ValueError for a tokenizer that transformers made of missing files, without a word."""
+        for part in self.prompt_readers:
+            tokenizer, encoder = getattr(self.pipe, part), getattr(self.pipe, part.replace("tokenizer", "text_encoder"))
+            length, words = tokenizer.model_max_length, encoder.config.vocab_size
+            limit = getattr(encoder.config, "max_position_embeddings", length)  # T5 has no limit
+            if length > limit or len(tokenizer) < words // 2:
+                raise ValueError(
+                    f"the {part} of {self.name!r} is missing or broken: it has {len(tokenizer)} words and allows "
+                    f"{length} tokens, its text encoder has {words} and {limit}. Copy the {part!r} folder again."
+                )
 
     def _check_targets(self, lora: LoRAConfig | None, groups: Mapping[str, Groups]) -> None:
         """Raise ValueError for targets without layers; groups: of each component that gets adapters."""
@@ -268,3 +272,8 @@ class PipelineModel(ImageModel):
             tuned.save_pretrained(folder)
         if Path(self.recommended.source).is_file():
             shutil.copyfile(self.recommended.source, folder / FILE)
+
+
+def t5_tokens(tokenizer: Any, at_most: int) -> int:
+    """Return the number of tokens that a pipeline gives to T5; without T5 (None) it is the number of zeros."""
+    return at_most if tokenizer is None else min(at_most, int(tokenizer.model_max_length))

@@ -36,7 +36,6 @@ class StableDiffusion(TrainableTextModel):
     )
 
     def _check_parts(self) -> None:
-        self._check_tokenizer("tokenizer", self.pipe.text_encoder.config.max_position_embeddings)
         check_not_distilled(self.name, self.pipe.unet)
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
-from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel
+from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel, t5_tokens
 from diffusion_gym.models.probe import check_sample_size
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
-from diffusion_gym.models.t5 import check_t5_tokenizer, t5_tokens
 from diffusion_gym.recommended import STABLE_DIFFUSION_3
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -65,13 +64,6 @@ class StableDiffusion3(PipelineModel):
             check_sample_size(self.name, SD3Transformer2DModel.load_config(source, subfolder="transformer"))
         saved = DiffusionPipeline.load_config(source)
         return {part: None for part in ("text_encoder_3", "tokenizer_3") if not any(saved.get(part) or [])}
-
-    def _check_parts(self) -> None:
-        pipe = self.pipe
-        self._check_tokenizer("tokenizer", pipe.text_encoder.config.max_position_embeddings)
-        self._check_tokenizer("tokenizer_2", pipe.text_encoder_2.config.max_position_embeddings)
-        if pipe.text_encoder_3 is not None:
-            check_t5_tokenizer(self.name, "tokenizer_3", pipe.tokenizer_3, pipe.text_encoder_3)
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:

@@ -52,9 +52,6 @@ class StableDiffusionXL(TrainableTextModel):
                 f"{self.name!r} lacks a text encoder; expected SDXL's two (the refiner, which has one, refines images "
                 "and cannot make them from noise)."
             )
-        for number in ("", "_2"):
-            encoder = getattr(self.pipe, f"text_encoder{number}")
-            self._check_tokenizer(f"tokenizer{number}", encoder.config.max_position_embeddings)
         check_not_distilled(self.name, self.pipe.unet)
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:

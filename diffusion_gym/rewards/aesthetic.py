@@ -1,6 +1,5 @@
 """LAION's aesthetic score as a reward (Schuhmann 2022; Black et al. 2023, section 5.2): CLIP embedding, linear MLP."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,7 +100,7 @@ def _linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
     names = {f"layers.{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")}
     if not isinstance(tensors, Mapping) or set(tensors) != names:
         # A head with activations has the same kind of tensors at other positions; loading it here would be wrong.
-        found = sorted(tensors, key=_numbers) if isinstance(tensors, Mapping) else type(tensors).__name__
+        found = sorted(tensors) if isinstance(tensors, Mapping) else type(tensors).__name__
         raise ValueError(f"head={head} is no LAION head without activations: expected {sorted(names)}, found {found}.")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in LAYERS:
@@ -114,10 +113,6 @@ def _linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
     except RuntimeError as error:
         raise ValueError(f"head={head}: the layers' sizes do not follow each other to one score: {error}.") from error
     return module.eval().requires_grad_(False)
-
-
-def _numbers(name: str) -> list[tuple[int, str]]:
-    return [(int(number or 0), text) for text, number in re.findall(r"(\D+)(\d*)", name)]
 
 
 def _download(head: str) -> Path:

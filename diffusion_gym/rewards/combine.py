@@ -107,6 +107,12 @@ class WeightedSum:
         """Return (n,), float32."""
         return self.combine(self.parts(images, prompts))
 
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1], if all parts have one."""
+        from diffusion_gym.rewards.pixels import reward_pixels
+
+        return reward_pixels(self, images, prompts).rewards
+
     def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return each reward's own scores, name -> (n,), float32."""
         return {name: evaluate_reward(reward, images, prompts) for name, reward in self._rewards.items()}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from diffusion_gym.rewards.combine import Scores, WeightedSum
 from diffusion_gym.rewards.guard import settings_kept
 
 
-def differentiable(function: RewardFunction) -> Any:
+def differentiable(function: RewardFunction) -> DifferentiableReward:
     """Make a differentiable reward of a function of float images: ``(images in [0, 1], prompts) -> (n,)``.
 
     The reward scores uint8 images with the same function, divided by 255::
@@ -27,13 +27,15 @@ def differentiable(function: RewardFunction) -> Any:
         return function(images / 255, prompts)
 
     vars(reward)["pixels"] = function
-    return reward
+    return cast(DifferentiableReward, reward)
 
 
 def check_differentiable(reward: RewardFunction) -> None:
     """Raise ValueError for a reward that has no gradient, or a combined one with such a part."""
     for name, part in _parts(reward).items():
-        if not isinstance(part, DifferentiableReward):
+        if isinstance(part, WeightedSum):
+            check_differentiable(part)
+        elif not isinstance(part, DifferentiableReward):
             raise ValueError(
                 f"the reward {name!r} has no gradient with respect to the images; expected one with a method "
                 "pixels(images, prompts), such as 'aesthetic' or 'clip_score', or a function decorated with "

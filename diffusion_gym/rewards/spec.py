@@ -78,44 +78,38 @@ def file_digests(text: str) -> dict[str, str]:
 
 def _term(text: str) -> TermSpec:
     rest = text
-    found: list[tuple[str, str | bool]] = []
+    found: dict[str, str] = {}
     while ":" in rest:
         head, _, tail = rest.rpartition(":")
-        modifier = _modifier(head, tail)
-        if modifier is None:
+        key = _modifier(head, tail)
+        if key is None:
             break
-        rest, found = head, [modifier, *found]
+        if key in found:
+            raise ValueError(f"{text!r} gives {key} twice; expected it once.")
+        rest, found[key] = head, tail.rpartition("=")[2]
     if "?" not in rest and ":" in rest and file_function(rest) is None:
         name, _, weight = rest.partition(":")
         raise ValueError(
             f"the weight of reward {name!r} must be a finite number, got {weight!r}; expected 'name:weight', "
             "'name:normalise', ':mean=M', ':std=S', ':floor=X', or a function in a file, 'path/to/file.py:function'."
         )
-    modifiers: dict[str, Any] = {}
-    for key, value in found:
-        if key in modifiers:
-            raise ValueError(f"{text!r} gives {key} twice; expected it once.")
-        if isinstance(value, str):
-            modifiers[key] = _number(rest, key, value)
-        else:
-            modifiers[key] = value
-    return TermSpec(rest, modifiers)
+    return TermSpec(
+        rest, {key: key == "normalise" or _number(rest, key, value) for key, value in reversed(found.items())}
+    )
 
 
-def _modifier(head: str, tail: str) -> tuple[str, str | bool] | None:
-    """Return a modifier's field and value, or None where the text belongs to the reward."""
+def _modifier(head: str, tail: str) -> str | None:
+    """Return a modifier's field, or None if the text belongs to the reward."""
     if head.endswith(".py") and "?" not in head:
         return None  # a function may have any name
-    if tail == "normalise":
-        return "normalise", True
-    key, equals, value = tail.partition("=")
-    if equals and key in _NUMBERS:
-        return key, value
+    key, equals, _ = tail.partition("=")
+    if tail == "normalise" or (equals and key in _NUMBERS):
+        return key
     try:
         float(tail)
     except ValueError:
         return None
-    return None if _HOST.search(head) else ("weight", tail)
+    return None if _HOST.search(head) else "weight"
 
 
 def _number(reward: str, key: str, text: str) -> float:

@@ -1,7 +1,8 @@
 """Prompt alignment (Black et al. 2023, section 5.3): a VLM describes the image, BERTScore compares with the prompt."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,89 +18,76 @@ QUESTION = "Answer concisely: what is going on in this image?"
 TEMPLATE = "The image contains {prompt}"
 
 
+@dataclass(eq=False)
 class VLMAlignment:
     """BERTScore recall of ``"The image contains {prompt}"`` in what a vision-language model says of the image.
 
     The paper uses LLaVA and microsoft/deberta-xlarge-mnli. By default both models are the package's small ones for
     the emoji-animals world. The vision-language model runs in this process, or behind an OpenAI-compatible server
     (``url=``); BERTScore always runs here.
+
+    Attributes:
+        model: folder or hub id of the vision-language model; with ``url``, its name there.
+        bert: folder or hub id of BERTScore's encoder.
+        url: root of an OpenAI-compatible API, as ``http://host:8000/v1``.
+        question: to the model about each image.
+        template: the reference text, with ``{prompt}`` in the prompt's place.
+        layer: of the encoder, see :class:`~diffusion_gym.rewards.models.bertscore.BERTScore`.
+        baseline: a number or file for BERTScore's rescaling. It changes the scale of the reward, not its order.
+        max_new_tokens: longest description.
+        chunk_size: images, or texts, at a time.
+        device: where the models run; None follows the images.
+        dtype: of the vision-language model; the encoder keeps float32.
+        concurrency, timeout, retries, pause, key_variable: of the server, see
+            :class:`~diffusion_gym.rewards.models.served.ServedCaptioner`.
     """
 
-    name = "vlm_alignment"
+    model: str | None = None
+    bert: str | None = None
+    url: str | None = None
+    question: str = QUESTION
+    template: str = TEMPLATE
+    layer: int | None = None
+    baseline: str | None = None
+    max_new_tokens: int = 64
+    chunk_size: int = 16
+    device: str | None = None
+    dtype: ModelDtype = "float32"
+    concurrency: int = 16
+    timeout: float = 60.0
+    retries: int = 6
+    pause: float = 1.0
+    key_variable: str | None = None
+    name: ClassVar[str] = "vlm_alignment"
 
-    def __init__(
-        self,
-        model: str | None = None,
-        bert: str | None = None,
-        url: str | None = None,
-        question: str = QUESTION,
-        template: str = TEMPLATE,
-        layer: int | None = None,
-        baseline: str | None = None,
-        max_new_tokens: int = 64,
-        chunk_size: int = 16,
-        device: str | None = None,
-        dtype: ModelDtype = "float32",
-        concurrency: int = 16,
-        timeout: float = 60.0,
-        retries: int = 6,
-        pause: float = 1.0,
-        key_variable: str | None = None,
-    ) -> None:
-        """Load the models, those that run here.
+    def __post_init__(self) -> None:
+        """Load the models that run here; raises ValueError for settings that do not fit, or missing weights."""
+        check_placement(self.chunk_size, self.device)
+        check_template(self.template)
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        self._describe = self._captioner()
+        self._bertscore = load_bertscore(
+            self.bert or embedded("bert"), self.layer, self.baseline, self.chunk_size, self.device
+        )
 
-        Args:
-            model: folder or hub id of the vision-language model; with ``url``, its name there.
-            bert: folder or hub id of BERTScore's encoder.
-            url: root of an OpenAI-compatible API, as ``http://host:8000/v1``.
-            question: what the model is asked of each image.
-            template: the reference text, with ``{prompt}`` in the prompt's place.
-            layer: of the encoder, see :class:`~diffusion_gym.rewards.models.bertscore.BERTScore`.
-            baseline: a number or file for BERTScore's rescaling. It changes the scale of the reward, not its order.
-            max_new_tokens: longest description.
-            chunk_size: images, or texts, at a time.
-            device: where the models run; None follows the images.
-            dtype: of the vision-language model; the encoder keeps float32.
-            concurrency: requests under way at once, with ``url``.
-            timeout: seconds that the server may stay silent in a request.
-            retries: repetitions of one request before the reward gives up.
-            pause: seconds before the first repetition; each further one waits about twice as long.
-            key_variable: environment variable that holds the server's key.
-
-        Raises:
-            ValueError: weights that cannot be had, or settings that do not fit.
-        """
-        check_placement(chunk_size, device)
-        check_template(template)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-        self._question, self._template = question, template
-        self._describe: Describe
-        if url is None:
-            self._describe = load_captioner(model or embedded("captioner"), device, dtype, chunk_size, max_new_tokens)
-        elif model is None:
-            raise ValueError(f"vlm_alignment with url={url} needs model=NAME, the name that the server knows it by.")
-        else:
-            self._describe = ServedCaptioner(
-                url,
-                model,
-                concurrency=concurrency,
-                timeout=timeout,
-                retries=retries,
-                pause=pause,
-                max_new_tokens=max_new_tokens,
-                key_variable=key_variable,
-            )
-        self._bertscore = load_bertscore(bert or embedded("bert"), layer, baseline, chunk_size, device)
+    def _captioner(self) -> Describe:
+        if self.url is None:
+            model = self.model or embedded("captioner")
+            return load_captioner(model, self.device, self.dtype, self.chunk_size, self.max_new_tokens)
+        if self.model is None:
+            raise ValueError(f"vlm_alignment with url={self.url} needs model=NAME, the model's name on the server.")
+        shared = ("max_new_tokens", "concurrency", "timeout", "retries", "pause", "key_variable")
+        return ServedCaptioner(self.url, self.model, **{name: getattr(self, name) for name in shared})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VLMAlignment":
         return self
 
     def describe(self, images: Tensor) -> list[str]:
         """Return what the model says of each image of (n, 3, H, W), uint8."""
-        return self._describe(images, self._question)
+        return self._describe(images, self.question)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return (n,), float32."""
-        references = [self._template.replace("{prompt}", prompt) for prompt in prompts]
+        references = [self.template.replace("{prompt}", prompt) for prompt in prompts]
         return self._bertscore(self.describe(images), references, images.device).to(images.device)

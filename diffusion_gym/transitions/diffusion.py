@@ -77,33 +77,9 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
             "dynamic thresholding is not supported: it couples the dimensions of x_0. Set thresholding=False."
         )
     scheduler = DDIMScheduler.from_config(dict(scheduler_config))
-    if len(scheduler.alphas_cumprod) != limit:
-        raise ValueError(
-            f"the scheduler names {len(scheduler.alphas_cumprod)} trained_betas for {limit} training times; expected "
-            "one for each. Correct trained_betas or num_train_timesteps in its settings."
-        )
-    scheduler.set_timesteps(steps)
-    if len(scheduler.timesteps) != steps:
-        raise ValueError(
-            f"{scheduler.config.timestep_spacing!r} spacing gives {len(scheduler.timesteps)} timesteps for "
-            f"num_inference_steps={steps}; choose a divisor of {limit}."
-        )
-    if int(scheduler.timesteps.max()) >= limit:
-        raise ValueError(
-            f"num_inference_steps={steps} with steps_offset={scheduler.config.steps_offset} asks for the time "
-            f"{int(scheduler.timesteps.max())}, beyond the last training time {limit - 1}; take fewer steps."
-        )
-    a = scheduler.alphas_cumprod
-    if not bool(((a >= 0) & (a <= 1)).all()) or not bool((scheduler.timesteps.diff() < 0).all()):
-        raise ValueError(
-            f"the noise schedule must give every training time an a_t in [0, 1], and the {steps} steps falling times; "
-            f"got a_t from {float(a.max()):g} to {float(a.min()):g}. Check betas and timestep_spacing of the scheduler."
-        )
-    if prediction_type == "epsilon" and bool((scheduler.alphas_cumprod[scheduler.timesteps] == 0).any()):
-        raise ValueError(
-            "epsilon prediction says nothing of x_0 at zero terminal SNR (rescale_betas_zero_snr); the model must "
-            "predict v, or the grid must leave out the last training time (timestep_spacing='leading')."
-        )
+    if len(scheduler.alphas_cumprod) == limit:  # as many as trained_betas names
+        scheduler.set_timesteps(steps)
+    _check_grid(scheduler, limit, steps)
     return DiffusionSchedule(
         timesteps=scheduler.timesteps.long(),
         num_train_timesteps=len(scheduler.alphas_cumprod),
@@ -113,6 +89,27 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
         clip_range=float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None,
         variance_type=scheduler_config.get("variance_type") or "fixed_small",  # DPM-Solver's own is None
     )
+
+
+def _check_grid(scheduler: Any, limit: int, steps: int) -> None:
+    """Raise ValueError for a grid or a noise schedule whose steps are not Gaussians."""
+    config, times, a = scheduler.config, scheduler.timesteps, scheduler.alphas_cumprod
+    if len(a) != limit or not bool(((a >= 0) & (a <= 1)).all()):
+        raise ValueError(
+            f"the noise schedule must give each of the {limit} training times an a_t in [0, 1], got {len(a)} from "
+            f"{float(a.max()):g} to {float(a.min()):g}. Check betas and trained_betas of the scheduler."
+        )
+    if len(times) != steps or int(times.max()) >= limit or not bool((times.diff() < 0).all()):
+        raise ValueError(
+            f"num_inference_steps={steps} with {config.timestep_spacing!r} spacing and steps_offset="
+            f"{config.steps_offset} gives {len(times)} times, {int(times[0])} to {int(times[-1])}; expected {steps} "
+            f"falling times below {limit}. Take fewer steps, or a divisor of {limit}."
+        )
+    if config.prediction_type == "epsilon" and bool((a[times] == 0).any()):
+        raise ValueError(
+            "epsilon prediction says nothing of x_0 at zero terminal SNR (rescale_betas_zero_snr); the model must "
+            "predict v, or the grid must leave out the last training time (timestep_spacing='leading')."
+        )
 
 
 class DiffusionTransition(Transition):

@@ -71,7 +71,7 @@ def test_an_exported_pipeline_recommends_what_its_model_did(own_folder: Callable
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "expected a mapping such as"),
         ('{"num_inference_steps": 0}', "steps at least 1"),
         ('{"any": 3}', "expected a mapping such as"),

@@ -99,5 +99,5 @@ def test_a_missing_tokenizer_is_named(sd3: Any, tmp_path: Path, part: str) -> No
 def test_a_diffusion_models_scheduler_is_refused(sd3: Any, tmp_path: Path) -> None:
     folder = _copy(sd3.folder, tmp_path, scheduler=["diffusers", "DDIMScheduler"])
     DDIMScheduler().save_pretrained(folder / "scheduler")
-    with pytest.raises(ValueError, match=r"DDIMScheduler.*this is a flow-matching model"):
+    with pytest.raises(ValueError, match=r"is a DDIMScheduler.*expected one of FlowMatchEulerDiscreteScheduler"):
         load_model(str(folder))

@@ -140,7 +140,7 @@ def test_the_paper_layer_goes_with_the_model_name(encoders: dict[str, str], tmp_
 
 
 def test_a_model_of_another_kind_is_refused(tiny_reward_models: Path) -> None:
-    with pytest.raises(ValueError, match="is no encoder of a kind that BERTScore is implemented for"):
+    with pytest.raises(ValueError, match="is not an encoder that BERTScore supports"):
         BERTScore(str(tiny_reward_models / "captioner"))
 
 

@@ -14,9 +14,9 @@ from diffusion_gym.rewards import check_reward, evaluate_reward, resolve_reward
 from diffusion_gym.rewards.aesthetic import load_head
 from diffusion_gym.rewards.models import clip
 from diffusion_gym.rewards.models.clip import Clip, load_clip
+from tests.builders.reward_models import head_tensors
 
 PROMPTS = ["cat", "a dog", "an ant", "a fish riding a bike", "cat"]
-HeadTensors = Callable[[tuple[int, ...]], dict[str, Tensor]]
 LAION = (768, 1024, 128, 64, 16, 1)
 
 
@@ -88,7 +88,7 @@ def test_clip_score_by_hand(tiny_rewards: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
-def test_laions_published_names_and_shapes_load(tmp_path: Path, form: str, head_tensors: HeadTensors) -> None:
+def test_laions_published_names_and_shapes_load(tmp_path: Path, form: str) -> None:
     from safetensors.torch import save_file
 
     tensors = head_tensors(LAION)
@@ -118,15 +118,13 @@ def test_laions_published_names_and_shapes_load(tmp_path: Path, form: str, head_
         (lambda head: {"layers.0.weight": print}, "cannot be loaded"),  # a pickle that names code
     ],
 )
-def test_other_files_are_refused(
-    tmp_path: Path, head_tensors: HeadTensors, make: Callable[[dict[str, Tensor]], object], message: str
-) -> None:
+def test_other_files_are_refused(tmp_path: Path, make: Callable[[dict[str, Tensor]], object], message: str) -> None:
     torch.save(make(head_tensors((12, 16, 8, 8, 4, 1))), tmp_path / "head.pth")
     with pytest.raises(ValueError, match=message):
         load_head(str(tmp_path / "head.pth"))
 
 
-def test_a_head_for_another_clip_is_refused(tiny_rewards: Path, tmp_path: Path, head_tensors: HeadTensors) -> None:
+def test_a_head_for_another_clip_is_refused(tiny_rewards: Path, tmp_path: Path) -> None:
     torch.save(head_tensors(LAION), tmp_path / "head.pth")
     with pytest.raises(ValueError, match="takes embeddings of size 768, but CLIP gives 12"):
         resolve_reward(f"aesthetic?head={tmp_path / 'head.pth'}")

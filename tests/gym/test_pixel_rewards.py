@@ -96,10 +96,19 @@ def test_a_floor_has_a_gradient_below_it_alone() -> None:
     torch.testing.assert_close(pixels.grad.flatten(1).sum(1), torch.tensor([2.0, 0.0]))
 
 
+def test_a_sum_of_sums_has_a_gradient() -> None:
+    reward = WeightedSum([RewardTerm(WeightedSum([RewardTerm(brightness, weight=2.0)]), weight=3.0)])
+    pixels = (pictures(8, 8) / 255).requires_grad_(True)
+    reward.pixels(pixels, PROMPTS).sum().backward()
+    torch.testing.assert_close(pixels.grad, torch.full_like(pixels, 6 / 192))
+
+
 @pytest.mark.parametrize("spec", ["compressibility", "exact-linear,compressibility:0.5"])
 def test_a_reward_without_gradient_is_refused_by_name(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"the reward 'compressibility' has no gradient.*expected one with a method"):
-        reward_pixels(resolve_reward(spec), pictures(8, 8) / 255, PROMPTS)
+    reward = resolve_reward(spec)
+    for refused in (reward, WeightedSum([RewardTerm(reward)])):
+        with pytest.raises(ValueError, match=r"the reward 'compressibility' has no gradient.*expected one with a meth"):
+            reward_pixels(refused, pictures(8, 8) / 255, PROMPTS)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_networks_stay_in_evaluation_mode(small_run: Callable) -> None:
 
 
 def test_a_model_without_networks_is_refused(small_run: Callable) -> None:
-    with pytest.raises(ValueError, match="gradient checkpointing is for networks of diffusers"):
+    with pytest.raises(ValueError, match="gradient checkpointing needs networks of diffusers"):
         small_run(
             make={"model": "exact-gaussian", "reward": "exact-linear", "prompts": None},
             trainable="full", gradient_checkpointing=True,

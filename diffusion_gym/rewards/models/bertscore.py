@@ -31,8 +31,7 @@ LAYERS = {
 }
 
 NO_ENCODER = (
-    "bert={} is no encoder of a kind that BERTScore is implemented for; expected one like BERT, RoBERTa, DeBERTa or "
-    "DistilBERT."
+    "bert={} is not an encoder that BERTScore supports; expected one like BERT, RoBERTa, DeBERTa or DistilBERT."
 )
 
 
@@ -66,25 +65,18 @@ class BERTScore:
         Args:
             bert: folder or hub id of a transformers encoder.
             layer: whose outputs are compared, 1 is the first; None takes the usual one, see :data:`LAYERS`.
-            baseline: b of the rescaling ``(R - b) / (1 - b)``: a number, or a file in the format of bert_score's
-                rescale_baseline (LAYER,P,R,F); None leaves R as it is.
+            baseline: b of the rescaling ``(R - b) / (1 - b)``: a number, or one of bert_score's rescale_baseline files
+                (LAYER,P,R,F); None leaves R as it is.
             chunk_size: texts at a time.
             device: where the encoder runs; None follows the ``device`` of the call.
 
         Raises:
-            ValueError: weights that cannot be had, a model of another kind, which is found by scoring a pair of texts,
-                or an invalid layer or baseline.
+            ValueError: missing weights, a model of another kind, or an invalid layer or baseline.
         """
         repair_torchvision()
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        try:
-            config = AutoConfig.from_pretrained(bert)
-            # Byte-pair tokenizers tell a word at the start from one after a space; bert_score always gives a space.
-            space = {"add_prefix_space": True} if config.model_type in ("roberta", "gpt2") else {}
-            self._tokenizer = AutoTokenizer.from_pretrained(bert, **space)
-        except Exception as error:  # transformers and the hub client raise many unrelated types
-            not_found("bert", bert, error)
+        config, self._tokenizer = _load_tokenizer(bert)
         layers = getattr(config, "num_hidden_layers", None)
         if layers is None:
             raise ValueError(NO_ENCODER.format(bert))
@@ -165,6 +157,19 @@ class BERTScore:
     def _counted(self, ids: list[int]) -> list[bool]:
         special = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
         return [token not in special for token in ids]
+
+
+def _load_tokenizer(bert: str) -> tuple[Any, Any]:
+    """Return an encoder's configuration and tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(bert)
+        # Byte-pair tokenizers tell a word at the start from one after a space; bert_score always gives a space.
+        space = {"add_prefix_space": True} if config.model_type in ("roberta", "gpt2") else {}
+        return config, AutoTokenizer.from_pretrained(bert, **space)
+    except Exception as error:  # transformers and the hub client raise many unrelated types
+        not_found("bert", bert, error)
 
 
 def _positions(model: Any, config: Any) -> int:

@@ -92,8 +92,9 @@ class Clip:
 
     def _embed_inputs(self, inputs: Tensor, chunk_size: int) -> Tensor:
         device = self._place(inputs.device)
-        encode = lambda part: self._model.encode_image(part.to(device), normalize=True)  # noqa: E731
-        return in_chunks(encode, inputs, chunk_size).float()
+        return in_chunks(
+            lambda part: self._model.encode_image(part.to(device), normalize=True), inputs, chunk_size
+        ).float()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], chunk_size: int, device: torch.device | str = "cpu") -> Tensor:

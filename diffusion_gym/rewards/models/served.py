@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
 from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ LONGEST_PAUSE = 60.0
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
 
+@dataclass
 class ServedCaptioner:
     """Asks ``POST url/chat/completions`` once per image, several at a time, greedily (temperature 0).
 
@@ -39,51 +41,43 @@ class ServedCaptioner:
     repeated after a pause that doubles each time, drawn between its half and its whole, and no shorter than the
     server's Retry-After. The pauses are drawn from a generator of their own. The system's proxy is used, except for
     servers on this machine (localhost, 127.0.0.1, ::1).
+
+    Attributes:
+        url: the API's root, as ``http://host:8000/v1``.
+        model: its name on the server.
+        concurrency: requests at a time.
+        timeout: seconds that the server may stay silent in a request.
+        retries: repetitions of one request before the reward gives up.
+        pause: seconds before the first repetition.
+        max_new_tokens: longest answer.
+        key_variable: environment variable that holds the server's key; the key itself is never stored.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        concurrency: int = 16,
-        timeout: float = 60.0,
-        retries: int = 6,
-        pause: float = 1.0,
-        max_new_tokens: int = 64,
-        key_variable: str | None = None,
-    ) -> None:
-        """Check the settings; the first request is that for the first image.
+    url: str
+    model: str
+    concurrency: int = 16
+    timeout: float = 60.0
+    retries: int = 6
+    pause: float = 1.0
+    max_new_tokens: int = 64
+    key_variable: str | None = None
 
-        Args:
-            url: the API's root, as ``http://host:8000/v1``.
-            model: the name under which the server knows the model.
-            concurrency: requests at a time.
-            timeout: seconds that the server may stay silent in a request.
-            retries: repetitions of one request before the reward gives up.
-            pause: seconds before the first repetition.
-            max_new_tokens: longest answer.
-            key_variable: environment variable that holds the server's key; the key itself is never stored.
-
-        Raises:
-            ValueError: a setting out of range, or a variable that is not set.
-        """
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url must begin with http:// or https:// and end at the API's root (/v1), got {url!r}.")
-        if concurrency < 1 or not timeout > 0 or retries < 0 or pause < 0:
+    def __post_init__(self) -> None:
+        """Raise ValueError for a setting out of range or a variable that is not set; nothing is sent yet."""
+        if not self.url.startswith(("http://", "https://")):
             raise ValueError(
-                "expected concurrency >= 1, timeout > 0, retries >= 0 and pause >= 0, got "
-                f"{concurrency}, {timeout}, {retries} and {pause}."
+                f"url must begin with http:// or https:// and end at the API's root (/v1), got {self.url!r}."
             )
-        if key_variable is not None and not os.environ.get(key_variable):
-            raise ValueError(f"key_variable names the environment variable {key_variable!r}, which is not set.")
-        self._endpoint = url.rstrip("/") + "/chat/completions"
-        proxy = _proxy_of(url)
+        numbers = (self.concurrency, self.timeout, self.retries, self.pause)
+        if self.concurrency < 1 or not self.timeout > 0 or self.retries < 0 or self.pause < 0:
+            raise ValueError(f"expected concurrency >= 1, timeout > 0, retries >= 0 and pause >= 0, got {numbers}.")
+        if self.key_variable is not None and not os.environ.get(self.key_variable):
+            raise ValueError(f"key_variable names the environment variable {self.key_variable!r}, which is not set.")
+        self._endpoint = self.url.rstrip("/") + "/chat/completions"
+        proxy = _proxy_of(self.url)
         self._opener = urllib.request.build_opener(*([] if proxy else [urllib.request.ProxyHandler({})]))
         through = f" (through the proxy {proxy}; name the server's host in no_proxy to leave it out)" if proxy else ""
         self._server = f"the server at {self._endpoint}{through}"
-        self._model, self._key_variable, self._max_new_tokens = model, key_variable, max_new_tokens
-        self._concurrency, self._timeout, self._retries, self._pause = concurrency, timeout, retries, pause
         self._jitter = random.Random()
 
     def __call__(self, images: Tensor, question: str) -> list[str]:
@@ -105,7 +99,7 @@ class ServedCaptioner:
                 stop.set()  # the others are not waited for
                 raise
 
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="captioner")
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="captioner")
         try:
             return list(pool.map(ask, pictures))
         except Exception:
@@ -117,29 +111,29 @@ class ServedCaptioner:
     def _ask(self, picture: Image.Image, question: str, stop: threading.Event) -> str:
         body = json.dumps(self._request(picture, question)).encode()
         started = time.monotonic()
-        for attempt in range(self._retries + 1):
+        for attempt in range(self.retries + 1):
             try:
                 return self._post(body)
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code} {error.reason}: {_beginning(error)}"
                 if error.code not in RETRIED:
                     raise RewardError(
-                        f"{self._server} refused a request for the model {self._model!r} with {problem}. "
+                        f"{self._server} refused a request for the model {self.model!r} with {problem}. "
                         "Check url, model and the server's log."
                     ) from error
                 asked = _retry_after(error.headers)
             except (OSError, http.client.HTTPException, ValueError) as error:  # no answer, or a garbled one
                 problem, asked = f"{type(error).__name__}: {error}", 0.0
-            if attempt == self._retries or stop.wait(max(asked, self._backoff(attempt))):
+            if attempt == self.retries or stop.wait(max(asked, self._backoff(attempt))):
                 break
         raise RewardError(
-            f"{self._server} gave no answer for the model {self._model!r} in {attempt + 1} attempts "
+            f"{self._server} gave no answer for the model {self.model!r} in {attempt + 1} attempts "
             f"over {time.monotonic() - started:.0f} s; the last ended with {problem}. Start the server, check url and "
             "model, and resume the run from its checkpoint."
         )
 
     def _backoff(self, attempt: int) -> float:
-        return min(LONGEST_PAUSE, self._pause * 2**attempt) * self._jitter.uniform(0.5, 1.0)
+        return min(LONGEST_PAUSE, self.pause * 2**attempt) * self._jitter.uniform(0.5, 1.0)
 
     def _request(self, picture: Image.Image, question: str) -> dict[str, Any]:
         buffer = io.BytesIO()
@@ -147,18 +141,18 @@ class ServedCaptioner:
         data = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         content = [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "text": question}]
         return {
-            "model": self._model,
+            "model": self.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": self._max_new_tokens,
+            "max_tokens": self.max_new_tokens,
             "temperature": 0,
         }
 
     def _post(self, body: bytes) -> str:
         headers = {"Content-Type": "application/json"}
-        if self._key_variable is not None:
-            headers["Authorization"] = f"Bearer {os.environ[self._key_variable]}"
+        if self.key_variable is not None:
+            headers["Authorization"] = f"Bearer {os.environ[self.key_variable]}"
         request = urllib.request.Request(self._endpoint, body, headers)
-        with self._opener.open(request, timeout=self._timeout) as response:
+        with self._opener.open(request, timeout=self.timeout) as response:
             answer = json.loads(response.read())
         try:
             return str(answer["choices"][0]["message"]["content"] or "").strip()
