@@ -3,7 +3,7 @@
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,23 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import BaseTorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from diffusion_gym.errors import warn_once
 from diffusion_gym.rewards import REWARDS, Compressibility, RewardTerm, WeightedSum, evaluate_reward, resolve_reward
 from diffusion_gym.rewards.guard import settings_kept
 
 PROMPTS = ["b", "a", "c"]
+_OPEN: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
-def tell_again() -> None:
+def tell_again() -> Iterator[None]:
     """Let each test be the first to warn."""
     warn_once.cache_clear()
+    yield
+    _OPEN.clear()
 
 
 def images() -> Tensor:
@@ -33,6 +38,11 @@ def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return images.float().mean((1, 2, 3))
 
 
+def _enter(context: Any) -> None:
+    context.__enter__()
+    _OPEN.append(context)
+
+
 def _matmul(precision: str) -> None:
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         torch.backends.cuda.matmul.fp32_precision = precision
@@ -40,18 +50,32 @@ def _matmul(precision: str) -> None:
         torch.set_float32_matmul_precision("high")
 
 
+class Forwarding(TorchDispatchMode):
+    """What a profiler enters."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
 #: What a warning calls it -> what changes it.
 CHANGES: dict[str, Callable[[], object]] = {
     "gradients": lambda: torch.set_grad_enabled(False),
+    "inference mode": lambda: _enter(torch.inference_mode()),
     "the default dtype": lambda: torch.set_default_dtype(torch.float64),
     "the default device": lambda: torch.set_default_device("meta"),
+    "modes such as": lambda: _enter(torch.device("meta")),
+    "modes such as 'with": lambda: _enter(BaseTorchFunctionMode()),
+    r"modes such as 'with torch\.device": lambda: _enter(Forwarding()),
     "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "the seed of torch's generator": lambda: torch.manual_seed(12),
     "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "the precision of float32 products": lambda: torch.set_float32_matmul_precision("medium"),
     "the precision of float32": lambda: _matmul("tf32"),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
+    "mkldnn.enabled": lambda: setattr(torch.backends.mkldnn, "enabled", False),
     "cudnn.benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "flash attention": lambda: torch.backends.cuda.enable_flash_sdp(False),
+    "autocast on cpu": lambda: _enter(torch.autocast("cpu", torch.bfloat16)),
     "NumPy's handling of errors": lambda: np.seterr(all="raise"),
     "the working directory": lambda: os.chdir("/"),
 }
@@ -62,9 +86,12 @@ def _state() -> list[Any]:
     product = torch.ones(2, 2, requires_grad=True) @ torch.full((2, 2), 1 / 3)
     generator = torch.random.get_rng_state()
     return [
-        product.dtype, product.device, product.requires_grad, torch.get_num_threads(),
+        product.dtype, product.device, product.requires_grad, product.is_inference(), torch.get_num_threads(),
         generator.tolist(), torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(),
-        torch.is_anomaly_enabled(), torch.backends.cudnn.benchmark, np.geterr(), Path.cwd(),
+        torch.is_anomaly_enabled(), torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.benchmark, torch.backends.cuda.flash_sdp_enabled(),
+        torch.autocast_increment_nesting(), torch.autocast_decrement_nesting(),
+        np.geterr(), Path.cwd(), len(_get_current_function_mode_stack()), len(_get_current_dispatch_mode_stack()),
     ]  # fmt: skip
 
 
