@@ -118,7 +118,7 @@ def compare(options: Compare) -> int:
 def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int:
     from algorithms.checkpoints.published import check_replaceable, published
     from benchmarks.report import PAGE, Source, write_report
-    from benchmarks.runs.folder import check_same
+    from benchmarks.runs.resuming import check_same
     from benchmarks.sweeps.merged_results import Ledger
     from benchmarks.sweeps.sweep import run_all
 

@@ -1,11 +1,13 @@
 """The model card beside exported weights, in the hub's form: what was tuned, how, what came of it, how to load it."""
 
 import inspect
-import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from algorithms import DiffusionAlgorithm
 from benchmarks.runs.loading_code import base_name, is_folder, loading_code, used_sampler
@@ -14,40 +16,9 @@ from benchmarks.runs.spec import RunSpec
 from diffusion_gym.naming import escaped, one_line
 
 CARD, CURVE = "README.md", "curve.png"
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 #: An absolute path belongs to one machine and means nothing to a reader; its last name stays.
 _ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^/\s:,]+/)*([^/\s:,]+)")
-
-TEMPLATE = """\
----
-base_model: {quoted}
-library_name: diffusers
-pipeline_tag: {pipeline_tag}
-tags:
-{tags}
----
-
-# {base}, tuned toward {reward}
-
-{what} for {link}, tuned with reinforcement learning ({algorithm}) toward the reward {reward}.
-It was made by Diffusion Gym. The base model's licence holds for it.
-
-| | |
-|---|---|
-{rows}
-
-{curve}{evaluation}
-
-A higher reward is not a better picture: a reward can be had in ways that nobody wanted. Look at the pictures before you
-use the model.
-
-## How to load
-
-In this folder:
-
-```python
-{code}
-```
-"""
 
 
 def write_model_card(
@@ -72,28 +43,28 @@ def write_model_card(
         draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
     model: Any = algorithm.policy.model
     base, prompted = base_name(model.name), "prompt" in inspect.signature(type(model.pipe).__call__).parameters
-    kind = "lora" if model.exports_lora_file(algorithm.policy.lora) else "full-weights"
+    is_lora = model.exports_lora_file(algorithm.policy.lora)
     task = "text-to-image" if prompted else "unconditional-image-generation"
+    kind = "lora" if is_lora else "full-weights"
     tags = ["diffusion-gym", "reinforcement-learning", spec.algorithm, kind, task]
-    text = TEMPLATE.format(
+    card = ModelCard.from_template(
+        ModelCardData(base_model=base, library_name="diffusers", pipeline_tag=task, tags=tags),
+        template_path=str(_TEMPLATE),
         base=escaped(base),
         link=f"[{base}](https://huggingface.co/{base})" if "/" in base and not is_folder(model.name) else escaped(base),
-        pipeline_tag=task,
-        tags="\n".join(f"- {tag}" for tag in tags),
-        quoted=base if re.fullmatch(r"[\w./-]+", base) else json.dumps(base),  # JSON is YAML
         reward=escaped(_public(spec.task.reward)),
-        what="A LoRA" if kind == "lora" else "A pipeline with tuned weights",
+        what="A LoRA" if is_lora else "A pipeline with tuned weights",
         algorithm=spec.algorithm,
-        rows="\n".join(f"| {name} | {escaped(value)} |" for name, value in _rows(spec, algorithm, packages).items()),
-        curve=f"![reward over reward queries]({CURVE})\n\n" if (folder / CURVE).is_file() else "",
+        rows={name: escaped(value) for name, value in _rows(spec, algorithm, packages).items()},
+        curve=CURVE if (folder / CURVE).is_file() else "",
         evaluation=_evaluation(evaluations),
         code=loading_code(algorithm),
     )
-    (folder / CARD).write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(f"{card}\n", encoding="utf-8")
 
 
 def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str, str | None]) -> dict[str, str]:
-    """What the table says, by name."""
+    """Return the table, name -> text."""
     policy, config, costs = spec.config.policy, spec.config, algorithm.costs
     trained = {"denoiser": "the denoiser", "text_encoder": "the text encoder", "both": "denoiser and text encoder"}
     adapters = f"LoRA of rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, on {', '.join(policy.lora.targets)}"
@@ -104,7 +75,7 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
         "reward": _public(spec.task.reward),
         "prompts": f"{prompts}, {len(algorithm.mdp.prompts)} in all",
         "algorithm": f"{spec.algorithm}, learning rate {config.learning_rate:g}, {config.images_per_iteration} images "
-        "an iteration",
+        "per iteration",
         "budget": f"{costs['reward_queries']:,} reward queries, {algorithm.iteration} iterations, "
         f"{costs['forward_equivalents']:,} denoiser forwards",
         "sampler": f"{used_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {policy.eta:g}, guidance "
@@ -116,22 +87,25 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
 
 
 def _evaluation(evaluations: list[dict[str, Any]]) -> str:
-    """Say what the fixed evaluation images scored before and after."""
+    """Return a sentence with the rewards of the fixed evaluation images before and after."""
     if not evaluations:
         return "The run made no evaluations; the curve shows the rewards of the images it was trained on."
     first, last = evaluations[0], evaluations[-1]
-    n = len(last["rewards"])
     return (
-        f"Evaluated on {n} images of fixed noise, none of them trained on: reward {_mean(first['rewards'])} before and "
-        f"{_mean(last['rewards'])} after {last['iteration']} iterations (mean ± its standard error over images)."
+        f"Evaluated on {len(last['rewards'])} images of fixed noise, none of them trained on: reward "
+        f"{_mean_and_error(first['rewards'])} before and {_mean_and_error(last['rewards'])} after {last['iteration']} "
+        "iterations (mean ± its standard error over images)."
     )
 
 
-def _mean(rewards: list[float]) -> str:
-    n = len(rewards)
-    mean = sum(rewards) / n
+def _mean_and_error(rewards: Sequence[float]) -> str:
+    n, mean = len(rewards), _mean(rewards)
     error = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / max(n - 1, 1) / n)
     return f"{mean:.3f} ± {error:.3f}"
+
+
+def _mean(rewards: Sequence[float]) -> float:
+    return sum(rewards) / len(rewards)
 
 
 def _public(text: str) -> str:
@@ -144,27 +118,19 @@ def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: 
     from matplotlib.figure import Figure
 
     trained = [line for line in log if line.get("rollout/ep_rew_mean") is not None]
+    curves = {
+        "training images": [(line["cost/reward_queries"], line["rollout/ep_rew_mean"]) for line in trained],
+        "fixed evaluation images": [(line["costs"]["reward_queries"], _mean(line["rewards"])) for line in evaluations],
+    }
     with plain_text(**{"font.size": 10}):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axis = figure.subplots()
-        for label, x, y in (
-            ("training images", *_points(trained, "cost/reward_queries", "rollout/ep_rew_mean")),
-            ("fixed evaluation images", *_evaluated(evaluations)),
-        ):
-            if x:
-                axis.plot(x, y, marker="." if len(x) < 30 else None, label=label)
+        for label, points in curves.items():
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=label)
         axis.set_xlabel("reward queries")
         axis.set_ylabel(f"{one_line(reward, 40)}, mean of images")
         axis.grid(alpha=0.25)
         if axis.lines:
             axis.legend(frameon=False)
         figure.savefig(path, dpi=150)
-
-
-def _points(lines: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
-    return [line[x] for line in lines], [line[y] for line in lines]
-
-
-def _evaluated(evaluations: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    queries = [line["costs"]["reward_queries"] for line in evaluations]
-    return queries, [sum(line["rewards"]) / len(line["rewards"]) for line in evaluations]

@@ -1,9 +1,9 @@
-"""One training run in one folder: started, stopped, resumed and finished by the same call.
+"""One training run in one folder: the same call starts, resumes, lengthens and finishes it.
 
-The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, a line a dump),
+The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, one line per dump),
 ``evaluations.jsonl`` (rewards of every evaluation image, and of every held-out one), ``images/`` (their grids),
-``checkpoint.zip``, where they are wanted ``checkpoints/`` (the latest ones) and ``best.zip`` (the one with the best
-evaluation), and, at the end, the tuned weights in diffusers' own format beside a model card (``README.md``).
+``checkpoint.zip``, if asked for ``checkpoints/`` (the latest ones) and ``best.zip`` (the one with the best evaluation),
+and, at the end, the tuned weights in diffusers' own format beside a model card (``README.md``).
 """
 
 import contextlib
@@ -27,27 +27,21 @@ from benchmarks.runs.folder import (
     EVALUATIONS,
     METRICS,
     RUN,
-    begin,
-    check_same,
     holds_run,
-    is_finished,
     log_lines,
-    prepare,
     read_json,
     read_spec,
-    record_reward_files,
-    rewind,
-    told_when_full,
+    write_errors_explained,
     write_json,
 )
+from benchmarks.runs.jsonlines import JSONLines
 from benchmarks.runs.metrics import check_world
 from benchmarks.runs.model_card import CARD, CURVE, write_model_card
 from benchmarks.runs.ownership import claimed
-from benchmarks.runs.recorder import JSONLines, OnProgress, Recorder
-from benchmarks.runs.spec import RunSpec
-from benchmarks.runs.tensorboard import TensorBoard
+from benchmarks.runs.recorder import OnProgress, Recorder
+from benchmarks.runs.resuming import begin, check_same, is_finished, prepare, record_reward_files, rewind
+from benchmarks.runs.spec import RunSpec, Writing
 from benchmarks.runs.watch import safeguard_callbacks
-from benchmarks.runs.weights_and_biases import WandbMode, WeightsAndBiases
 from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardError, file_digests
 
@@ -65,10 +59,10 @@ class RunRecord:
         costs: as last logged: reward queries, forward-equivalents, images, seconds.
         provenance: versions and hardware.
         image_shape: (3, H, W).
-        prompts: of each evaluation image; empty in folders of version 0.1.0.
-        folder: where it lies.
-        stopped_early: why it was stopped before its budget was spent; None where it was not.
-        best: metric, value and iteration of ``best.zip``, where it is kept.
+        prompts: of each evaluation image; empty if the folder does not name them.
+        folder: the run's.
+        stopped_early: why it was stopped before its budget was spent; None if it was not.
+        best: metric, value and iteration of ``best.zip``, with --keep-best.
     """
 
     spec: RunSpec
@@ -86,37 +80,27 @@ class RunRecord:
 def run(
     spec: RunSpec,
     folder: Path,
+    writing: Writing = Writing(),  # noqa: B008 - it is frozen
     *,
     on_progress: OnProgress = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
-    checkpoint_every: int = 10,
-    keep_checkpoints: int = 1,
-    tensorboard: bool = False,
-    wandb: WandbMode = "off",
     on_built: OnBuilt = lambda algorithm: None,
 ) -> RunRecord:
     """Train to the end of the budget, from the folder's checkpoint if there is one; a finished run is read back.
 
-    A finished run resumes where more reward queries are asked for. One that never completed an iteration does not keep
-    another from beginning in its folder.
+    A finished run resumes if more reward queries are asked for; a run that completed no iteration is replaced by
+    another. Collective: call on every rank, with one folder that all can read; the first writes.
 
     Args:
         spec: what to run.
         folder: of this run alone.
+        writing: checkpoints and logs; torch's threads are the caller's to set.
         on_progress: called after every step of the environments, and after every chunk of an update.
-        should_stop: asked after every step of the environments, and in updates after every chunk (after every step of
-            the optimizer where ranks must agree); True checkpoints and returns.
-        checkpoint_every: iterations between checkpoints.
-        keep_checkpoints: with 2 or more, the latest so many checkpoints are also kept in ``checkpoints/``.
-        tensorboard: also write TensorBoard events: the log's curves, and the evaluations' grids and metrics.
-        wandb: also log the same to Weights & Biases; ``"offline"`` sends nothing.
+        should_stop: asked as often; True checkpoints and returns.
         on_built: called with the algorithm before anything is written or trained.
 
-    Collective: call on every rank, with one folder that all can read; the first writes.
-
     Raises:
-        ValueError: the folder holds another run, a damaged one or files of somebody else's, another process trains in
-            it, or a log is asked for whose package is not installed.
+        ValueError: the folder holds another run, a damaged one or other files, or another process trains in it.
         RewardError: the reward failed; the checkpoint is that of the iteration's start.
         DivergedError: too many gradients in a row were not finite; the last checkpoint stays.
         WriteError: nothing more could be written, as on a full disk; the last checkpoint stays.
@@ -125,7 +109,7 @@ def run(
     ranks = current_ranks()
     digests = ranks.call(lambda: file_digests(spec.task.reward))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(told_when_full(folder))
+        stack.enter_context(write_errors_explained(folder))
         # Before the model is loaded, so that two that start together do not share the folder.
         ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
         ranks.first(lambda: prepare(spec, folder))
@@ -134,30 +118,42 @@ def run(
         if is_finished(spec, folder):
             return read_run(folder)
         on_built(algorithm)
-        logs: list[TensorBoard | WeightsAndBiases] = []
-        writers: list[KVWriter] = []
-
-        def open_folder() -> None:
-            begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
-            rewind(folder, algorithm.iteration)
-            if tensorboard:
-                logs.append(TensorBoard(folder / "tensorboard", algorithm.num_timesteps))
-            if wandb != "off":
-                logs.append(WeightsAndBiases(folder, spec.to_json(), wandb))
-            writers.extend([JSONLines(folder / METRICS), *logs])
-
-        ranks.first(open_folder)
-        algorithm.set_logger(Logger(str(folder), writers))
+        logs: list[Any] = []
+        ranks.first(lambda: logs.extend(_opened(spec, folder, writing, algorithm)))
+        lines = [JSONLines(folder / METRICS)] if ranks.is_first else []
+        algorithm.set_logger(Logger(str(folder), [*lines, *logs]))
         stack.callback(algorithm.logger.close)
-        recorder = Recorder(spec, folder, on_progress, should_stop, checkpoint_every, keep_checkpoints, logs)
+        recorder = Recorder(spec, folder, writing, on_progress, should_stop, logs)
         _learn(spec, folder, algorithm, recorder, digests)
     return read_run(folder)
+
+
+def _opened(spec: RunSpec, folder: Path, writing: Writing, algorithm: DiffusionAlgorithm[Any]) -> list[KVWriter]:
+    """Begin or resume in the folder; return the logs beside its JSON lines."""
+    facts = {
+        "image_shape": algorithm.mdp.model.image_shape,
+        "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
+        "log_names": algorithm.log_names(),
+        "device": str(algorithm.mdp.model.device),
+    }
+    begin(spec, folder, facts, algorithm.iteration)
+    rewind(folder, algorithm.iteration)
+    logs: list[KVWriter] = []
+    if writing.tensorboard:
+        from benchmarks.runs.tensorboard import TensorBoard
+
+        logs.append(TensorBoard(folder / "tensorboard", algorithm.num_timesteps))
+    if writing.wandb != "off":
+        from benchmarks.runs.weights_and_biases import WeightsAndBiases
+
+        logs.append(WeightsAndBiases(folder, spec.to_json(), writing.wandb))
+    return logs
 
 
 def _learn(
     spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder, digests: dict[str, str]
 ) -> None:
-    """Train, save, and at the end of the budget, or where a safeguard stops the run, export."""
+    """Train and save; export at the end of the budget, or when a safeguard stops the run."""
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
     ranks = algorithm.ranks
     if steps > 0:
@@ -166,16 +162,16 @@ def _learn(
     try:
         algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
     except KeyboardInterrupt:
-        recorder.save()  # what was under way is left as it is, what was done before is not lost
+        recorder.save()  # the iteration under way is lost, what was done before is not
         raise
     except RewardError as error:
-        recorder.save()  # nothing is lost: the iteration that failed never happened
+        recorder.save()  # likewise
         raise RewardError(
-            f"{error}\nThe run stands at iteration {algorithm.iteration}, in {folder / CHECKPOINT}. Once the reward "
-            "is mended, the same command resumes there."
+            f"{error}\nThe run is at iteration {algorithm.iteration}, in {folder / CHECKPOINT}. Once the reward is "
+            "corrected, the same command resumes there."
         ) from error
     recorder.save()
-    # Asked to stop in the last evaluation, a run has spent its budget and is not finished.
+    # A run that was asked to stop in its last evaluation has spent its budget, and is not finished.
     spent = algorithm.costs["reward_queries"] >= spec.total_queries and ranks.all(not recorder.stopped)
     reason = None if spent else next((each.reason for each in safeguards if each.reason is not None), None)
     if spent or reason is not None:
@@ -189,7 +185,7 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
     model = algorithm.policy.model
     exported = folder if model.exports_lora_file(algorithm.policy.lora) else folder / "pipeline"
     algorithm.export(exported)
-    if not model.networks or not algorithm.ranks.is_first:  # the exact family's is nothing that diffusers loads
+    if not model.networks or not algorithm.ranks.is_first:  # diffusers cannot load the exact family
         return
     packages = read_json(folder / RUN)["provenance"]["packages"]
     try:
@@ -202,44 +198,36 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder, finished or not, also while the run goes on.
+    """Read a run's folder, also while the run is under way.
 
     Raises:
         ValueError: there is no run, or a damaged one.
     """
-    if not (folder / RUN).is_file():
+    if not holds_run(folder):
         raise ValueError(f"{str(folder)!r} holds no run (no {RUN}); expected a folder written by train or compare.")
     data, spec = read_json(folder / RUN), read_spec(folder)
-    try:
-        complete, made_by, shape = data["complete"], data["provenance"], tuple(data["image_shape"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
     evaluations = [_with_nan(line) for line in log_lines(folder, EVALUATIONS)]
     log = read_log(folder)
     costs = {name.removeprefix("cost/"): value for name, value in (log[-1] if log else {}).items() if "cost/" in name}
-    prompts, stopped, best = data.get("prompts", []), data.get("stopped_early"), data.get("best")
-    return RunRecord(spec, complete, evaluations, costs, made_by, shape, prompts, folder, stopped, best)
+    try:
+        return RunRecord(
+            spec, data["complete"], evaluations, costs, data["provenance"], tuple(data["image_shape"]),
+            data.get("prompts", []), folder, data.get("stopped_early"), data.get("best"),
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's log, a mapping a line; empty where none was written yet. What was not finite is None."""
+    """Read a run's log, one mapping per line; empty before the first. What was not finite is None."""
     return log_lines(folder, METRICS)
 
 
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
-    """Put back the NaN of a metric that could not be measured, which JSON does not have."""
+    """Return an evaluation with NaN for metrics that could not be measured, which JSON holds as null."""
     metrics = {name: math.nan if value is None else value for name, value in line.get("metrics", {}).items()}
     inner = {"held_out": _with_nan(line["held_out"])} if "held_out" in line else {}
     return {**line, "metrics": metrics, **inner}
-
-
-def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
-    return {
-        "image_shape": algorithm.mdp.model.image_shape,
-        "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
-        "log_names": algorithm.log_names(),
-        "device": str(algorithm.mdp.model.device),
-    }
 
 
 def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:

@@ -47,6 +47,9 @@ class Seconds:
     def __sub__(self, earlier: "Seconds") -> "Seconds":
         return Seconds(self.wall - earlier.wall, self.cpu - earlier.cpu)
 
+    def __truediv__(self, number: float) -> "Seconds":
+        return Seconds(self.wall / number, self.cpu / number)
+
 
 class PeakMemory:
     """The most memory held inside a ``with`` block, in ``megabytes`` (10^6 bytes).

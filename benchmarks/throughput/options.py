@@ -3,13 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from algorithms import AlgorithmConfig, PolicyConfig
 from algorithms.config.base import EvaluationConfig
 from benchmarks.runs.spec import TaskConfig
 from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
-from diffusion_gym.choices import DEFAULT_MODEL
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.recommended import recommended
 
 
@@ -31,7 +30,7 @@ class Throughput:
     """Denoising steps per image."""
     device: str = "auto"
     """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
     algorithm: str = "ddpo-is"
     """Whose iterations are measured, with compare's settings."""

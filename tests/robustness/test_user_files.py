@@ -335,7 +335,7 @@ def test_a_disk_that_breaks_under_a_run_gets_a_sentence(
         raise OSError(code, os.strerror(code), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("benchmarks.runs.recorder.append_line", refuse)
+        patch.setattr("benchmarks.runs.jsonlines.append_line", refuse)
         assert main([*TRAIN, "--folder", "run"]) == 2
     error = capsys.readouterr().err
     assert says in error
