@@ -22,8 +22,8 @@ class Safeguards:
     stop_at_kl: Annotated[float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: never)")] = None
     """Stop once eval/kl_to_start exceeds so many nats per image; needs --kl-to-start or a KL penalty."""
     stop_when_metric_falls: Annotated[str | None, _NO_METRIC] = None
-    """Stop once this metric has not improved for --patience evaluations: reward, or a metric as for
-    --metrics; with held_out/ before it, on the held-out prompts."""
+    """Stop once this metric has not improved for --patience evaluations: reward, or one of --metrics;
+    with held_out/ before it, on the held-out prompts."""
     patience: int = 3
     """Evaluations in a row without an improvement after which --stop-when-metric-falls stops."""
     keep_best: Annotated[str | None, _NO_METRIC] = None

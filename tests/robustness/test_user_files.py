@@ -57,7 +57,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "benchmarks.runs.run._build",
         "diffusion_gym.envs.config.build_mdp",
-        "benchmarks.throughput.command.build",
+        "benchmarks.throughput.iteration.build",
     ):
         monkeypatch.setattr(name, load)
 
