@@ -26,12 +26,7 @@ def available_memory(root: Path = _ROOT) -> int:
 
 
 def available_gpus(environment: Mapping[str, str] = os.environ, count: int | None = None) -> tuple[str, ...]:
-    """Return what CUDA_VISIBLE_DEVICES says of each GPU that this process sees, or would say where it is not set.
-
-    Args:
-        environment: with the variable, if it is set.
-        count: of the GPUs that torch sees; None asks torch.
-    """
+    """Return CUDA_VISIBLE_DEVICES' name of each GPU that this process sees; ``count``: of them, None asks torch."""
     count = torch.cuda.device_count() if count is None else count
     if "CUDA_VISIBLE_DEVICES" not in environment:
         return tuple(str(index) for index in range(count))
@@ -68,10 +63,9 @@ def _memory_left(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's group and of those around it; ``controller`` "" is version 2, which has one tree.
+    """Yield the folders of this process's group and of those around it; ``controller`` "" is version 2, with one tree.
 
-    In a container the kernel may name the group by its path outside; then its tree begins with it, and only the top is
-    there.
+    In a container the kernel may name the group by its path outside; then only the top of the tree exists.
     """
     top = root / "sys/fs/cgroup" / controller
     for line in _text(root / "proc/self/cgroup").splitlines():

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tyro
@@ -20,13 +20,7 @@ class Mistake(ValueError):  # noqa: N818 - the user's
 
 
 def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
-    """Return the options in a command line.
-
-    Args:
-        kind: of the options, for ``tyro.cli``.
-        words: after the command.
-        command: as it is typed, such as ``diffusion-gym train rwr``.
-        more: also for ``tyro.cli``.
+    """Return the options in a command line; more arguments are for ``tyro.cli``.
 
     Raises:
         Mistake: an option or a value that does not exist, or is refused.
@@ -39,51 +33,48 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
             tyro.cli(kind, args=["--help"], prog=command, **more)
         return list(dict.fromkeys(_FLAG.findall(printed.getvalue())))
 
-    def unrecognized(tokens: Sequence[str]) -> str:
-        options = [token.partition("=")[0] for token in tokens if token.startswith("-")]
-        if not options:
-            return f"{command} has no use for {one_line(tokens[0], 60)!r}; expected options, such as --name value."
-        near = did_you_mean(options[0], flags())
-        near = near or " A value that begins with a dash is joined to its option: --name=-value."
-        return f"{command} has no option {one_line(options[0], 60)}.{near}"
-
     def refuse(event: Any) -> None:
-        """Raise a mistake in one sentence; return for those that tyro is to print."""
-        argument: Any = getattr(event, "argument", None)
-        name = "" if argument is None else argument.display_name()
-        match type(event).__name__:
-            case "UnrecognizedArgs":
-                message = unrecognized(event.tokens)
-            case "InvalidChoice":
-                value, choices = event.value, event.choices
-                near = did_you_mean(value, choices)
-                message = f"{name} must be one of {', '.join(choices)}, got {one_line(value, 60)!r}.{near}"
-            case "BadValue" if event.reason == "too_few_values":
-                message = f"{name} needs a value ({argument.lowered.metavar})."
-            case "MissingArgs":
-                missing = ", ".join(one.arg.display_name() for one in event.missing_arguments)
-                others = event.unrecognized_tokens
-                message = f"{command} needs {missing}." + (f" {unrecognized(others)}" if others else "")
-            case "InstantiationFailure":
-                message = f"{name} takes {argument.lowered.metavar}: {event.message}." if name else str(event.message)
-            case _:
-                return
-        raise Mistake(f"{message}\nAll options: {command} --help")
+        message = _sentence(event, command, flags)
+        if message is not None:
+            raise Mistake(f"{message}\nAll options: {command} --help")
 
-    with _on_parse_error(refuse):
+    try:
+        from tyro._errors import on_parse_error  # private: without it tyro prints the mistake, at more length
+    except ImportError:
+        return tyro.cli(kind, args=list(words), prog=command, **more)
+    with on_parse_error(refuse):
         return tyro.cli(kind, args=list(words), prog=command, **more)
 
 
-@contextlib.contextmanager
-def _on_parse_error(refuse: Any) -> Iterator[None]:
-    """Call ``refuse`` with a mistake before tyro prints it, in a version of tyro that has its private hook."""
-    try:
-        from tyro._errors import on_parse_error
-    except ImportError:
-        yield
-        return
-    with on_parse_error(refuse):
-        yield
+def _sentence(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
+    """Return tyro's error in one sentence, or None for one that tyro is to print; ``flags()``: the options."""
+    argument: Any = getattr(event, "argument", None)
+    name = "" if argument is None else argument.display_name()
+    match type(event).__name__:
+        case "UnrecognizedArgs":
+            return _unrecognized(event.tokens, command, flags)
+        case "InvalidChoice":
+            near = did_you_mean(event.value, event.choices)
+            return f"{name} must be one of {', '.join(event.choices)}, got {one_line(event.value, 60)!r}.{near}"
+        case "BadValue" if event.reason == "too_few_values":
+            return f"{name} needs a value ({argument.lowered.metavar})."
+        case "MissingArgs":
+            missing = ", ".join(one.arg.display_name() for one in event.missing_arguments)
+            others = event.unrecognized_tokens
+            return f"{command} needs {missing}." + (f" {_unrecognized(others, command, flags)}" if others else "")
+        case "InstantiationFailure":
+            return f"{name} takes {argument.lowered.metavar}: {event.message}." if name else str(event.message)
+    return None
+
+
+def _unrecognized(tokens: Sequence[str], command: str, flags: Callable[[], list[str]]) -> str:
+    options = [token.partition("=")[0] for token in tokens if token.startswith("-")]
+    if not options:
+        return f"{command} has no use for {one_line(tokens[0], 60)!r}; expected options, such as --name value."
+    near = did_you_mean(options[0], flags()) or (
+        " A value that begins with a dash is joined to its option: --name=-value."
+    )
+    return f"{command} has no option {one_line(options[0], 60)}.{near}"
 
 
 def named_model(words: Sequence[str]) -> str:
@@ -96,15 +87,7 @@ def named_model(words: Sequence[str]) -> str:
 def unknown(
     what: str, word: str, known: Sequence[str], command: str, meant: Mapping[str, str] | None = None
 ) -> NoReturn:
-    """Raise Mistake for an unknown name.
-
-    Args:
-        what: it should name, such as ``command``.
-        word: the name.
-        known: names.
-        command: whose help says more.
-        meant: further names that the word may mean -> how they are typed.
-    """
+    """Raise Mistake for an unknown name; ``meant``: further names that it may mean -> how they are typed."""
     near = did_you_mean(word, known) or did_you_mean(word, meant or {})
     for name, typed in (meant or {}).items():
         near = near.replace(repr(name), repr(typed))

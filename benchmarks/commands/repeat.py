@@ -20,11 +20,7 @@ CONFIG = "--config"
 
 
 def take_config(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return the run that ``--config`` names in a command line, and the other words.
-
-    Raises:
-        ValueError: it names none, or is given twice.
-    """
+    """Return the run that ``--config`` names in a command line, and the other words; raise ValueError for no name."""
     places = [place for place, word in enumerate(words) if word.partition("=")[0] == CONFIG]
     first = places[0]
     _, joined, value = words[first].partition("=")
@@ -36,11 +32,7 @@ def take_config(words: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def recorded(config: Path) -> tuple[str, Train[AlgorithmConfig]]:
-    """Return a run's algorithm, and the options that repeat it, with as many threads as it had.
-
-    Raises:
-        ValueError: there is no run, or a damaged one.
-    """
+    """Return a run's algorithm, and the options that repeat it, with as many threads as it had."""
     source = _source(config)
     if not holds_run(source):
         raise ValueError(f"{str(config)!r} is no run; expected a folder written by train or compare, or its {RUN}.")
@@ -50,10 +42,7 @@ def recorded(config: Path) -> tuple[str, Train[AlgorithmConfig]]:
 
 
 def repeat(config: Path, name: str, options: Train[AlgorithmConfig]) -> int:
-    """Run what the folder describes, with the options' changes; return the exit status, as ``train`` does.
-
-    The default folder is ``runs/NAME-repeat``, or ``runs/NAME-`` and the changes.
-    """
+    """Run what the folder describes, with the options' changes, after which the default folder is named."""
     source, spec = _source(config), options.spec(name)
     changed = changes(read_spec(source).to_json(), spec.to_json())
     what = ",".join(f"{key.rpartition('.')[2]}={now}" for key, (_, now) in changed.items())

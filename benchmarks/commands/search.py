@@ -78,11 +78,7 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 
 
 def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[Settings, ...]]:
-    """Return each algorithm's candidates on a search's tasks.
-
-    Raises:
-        ValueError: tasks whose candidates differ.
-    """
+    """Return each algorithm's candidates on a search's tasks; raise ValueError if they differ between tasks."""
     if _ALIGNMENT not in tasks:
         return CANDIDATES
     if set(tasks) != {_ALIGNMENT}:

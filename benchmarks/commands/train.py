@@ -77,10 +77,7 @@ def threads_of(writing: Writing) -> int:
 
 
 def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
-    """Run a specification with a progress bar; return the exit status (130 after Ctrl-C, 143 after SIGTERM).
-
-    Collective: call on every rank; the first writes and prints.
-    """
+    """Run a specification with a progress bar; return the exit status. Collective: call on every rank."""
     import torch
 
     from algorithms.parallel.ranks import current_ranks
@@ -162,13 +159,7 @@ def _say_what_came(record: "RunRecord", say: Say) -> None:
 
 
 def defaults(name: str, model: str = DEFAULT_MODEL) -> Train[AlgorithmConfig]:
-    """Return ``train``'s defaults: what the model recommends for the algorithm, the rest as in the registry.
-
-    Unlike ``learn`` in Python, ``train`` evaluates by default, for the run's pictures and curve.
-
-    Raises:
-        ValueError: as :func:`algorithms.config.base.recommended`.
-    """
+    """Return ``train``'s defaults: what the model recommends, the rest as in the registry, and evaluations."""
     config = recommended(ALGORITHMS[name].config, name, model)
     if config.evaluation == EvaluationConfig():
         every = max(1, _QUERIES_PER_EVALUATION // config.images_per_iteration)

@@ -42,11 +42,7 @@ class Tuned:
 
 
 def read_tuned(algorithm: DiffusionAlgorithm) -> Tuned:
-    """Return an algorithm's present mixture. Collective: call on every rank.
-
-    Raises:
-        ValueError: another model than an exact one, another reward, or prompts other than ``"anywhere"``.
-    """
+    """Return an algorithm's present mixture; raise ValueError for another family. Collective: call on every rank."""
     model, reward = algorithm.mdp.model, algorithm.mdp.reward
     denoiser, start = algorithm.policy.whole_denoiser(), getattr(model, "target", None)
     if not isinstance(start, GaussianMixture) or not isinstance(reward, Linear | Quadratic):

@@ -29,11 +29,7 @@ class WriteError(RuntimeError):
 
 @contextlib.contextmanager
 def write_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn what a full or a broken disk raises into an error that says what is left of the run, once there is one.
-
-    Raises:
-        WriteError: the disk is full, or the system refuses to write.
-    """
+    """Turn what a full or a broken disk raises into a WriteError that says what is left of the run."""
     try:
         yield
     except Exception as error:
@@ -61,11 +57,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def read_spec(folder: Path) -> RunSpec:
-    """Return the specification of a folder's run.
-
-    Raises:
-        ValueError: a damaged ``run.json``.
-    """
+    """Return the specification of a folder's run; raise ValueError for a damaged ``run.json``."""
     data = read_json(folder / RUN)
     try:
         return RunSpec.from_json(data["spec"])
@@ -75,20 +67,12 @@ def read_spec(folder: Path) -> RunSpec:
 
 
 def log_lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl`` or ``evaluations.jsonl``, one mapping per line; empty before the first line.
-
-    Raises:
-        ValueError: a damaged line.
-    """
+    """Read ``metrics.jsonl`` or ``evaluations.jsonl``, one mapping per line; raise ValueError for a damaged line."""
     return read_lines(folder / name, ITERATION_KEYS[name])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a mapping.
-
-    Raises:
-        ValueError: the file is damaged, or cannot be read.
-    """
+    """Read a mapping; raise ValueError for a damaged file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -118,10 +102,7 @@ def keep_checkpoint(folder: Path, iteration: int, count: int) -> None:
 
 
 def replace_by_link(source: Path, target: Path) -> None:
-    """Make ``target`` what ``source`` is now, atomically.
-
-    It is a hard link where the file system has them, and takes no space until ``source`` is replaced.
-    """
+    """Make ``target`` what ``source`` is now, atomically, with a hard link if the file system has them."""
     temporary = target.with_name(f"{UNFINISHED}{target.name}")
     temporary.unlink(missing_ok=True)
     try:

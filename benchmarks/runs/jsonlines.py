@@ -26,11 +26,7 @@ class JSONLines(KVWriter):
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
-    """Append one line, with one system call, so that a killed process seldom tears it.
-
-    Raises:
-        OSError: the disk is full or not writable; the file ends where it did before.
-    """
+    """Append one line; on OSError the file ends where it did before."""
     line = (json.dumps(finite(data)) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, 2)
@@ -43,14 +39,9 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path, key: str) -> list[dict[str, Any]]:
-    """Read JSON lines; none from a missing file. A torn last line, which a killed run may leave, is skipped.
+    """Read JSON lines that all have a key; none from a missing file.
 
-    Args:
-        path: of the file.
-        key: that every line has.
-
-    Raises:
-        ValueError: a damaged line.
+    A torn last line, which a killed run may leave, is skipped. Raise ValueError for another damaged line.
     """
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
     lines = []

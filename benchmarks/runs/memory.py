@@ -93,8 +93,7 @@ class MemoryEstimate:
 def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     """Estimate an algorithm's memory, with forward and backward passes of part of a chunk; nothing is changed.
 
-    Raises:
-        MemoryError: not even that fits.
+    Raise MemoryError if not even that fits.
     """
     policy, device = algorithm.policy, algorithm.policy.model.device
     trained = list(policy.trainable_parameters().values())

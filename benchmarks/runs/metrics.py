@@ -65,12 +65,9 @@ METRICS: dict[str, Metric] = _lazy.Registry(
 
 
 def check_world(model: DiffusionModel, prompts: Sequence[str]) -> None:
-    """Refuse to judge a model that draws no emoji animals, or prompts that ask for none.
+    """Raise ValueError for a model that draws no emoji animals, or prompts that ask for none.
 
     A model draws them if it has the embedded model's vocabulary and picture size, as tuned and pretrained ones have.
-
-    Raises:
-        ValueError: another model, or a prompt that names none of the 45 animals.
     """
     from diffusion_gym.models.loading import ASSETS
 
@@ -110,11 +107,7 @@ def _clip() -> Any:
 
 
 def check_metric(name: str) -> None:
-    """Check a metric's name without loading anything.
-
-    Raises:
-        ValueError: neither a metric nor a reward, or an option that is refused.
-    """
+    """Raise ValueError unless a metric's name, or a reward's text, is valid; nothing is loaded."""
     if name in METRICS:
         return
     if is_distance(name):
@@ -129,15 +122,7 @@ def check_metric(name: str) -> None:
 
 
 def resolve_metric(name: str, device: str) -> Metric:
-    """Return a metric of :data:`METRICS`, or the mean of a reward that is not trained on.
-
-    Args:
-        name: of a metric, or a reward's text; checked.
-        device: for the reward's models.
-
-    Raises:
-        ValueError: a reward's weights are not available.
-    """
+    """Return a metric of :data:`METRICS`, or the mean of a reward, whose models run on ``device``."""
     if name in METRICS:
         return METRICS[name]
     from diffusion_gym.rewards.base import evaluate_reward
@@ -165,11 +150,7 @@ def resolve_distance(name: str) -> PolicyMetric:
 
 
 def parse_beta(text: str) -> float:
-    """Return the beta that a distance's text names, or 1.
-
-    Raises:
-        ValueError: an option other than beta, or a beta that is not positive.
-    """
+    """Return the beta that a distance's text names, or 1; raise ValueError for another option or value."""
     name, _, option = text.partition("?")
     key, _, value = option.partition("=")
     try:

@@ -29,16 +29,7 @@ def write_model_card(
     evaluations: list[dict[str, Any]],
     packages: dict[str, str | None],
 ) -> None:
-    """Write README.md and its curve into the folder of exported weights.
-
-    Args:
-        folder: what ``algorithm.export`` filled with a LoRA file or a pipeline.
-        spec: of the run.
-        algorithm: as it ended.
-        log: the run's lines.
-        evaluations: the run's, with ``iteration``, ``costs`` and ``rewards``.
-        packages: name -> version that trained it.
-    """
+    """Write README.md and its curve into a folder of exported weights; ``packages``: name -> version."""
     with dispensable(folder / CURVE):
         draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
     model: Any = algorithm.policy.model

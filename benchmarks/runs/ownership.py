@@ -15,13 +15,8 @@ from diffusion_gym.errors import warn_once
 def claimed(folder: Path, is_ours: Callable[[Path], bool], what: str) -> Iterator[None]:
     """Make a folder if it is missing, and lock it for this process; a new folder that stays empty is removed again.
 
-    Args:
-        folder: to write in.
-        is_ours: whether the files in a folder are ours to resume.
-        what: names such files in the error message.
-
     Raises:
-        ValueError: the folder holds other files, or another process works in it.
+        ValueError: the folder holds files that are not ours, i.e. no ``what``, or another process works in it.
         OSError: the folder is not writable.
     """
     with made(folder), locked(folder):
@@ -38,10 +33,9 @@ def claimed(folder: Path, is_ours: Callable[[Path], bool], what: str) -> Iterato
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder, made if it is missing; the system releases the lock however the process ends.
+    """Lock a folder, made if it is missing; raise ValueError if another process works in it.
 
-    Raises:
-        ValueError: another process works in it.
+    The system releases the lock however the process ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":

@@ -32,11 +32,7 @@ _IMAGE = re.compile(r"(\d{6,})(-held-out)?\.png")
 
 
 def check_same(spec: RunSpec, folder: Path) -> None:
-    """Refuse a folder in which another run has completed an iteration; the same run may be made longer.
-
-    Raises:
-        ValueError: naming what differs.
-    """
+    """Raise ValueError for a folder in which another run has completed an iteration; a run may be made longer."""
     if not holds_run(folder) or not _has_begun(folder):
         return
     held = read_spec(folder)
@@ -64,8 +60,7 @@ def is_finished(spec: RunSpec, folder: Path) -> bool:
 def prepare(spec: RunSpec, folder: Path) -> None:
     """Delete what killed writes left, and the files of another run that completed no iteration.
 
-    Raises:
-        ValueError: the folder holds another run, or weights that no run wrote.
+    Raise ValueError if the folder holds another run, or weights that no run wrote.
     """
     for left in folder.rglob(f"{UNFINISHED}*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -83,11 +78,7 @@ def prepare(spec: RunSpec, folder: Path) -> None:
 def begin(spec: RunSpec, folder: Path, facts: dict[str, Any], iteration: int) -> None:
     """Write ``run.json`` of a new run; in a resumed one, note a new length, versions or hardware.
 
-    Args:
-        spec: the run.
-        folder: prepared.
-        facts: of the model and the evaluation, and the device, which belongs to the provenance.
-        iteration: of the checkpoint.
+    ``facts``: of the model and the evaluation, and the device; ``iteration``: of the checkpoint.
     """
     facts = dict(facts)
     now = {**provenance(), "device": facts.pop("device")}
@@ -142,13 +133,7 @@ def record_reward_files(folder: Path, digests: dict[str, str], iteration: int) -
 
 
 def differences(there: dict[str, Any], wanted: dict[str, Any], source: str = "asked for") -> str:
-    """Return in words the first three differences between two specifications as JSON; "" if there are none.
-
-    Args:
-        there: what a file holds.
-        wanted: what it should hold.
-        source: words after the wanted values.
-    """
+    """Return the first three differences between two specifications as JSON, in words; "" if there are none."""
     lines = [f"{key} {before!r} there, {after!r} {source}" for key, (before, after) in changes(there, wanted).items()]
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 

@@ -198,11 +198,7 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder, also while the run is under way.
-
-    Raises:
-        ValueError: there is no run, or a damaged one.
-    """
+    """Read a run's folder, also while the run is under way; raise ValueError if there is none, or a damaged one."""
     if not holds_run(folder):
         raise ValueError(f"{str(folder)!r} holds no run (no {RUN}); expected a folder written by train or compare.")
     data, spec = read_json(folder / RUN), read_spec(folder)

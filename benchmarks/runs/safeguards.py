@@ -51,16 +51,7 @@ class Safeguards:
         return tuple(dict.fromkeys(name for name in bare if name != "reward"))
 
     def check(self, evaluations: int, held_out: bool, measures_kl: bool) -> None:
-        """Refuse safeguards for which the run measures nothing.
-
-        Args:
-            evaluations: images of each.
-            held_out: whether there are held-out prompts.
-            measures_kl: whether the KL to the starting model is measured.
-
-        Raises:
-            ValueError: naming the option to set.
-        """
+        """Raise ValueError for safeguards for which the run measures nothing; ``evaluations``: images of each."""
         if evaluations == 0 and (self.watched or self.stop_at_kl is not None):
             raise ValueError(
                 "stop_at_kl, stop_when_metric_falls and keep_best decide at evaluations, of which there are none; set "
@@ -75,11 +66,7 @@ class Safeguards:
             )
 
     def check_prompts(self, trained: Sequence[str], evaluation: EvaluationConfig) -> None:
-        """Refuse to watch a metric that compares images of one prompt if an evaluation has no two of one.
-
-        Raises:
-            ValueError: naming the metric, and how many images it takes.
-        """
+        """Raise ValueError if a watched metric compares images of one prompt, and no evaluation has two of one."""
         for name in self.watched:
             if name.removeprefix(HELD_OUT) not in OF_PAIRS:
                 continue

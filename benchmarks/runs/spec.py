@@ -157,11 +157,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
-        """Return the specification that ``to_json`` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: a value is missing, or refused.
-        """
+        """Return the specification that ``to_json`` wrote; raise KeyError, TypeError or ValueError if it is damaged."""
         name = data["algorithm"]
         if name not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {name!r}; expected one of {sorted(ALGORITHMS)}.")

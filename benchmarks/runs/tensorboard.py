@@ -14,12 +14,7 @@ class TensorBoard(TensorBoardOutputFormat):
     """Stable-Baselines3's output, which also takes evaluations and continues after a resume."""
 
     def __init__(self, folder: Path, steps_done: int) -> None:
-        """Open the folder.
-
-        Args:
-            folder: of this run's events.
-            steps_done: denoising steps up to the checkpoint; TensorBoard hides what a killed run logged after them.
-        """
+        """Open the folder; after ``steps_done`` denoising steps TensorBoard hides what a killed run logged."""
         from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a second
 
         self.writer = SummaryWriter(str(folder), purge_step=steps_done + 1 if steps_done else None)

@@ -17,11 +17,7 @@ def safeguard_callbacks(
 ) -> list[EvaluationCallback]:
     """Return the callbacks that stop a run early and keep its best checkpoint.
 
-    Args:
-        safeguards: the run's.
-        folder: the run's.
-        lines: of ``evaluations.jsonl``, up to the checkpoint.
-        latest: returns the present evaluation's line.
+    ``lines``: of ``evaluations.jsonl``, up to the checkpoint; ``latest``: returns the present evaluation's line.
     """
     callbacks: list[EvaluationCallback] = []
     best, falling = safeguards.keep_best, safeguards.stop_when_metric_falls

@@ -24,13 +24,8 @@ class WeightsAndBiases(KVWriter):
     def __init__(self, folder: Path, config: Mapping[str, Any], mode: Literal["offline", "online"]) -> None:
         """Open a run named after the folder; its files go to the folder's ``wandb/``.
 
-        Args:
-            folder: of the training run.
-            config: shown beside the run, JSON-serialisable.
-            mode: ``"offline"`` or ``"online"``; overrides the environment's ``WANDB_MODE``.
-
-        Raises:
-            ValueError: no account is logged in.
+        ``config`` is shown beside the run; ``mode`` overrides the environment's ``WANDB_MODE``. Raise ValueError if no
+        account is logged in.
         """
         import wandb
 

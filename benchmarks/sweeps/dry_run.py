@@ -11,10 +11,7 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
     """Return, as Markdown, a line for each task and variant, and the sums.
 
     Building the plan has checked each field, name, option and split of prompts; this checks what the algorithms require
-    of their configuration.
-
-    Raises:
-        ValueError: a configuration that cannot be trained.
+    of their configuration, and raises ValueError.
     """
     groups: dict[tuple[str, str], tuple[RunSpec, list[str]]] = {}
     for name, spec in plan.items():
@@ -43,11 +40,7 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
 
 
 def check(spec: RunSpec) -> None:
-    """Check an algorithm's configuration, as far as possible without the model.
-
-    Raises:
-        ValueError: as the algorithm's constructor.
-    """
+    """Raise ValueError for a configuration that its algorithm cannot train, as far as known without the model."""
     ALGORITHMS[spec.algorithm].cls.check_config(spec.config)
 
 

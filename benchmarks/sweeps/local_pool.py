@@ -26,15 +26,10 @@ _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def local_pool(specs: Collection[RunSpec], processes: int, threads: int) -> "LocalPool":
-    """Return a pool for runs on this machine.
+    """Return a pool for runs on this machine; 0 ``processes`` takes one per GPU, or what cores and memory hold.
 
     If a run's device is "cuda", each process sees one of the visible GPUs, in turn. A device such as "cuda:1" names its
     GPU itself.
-
-    Args:
-        specs: the runs.
-        processes: at the same time; 0 takes one per GPU, and on the CPU as many as cores and memory hold.
-        threads: of torch, in each.
     """
     devices = {check_device("auto").type if spec.task.device == "auto" else spec.task.device for spec in specs}
     gpus = available_gpus() if "cuda" in devices and devices <= {"cpu", "cuda"} else ()
@@ -55,13 +50,7 @@ class LocalPool:
     """
 
     def __init__(self, processes: int, threads: int, gpus: Sequence[str] = ()) -> None:
-        """Start no process yet.
-
-        Args:
-            processes: at the same time.
-            threads: of torch, in each.
-            gpus: as CUDA_VISIBLE_DEVICES names them, one for each process, in turn; if empty, all see every GPU.
-        """
+        """Start no process yet; ``gpus``: as CUDA_VISIBLE_DEVICES names them; if empty, every process sees all."""
         self.processes, self.gpus = processes, tuple(gpus)
         self._threads = threads
         self._next_gpu = itertools.cycle(self.gpus or (None,))

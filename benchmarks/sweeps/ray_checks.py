@@ -36,15 +36,9 @@ def resources(spec: RunSpec, threads: int) -> dict[str, int]:
 
 
 def check_resources(specs: Collection[RunSpec], threads: int, nodes: Sequence[Node]) -> list[Node]:
-    """Return the nodes that can take one of the runs.
+    """Return those of ``ray.nodes()`` that can take one of the runs.
 
-    Args:
-        specs: the runs.
-        threads: of each.
-        nodes: as ``ray.nodes()`` lists them.
-
-    Raises:
-        ValueError: no node has enough for a run; Ray would wait for one without end, and say nothing.
+    Raise ValueError if none has enough for a run; Ray would wait for one without end, and say nothing.
     """
     alive = [node for node in nodes if node["Alive"]]
     able: dict[str, Node] = {}
@@ -64,15 +58,9 @@ def check_resources(specs: Collection[RunSpec], threads: int, nodes: Sequence[No
 
 
 def check_folder(ray: Any, folder: Path, nodes: Sequence[Node]) -> None:
-    """Let each node look for a file that is written here; otherwise a run would notice only after training.
+    """Raise ValueError if a node does not see a file that is written into the folder, or cannot begin a run.
 
-    Args:
-        ray: the package, connected.
-        folder: parent of the runs' folders, made if it is missing.
-        nodes: for the runs.
-
-    Raises:
-        ValueError: a node does not see the folder, or cannot begin a run.
+    A run would notice only after training.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -26,13 +26,7 @@ class Floor:
     """
 
     def __init__(self, algorithm: DiffusionAlgorithm[Any], updates: int, rows_per_update: int) -> None:
-        """Draw the rollout whose rows are used.
-
-        Args:
-            algorithm: ready to learn.
-            updates: gradient updates per iteration.
-            rows_per_update: rows of each.
-        """
+        """Draw the rollout whose rows are used."""
         self.algorithm, self.policy = algorithm, algorithm.policy
         self.updates, self.rows_per_update = updates, rows_per_update
         n = algorithm.config.images_per_iteration

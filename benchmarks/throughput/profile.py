@@ -32,9 +32,7 @@ _OPERATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 def profile(algorithm: DiffusionAlgorithm[Any], iterate: Callable[[], float]) -> dict[str, dict[str, float]]:
     """Return the shares of an iteration's seconds by ``parts`` and by ``operations``, largest first.
 
-    Args:
-        algorithm: that is profiled.
-        iterate: makes one iteration, and returns its seconds.
+    ``iterate`` makes one iteration, and returns its seconds.
     """
     with _networks_labelled(algorithm), torch.profiler.profile() as profiler:
         seconds = iterate()
