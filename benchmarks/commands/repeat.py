@@ -1,5 +1,6 @@
 """``train --config RUN``: repeat a run from its folder, as it was or with other options."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,12 @@ CONFIG = "--config"
 
 def take_config(words: Sequence[str]) -> tuple[Path, list[str]]:
     """Return the run that ``--config`` names in a command line, and the other words; raise ValueError for no name."""
-    places = [place for place, word in enumerate(words) if word.partition("=")[0] == CONFIG]
-    first = places[0]
-    _, joined, value = words[first].partition("=")
-    behind = first + 1 if joined else first + 2
-    given = value if joined else "".join(words[first + 1 : behind])
-    if len(places) > 1 or not given or given.startswith("-"):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(CONFIG, nargs="?", action="append")
+    found, others = parser.parse_known_args(words)
+    if len(found.config) > 1 or not found.config[0]:
         raise ValueError(f"expected one run's folder, or its {RUN}, behind {CONFIG}: train {CONFIG} RUN.")
-    return user_path(given), [*words[:first], *words[behind:]]
+    return user_path(found.config[0]), others
 
 
 def recorded(config: Path) -> tuple[str, Train[AlgorithmConfig]]:

@@ -1,6 +1,7 @@
 """The Python code on a model card: it loads the tuned model into plain diffusers, and draws as the run sampled."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,9 +58,11 @@ def loading_code(algorithm: DiffusionAlgorithm[Any]) -> str:
     sampler = used_sampler(algorithm)
     kind = _pipeline_class(model, sampler)
     one_file = model.exports_lora_file(algorithm.policy.lora)
-    steps = scheduler_lines(model, sampler, algorithm.config.policy.eta, kind.__name__)
-    lines = [*_load(model, kind.__name__, one_file), *steps]
-    lines += _draw(algorithm, sampler, kind)
+    lines = [
+        *_load(model, kind.__name__, one_file),
+        *scheduler_lines(model, sampler, algorithm.config.policy.eta, kind.__name__),
+        *_draw(algorithm, sampler, kind),
+    ]
     return "\n".join([*_imports(lines, kind), "", *lines])
 
 
@@ -94,11 +97,10 @@ def _imports(lines: list[str], pipeline: type) -> list[str]:
     schedulers = [name for name in (*_SCHEDULERS.values(), _FLOW) if name in code]
     plain = [f"import {name}" for name in ("math", "torch") if f"{name}." in code]
     assets = ["from diffusion_gym.models.loading import ASSETS"] if "ASSETS" in code else []
-    if pipeline.__module__.startswith("diffusers."):
-        names = sorted([pipeline.__name__, *schedulers])
-        return [*plain, f"from diffusers import {', '.join(names)}", *assets]
-    own = f"from {pipeline.__module__} import {pipeline.__name__}"
-    return [*plain, f"from diffusers import {', '.join(schedulers)}", own, *assets]
+    is_own = not pipeline.__module__.startswith("diffusers.")
+    names = sorted(schedulers if is_own else [pipeline.__name__, *schedulers])
+    own = [f"from {pipeline.__module__} import {pipeline.__name__}"] if is_own else []
+    return [*plain, f"from diffusers import {', '.join(names)}", *own, *assets]
 
 
 def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
@@ -176,9 +178,7 @@ def _keywords(arguments: dict[str, Any]) -> list[str]:
 
 
 def _literal(value: object) -> str:
-    """Return a value's Python literal; texts in double quotes if that needs no escapes."""
-    text = repr(value)
-    return f'"{text[1:-1]}"' if isinstance(value, str) and text[0] == "'" and '"' not in text else text
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)  # in double quotes
 
 
 def _call(function: str, arguments: list[str], end: str = "") -> list[str]:

@@ -21,10 +21,10 @@ from diffusion_gym.rewards import REWARDS, check_reward
 WandbMode = Literal["off", "offline", "online"]
 
 
-def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
-    """Raise ValueError unless every given name is known."""
+def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise ValueError unless there are names, and all are known."""
     unknown = sorted(set(given) - set(known))
-    if unknown or (at_least_one and not given):
+    if unknown or not given:
         word = unknown[0] if unknown else "(none)"
         raise ValueError(f"unknown {kind} {word!r}; expected some of {sorted(known)}.{did_you_mean(word, known)}")
 
