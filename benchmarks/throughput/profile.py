@@ -10,6 +10,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import record_function
 
 from algorithms import DiffusionAlgorithm
+from benchmarks.throughput.meters import synchronize
 
 _LABELS = {"denoiser: forward, training", "denoiser: forward, sampling", "text encoder", "VAE: encode", "VAE: decode"}
 _LABELS |= {"reward"}  # as evaluate_reward records it
@@ -43,7 +44,7 @@ def profile(algorithm: DiffusionAlgorithm[Any], iterate: Callable[[], float]) ->
         if part is None:
             operations[_kind_of(event)] += (event.self_device_time_total or event.self_cpu_time_total) / 1e6
         elif not _is_inside_a_part(event):
-            # On a GPU a part takes as long as its kernels or, if they are small, as their launches.
+            # On a GPU the backward pass takes as long as its kernels or, if they are small, as their launches.
             parts[part] += max(event.cpu_time_total, event.device_time_total) / 1e6
     parts[_PROGRAM] = seconds - sum(parts.values())
     return {"parts": _shares(parts), "operations": _shares(operations)}
@@ -51,20 +52,23 @@ def profile(algorithm: DiffusionAlgorithm[Any], iterate: Callable[[], float]) ->
 
 @contextlib.contextmanager
 def _networks_labelled(algorithm: DiffusionAlgorithm[Any]) -> Iterator[None]:
-    """Label the networks' calls in a profile."""
+    """Label the networks' calls in a profile; the device is waited for, so that no part's time falls into the next."""
     modules: list[tuple[torch.nn.Module, str]] = [(algorithm.policy.denoiser, "denoiser: forward, ")]
     for network in algorithm.mdp.model.networks:
         is_vae = hasattr(network, "encoder") and hasattr(network, "decoder")
         halves: list[Any] = [(network.encoder, "VAE: encode"), (network.decoder, "VAE: decode")] if is_vae else []
         modules += halves or [(network, "text encoder")]
     calls: list[record_function] = []
+    device = algorithm.mdp.model.device
 
     def begin(label: str) -> None:
+        synchronize(device)
         if label not in _LABELS:
             label += "training" if torch.is_grad_enabled() else "sampling"
         calls.append(record_function(label).__enter__())
 
     def end() -> None:
+        synchronize(device)
         calls.pop().__exit__(None, None, None)
 
     with contextlib.ExitStack() as stack:
