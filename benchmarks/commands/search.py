@@ -153,8 +153,8 @@ def ranking(results: Mapping[str, Any]) -> str:
     """Return every candidate as a Markdown table, each algorithm's best first.
 
     They are ranked by their gain as a share of the largest gain of their algorithm's candidates on the same task,
-    averaged over the tasks: so tasks count alike, whatever their units and the other algorithms' gains. If none of an
-    algorithm's candidates gained, they are ranked by their loss.
+    averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain. Candidates
+    without a share, because none of their algorithm gained, are ranked by what they lose.
     """
     from benchmarks.analysis.tables import markdown
 

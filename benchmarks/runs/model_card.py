@@ -3,7 +3,6 @@
 import inspect
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +81,18 @@ def _evaluation(evaluations: list[dict[str, Any]]) -> str:
     if not evaluations:
         return "The run made no evaluations; the curve shows the rewards of the images it was trained on."
     first, last = evaluations[0], evaluations[-1]
+    n = len(last["rewards"])
     return (
-        f"Evaluated on {len(last['rewards'])} images of fixed noise, none of them trained on: reward "
-        f"{_mean_and_error(first['rewards'])} before and {_mean_and_error(last['rewards'])} after {last['iteration']} "
-        "iterations (mean ± its standard error over images)."
+        f"Evaluated on {n} images of fixed noise, none of them trained on: reward {_mean(first['rewards'])} before and "
+        f"{_mean(last['rewards'])} after {last['iteration']} iterations (mean ± its standard error over images)."
     )
 
 
-def _mean_and_error(rewards: Sequence[float]) -> str:
-    n, mean = len(rewards), _mean(rewards)
+def _mean(rewards: list[float]) -> str:
+    n = len(rewards)
+    mean = sum(rewards) / n
     error = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / max(n - 1, 1) / n)
     return f"{mean:.3f} ± {error:.3f}"
-
-
-def _mean(rewards: Sequence[float]) -> float:
-    return sum(rewards) / len(rewards)
 
 
 def _public(text: str) -> str:
@@ -109,19 +105,27 @@ def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: 
     from matplotlib.figure import Figure
 
     trained = [line for line in log if line.get("rollout/ep_rew_mean") is not None]
-    curves = {
-        "training images": [(line["cost/reward_queries"], line["rollout/ep_rew_mean"]) for line in trained],
-        "fixed evaluation images": [(line["costs"]["reward_queries"], _mean(line["rewards"])) for line in evaluations],
-    }
     with plain_text(**{"font.size": 10}):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axis = figure.subplots()
-        for label, points in curves.items():
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=label)
+        for label, x, y in (
+            ("training images", *_points(trained, "cost/reward_queries", "rollout/ep_rew_mean")),
+            ("fixed evaluation images", *_evaluated(evaluations)),
+        ):
+            if x:
+                axis.plot(x, y, marker="." if len(x) < 30 else None, label=label)
         axis.set_xlabel("reward queries")
         axis.set_ylabel(f"{one_line(reward, 40)}, mean of images")
         axis.grid(alpha=0.25)
         if axis.lines:
             axis.legend(frameon=False)
         figure.savefig(path, dpi=150)
+
+
+def _points(lines: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    return [line[x] for line in lines], [line[y] for line in lines]
+
+
+def _evaluated(evaluations: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    queries = [line["costs"]["reward_queries"] for line in evaluations]
+    return queries, [sum(line["rewards"]) / len(line["rewards"]) for line in evaluations]

@@ -34,7 +34,7 @@ def dispensable(what: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_text(**settings: Any) -> Iterator[None]:
-    """Use matplotlib with these settings, and with ``$`` as a dollar sign, not as the start of a formula."""
+    """Use matplotlib with these settings; a ``$`` in a text is a dollar sign, and begins no mathematics."""
     import matplotlib as mpl
 
     wanted: Any = {"text.parse_math": False, **settings}

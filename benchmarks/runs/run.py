@@ -59,10 +59,10 @@ class RunRecord:
         costs: as last logged: reward queries, forward-equivalents, images, seconds.
         provenance: versions and hardware.
         image_shape: (3, H, W).
-        prompts: of each evaluation image; empty if the folder does not name them.
-        folder: the run's.
-        stopped_early: why it was stopped before its budget was spent; None if it was not.
-        best: metric, value and iteration of ``best.zip``, with --keep-best.
+        prompts: of each evaluation image; empty in folders of version 0.1.0.
+        folder: where it lies.
+        stopped_early: why it was stopped before its budget was spent; None where it was not.
+        best: metric, value and iteration of ``best.zip``, where it is kept.
     """
 
     spec: RunSpec
@@ -198,29 +198,32 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder, also while the run is under way; raise ValueError if there is none, or a damaged one."""
-    if not holds_run(folder):
+    """Read a run's folder, finished or not, also while the run goes on.
+
+    Raises:
+        ValueError: there is no run, or a damaged one.
+    """
+    if not (folder / RUN).is_file():
         raise ValueError(f"{str(folder)!r} holds no run (no {RUN}); expected a folder written by train or compare.")
     data, spec = read_json(folder / RUN), read_spec(folder)
+    try:
+        complete, made_by, shape = data["complete"], data["provenance"], tuple(data["image_shape"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
     evaluations = [_with_nan(line) for line in log_lines(folder, EVALUATIONS)]
     log = read_log(folder)
     costs = {name.removeprefix("cost/"): value for name, value in (log[-1] if log else {}).items() if "cost/" in name}
-    try:
-        return RunRecord(
-            spec, data["complete"], evaluations, costs, data["provenance"], tuple(data["image_shape"]),
-            data.get("prompts", []), folder, data.get("stopped_early"), data.get("best"),
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
+    prompts, stopped, best = data.get("prompts", []), data.get("stopped_early"), data.get("best")
+    return RunRecord(spec, complete, evaluations, costs, made_by, shape, prompts, folder, stopped, best)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's log, one mapping per line; empty before the first. What was not finite is None."""
+    """Read a run's log, a mapping a line; empty where none was written yet. What was not finite is None."""
     return log_lines(folder, METRICS)
 
 
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
-    """Return an evaluation with NaN for metrics that could not be measured, which JSON holds as null."""
+    """Put back the NaN of a metric that could not be measured, which JSON does not have."""
     metrics = {name: math.nan if value is None else value for name, value in line.get("metrics", {}).items()}
     inner = {"held_out": _with_nan(line["held_out"])} if "held_out" in line else {}
     return {**line, "metrics": metrics, **inner}
