@@ -60,7 +60,7 @@ def loading_code(algorithm: DiffusionAlgorithm[Any]) -> str:
     one_file = model.exports_lora_file(algorithm.policy.lora)
     lines = [
         *_load(model, kind.__name__, one_file),
-        *scheduler_lines(model, sampler, algorithm.config.policy.eta, kind.__name__),
+        *scheduler_lines(model, sampler, algorithm.config.policy.eta),
         *_draw(algorithm, sampler, kind),
     ]
     return "\n".join([*_imports(lines, kind), "", *lines])
@@ -119,26 +119,20 @@ def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
     return [*lines, 'pipe.load_lora_weights(".")'] if one_file else lines
 
 
-def scheduler_lines(model: Any, sampler: str, eta: float, pipeline: str) -> list[str]:
-    """Return the lines that give the loaded pipeline, of the class named, a sampler's steps."""
+def scheduler_lines(model: Any, sampler: str, eta: float) -> list[str]:
+    """Return the lines that give the loaded pipeline a sampler's steps."""
     if sampler in _FLOW_SAMPLERS:
         title, mean = _FLOW_SAMPLERS[sampler]
         step = _FLOW_STEP.format(title=title, mean=mean.format(eta=eta))
         return [*step.split("\n"), "pipe.scheduler = Sampler.from_config(pipe.scheduler.config)"]
     import diffusers
 
+    # A new scheduler: from_config of another class drops some settings, and has other defaults for the rest.
     kind = getattr(diffusers, _SCHEDULERS[sampler])
-    loaded = model.pipe.scheduler.config
-    if pipeline == "DDIMPipeline":  # which makes a DDIMScheduler of any
-        loaded = diffusers.DDIMScheduler.from_config(loaded).config
-    # What the run read from the scheduler's settings, and what diffusers would read: it drops some, and has defaults.
-    used, plain = kind.from_config(dict(model.scheduler_config)).config, kind.from_config(loaded).config
-    # Other schedulers' settings are kept in the config, and ignored.
-    settings = inspect.signature(kind.__init__).parameters.keys() & used.keys()
-    # clip_sample is always named: its default depends on the scheduler that the model came with.
-    names = ["clip_sample", *sorted(name for name in settings - {"clip_sample"} if used[name] != plain[name])]
-    named = {name: used[name] for name in names}
-    return _call(f"pipe.scheduler = {kind.__name__}.from_config", ["pipe.scheduler.config", *_keywords(named)])
+    used = kind.from_config(dict(model.scheduler_config)).config
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
+    settings = {name: used[name] for name in defaults.keys() & used.keys() if used[name] != defaults[name]}
+    return _call(f"pipe.scheduler = {kind.__name__}", _keywords(dict(sorted(settings.items()))))
 
 
 def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:

@@ -130,13 +130,7 @@ def run(
 
 def _opened(spec: RunSpec, folder: Path, writing: Writing, algorithm: DiffusionAlgorithm[Any]) -> list[KVWriter]:
     """Begin or resume in the folder; return the logs beside its JSON lines."""
-    facts = {
-        "image_shape": algorithm.mdp.model.image_shape,
-        "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
-        "log_names": algorithm.log_names(),
-        "device": str(algorithm.mdp.model.device),
-    }
-    begin(spec, folder, facts, algorithm.iteration)
+    begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
     rewind(folder, algorithm.iteration)
     logs: list[KVWriter] = []
     if writing.tensorboard:
@@ -227,6 +221,15 @@ def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
     metrics = {name: math.nan if value is None else value for name, value in line.get("metrics", {}).items()}
     inner = {"held_out": _with_nan(line["held_out"])} if "held_out" in line else {}
     return {**line, "metrics": metrics, **inner}
+
+
+def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
+    return {
+        "image_shape": algorithm.mdp.model.image_shape,
+        "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
+        "log_names": algorithm.log_names(),
+        "device": str(algorithm.mdp.model.device),
+    }
 
 
 def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
