@@ -8,8 +8,8 @@ import torch
 from algorithms import DDPOConfig, DiffusionAlgorithm
 from algorithms.parallel.within_memory import is_out_of_memory
 from algorithms.policy import DenoisingPolicy
+from benchmarks.runs.clock import Seconds
 from benchmarks.runs.memory import MemoryEstimate, blank_rows, free_bytes
-from benchmarks.throughput.meters import Seconds
 
 #: Another size is recommended if it is so many times as fast.
 WORTH = 1.1

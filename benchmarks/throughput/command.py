@@ -14,11 +14,12 @@ from algorithms.checkpoints.published import check_output, published
 from benchmarks.machine import available_cores
 from benchmarks.provenance import provenance
 from benchmarks.runs.chunk_sizes import largest_useful, sizes_beside
+from benchmarks.runs.clock import Seconds
 from benchmarks.throughput.floors import Floor
 from benchmarks.throughput.growth import measure_growth
 from benchmarks.throughput.iteration import build, iterate, iterate_in_memory
-from benchmarks.throughput.meters import PeakMemory, Seconds
 from benchmarks.throughput.options import Throughput as Throughput
+from benchmarks.throughput.peak_memory import PeakMemory
 from benchmarks.throughput.profile import profile
 from benchmarks.throughput.tables import PHASES, fastest, markdown
 

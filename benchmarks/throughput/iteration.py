@@ -8,8 +8,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
-from benchmarks.throughput.meters import PeakMemory, Seconds
+from benchmarks.runs.clock import Seconds
 from benchmarks.throughput.options import Throughput
+from benchmarks.throughput.peak_memory import PeakMemory
 from diffusion_gym.models import DiffusionModel, load_model
 
 

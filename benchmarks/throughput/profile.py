@@ -10,7 +10,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import record_function
 
 from algorithms import DiffusionAlgorithm
-from benchmarks.throughput.meters import synchronize
+from benchmarks.runs.clock import synchronize
 
 _LABELS = {"denoiser: forward, training", "denoiser: forward, sampling", "text encoder", "VAE: encode", "VAE: decode"}
 _LABELS |= {"reward"}  # as evaluate_reward records it

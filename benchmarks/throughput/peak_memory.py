@@ -1,37 +1,14 @@
-"""Clocks and memory: what an interval took, and the most memory that a block held."""
+"""The most memory that a block held."""
 
 import threading
-import time
-from dataclasses import dataclass
 
 import psutil
 import torch
 
+from benchmarks.runs.clock import synchronize
+
 _MEGABYTE = 1e6
 _MEMORY_POLL_SECONDS = 0.002
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """A moment, or an interval: on the clock, and of this process's own processor time (all threads).
-
-    Processor time does not count what other programs took from this one.
-    """
-
-    wall: float
-    cpu: float
-
-    @classmethod
-    def now(cls, device: torch.device) -> "Seconds":
-        """Return the present moment, once the device is idle."""
-        synchronize(device)
-        return cls(time.perf_counter(), time.process_time())
-
-    def __sub__(self, earlier: "Seconds") -> "Seconds":
-        return Seconds(self.wall - earlier.wall, self.cpu - earlier.cpu)
-
-    def __truediv__(self, number: float) -> "Seconds":
-        return Seconds(self.wall / number, self.cpu / number)
 
 
 class PeakMemory:
@@ -69,11 +46,3 @@ class PeakMemory:
             self.megabytes = max(self.megabytes, process.memory_info().rss / _MEGABYTE)
             if self._done.wait(_MEMORY_POLL_SECONDS):
                 return
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
