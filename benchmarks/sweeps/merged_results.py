@@ -18,7 +18,7 @@ from benchmarks.analysis.results import (
     write_results,
 )
 from benchmarks.provenance import provenance
-from benchmarks.runs.folder import differences
+from benchmarks.runs.resuming import differences
 from benchmarks.runs.run import read_run
 from benchmarks.runs.spec import RunSpec
 from benchmarks.sweeps.sweep import is_complete

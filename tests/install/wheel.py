@@ -22,6 +22,7 @@ WANTED = (
     "algorithms/py.typed",
     "benchmarks/py.typed",
     "benchmarks/report/templates/page.html",
+    "benchmarks/runs/model_card.md.jinja",
     "benchmarks/report/vendor/plot.umd.min.js",
     "benchmarks/assets/judge.safetensors",
 )
