@@ -12,12 +12,12 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from algorithms.evaluation import calibrate_reward, evaluate
-from algorithms.memory import explained, find_chunk_size
+from algorithms.memory import OutOfMemory, find_chunk_size, is_out_of_memory
 from algorithms.metrics import BY_PROMPT, log_names, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
 from algorithms.requirements import Requirements as Requirements
 from algorithms.rollouts import Interrupted, OnStep, Rollout, SampledChunk, collect
-from algorithms.sb3.algorithm import Config, check_learn_arguments
+from algorithms.sb3.algorithm import Config
 from algorithms.sb3.callback_locals import CallbackLocals, Step
 from algorithms.seeding import prompt_order
 from algorithms.setup import BuiltAlgorithm
@@ -69,17 +69,17 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
             DivergedError, OutOfMemory: too many gradients in a row were not finite; memory ran out.
             RankError: another rank failed or is lost.
         """
-        check_learn_arguments(total_timesteps, callback, log_interval)
-        total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        total_timesteps, callback = self._begin_learning(
+            total_timesteps, callback, log_interval, reset_num_timesteps, tb_log_name, progress_bar
         )
         self._committed_timesteps, self.updating = self.num_timesteps, False
         self.update_learning_rate(total_timesteps)
         self._callback_locals = CallbackLocals(locals())
         callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]
-        with self._unfinished_dropped(), explained(self):
+        with self._unfinished_dropped():
             if self.num_timesteps < total_timesteps:
-                find_chunk_size(self)
+                if not self.chunk_size_found:
+                    find_chunk_size(self)
                 if getattr(self.mdp.reward, "needs_calibration", False):
                     calibrate_reward(self.mdp, self.policy, self.config, self.ranks)
             while self.num_timesteps < total_timesteps:
@@ -128,7 +128,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
                 seed,
                 [first + image for image in images],
                 updates=len(assigned),
-                whole_trajectory=self.requires(config).trajectory,
+                whole_trajectory=self._whole_trajectory,
                 on_step=on_step,
                 score_beside=config.rewards_beside_sampling,
                 split=Split(self.ranks, n),
@@ -206,18 +206,20 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
 
     @contextlib.contextmanager
     def _unfinished_dropped(self) -> Iterator[None]:
-        """Take back counters of a rollout that was not finished; a request to stop ends quietly."""
+        """Take back counters of an iteration that was not finished; a request to stop ends quietly.
+
+        Raises:
+            OutOfMemory: in the place of the allocator's error.
+        """
         self._kept_costs = dict(self.costs)
         try:
             yield
-        except Interrupted:
-            self._drop_iteration()
-        except BaseException:  # also Ctrl-C
-            self._drop_iteration()
-            raise
-
-    def _drop_iteration(self) -> None:
-        self.num_timesteps, self.costs = self._committed_timesteps, dict(self._kept_costs)
+        except BaseException as error:  # also Ctrl-C
+            self.num_timesteps, self.costs = self._committed_timesteps, dict(self._kept_costs)
+            if is_out_of_memory(error):
+                raise OutOfMemory(self.iteration, self.policy.chunk_size, error) from error
+            if not isinstance(error, Interrupted):
+                raise
 
     def _commit(self, seconds: float) -> None:
         self.iteration += 1
@@ -230,10 +232,11 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
     def _describe(self, rollout: Rollout) -> dict[str, float]:
         """Return the rollout's metrics, and note its rewards where Stable-Baselines3 looks for the latest episodes."""
         mdp = self.mdp
-        metrics = rollout_metrics(rollout, mdp.reward, by_prompt=len(mdp.prompts) <= BY_PROMPT)
+        reward = mdp.reward
+        metrics = rollout_metrics(rollout, reward, by_prompt=len(mdp.prompts) <= BY_PROMPT)
         self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
         if self.ranks.is_first:
-            warn_of_equal_rewards(rollout, mdp.reward, self._equal_rewards)
+            warn_of_equal_rewards(rollout, reward, self._equal_rewards)
         assert self.ep_info_buffer is not None
         self.ep_info_buffer.extend({"r": r, "l": mdp.num_inference_steps} for r in rollout.rewards.tolist())
         return metrics

@@ -1,9 +1,8 @@
 """Running out of memory: which chunk size fits is tried before the first iteration; later it is an error."""
 
-import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -29,8 +28,9 @@ _SAVINGS = (
 class OutOfMemory(MemoryError):  # noqa: N818 - named after torch's own
     """Memory ran out in the middle of training; ``chunk_size`` is the number of rows per forward pass."""
 
-    def __init__(self, iteration: int, chunk_size: int, reason: str) -> None:
-        """Say what to do: ``reason`` is the allocator's message."""
+    def __init__(self, iteration: int, chunk_size: int, error: BaseException) -> None:
+        """Say what to do; ``error`` is the allocator's."""
+        reason = str(error).partition("\n")[0]
         smaller = f"--policy.chunk-size {chunk_size // 2}, or " if chunk_size > 1 else ""
         super().__init__(
             f"memory ran out in iteration {iteration} with {chunk_size} rows per forward pass ({reason}). The last "
@@ -105,26 +105,14 @@ def try_chunk(policy: "DenoisingPolicy", trained: Iterable[nn.Parameter], storag
 
 
 def find_chunk_size(algorithm: "DiffusionAlgorithm[Any]") -> None:
-    """Halve an algorithm's chunk size until one chunk can be sampled and trained, once. Collective."""
+    """Halve an algorithm's chunk size until one chunk can be sampled and trained. Collective."""
     from algorithms.rollouts import Rollout
 
     policy, ranks, config = algorithm.policy, algorithm.ranks, algorithm.config
-    if algorithm.chunk_size_found or ranks.sharded or policy.model.device.type not in PROBED_DEVICES:
+    algorithm.chunk_size_found = True
+    if ranks.sharded or policy.model.device.type not in PROBED_DEVICES:
         return
     prompts, whole = [""] * (config.images_per_iteration // ranks.size), algorithm.requires(config).trajectory
     trained = list(algorithm.trained_parameters().values())
     fit_chunk_size(policy, lambda: try_chunk(policy, trained, lambda: Rollout.empty(policy, prompts, whole)))
     policy.chunk_size = min(ranks.gather_objects(policy.chunk_size))
-    algorithm.chunk_size_found = True
-
-
-@contextlib.contextmanager
-def explained(algorithm: "DiffusionAlgorithm[Any]") -> Iterator[None]:
-    """Raise OutOfMemory, which says what to do, in place of the allocator's error."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise OutOfMemory(algorithm.iteration, algorithm.policy.chunk_size, reason) from error

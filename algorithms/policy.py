@@ -66,6 +66,7 @@ class DenoisingPolicy(nn.Module):
         self.denoiser: nn.Module = self._build_denoiser()
         #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 is no guidance.
         self.guided = config.guidance_scale > 1.0 and not model.embeds_guidance
+        self._embeds_guidance = model.embeds_guidance
         #: Denoiser forwards per row: 2 with guidance, else 1.
         self.forwards_per_row = 2 if self.guided else 1
         #: What the denoiser takes of an observation beside latent and time: name -> (shape of a row, dtype).
@@ -129,7 +130,7 @@ class DenoisingPolicy(nn.Module):
         The model's family combines the predictions without and with the prompt, both from one forward. A
         guidance-distilled model takes the scale as an input instead. Not ``guided`` it is the one with the prompt.
         """
-        if self.model.embeds_guidance:
+        if self._embeds_guidance:
             scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
             conditioning = {**conditioning, GUIDANCE: scale}
         if not (guided and self.guided):

@@ -290,8 +290,8 @@ def _sample_round(
         if t == env.num_inference_steps - 1:
             rollout.images[mine] = info["image"]
             scores = scoring.submit(rollout.images[mine], prompts)
-        if alone:
-            scoring.check()
+            if alone:
+                scoring.check()
         going &= on_step is None or on_step(Step(observation["latent"], observation, info, scores))
         if alone and not going:
             raise Interrupted

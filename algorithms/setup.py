@@ -112,6 +112,7 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
     def _setup_model(self) -> None:
         """Build the policy; subclasses add optimizer and statistics."""
         needs = self.requires(self.config)
+        self._whole_trajectory = needs.trajectory
         # peft draws new adapters from the global generator; here they belong to the run's seed, and the user's
         # generator is left as it was.
         with torch.random.fork_rng():

@@ -1,5 +1,6 @@
 """Which rank keeps which images of an iteration, and which rows of an update it works on."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -48,7 +49,7 @@ class Split:
         """Return the split with all n images here."""
         return cls(ALONE, n)
 
-    @property
+    @functools.cached_property
     def kept(self) -> range:
         """The images that are kept here, in their order."""
         return range(self.ranks.rank, self.n, self.ranks.size)

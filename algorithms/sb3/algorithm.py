@@ -61,6 +61,13 @@ class StableBaselinesAlgorithm(BaseAlgorithm, Generic[Config]):
             self.seed = seed
         super().set_random_seed(seed)
 
+    def _begin_learning(
+        self, total_timesteps: int, callback: MaybeCallback, log_interval: int, reset: bool, name: str, bar: bool
+    ) -> tuple[int, BaseCallback]:
+        """Check ``learn``'s arguments and prepare as Stable-Baselines3 does; return the total and the callback."""
+        check_learn_arguments(total_timesteps, callback, log_interval)
+        return self._setup_learn(total_timesteps, callback, reset, name, bar)
+
     def _setup_learn(
         self,
         total_timesteps: int,

@@ -1,8 +1,5 @@
 """Turns the arguments of ``make`` and ``make_vec`` into a denoising MDP; shared by both environments."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from diffusion_gym.choices import DEFAULT_MODEL as DEFAULT_MODEL
 from diffusion_gym.envs.mdp import DenoisingMDP, SharedReward
 from diffusion_gym.models import DiffusionModel, ModelDtype, load_model
@@ -40,17 +37,6 @@ def build_mdp(
     mdp.prompt_cache.tell_apart(drawn.texts)
     mdp.prompt_cache(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
-
-
-def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> dict[str, Any]:
-    """Return reset's options, refusing keys that this environment does not know."""
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options must be a mapping or None, got {type(options).__name__}.")
-    given = dict(options or {})
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
-        raise ValueError(f"unknown reset option {unknown[0]!r}; expected one of {sorted(allowed)}.")
-    return given
 
 
 def check_render_mode(render_mode: str | None) -> None:

@@ -18,6 +18,7 @@ from gymnasium.utils import seeding
 from torch import Tensor
 
 from diffusion_gym.envs.prompt_cache import PromptCache
+from diffusion_gym.envs.results import Scored, Transitions
 from diffusion_gym.models import Conditioning, DiffusionModel
 from diffusion_gym.rewards import RewardFunction, RewardSpec, resolve_reward, score_images
 
@@ -27,36 +28,6 @@ LATENT_BOUND = 1e3
 #: Bound on conditioning values; CLIP's and T5's embeddings stay within a few hundred.
 CONDITIONING_BOUND = 1e4
 _MAX_SEED = 2**63
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Finished images and their rewards.
-
-    Attributes:
-        images: (n, 3, H, W), uint8.
-        rewards: (n,), float32.
-        parts: of a combined reward, name -> (n,), float32: each reward's own scores.
-    """
-
-    images: Tensor
-    rewards: Tensor
-    parts: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """What one step of some rows gave.
-
-    Attributes:
-        rewards: (n,), float32; 0 for rows that did not finish.
-        finished: (n,), bool, on the CPU.
-        images: (number finished, 3, H, W), uint8, or None where no row finished.
-    """
-
-    rewards: Tensor
-    finished: np.ndarray
-    images: Tensor | None
 
 
 @dataclass
@@ -251,18 +222,19 @@ class DenoisingMDP:
         scores = score_images(self.reward, images, prompts)
         return Scored(images, scores.rewards, scores.parts)
 
-    def timesteps(self) -> Tensor:
-        """The rows' present training times, (n, 1), float32; 0 after the last step."""
-        first = int(self.step_index[0])
-        if (self.step_index == first).all():  # an index of the host's would wait for the device
-            return self._times[first].repeat(self.num_envs, 1)
-        return self._times[self.step_index.tolist()][:, None]
+    def observation(self) -> dict[str, Tensor]:
+        """Return the rows' latent (n, c, h, w), timestep (n, 1), 0 after the last step, and conditioning (n, ...).
 
-    def conditioning(self) -> Conditioning:
-        """The rows' conditioning, name -> (n, ...), on the model's device. Not a copy: do not write to it."""
+        Not copies of latents and conditioning: do not write to them.
+        """
+        first = int(self.step_index[0])
+        if (self.step_index == first).all():  # an index on the host would wait for the device
+            timesteps = self._times[first].repeat(self.num_envs, 1)
+        else:
+            timesteps = self._times[self.step_index.tolist()][:, None]
         if self._conditioning is None:
             self._conditioning = self.conditioning_of(self.row_prompts)
-        return self._conditioning
+        return {"latent": self.latents, "timestep": timesteps, **self._conditioning}
 
     def conditioning_of(self, prompts: Sequence[str]) -> Conditioning:
         """What the observation says of the prompts, name -> (n, ...), on the model's device."""
@@ -348,3 +320,14 @@ def _check_seed(seed: object) -> None:
         return
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < _MAX_SEED:
         raise ValueError(f"a seed must be an integer in [0, 2^63), got {seed!r}.")
+
+
+def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> dict[str, Any]:
+    """Return reset's options, refusing keys that this environment does not know."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options must be a mapping or None, got {type(options).__name__}.")
+    given = dict(options or {})
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown reset option {unknown[0]!r}; expected one of {sorted(allowed)}.")
+    return given

@@ -13,10 +13,10 @@ from diffusion_gym.envs.config import (
     DEFAULT_MODEL,
     DEFAULT_REWARD,
     build_mdp,
-    check_options,
     check_render_mode,
 )
-from diffusion_gym.envs.mdp import DenoisingMDP, Scored
+from diffusion_gym.envs.mdp import DenoisingMDP, check_options
+from diffusion_gym.envs.results import Scored
 from diffusion_gym.models import DiffusionModel, ModelDtype
 from diffusion_gym.prompts import PromptSpec
 from diffusion_gym.rewards import RewardSpec
@@ -172,7 +172,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         return _picture(self.mdp.model.decode(self.mdp.latents)[0])
 
     def _observation(self) -> Observation:
-        observation = {"latent": self.mdp.latents, "timestep": self.mdp.timesteps(), **self.mdp.conditioning()}
+        observation = self.mdp.observation()
         return {name: value[0].cpu().numpy().copy() for name, value in observation.items()}
 
     def _info(self) -> dict[str, Any]:

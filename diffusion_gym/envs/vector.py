@@ -13,10 +13,10 @@ from diffusion_gym.envs.config import (
     DEFAULT_MODEL,
     DEFAULT_REWARD,
     build_mdp,
-    check_options,
     check_render_mode,
 )
-from diffusion_gym.envs.mdp import DenoisingMDP, Scored, Transitions
+from diffusion_gym.envs.mdp import DenoisingMDP, check_options
+from diffusion_gym.envs.results import Scored, Transitions
 from diffusion_gym.models import DiffusionModel, ModelDtype
 from diffusion_gym.prompts import PromptSpec
 from diffusion_gym.rewards import RewardSpec
@@ -199,7 +199,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         }
 
     def _observation(self) -> dict[str, Array]:
-        observation = {"latent": self.mdp.latents, "timestep": self.mdp.timesteps(), **self.mdp.conditioning()}
+        observation = self.mdp.observation()
         return {name: self._out(value) for name, value in observation.items()}
 
     def _info(self, mask: np.ndarray, result: Transitions | None = None) -> dict[str, Any]:

@@ -17,12 +17,13 @@ class UNetDenoiser(PipelineDenoiser):
     """A UNet2DConditionModel behind the denoiser's signature."""
 
     component: ClassVar[str] = "unet"
+    unet: Any
 
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict epsilon or v, (n, c, h, w)."""
         dtype = self.dtype
         embedding = conditioning[PROMPT_EMBEDDING].to(dtype)
-        return self.network(latents.to(dtype), timesteps, encoder_hidden_states=embedding, return_dict=False)[0]
+        return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=embedding, return_dict=False)[0]
 
 
 class StableDiffusion(TrainableTextModel):

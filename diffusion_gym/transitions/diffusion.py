@@ -128,10 +128,13 @@ class DiffusionTransition(Transition):
         self._buffer("sqrt_b", (1 - a_t).sqrt())
         self._buffer("sqrt_a_p", a_p.sqrt())
 
-    def predict(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the predicted x_0 and epsilon, each (n, ...), float32 (x_0 clipped where the schedule says so)."""
+    def predict(self, model_output: Tensor, x_t: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the predicted x_0 and epsilon, each (n, ...), float32 (x_0 clipped where the schedule says so).
+
+        ``step`` is the step's index, int64, in a shape that broadcasts over ``x_t``.
+        """
         output = model_output.float()
-        sqrt_a, sqrt_b = per_row(self.sqrt_a[step_index], x_t), per_row(self.sqrt_b[step_index], x_t)
+        sqrt_a, sqrt_b = self.sqrt_a[step], self.sqrt_b[step]
         if self.schedule.prediction_type == "epsilon":
             x_0, epsilon = (x_t - sqrt_b * output) / sqrt_a, output
         elif self.schedule.prediction_type == "v_prediction":
@@ -144,12 +147,13 @@ class DiffusionTransition(Transition):
 
     def forward(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> Gaussian:
         """Return p(x_{t-1} | x_t); see :meth:`Transition.forward`."""
-        x_0, epsilon = self.predict(model_output, x_t, step_index)
-        return Gaussian(self.mean(x_0, epsilon, x_t, step_index), self.std[step_index])
+        step = per_row(step_index, x_t)
+        x_0, epsilon = self.predict(model_output, x_t, step)
+        return Gaussian(self.mean(x_0, epsilon, x_t, step), self.std[step_index])
 
     @abstractmethod
-    def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
-        """Return the mean of x_{t-1}, (n, ...), float32."""
+    def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
+        """Return the mean of x_{t-1}, (n, ...), float32; ``step`` as :meth:`predict`'s."""
 
 
 class DDIM(DiffusionTransition):
@@ -178,9 +182,9 @@ class DDIM(DiffusionTransition):
         self.prev_timesteps = previous
         self._buffer("direction", (1 - a_p - std**2).clamp(min=0).sqrt())
 
-    def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
+    def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
         """Return equation 12 without its noise term."""
-        return per_row(self.sqrt_a_p[step_index], x_0) * x_0 + per_row(self.direction[step_index], x_0) * epsilon
+        return self.sqrt_a_p[step] * x_0 + self.direction[step] * epsilon
 
 
 class DDPM(DiffusionTransition):
@@ -220,8 +224,6 @@ class DDPM(DiffusionTransition):
         self._buffer("x_0_coefficient", of_x_0)
         self._buffer("x_t_coefficient", of_x_t)
 
-    def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
+    def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
         """Return equation 7."""
-        return (
-            per_row(self.x_0_coefficient[step_index], x_0) * x_0 + per_row(self.x_t_coefficient[step_index], x_0) * x_t
-        )
+        return self.x_0_coefficient[step] * x_0 + self.x_t_coefficient[step] * x_t

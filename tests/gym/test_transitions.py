@@ -234,7 +234,7 @@ def test_predictions_are_consistent(prediction_type: str) -> None:
     """Whatever the network predicts, x_t = sqrt(a) x_0 + sqrt(1 - a) epsilon comes back."""
     schedule = make_schedule(_config(prediction_type=prediction_type), 10)
     output, x_t, _ = _draw(10, seed=3)
-    x_0, epsilon = DDIM(schedule).predict(output, x_t, torch.arange(10))
+    x_0, epsilon = DDIM(schedule).predict(output, x_t, torch.arange(10).reshape(-1, *[1] * (x_t.ndim - 1)))
     a = schedule.alphas_cumprod[schedule.timesteps][:, None, None, None]
     torch.testing.assert_close(a.sqrt() * x_0 + (1 - a).sqrt() * epsilon, x_t, rtol=1e-5, atol=1e-5)
 
