@@ -4,16 +4,20 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config.base import override
+from algorithms.memory import OutOfMemory
 from benchmarks.runs.progress import ProgressBar
 from benchmarks.runs.recorder import Progress
 from benchmarks.runs.run import read_run, run
 from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
+from diffusion_gym.models.exact_denoisers import ExactDenoiser
 
 TASK = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=4)
 
@@ -75,6 +79,27 @@ def test_a_run_killed_between_log_lines_drops_the_torn_line(tmp_path: Path) -> N
         file.write('{"step": 99, "time/iter')
     assert run(spec, tmp_path).complete
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_run_that_ran_out_of_memory_resumes_in_smaller_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 8 rows per forward pass, in the second iteration; the same command resumes with 4, and a note says so."""
+    spec = dataclasses.replace(spec_of("ddpo-is"), config=override(spec_of("ddpo-is").config, updates_per_iteration=1))
+    forward, passes = ExactDenoiser.forward, []
+
+    def scarce(self: Any, latents: Any, *rest: Any) -> Any:
+        passes.append(len(latents))
+        if torch.is_grad_enabled() and len(passes) > 30 and len(latents) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, latents, *rest)
+
+    monkeypatch.setattr(ExactDenoiser, "forward", scarce)
+    with pytest.raises(OutOfMemory, match="--policy.chunk-size 4"):
+        run(spec, tmp_path)
+    passes.clear()
+    assert run(spec, tmp_path).complete
+    assert max(passes) == 4
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
