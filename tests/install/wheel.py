@@ -22,7 +22,7 @@ WANTED = (
     "algorithms/py.typed",
     "benchmarks/py.typed",
     "benchmarks/report/templates/page.html",
-    "benchmarks/report/vendor/plot.umd.min.js",
+    "benchmarks/report/templates/report.js",
     "benchmarks/assets/judge.safetensors",
 )
 EPISODE = """
@@ -31,7 +31,7 @@ import gymnasium
 import torch  # what may be loaded without us
 import diffusion_gym
 
-heavy = {"diffusers", "transformers", "stable_baselines3", "open_clip", "peft", "matplotlib"} & set(sys.modules)
+heavy = {"diffusers", "transformers", "stable_baselines3", "open_clip", "peft", "vl_convert"} & set(sys.modules)
 assert not heavy, heavy
 env = gymnasium.make("DiffusionDenoise-v0")
 observation, info = env.reset(seed=0)
