@@ -6,9 +6,10 @@ A page holds blocks between ``<!-- results: NAME/KIND ... -->`` and ``<!-- end -
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,12 +45,13 @@ def tables(options: Tables) -> int:
         ValueError: a block shows a figure for the first time, and a file of that name exists already.
     """
     from algorithms.checkpoints.published import listed, write_atomically
+    from benchmarks.docs_tables.results import Committed
 
     pages: dict[Path, str] = {}
     figures: dict[str, set[str]] = {}
     shown: list[str] = []
     shown_before: set[str] = set()
-    kept = _Kept(options.docs)
+    kept = functools.cache(functools.partial(Committed, options.docs))  # each file is read once
     for page in sorted(options.docs.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = _rendered(before, kept)
@@ -76,7 +78,7 @@ def tables(options: Tables) -> int:
     for page, text in pages.items():
         write_atomically(page, text.encode())
     for name, words in sorted(figures.items()):
-        _draw(kept[name], sorted(words))
+        _draw(kept(name), sorted(words))
     print(f"{len(pages)} pages changed")
     return 0
 
@@ -88,20 +90,7 @@ def blocks(page: str) -> list[Block]:
     return [Block.parse(match["head"]) for match in _BLOCK.finditer(page)]
 
 
-class _Kept(dict[str, "Committed"]):
-    """Name -> results of a documentation's folder, each read once."""
-
-    def __init__(self, docs: Path) -> None:
-        self.docs = docs
-
-    def __missing__(self, name: str) -> Committed:
-        from benchmarks.docs_tables.results import Committed
-
-        self[name] = Committed(self.docs, name)
-        return self[name]
-
-
-def _rendered(page: str, kept: _Kept) -> str:
+def _rendered(page: str, kept: Callable[[str], Committed]) -> str:
     """Return the page's text with every block made again.
 
     Raises:
@@ -111,7 +100,7 @@ def _rendered(page: str, kept: _Kept) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         block = Block.parse(match["head"])
-        return f"<!-- results: {match['head']} -->\n\n{block.render(kept[block.name])}\n\n<!-- end -->"
+        return f"<!-- results: {match['head']} -->\n\n{block.render(kept(block.name))}\n\n<!-- end -->"
 
     return _BLOCK.sub(replaced, page)
 

@@ -1,4 +1,4 @@
-"""Pictures over training: the evaluations' grids from disk, cut to size and put into the page without loss."""
+"""Pictures over training: the evaluations' grids from disk, reduced in size and embedded in the page without loss."""
 
 import base64
 import io
@@ -18,12 +18,12 @@ from benchmarks.runs.record import Evaluation, Run
 from benchmarks.runs.recorder import GRID_COLUMNS
 from diffusion_gym.naming import file_name
 
-_COLUMNS = 5  # on a phone a picture of five columns is still a picture
+_COLUMNS = 5  # still large enough on a phone
 _GAP = 2
 _SIDE = 128  # larger images are shrunk to this, to keep the page small
 _PIXELS = 4_000_000  # of all pictures of a page: lossless WebP takes 1 to 1.6 bytes a pixel, base64 a third more
 _FRAMES = 40  # of a row
-#: Pictures a frame and frames a row; the first pair that fits is taken: ten pictures are worth more than many frames.
+#: Pictures per frame and frames per row; the first pair that fits is taken, so frames are dropped before pictures.
 _SIZES = [*((count, _FRAMES) for count in (20, 15, 10)), *((10, most) for most in range(_FRAMES - 1, 1, -1)), (5, 2)]
 
 _Number = TypeVar("_Number", int, float)
@@ -32,11 +32,10 @@ _Rows = list[tuple[Run, list[int]]]
 
 
 def galleries(results: Results, folder: Path) -> list[dict[str, Any]]:
-    """Return one gallery a task: a row for each variant's first seed, with its frames from before to the last.
+    """Return one gallery per task: a row for the first seed of each variant, with frames from the start to the end.
 
-    Frames are thinned, and then pictures left out, until the page stays small.
-
-    Lossless, for a JPEG's artefacts would mislead where a JPEG's size is the reward.
+    Frames are dropped, and then pictures, until the page is small enough. Compression is lossless, because artefacts
+    would mislead where the size of a JPEG is the reward.
     """
     by_task: dict[str, _Rows] = {}
     for run, found in _rows(results, folder):
@@ -60,11 +59,11 @@ def galleries(results: Results, folder: Path) -> list[dict[str, Any]]:
 
 
 def write_pictures(results: Results, folder: Path, into: Path) -> None:
-    """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side.
+    """Write ``pictures-TASK.png``: for each algorithm a strip of its pictures before, halfway and after training.
 
     Args:
         results: the runs.
-        folder: that their folders are named from.
+        folder: of the comparison, which holds the runs' folders.
         into: where the files go.
     """
     strips: dict[str, list[Tensor]] = {}
@@ -100,7 +99,7 @@ def _rows(results: Results, folder: Path) -> _Rows:
 
 
 def _fitted(by_task: Mapping[str, _Rows]) -> tuple[int, dict[str, _Rows]]:
-    """Return how many pictures a frame, and which frames, so that all of them together are no more than ``_PIXELS``."""
+    """Return pictures per frame, and which frames, so that all together have at most ``_PIXELS`` pixels."""
     for count, most in _SIZES:
         chosen = {task: _thinned(rows, most) for task, rows in by_task.items()}
         pixels = sum(len(found) * math.prod(_shown_size(run)) for rows in chosen.values() for run, found in rows)
@@ -110,10 +109,10 @@ def _fitted(by_task: Mapping[str, _Rows]) -> tuple[int, dict[str, _Rows]]:
 
 
 def _thinned(rows: _Rows, most: int) -> _Rows:
-    """Keep so many frames of each of a task's rows, evenly, the first and the last among them.
+    """Keep some evenly spaced frames of each of a task's rows, the first and the last among them.
 
-    Where the rows have enough in common they are thinned to the same reward queries, for they are compared with one
-    another; a run that stopped on the way has them up to there, and its last.
+    If the rows have enough reward queries in common, they keep the same ones, so that rows can be compared; a run that
+    stopped early has those up to its end, and its last.
     """
     queries = [[run.evaluations[index].costs["reward_queries"] for index in found] for run, found in rows]
     common = [q for q in sorted(set().union(*queries)) if all(q in own or q > own[-1] for own in queries)]
