@@ -102,13 +102,18 @@ class Chart:
         line = {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {**self._y("y"), "strokeDash": dash}}
         return {
             "title": one_line(self.title, _LABEL),
-            "data": {"values": self.rows},
+            "data": {"values": self._ordered() if self.is_path else self.rows},
             "encoding": {
                 "x": {"type": "quantitative", **x},
                 "color": {"field": "name", "type": "nominal", "scale": colours, **legend},
             },
             "layer": self._path(line) if self.is_path else self._curves(line),
         }
+
+    def _ordered(self) -> Rows:
+        """Return the points with their order, and whether they are the end of their line."""
+        last = {row["name"]: order for order, row in enumerate(self.rows)}
+        return [{**row, "order": order, "end": last[row["name"]] == order} for order, row in enumerate(self.rows)]
 
     def _y(self, field: str) -> dict[str, Any]:
         title = one_line(self.label, _LABEL)
@@ -124,9 +129,6 @@ class Chart:
         return layers
 
     def _path(self, line: dict[str, Any]) -> list[dict[str, Any]]:
-        ends = {id(row) for row in {row["name"]: row for row in self.rows}.values()}
-        for order, row in enumerate(self.rows):
-            row.update({"order": order, "end": id(row) in ends})
         end = [{"filter": "datum.end"}]
         across, up = {"x": {"field": "x_low"}, "x2": {"field": "x_high"}}, {"y2": {"field": "high"}}
         across["x"] |= {"type": "quantitative"}

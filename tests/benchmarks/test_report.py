@@ -276,6 +276,10 @@ def test_results_without_the_runs_folders_are_shown(folder: Path) -> None:
         ({"project/runs/first/run.json": "{}"}, "holds neither a run nor a comparison"),
         ({"run.json": "{}"}, "is not a run as written by train or compare"),
         ({"results.json": "[]"}, "is not a results file"),
+        (
+            {"results.json": '{"provenance": {}, "runs": [{}]}'},
+            "is not a results file as written by compare: runs[0]: ",
+        ),
     ],
 )
 def test_other_folders_are_refused(

@@ -1,5 +1,6 @@
 """The documentation's tables are its results': the committed pages, and pages made here of small results."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -359,6 +360,12 @@ def test_tables_are_written_between_the_marks_and_checked(docs: Path, capsys: py
 def test_unknown_blocks_are_refused(head: str) -> None:
     with pytest.raises(ValueError, match="expected NAME/KIND"):
         Block.parse(head)
+
+
+def test_committed_results_are_read_whole() -> None:
+    """What is read and written again is the same file, so that no field of an older version is lost."""
+    for file in DOCS.glob("results/*/results.json"):
+        assert json.dumps(read_results(file).to_json()) == json.dumps(json.loads(file.read_text())), file
 
 
 def test_the_documentation_says_what_its_results_say() -> None:
