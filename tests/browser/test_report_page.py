@@ -67,7 +67,7 @@ def page(browser: "BrowserContext", report: Path) -> "Iterator[Page]":
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda request: complaints.extend([request.url] * (request.url[:5] not in LOCAL)))
     opened.goto(report.as_uri())
-    opened.wait_for_selector(".plot svg")
+    opened.wait_for_function("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))")
     yield opened
     opened.close()
     assert complaints == []
@@ -116,7 +116,7 @@ def test_hovering_a_curve_reads_the_value_of_the_json(page: "Page") -> None:
     page.locator("input[value=rwr]").check()
     page.locator("select[name=axis]").select_option("forwards")
     assert readout()[0][1] == f"{drawn['ddpo-is'][2]['forwards']}:"
-    assert "UNet forward-equivalents" in chart.locator(".plot svg").text_content()
+    chart.locator(".plot svg").get_by_text("UNet forward-equivalents").wait_for()
 
 
 def test_every_number_shows_the_values_it_was_made_from(page: "Page") -> None:
@@ -185,15 +185,19 @@ def test_the_overall_charts_do_not_follow_the_chosen_axis(page: "Page") -> None:
 
 def test_hidden_algorithms_leave_every_chart_and_its_files(page: "Page") -> None:
     chart = page.locator("#curves .chart").first
-    strokes = "p => new Set([...p.querySelectorAll('.mark-line path')].map(n => n.getAttribute('stroke'))).size"
-    assert chart.locator(".plot").evaluate(strokes) == 2
+
+    def wait_for_lines(count: int) -> None:
+        strokes = "new Set([...p.querySelectorAll('.mark-line path')].map((line) => line.getAttribute('stroke'))).size"
+        page.wait_for_function(f"(p) => {strokes} === {count}", arg=chart.locator(".plot").element_handle())
+
+    wait_for_lines(2)
     page.locator("input[value=rwr]").uncheck()
-    assert chart.locator(".plot").evaluate(strokes) == 1
+    wait_for_lines(1)
     _, svg = saved(page, chart.get_by_text("SVG").click)
     assert b"ddpo-is</text>" in svg
     assert b"rwr</text>" not in svg
     page.locator("input[value=ddpo-is]").uncheck()
-    assert chart.locator(".plot").inner_text() == "Every algorithm is hidden."
+    chart.get_by_text("Every algorithm is hidden.").wait_for()
 
 
 def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page") -> None:
@@ -275,7 +279,7 @@ CONTRAST = """() => {
 def test_the_page_is_readable_light_and_dark_on_a_desk_and_on_a_phone(page: "Page", scheme: str, width: int) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
-    drawn = "(p) => p.firstChild.getAttribute('width') == p.clientWidth"
+    drawn = "(p) => p.querySelector('svg').getAttribute('width') == p.clientWidth"
     page.wait_for_function(f"[...document.querySelectorAll('.plot')].every({drawn})")
     assert page.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
     cut = "[...document.querySelectorAll('.readout')].filter((t) => t.scrollWidth > t.parentElement.clientWidth).length"

@@ -77,6 +77,10 @@
     return { ...spec, background: null, padding: 0 };
   }
 
+  // Charts are drawn one after the other, from the top, and the page answers in between.
+  let queue = Promise.resolve();
+  const inTurn = (draw) => { queue = queue.then(() => new Promise((done) => setTimeout(done))).then(draw).catch(console.error); };
+
   const quiet = { actions: false, defaultStyle: false, logLevel: 1, tooltip: false };
 
   function nearest(chart, points, x) {
@@ -103,18 +107,21 @@
       new ResizeObserver(() => { if (this.plot.clientWidth !== this.width) this.render(); }).observe(this.plot);
     }
 
-    async render() {
+    render() {
       this.width = this.plot.clientWidth;
-      const drawn = this.drawn = {}; // a later call replaces it, also while this one waits
       if (this.view) this.view.finalize();
       this.view = null;
       this.select(Infinity);
+      const turn = this.turn = {}; // a later call replaces it
+      inTurn(() => this.turn === turn && this.draw());
+    }
+
+    async draw() {
       if (this.points.length === 0) {
         this.plot.replaceChildren(element("p", "Every algorithm is hidden.", "note"));
         return;
       }
       const { view } = await vegaEmbed(this.plot, onPage(this.data, this.width, this.points), { ...quiet, renderer: "svg" });
-      if (this.drawn !== drawn) return view.finalize();
       this.view = view;
       this.select(this.at);
       const ends = this.points.map(({ name, y }) => `${name} ends at ${number(y)}`);
