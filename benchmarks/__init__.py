@@ -1,11 +1,11 @@
-"""The command line: train, compare, sample, pretrain, search, tables; and suites, statistics and report behind it."""
+"""The command line (train, compare, sample, pretrain, search, tables), and its suites, statistics and report."""
 
 import importlib.util
 from pathlib import Path
 
 
 def _check_packages() -> None:
-    """Raise ImportError where another folder or file hides a package that this one is built upon, and name it."""
+    """Raise ImportError if another folder or file hides one of our packages."""
     root = Path(__file__).parents[1]
     for name in ("diffusion_gym", "algorithms"):
         found = importlib.util.find_spec(name)

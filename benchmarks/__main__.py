@@ -1,7 +1,7 @@
 """The command line: ``python -m benchmarks`` or ``diffusion-gym``.
 
-What is not needed is not imported: torch alone takes a second of processor time, and a help page or a mistake needs
-none of it. The modules of the options do without; those of the work are imported when it begins.
+Modules are imported when they are needed: torch alone takes a second of processor time, and a help page or a mistake
+needs none of it.
 """
 
 import errno
@@ -15,13 +15,13 @@ from typing import Annotated, Any, Union
 import tyro
 
 from benchmarks.parsing import Mistake, named_model, parse, unknown
-from benchmarks.runs.stopping import Stopped, ended_at_once, quiet_ctrl_c, status_of
+from benchmarks.runs.stopping import Stopped, ended_at_once, launched_ranks, quiet_ctrl_c, status_of
 from benchmarks.terminal import prepare_terminal
 from diffusion_gym import _lazy
 from diffusion_gym.naming import did_you_mean, one_line
 from diffusion_gym.paths import user_path
 
-#: Name -> options and what runs them; ``train``, which has a subcommand an algorithm, stands beside.
+#: Name -> options, and the function that runs them; beside ``train``, which has a subcommand per algorithm.
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("benchmarks.commands.compare:Compare", "benchmarks.commands.compare:compare"),
     "sample": ("benchmarks.commands.sample:Sample", "benchmarks.commands.sample:sample"),
@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tables": ("benchmarks.docs_tables.command:Tables", "benchmarks.docs_tables.command:tables"),
     "throughput": ("benchmarks.throughput.options:Throughput", "benchmarks.throughput.command:throughput"),
 }
+#: Errors that are a sentence for the user, by name: their classes take torch to import.
+_SENTENCES = {"RewardError", "DivergedError", "WriteError", "RankError"}
 
 _PROGRAM = "diffusion-gym"
 _TRAIN = (
@@ -39,13 +41,12 @@ _TRAIN = (
 )
 _WHAT = "Tune diffusion models with reinforcement learning: DDPO, RWR."
 
-
-#: ``~`` is the home folder in every option that is a path, also where no shell has replaced it (``--folder=~/runs``).
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
 @_REGISTRY.primitive_rule
 def _user_path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    """Read ``~`` as the home folder, also where no shell has replaced it (``--folder=~/runs``)."""
     if info.type is not Path:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -63,11 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     That is 2 for a user's mistake, a reward that failed, a training that diverged, a disk that cannot be written or a
     lost rank, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    given = sys.argv[1:] if arguments is None else arguments
     prepare_terminal()
     try:
         with ended_at_once(), _REGISTRY:
-            return _run(given)
+            return _run(sys.argv[1:] if arguments is None else arguments)
     except Stopped as stopped:
         print(stopped)
         return stopped.status
@@ -77,42 +77,31 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return status_of(interrupt)
-    except (ValueError, MemoryError) as error:
-        return _failed(error)
-    except BrokenPipeError:  # who read our output (head, less) has gone
+    except BrokenPipeError:  # the reader of our output (head, less) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return _failed(f"{str(error.filename)!r} is too long for the name of a file; expected a shorter one.")
-        where = "" if error.filename is None else f" {str(error.filename)!r}"
-        return _failed(
-            f"cannot write{where}: {error.strerror or error}. Expected a place where you may write and there is space; "
-            "name another with --folder or --output."
-        )
     except Exception as error:
-        return _told(error)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
 
 
-def _told(error: Exception) -> int:
-    """Tell an error of ours, whose class is known once its module is, in a line; raise any other."""
-    from algorithms.parallel.ranks import RankError
-    from algorithms.skips import DivergedError
-    from benchmarks.runs.folder import WriteError
-    from diffusion_gym.rewards import RewardError
-
-    if isinstance(error, RewardError | DivergedError | WriteError | RankError):
-        return _failed(error)
-    raise error
-
-
-def _failed(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _sentence(error: Exception) -> str:
+    """Return an error in words for the user; raise one that is a fault of ours."""
+    if isinstance(error, ValueError | MemoryError) or type(error).__name__ in _SENTENCES:
+        return str(error)
+    if not isinstance(error, OSError):
+        raise error
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)!r} is too long for the name of a file; expected a shorter one."
+    where = "" if error.filename is None else f" {str(error.filename)!r}"
+    return (
+        f"cannot write{where}: {error.strerror or error}. Expected a place where you may write and there is space; "
+        "name another with --folder or --output."
+    )
 
 
 def _run(given: Sequence[str]) -> int:
-    """Read the named command's own options alone, so that an error speaks of no other command's, and run it."""
+    """Read the named command's own options only, so that an error speaks of no other command's, and run it."""
     _check_text(given)
     first, rest = given[0] if given else "", list(given[1:])
     if first in COMMANDS:
@@ -167,7 +156,7 @@ def _repeat(words: list[str]) -> int:
 
 
 def _train_options(name: str, words: list[str], default: Any, command: str, what: str) -> Any:
-    """Parse the options of ``train`` with one algorithm; what is not given is as in ``default``."""
+    """Return the options of ``train`` with one algorithm; those not given are as in ``default``."""
     from algorithms import ALGORITHMS
     from benchmarks.commands.train import Train
 
@@ -176,13 +165,13 @@ def _train_options(name: str, words: list[str], default: Any, command: str, what
 
 
 def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, description: str, what: str) -> int:
-    """Print the help that lists what there is to choose from; or say that it must come first."""
+    """Print the help that lists the choices, or raise Mistake if none of them comes first."""
     if set(words) & {"-h", "--help"}:
-        # Their own options are not asked for here, so that empty classes of the same summary stand for them.
-        stands: dict[str, Any] = {
+        # Empty classes with the same summaries: the commands' own options are not shown here.
+        kinds: dict[str, Any] = {
             name: dataclass(type("Options", (), {"__doc__": text})) for name, text in helps.items()
         }
-        each = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in stands.items()]
+        each = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items()]
         commands: Any = Union[tuple(each)]  # noqa: UP007
         tyro.cli(commands, args=["--help"], prog=command, description=description)
     words = [word for word in words if word]
@@ -209,7 +198,7 @@ def _everything() -> Any:
 
 
 def _check_text(words: Sequence[str]) -> None:
-    """Raise ValueError where a word is no text: neither files nor logs could hold it."""
+    """Raise ValueError for a word that is no text: neither files nor logs can hold it."""
     for word in words:
         try:
             word.encode()
@@ -221,11 +210,10 @@ def _check_text(words: Sequence[str]) -> None:
 
 
 def _check_one_process(command: str) -> None:
-    """Raise ValueError where a launcher has started several processes, which would all do the same."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1:
+    """Raise ValueError if a launcher has started several processes, which would all do the same."""
+    if launched_ranks() > 1:
         raise ValueError(
-            f"{command} was started on {launched} ranks (WORLD_SIZE), but only train shares its work among "
+            f"{command} was started on {launched_ranks()} ranks (WORLD_SIZE), but only train shares its work among "
             f"them, and every rank would do all of it. Start it without accelerate launch or torchrun: diffusion-gym "
             f"{command} ..."
         )

@@ -1,6 +1,6 @@
-"""How much of this machine is ours: cores, memory and GPUs, within what a scheduler or a container leaves.
+"""The cores, memory and GPUs that this process may use, within the limits of a scheduler or a container.
 
-Limits of control groups are those of this process's own group and of every group around it, versions 1 and 2.
+The limits are those of this process's control group and of every group around it, versions 1 and 2.
 """
 
 import os
@@ -10,28 +10,23 @@ from pathlib import Path
 import psutil
 import torch
 
-#: Where the system's files lie; tests have some of their own.
+#: The system's files; tests have some of their own.
 _ROOT = Path("/")
 
 
 def available_cores(root: Path = _ROOT) -> int:
-    """Number of processor cores that this process may use: its affinity, within the quota of its control group."""
+    """Return the number of processor cores that this process may use: its affinity, within its group's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
 
 
 def available_memory(root: Path = _ROOT) -> int:
-    """Bytes of main memory that can be had: the system's, within what the control group has left."""
+    """Return the free bytes of main memory: the system's, within what the control group has left."""
     return max(0, min([psutil.virtual_memory().available, *_memory_left(root)]))
 
 
 def available_gpus(environment: Mapping[str, str] = os.environ, count: int | None = None) -> tuple[str, ...]:
-    """Return what CUDA_VISIBLE_DEVICES says of each GPU that this process sees, or would say where it is not set.
-
-    Args:
-        environment: with the variable, if it is set.
-        count: of the GPUs that torch sees; None asks torch.
-    """
+    """Return CUDA_VISIBLE_DEVICES' name of each GPU that this process sees; ``count``: of them, None asks torch."""
     count = torch.cuda.device_count() if count is None else count
     if "CUDA_VISIBLE_DEVICES" not in environment:
         return tuple(str(index) for index in range(count))
@@ -42,7 +37,7 @@ def available_gpus(environment: Mapping[str, str] = os.environ, count: int | Non
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores' worth of time of each group that limits it."""
+    """Yield the cores' worth of time of each group that limits it."""
     for folder in _groups(root, ""):
         quota, _, period = _text(folder / "cpu.max").partition(" ")
         if quota.isdigit():
@@ -54,7 +49,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _memory_left(root: Path) -> Iterator[int]:
-    """Bytes that each group with a limit has left; what it caches of files makes room when it is needed."""
+    """Yield the bytes that each group with a limit has left; its cache of files counts as free."""
     versions = (
         ("", "memory.max", "memory.current", "inactive_file"),
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -68,10 +63,9 @@ def _memory_left(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's group and of those around it; ``controller`` "" is version 2, which has one tree.
+    """Yield the folders of this process's group and of those around it; ``controller`` "" is version 2, with one tree.
 
-    In a container the kernel may name the group by its path outside; then its tree begins with it, and only the top is
-    there.
+    In a container the kernel may name the group by its path outside; then only the top of the tree exists.
     """
     top = root / "sys/fs/cgroup" / controller
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -82,7 +76,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _text(file: Path) -> str:
-    """Return what stands in a file, "" where there is none that may be read."""
+    """Return a file's text; "" if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,10 +1,10 @@
-"""Reads options from the command line with tyro; a mistake gives a few lines, with the name that was meant."""
+"""Reads options from the command line with tyro; a mistake gives one sentence, with the name that was meant."""
 
 import argparse
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tyro
@@ -16,17 +16,11 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 
 
 class Mistake(ValueError):  # noqa: N818 - the user's
-    """What was typed is no command of ours; the message says what was expected, what came, and what to do."""
+    """A command line that cannot be read; the message says what was expected, what came, and what to do."""
 
 
 def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
-    """Return the options that the words make.
-
-    Args:
-        kind: of the options, for ``tyro.cli``.
-        words: behind the command.
-        command: as it is typed, such as ``diffusion-gym train rwr``.
-        more: also for ``tyro.cli``.
+    """Return the options in a command line; more arguments are for ``tyro.cli``.
 
     Raises:
         Mistake: an option or a value that does not exist, or is refused.
@@ -40,16 +34,51 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
         return list(dict.fromkeys(_FLAG.findall(printed.getvalue())))
 
     def refuse(event: Any) -> None:
-        message = _message(event, command, flags)
+        message = _sentence(event, command, flags)
         if message is not None:
             raise Mistake(f"{message}\nAll options: {command} --help")
 
-    with _mistakes_go_to(refuse):
+    try:
+        from tyro._errors import on_parse_error  # private: without it tyro prints the mistake, at more length
+    except ImportError:
+        return tyro.cli(kind, args=list(words), prog=command, **more)
+    with on_parse_error(refuse):
         return tyro.cli(kind, args=list(words), prog=command, **more)
 
 
+def _sentence(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
+    """Return tyro's error in one sentence, or None for one that tyro is to print; ``flags()``: the options."""
+    argument: Any = getattr(event, "argument", None)
+    name = "" if argument is None else argument.display_name()
+    match type(event).__name__:
+        case "UnrecognizedArgs":
+            return _unrecognized(event.tokens, command, flags)
+        case "InvalidChoice":
+            near = did_you_mean(event.value, event.choices)
+            return f"{name} must be one of {', '.join(event.choices)}, got {one_line(event.value, 60)!r}.{near}"
+        case "BadValue" if event.reason == "too_few_values":
+            return f"{name} needs a value ({argument.lowered.metavar})."
+        case "MissingArgs":
+            missing = ", ".join(one.arg.display_name() for one in event.missing_arguments)
+            others = event.unrecognized_tokens
+            return f"{command} needs {missing}." + (f" {_unrecognized(others, command, flags)}" if others else "")
+        case "InstantiationFailure":
+            return f"{name} takes {argument.lowered.metavar}: {event.message}." if name else str(event.message)
+    return None
+
+
+def _unrecognized(tokens: Sequence[str], command: str, flags: Callable[[], list[str]]) -> str:
+    options = [token.partition("=")[0] for token in tokens if token.startswith("-")]
+    if not options:
+        return f"{command} has no use for {one_line(tokens[0], 60)!r}; expected options, such as --name value."
+    near = did_you_mean(options[0], flags()) or (
+        " A value that begins with a dash is joined to its option: --name=-value."
+    )
+    return f"{command} has no option {one_line(options[0], 60)}.{near}"
+
+
 def named_model(words: Sequence[str]) -> str:
-    """Return the model that a command line names, before it is parsed: what it leaves out depends on the model."""
+    """Return the model that a command line names, before it is parsed, since defaults depend on the model."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", nargs="?")
     return parser.parse_known_args(words)[0].model or DEFAULT_MODEL
@@ -58,18 +87,7 @@ def named_model(words: Sequence[str]) -> str:
 def unknown(
     what: str, word: str, known: Sequence[str], command: str, meant: Mapping[str, str] | None = None
 ) -> NoReturn:
-    """Refuse a word that names none of the known.
-
-    Args:
-        what: it should name, such as ``command``.
-        word: the word.
-        known: names.
-        command: whose help says more.
-        meant: further names that the word may stand for -> how they are typed.
-
-    Raises:
-        Mistake: always.
-    """
+    """Raise Mistake for an unknown name; ``meant``: further names that it may mean -> how they are typed."""
     near = did_you_mean(word, known) or did_you_mean(word, meant or {})
     for name, typed in (meant or {}).items():
         near = near.replace(repr(name), repr(typed))
@@ -77,51 +95,3 @@ def unknown(
         f"there is no {what} {one_line(word, 60)!r}; expected one of {', '.join(known)}.{near}\n"
         f"More about them: {command} --help"
     )
-
-
-@contextlib.contextmanager
-def _mistakes_go_to(refuse: Callable[[Any], None]) -> Iterator[None]:
-    """Call ``refuse`` with a mistake before tyro prints it.
-
-    tyro's hook is not public: a version that has none, or another, prints the mistake in its own words, at more length.
-    """
-    try:
-        from tyro._errors import on_parse_error
-    except ImportError:
-        yield
-        return
-    with on_parse_error(refuse):
-        yield
-
-
-def _message(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
-    """Return a mistake in one sentence and what was meant, or None where tyro is to print it."""
-    argument: Any = getattr(event, "argument", None)
-    name = "" if argument is None else argument.display_name()
-    match type(event).__name__:
-        case "UnrecognizedArgs":
-            return _unrecognized(event.tokens, command, flags)
-        case "InvalidChoice":
-            value, choices = event.value, event.choices
-            near = did_you_mean(value, choices)
-            return f"{name} must be one of {', '.join(choices)}, got {one_line(value, 60)!r}.{near}"
-        case "BadValue" if event.reason == "too_few_values":
-            return f"{name} needs a value ({argument.lowered.metavar})."
-        case "MissingArgs":
-            missing = ", ".join(one.arg.display_name() for one in event.missing_arguments)
-            extra = f" {_unrecognized(event.unrecognized_tokens, command, flags)}" if event.unrecognized_tokens else ""
-            return f"{command} needs {missing}.{extra}"
-        case "InstantiationFailure":
-            return f"{name} takes {argument.lowered.metavar}: {event.message}." if name else str(event.message)
-    return None
-
-
-def _unrecognized(tokens: Sequence[str], command: str, flags: Callable[[], list[str]]) -> str:
-    """Say which option does not exist, or which word stands where none belongs."""
-    options = [token.partition("=")[0] for token in tokens if token.startswith("-")]
-    if not options:
-        return f"{command} has no use for {one_line(tokens[0], 60)!r}; expected options, such as --name value."
-    near = did_you_mean(options[0], flags()) or (
-        " A value that begins with a dash is joined to its option: --name=-value."
-    )
-    return f"{command} has no option {one_line(options[0], 60)}.{near}"

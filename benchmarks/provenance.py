@@ -1,4 +1,4 @@
-"""What made a number: versions, hardware, git revision, command; written beside every result."""
+"""The versions, hardware, git revision and command behind a number; written beside every result."""
 
 import platform
 import shlex
@@ -15,7 +15,7 @@ from benchmarks.machine import available_cores
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy", "pillow")
 
-#: What decides a run's numbers beside its specification.
+#: What decides a run's numbers, beside its specification.
 DECIDES = ("python", "platform", "processor", "torch_threads", "gpu", "packages", "revision")
 
 
@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _command(words: list[str]) -> str:
-    """Return the command without absolute paths, which belong to one machine and mean nothing to a reader."""
+    """Return the command without absolute paths, which mean nothing on another machine."""
     return shlex.join(["diffusion-gym", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
 
 
@@ -48,7 +48,7 @@ def _version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """Return the processor's model name, or its architecture where the system does not tell."""
+    """Return the processor's model name, or its architecture if the name is unknown."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -58,7 +58,7 @@ def processor() -> str:
 
 
 def _revision() -> str | None:
-    """Return the revision of the clone that this file lies in; None for an installed package, wherever it lies."""
+    """Return the revision of the clone that holds this file; None for an installed package."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

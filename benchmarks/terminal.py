@@ -1,4 +1,4 @@
-"""The terminal: text that it cannot show ends no command, and commands that are printed can be copied."""
+"""Text that the terminal cannot show is replaced, and printed commands can be copied."""
 
 import codecs
 import io
@@ -6,13 +6,13 @@ import shlex
 import sys
 from pathlib import Path
 
-#: What help and progress are drawn with, where the terminal has ASCII or a Windows code page alone.
+#: The lines of help and progress -> ASCII, for a terminal with ASCII or a Windows code page.
 _PLAIN = str.maketrans("─━═│┃╭╮╰╯┌┐└┘├┤•…–—−×→’‘“”", "--=||++++++++++*.---x>''\"\"")  # noqa: RUF001
 _HANDLER = "diffusion-gym.plain"
 
 
 def prepare_terminal() -> None:
-    """Let standard output and error replace what their encoding does not have, instead of raising."""
+    """Let standard output and error replace characters that their encoding lacks, instead of raising."""
     codecs.register_error(_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -26,7 +26,7 @@ def command(*words: str | Path) -> str:
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Lines and dashes by those of ASCII, anything else by its number."""
+    """Replace lines and dashes by those of ASCII, anything else by its number."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_PLAIN)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def _option(metavar: str, default: str) -> Any:
-    """How the help names a value that may be left out, and what stands in for it."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
@@ -39,28 +38,25 @@ class Compare:
     reward_queries: Annotated[int | None, _option("INT", "the task's own")] = None
     """Reward queries of each run."""
     seeds: Annotated[tuple[int, ...] | None, _option("INT ...", "the suite's")] = None
-    """One run a seed; with several, intervals are over seeds."""
+    """One run per seed; with several, intervals are over seeds."""
     tasks: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
     """Some of the suite's tasks."""
     algorithms: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
     """Some of what the suite compares; jpeg and quick also know sb3-ppo."""
-    folder: Annotated[
-        Path | None,
-        _option("PATH", "runs/SUITE; runs/compare for jpeg"),
-    ] = None
-    """Where runs and report go. The same command resumes where it was stopped, and skips what is complete."""
+    folder: Annotated[Path | None, _option("PATH", "runs/SUITE; runs/compare for jpeg")] = None
+    """Where runs and report go. The same command resumes runs that were stopped, and skips complete ones."""
     results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
-    """Results files of other days or machines: their complete runs are taken over where their settings are the same.
-    The first is also written, after every run."""
+    """Results files of other days or machines: their complete runs with the same settings are taken over. The first is
+    also written, after every run."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB a run), and one a visible GPU where the
-    task's device is one. More than there are GPUs share them."""
+    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB per run), or one per visible GPU if the
+    task's device is one. More of them share the GPUs."""
     threads: int = 1
     """Torch threads of each run. Results are bit-equal for the same number."""
     ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
-    """Run on a Ray cluster, one task a run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
+    """Run on a Ray cluster, one task per run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
     dry_run: bool = False
-    """Build and check every configuration, and say what would run, without weights or runs."""
+    """Only build, check and list every configuration."""
     quick: bool = False
     """The same as --suite quick."""
 
@@ -87,7 +83,7 @@ class Compare:
 
     @property
     def suite_name(self) -> str:
-        """The suite, also where --quick says it."""
+        """The suite, also with --quick."""
         return "quick" if self.quick else self.suite
 
     def plan(self) -> dict[str, RunSpec]:
@@ -120,7 +116,7 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
     from algorithms.checkpoints.published import check_replaceable, published
     from benchmarks.report.page import PAGE, write_report
     from benchmarks.report.source import Source
-    from benchmarks.runs.folder import check_same
+    from benchmarks.runs.resuming import check_same
     from benchmarks.sweeps.merged_results import Ledger
     from benchmarks.sweeps.sweep import run_all
 

@@ -1,5 +1,6 @@
-"""``train --config RUN``: a run once more, from what its folder says of it, as it was or with other options."""
+"""``train --config RUN``: repeat a run from its folder, as it was or with other options."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import torch
 
 from algorithms import AlgorithmConfig
-from benchmarks.commands.train import Output, Train, spec_of, threads_of, train_spec
+from benchmarks.commands.train import Output, Train, threads_of, train_spec
 from benchmarks.provenance import DECIDES, provenance
-from benchmarks.runs import folder as folders
-from benchmarks.runs.folder import RUN, read_json, read_spec
+from benchmarks.runs.folder import RUN, holds_run, read_json, read_spec
+from benchmarks.runs.resuming import changes
 from benchmarks.runs.spec import RunSpec
 from diffusion_gym.naming import file_name
 from diffusion_gym.paths import user_path
@@ -20,29 +21,19 @@ CONFIG = "--config"
 
 
 def take_config(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return the run that ``--config`` names among a command line's words, and the other words.
-
-    Raises:
-        ValueError: it names none, or stands there twice.
-    """
-    places = [place for place, word in enumerate(words) if word.partition("=")[0] == CONFIG]
-    first = places[0]
-    _, joined, value = words[first].partition("=")
-    behind = first + 1 if joined else first + 2
-    given = value if joined else "".join(words[first + 1 : behind])
-    if len(places) > 1 or not given or given.startswith("-"):
+    """Return the run that ``--config`` names in a command line, and the other words; raise ValueError for no name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(CONFIG, nargs="?", action="append")
+    found, others = parser.parse_known_args(words)
+    if len(found.config) > 1 or not found.config[0]:
         raise ValueError(f"expected one run's folder, or its {RUN}, behind {CONFIG}: train {CONFIG} RUN.")
-    return user_path(given), [*words[:first], *words[behind:]]
+    return user_path(found.config[0]), others
 
 
 def recorded(config: Path) -> tuple[str, Train[AlgorithmConfig]]:
-    """Return a run's algorithm, and the options that make it again, with as many threads as it had.
-
-    Raises:
-        ValueError: there is no run, or a damaged one.
-    """
+    """Return a run's algorithm, and the options that repeat it, with as many threads as it had."""
     source = _source(config)
-    if not folders.holds_run(source):
+    if not holds_run(source):
         raise ValueError(f"{str(config)!r} is no run; expected a folder written by train or compare, or its {RUN}.")
     spec, made_by = read_spec(source), read_json(source / RUN).get("provenance", {})
     output = Output(reward_queries=spec.reward_queries, threads=made_by.get("torch_threads") or torch.get_num_threads())
@@ -50,19 +41,16 @@ def recorded(config: Path) -> tuple[str, Train[AlgorithmConfig]]:
 
 
 def repeat(config: Path, name: str, options: Train[AlgorithmConfig]) -> int:
-    """Run what the folder describes, with the options' changes; returns the exit status, as ``train`` does.
-
-    Where no folder is named it is ``runs/NAME-repeat``, or ``runs/NAME-`` and what was changed.
-    """
-    source, spec = _source(config), spec_of(name, options)
-    changed = folders.changes(read_spec(source).to_json(), spec.to_json())
+    """Run what the folder describes, with the options' changes, after which the default folder is named."""
+    source, spec = _source(config), options.spec(name)
+    changed = changes(read_spec(source).to_json(), spec.to_json())
     what = ",".join(f"{key.rpartition('.')[2]}={now}" for key, (_, now) in changed.items())
     folder = options.output.folder or Path("runs") / f"{source.resolve().name}-{file_name(what or 'repeat')}"
     if folder.resolve() == source.resolve():
         raise ValueError(f"{str(folder)!r} is the run that is to be repeated. Choose another --folder.")
     print(f"repeating {source}")
-    told = [f"{key} {before}, now {now}" for key, (before, now) in changed.items()]
-    for line in [*told, *differences(read_json(source / RUN), spec, threads_of(options.output))]:
+    lines = [f"{key} {before}, now {now}" for key, (before, now) in changed.items()]
+    for line in [*lines, *differences(read_json(source / RUN), spec, threads_of(options.output))]:
         print(f"  not as it was: {line}")
     return train_spec(spec, folder, options.output)
 
@@ -72,20 +60,11 @@ def _source(config: Path) -> Path:
 
 
 def differences(data: dict[str, Any], spec: RunSpec, threads: int) -> list[str]:
-    """Return what differs between the machine, versions and reward files of a recorded run and the present ones."""
-    then, now = data.get("provenance", {}), {**provenance(), "torch_threads": threads}
-    told = []
-    for name in DECIDES:
-        before, after = then.get(name), now[name]
-        if isinstance(after, dict) and isinstance(before, dict):
-            changed = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}
-            told += [f"{key} {was}, now {is_}" for key, (was, is_) in changed.items()]
-        elif before != after:
-            told.append(f"{name} {before}, now {after}")
+    """Return what differs between a recorded run's machine, versions and reward files and the present ones."""
+    then = data.get("provenance", {})
+    now: dict[str, Any] = {name: {**provenance(), "torch_threads": threads}[name] for name in DECIDES}
+    before = {name: then.get(name) for name in now} | {"packages": then.get("packages") or {}}
+    lines = [f"{key.removeprefix('packages.')} {was}, now {is_}" for key, (was, is_) in changes(before, now).items()]
     digests = {version["path"]: version["sha256"] for version in data.get("reward_files", [])}
-    told += [
-        f"the reward file {path}, which has changed"
-        for path, digest in file_digests(spec.task.reward).items()
-        if digests.get(path, digest) != digest
-    ]
-    return told
+    changed = [path for path, new in file_digests(spec.task.reward).items() if digests.get(path, new) != new]
+    return [*lines, *(f"the reward file {path}, which has changed" for path in changed)]

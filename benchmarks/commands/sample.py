@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from algorithms.policy import DenoisingPolicy
     from diffusion_gym.envs.vector import DenoiseVectorEnv
 
-#: Settings that a run's folder decides; those of them that are the policy's.
+#: The policy's settings among the options; with a run, and likewise the number of steps, they are the run's.
 _POLICY = ("guidance_scale", "eta")
-_BASE_ONLY = ("num_inference_steps", *_POLICY)
 
 
-def _of_model(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: what the model recommends)")
+def _option(metavar: str, default: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,26 @@ class Sample:
 
     prompts: tuple[str, ...] = ("cat", "dog", "a fox riding a bike")
     """Texts; or a prompt set's name or a file of prompts, or one side of its split (animals@held-out)."""
-    run: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the base model)")] = None
+    run: Annotated[Path | None, _option("PATH", "the base model")] = None
     """A folder written by train or compare."""
     checkpoint: Literal["last", "best"] = "last"
     """Which of the run's weights: its last, or those kept by --keep-best."""
-    model: Annotated[
-        str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the run's, or emoji-animals)")
-    ] = None
-    """The model; with a run, where the run's own model lies now."""
+    model: Annotated[str | None, _option("STR", "the run's, or emoji-animals")] = None
+    """The model; with a run, the present place of the run's own model."""
     images: int = 4
-    """Pictures a prompt."""
-    num_inference_steps: Annotated[int | None, _of_model("INT")] = None
-    """Denoising steps, where no run is given."""
-    guidance_scale: Annotated[float | None, _of_model("FLOAT")] = None
-    """Classifier-free guidance, where no run is given; up to 1 is none."""
-    eta: Annotated[float | None, _of_model("FLOAT")] = None
-    """The sampler's noise, where no run is given."""
+    """Pictures per prompt."""
+    num_inference_steps: Annotated[int | None, _option("INT", "what the model recommends")] = None
+    """Denoising steps, without a run."""
+    guidance_scale: Annotated[float | None, _option("FLOAT", "what the model recommends")] = None
+    """Classifier-free guidance, without a run; up to 1 is none."""
+    eta: Annotated[float | None, _option("FLOAT", "what the model recommends")] = None
+    """The sampler's noise, without a run."""
     seed: int = 0
     """Fixes the noise."""
     device: str = "auto"
-    """Where the pictures are drawn: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
+    """Where the pictures are drawn: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps."""
     dtype: Annotated[
-        ModelDtype | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or float32 where no run is given)")
+        ModelDtype | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or float32 without a run)")
     ] = None
     """Precision of the frozen networks."""
     output: Path = Path("samples.png")
@@ -81,7 +78,7 @@ class Sample:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
         check_picture_file(self.output)
         override(PolicyConfig(), **self._given(_POLICY))
-        given = list(self._given(_BASE_ONLY))
+        given = list(self._given(("num_inference_steps", *_POLICY)))
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
         if self.checkpoint == "best" and self.run is None:
@@ -101,7 +98,7 @@ class Sample:
 
 
 def sample(options: Sample) -> int:
-    """Write the picture; returns the exit status."""
+    """Write the picture; return the exit status."""
     from algorithms.checkpoints.published import check_output, published
     from benchmarks.runs.folder import BEST, CHECKPOINT
 
@@ -112,15 +109,15 @@ def sample(options: Sample) -> int:
             "--checkpoint best to draw with its last weights."
         )
     check_output(options.output)
-    with published(options.output.parent) as fresh:  # now: pictures that cannot be written are not drawn
-        picture, said = _sample(options, file)
+    with published(options.output.parent) as fresh:  # first, so that nothing is drawn that cannot be written
+        picture, caption = _sample(options, file)
         picture.save(fresh / options.output.name)
-    print(f"{options.output}: {said}")
+    print(f"{options.output}: {caption}")
     return 0
 
 
 def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
-    """Draw; return the picture, and what it shows. ``file`` holds the tuned weights."""
+    """Return the picture and its caption; ``file`` holds the tuned weights."""
     import torch
 
     from algorithms.policy import DenoisingPolicy
@@ -129,11 +126,8 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
     from diffusion_gym.envs.vector import DenoiseVectorEnv
 
     prompts = _prompts(options.prompts)
-    if options.run is None:
-        task, config = options.base()
-    else:
-        spec = read_run(options.run).spec
-        task, config = spec.task, spec.config.policy
+    spec = None if options.run is None else read_run(options.run).spec
+    task, config = options.base() if spec is None else (spec.task, spec.config.policy)
     mdp = build_mdp(
         options.model or task.model,
         "compressibility",  # not the run's reward, which pictures do not need
@@ -148,23 +142,23 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
     texts = [prompt for prompt in prompts for _ in range(options.images)]
     env = DenoiseVectorEnv.sharing(mdp, min(len(texts), config.chunk_size))
     policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
-    averaged: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if file is not None:
-        # Prompts that were held out of training may be drawn here, so that they are no longer told apart.
+    averaged: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if spec is not None and file is not None:
+        # Prompts that were held out of training may be drawn here, so that they are no longer separate.
         algorithm = ALGORITHMS[spec.algorithm].cls.load(file, env, held_out_prompts=None)
         policies.append(algorithm.policy)
         averaged = algorithm.averaged()
     with averaged:
         drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
-    rows = torch.stack(drawn, 1) if len(drawn) == 2 else drawn[0][:, None]
+    rows = torch.stack(drawn, 1)
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
     picture = grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale)
-    sides = "left: base, right: tuned" if len(drawn) == 2 else "one row a prompt"
+    sides = "left: base, right: tuned" if len(drawn) == 2 else "one row per prompt"
     return picture, f"{len(prompts)} prompts x {options.images} pictures ({sides})"
 
 
 def _prompts(given: tuple[str, ...]) -> Sequence[str]:
-    """Return texts; a single word or sentence is one, and not the name of a set that does not exist."""
+    """Return the prompts that a single word names as a set or a file; otherwise the given texts."""
     source = given[0].removesuffix("@train").removesuffix("@held-out")
     if len(given) == 1 and (source in PROMPT_SETS or Path(source).suffix.lower() in FORMATS or _is_file(source)):
         return resolve_prompts(given[0])

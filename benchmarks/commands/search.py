@@ -1,4 +1,4 @@
-"""``search``: the hyperparameter search behind the suites' settings; equal effort for every algorithm, own seeds."""
+"""``search``: the search for the suites' hyperparameters, with equal effort for every algorithm."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -13,88 +13,73 @@ from benchmarks.runs.record import Run
 from benchmarks.runs.spec import RunSpec, check_names
 from benchmarks.suite import EMBEDDED, PAPER_TASKS, TASKS
 
+Settings = dict[str, object]
+
 #: Tasks to search on; those of plain ``compare`` need no reward model.
 SEARCH_TASKS = {**PAPER_TASKS, **TASKS}
 
 
-def _grid(*settings: dict[str, object]) -> tuple[dict[str, object], ...]:
-    """Each of two ways to split the work, with each of three strengths of an update."""
-    splits, strengths = settings[:2], settings[2:]
-    return tuple({**split, **strength} for split in splits for strength in strengths)
+def _each(first: Sequence[Settings], second: Sequence[Settings]) -> tuple[Settings, ...]:
+    """Return each of the first settings with each of the second."""
+    return tuple({**one, **other} for one in first for other in second)
 
 
-#: Six configurations an algorithm: two ways to split the work between sampling and updates, times three strengths. What
-#: they do not name is as in ``EMBEDDED``. RWR's updates go with the iteration's size, so that all algorithms spend
-#: about 40 UNet forward-equivalents an image.
-_RATES: tuple[dict[str, object], ...] = ({"learning_rate": 1e-3}, {"learning_rate": 2e-3}, {"learning_rate": 3e-3})
-_SMALL: dict[str, object] = {"images_per_iteration": 64, "updates_per_iteration": 5}
-_LARGE: dict[str, object] = {"images_per_iteration": 128, "updates_per_iteration": 10}
-SIX: dict[str, tuple[dict[str, object], ...]] = {
-    "ddpo-is": _grid({"updates_per_iteration": 2}, {"updates_per_iteration": 4}, *_RATES),
-    "ddpo-sf": _grid({"images_per_iteration": 32}, {"images_per_iteration": 64}, *_RATES),
-    "rwr": _grid(
-        _SMALL,
-        _LARGE,
-        {"beta": 0.2, "learning_rate": 1e-3},
-        {"beta": 0.2, "learning_rate": 2e-3},
-        {"beta": 0.1, "learning_rate": 1e-3},
+_RATES: list[Settings] = [{"learning_rate": rate} for rate in (1e-3, 2e-3, 3e-3)]
+_SMALL: Settings = {"images_per_iteration": 64, "updates_per_iteration": 5}
+_LARGE: Settings = {"images_per_iteration": 128, "updates_per_iteration": 10}
+#: Six configurations per algorithm: two ways to split the work between sampling and updates, times three strengths of
+#: an update; the rest is as in ``EMBEDDED``. RWR's updates go with the iteration's size, so that all algorithms spend
+#: about 40 UNet forward-equivalents per image.
+SIX: dict[str, tuple[Settings, ...]] = {
+    "ddpo-is": _each([{"updates_per_iteration": updates} for updates in (2, 4)], _RATES),
+    "ddpo-sf": _each([{"images_per_iteration": images} for images in (32, 64)], _RATES),
+    "rwr": _each(
+        [_SMALL, _LARGE],
+        [{"beta": beta, "learning_rate": rate} for beta, rate in ((0.2, 1e-3), (0.2, 2e-3), (0.1, 1e-3))],
     ),
-    "sparse-rwr": _grid(
-        _SMALL,
-        _LARGE,
-        {"top_fraction": 0.1, "learning_rate": 1e-3},
-        {"top_fraction": 0.1, "learning_rate": 2e-3},
-        {"top_fraction": 0.2, "learning_rate": 1e-3},
+    "sparse-rwr": _each(
+        [_SMALL, _LARGE],
+        [{"top_fraction": top, "learning_rate": rate} for top, rate in ((0.1, 1e-3), (0.1, 2e-3), (0.2, 1e-3))],
     ),
 }
-#: More, where the best has the highest learning rate that was tried: the next one, with the rest as in that best, until
-#: it is no longer the highest that is best.
-PAST_THE_EDGE: dict[str, tuple[dict[str, object], ...]] = {
+#: If the best of the six has the highest learning rate, the next higher ones with its other settings, until the highest
+#: is no longer the best.
+PAST_THE_EDGE: dict[str, tuple[Settings, ...]] = {
     "ddpo-is": ({"updates_per_iteration": 4, "learning_rate": 4e-3},),
     "ddpo-sf": ({"images_per_iteration": 32, "learning_rate": 4e-3},),
-    "rwr": (
-        {**_SMALL, "beta": 0.2, "learning_rate": 3e-3},
-        {**_SMALL, "beta": 0.2, "learning_rate": 4e-3},
-    ),
+    "rwr": tuple({**_SMALL, "beta": 0.2, "learning_rate": rate} for rate in (3e-3, 4e-3)),
     "sparse-rwr": ({**_LARGE, "top_fraction": 0.1, "learning_rate": 3e-3},),
 }
-CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {name: (*SIX[name], *PAST_THE_EDGE[name]) for name in SIX}
-#: On prompt alignment few pictures say what to change: half the steps that suit the other tasks and a quarter, half
-#: with twice the images, and the whole. DDPO compares four images of a prompt, since there are many prompts.
+CANDIDATES: dict[str, tuple[Settings, ...]] = {name: (*SIX[name], *PAST_THE_EDGE[name]) for name in SIX}
 _ALIGNMENT = "vlm_alignment"
-_FOUR: dict[str, object] = {"images_per_prompt": 4}
-#: RWR loses with large steps, so it has two more, ever smaller ones.
-_RWR_ON_ALIGNMENT: tuple[dict[str, object], ...] = (
-    {**_SMALL, "learning_rate": 1e-3},
-    {**_SMALL, "learning_rate": 5e-4},
-    {**_LARGE, "learning_rate": 1e-3},
-    {**_LARGE, "learning_rate": 2e-4},
-    {**_LARGE, "learning_rate": 5e-5},
+
+
+def _ddpo_on_alignment(rate: float) -> tuple[Settings, ...]:
+    """Return half the learning rate of the other tasks, a quarter, half with twice the images, and the whole.
+
+    Few pictures say there what to change. Four images of a prompt are compared, since there are many prompts.
+    """
+    four: Settings = {"images_per_prompt": 4}
+    half: Settings = {**four, "learning_rate": rate / 2}
+    quarter, whole = {**four, "learning_rate": rate / 4}, {**four, "learning_rate": rate}
+    return half, quarter, {**half, "images_per_iteration": 128}, whole
+
+
+#: RWR loses with large steps, so it has one more, and ever smaller ones.
+_RWR_ON_ALIGNMENT: tuple[Settings, ...] = (
+    *({**_SMALL, "learning_rate": rate} for rate in (1e-3, 5e-4)),
+    *({**_LARGE, "learning_rate": rate} for rate in (1e-3, 2e-4, 5e-5)),
 )
-ALIGNMENT_CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
-    "ddpo-is": (
-        {**_FOUR, "learning_rate": 1e-3},
-        {**_FOUR, "learning_rate": 5e-4},
-        {**_FOUR, "learning_rate": 1e-3, "images_per_iteration": 128},
-        {**_FOUR, "learning_rate": 2e-3},
-    ),
-    "ddpo-sf": (
-        {**_FOUR, "learning_rate": 1.5e-3},
-        {**_FOUR, "learning_rate": 7.5e-4},
-        {**_FOUR, "learning_rate": 1.5e-3, "images_per_iteration": 128},
-        {**_FOUR, "learning_rate": 3e-3},
-    ),
+ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
+    "ddpo-is": _ddpo_on_alignment(2e-3),
+    "ddpo-sf": _ddpo_on_alignment(3e-3),
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,
 }
 
 
-def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[dict[str, object], ...]]:
-    """Return each algorithm's candidates on a search's tasks.
-
-    Raises:
-        ValueError: tasks whose candidates differ.
-    """
+def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[Settings, ...]]:
+    """Return each algorithm's candidates on a search's tasks; raise ValueError if they differ between tasks."""
     if _ALIGNMENT not in tasks:
         return CANDIDATES
     if set(tasks) != {_ALIGNMENT}:
@@ -119,7 +104,7 @@ class Search:
     results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
     """Results files of other days or machines, whose complete runs are taken over; the first is also written."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB a run)."""
+    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB per run)."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible numbers before anything is loaded."""
@@ -133,7 +118,7 @@ class Search:
             )
 
     def plan(self) -> dict[str, RunSpec]:
-        """Return TASK/ALGORITHM-INDEX/seed-N -> run, evaluated before and after alone."""
+        """Return TASK/ALGORITHM-INDEX/seed-N -> run, evaluated only before and after."""
         plan, candidates = {}, candidates_on(self.tasks)
         for seed in self.seeds:
             for name in self.tasks:

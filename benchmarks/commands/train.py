@@ -1,6 +1,5 @@
 """``train``: one run with a progress bar; Ctrl-C leaves a checkpoint, and the same command resumes."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ import tyro
 from algorithms import ALGORITHMS, AlgorithmConfig, EvaluationConfig
 from algorithms.config.base import field_values, recommended
 from benchmarks.runs.safeguards import Safeguards
-from benchmarks.runs.spec import RunSpec, TaskConfig, WandbMode
+from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 from benchmarks.terminal import command
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import file_name, one_line
@@ -20,39 +19,13 @@ from diffusion_gym.recommended import recommended as recommends
 
 if TYPE_CHECKING:
     from algorithms import DiffusionAlgorithm
+    from benchmarks.runs.record import Run
+    from benchmarks.runs.recorder import Progress
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
-#: ``train``'s evaluations where nothing else is said: they add 2 % to DDPO-IS's forwards on emoji-animals.
+Say = Callable[[str], None]
+#: ``train``'s default evaluations: they add 2 % to DDPO-IS's forwards on emoji-animals.
 _EVALUATION_IMAGES, _QUERIES_PER_EVALUATION = 16, 256
-
-
-@dataclass(frozen=True)
-class Writing:
-    """What a run writes beside its log, and how much of the machine it takes; changes no result but by threads."""
-
-    checkpoint_every: int = 10
-    """Iterations between checkpoints."""
-    keep_checkpoints: int = 1
-    """Checkpoints kept; with 2 or more, the latest are in the folder's checkpoints/, named after their iteration."""
-    threads: int = 0
-    """Torch threads; 0 takes all cores. Results are bit-equal for the same number."""
-    tensorboard: bool = False
-    """Also write TensorBoard events, curves and image grids, to the folder's tensorboard/ (needs the package
-    tensorboard)."""
-    wandb: WandbMode = "off"
-    """Also log to Weights & Biases (needs the package wandb); offline writes to the folder and sends nothing."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers, and packages that are not there."""
-        if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.threads < 0:
-            raise ValueError(
-                "expected checkpoint_every >= 1, keep_checkpoints >= 1 and threads >= 0, got "
-                f"{self.checkpoint_every}, {self.keep_checkpoints} and {self.threads}."
-            )
-        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError("TensorBoard events need the package tensorboard: python -m pip install tensorboard.")
-        if self.wandb != "off" and importlib.util.find_spec("wandb") is None:
-            raise ValueError("Logging to Weights & Biases needs the package wandb: python -m pip install wandb.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +42,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Output(Writing, Extent):
-    """Where a run writes, and how much of the machine it takes."""
+    """Where a run writes, how long it is, and its threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,94 +50,62 @@ class Train(Generic[Config]):
     """Tune a model toward a reward."""
 
     task: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
-    """What is tuned toward what."""
+    """The model, and what it is tuned toward."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
-    """Where the run writes, and how much of the machine it takes."""
+    """Where the run writes, how long it is, and its threads."""
     safeguards: tyro.conf.OmitArgPrefixes[Safeguards] = field(default_factory=Safeguards)
     """When the run stops early, and which checkpoint it keeps as its best."""
     algorithm: Annotated[Config, tyro.conf.arg(name="")]
 
+    def spec(self, name: str) -> RunSpec:
+        """Return the specification of a run with this algorithm."""
+        return RunSpec(name, self.algorithm, self.task, self.output.reward_queries, self.safeguards)
+
 
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
-    """Run; returns the exit status (130 after Ctrl-C, 143 after SIGTERM)."""
-    spec = spec_of(name, options)
+    """Run; return the exit status (130 after Ctrl-C, 143 after SIGTERM)."""
+    spec = options.spec(name)
     folder = options.output.folder or Path("runs") / f"{file_name(spec.task.reward)}-{name}-{spec.config.seed}"
     return train_spec(spec, folder, options.output)
 
 
-def spec_of(name: str, options: Train[AlgorithmConfig]) -> RunSpec:
-    """Return what the options say is to be run."""
-    return RunSpec(name, options.algorithm, options.task, options.output.reward_queries, options.safeguards)
-
-
 def threads_of(writing: Writing) -> int:
-    """Return how many threads torch is to have here."""
+    """Return the number of torch's threads on this machine, whose cores its ranks share."""
     from benchmarks.machine import available_cores
 
-    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks share a machine's
-    return writing.threads or max(1, cores)
+    return writing.threads or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
-    """Run a specification with a progress bar; returns the exit status (130 after Ctrl-C, 143 after SIGTERM).
-
-    Of several ranks all run it; the first writes and prints.
-    """
+    """Run a specification with a progress bar; return the exit status. Collective: call on every rank."""
     import torch
 
     from algorithms.parallel.ranks import current_ranks
-    from benchmarks.runs.chunk_sizes import advice, time_chunks
-    from benchmarks.runs.folder import BEST, CHECKPOINT
-    from benchmarks.runs.memory import estimate_memory
+    from benchmarks.runs.folder import CHECKPOINT
     from benchmarks.runs.progress import ProgressBar
-    from benchmarks.runs.recorder import Progress
     from benchmarks.runs.run import run
     from benchmarks.runs.stopping import StopSignal, status_of
 
     torch.set_num_threads(threads_of(writing))
     ranks = current_ranks()
-    say: Callable[[str], None] = print if ranks.is_first else _nothing
-    name = spec.algorithm
-    of_ranks = f" a rank, {ranks.size} ranks" if ranks.size > 1 else ""
+    say: Say = print if ranks.is_first else lambda text: None
+    per_rank = f" per rank, {ranks.size} ranks" if ranks.size > 1 else ""
     say(
-        f"{name} on {one_line(spec.task.model)} toward {one_line(spec.task.reward)}: {spec.total_queries} reward "
-        f"queries, {torch.get_num_threads()} threads{of_ranks}, folder {folder}"
+        f"{spec.algorithm} on {one_line(spec.task.model)} toward {one_line(spec.task.reward)}: {spec.total_queries} "
+        f"reward queries, {torch.get_num_threads()} threads{per_rank}, folder {folder}"
     )
-    checkpoint = folder / CHECKPOINT
-
-    stop = StopSignal("a checkpoint is written after this step")
-
-    def built(algorithm: "DiffusionAlgorithm[Any]") -> None:
-        estimate = estimate_memory(algorithm)
-        say(f"{_taken(spec, algorithm)}\n{estimate.describe()}")
-        done = round(algorithm.costs["reward_queries"])
-        if done:
-            say(f"resuming after {done} of {spec.total_queries} reward queries")
-        if stop():
-            return
-        images = spec.total_queries - done
-        seconds = time_chunks(algorithm, estimate, round(images * algorithm.policy.num_inference_steps))
-        faster = advice(seconds, algorithm.policy.chunk_size)
-        if faster is not None:
-            say(faster)
-
+    checkpoint, stop = folder / CHECKPOINT, StopSignal("a checkpoint is written after this step")
     try:
         with ProgressBar(spec.total_queries) as bar, stop:
 
-            def show(progress: Progress) -> None:
-                bar.show({name: progress.images}, {"reward": progress.reward, "eval": progress.evaluation})
+            def show(progress: "Progress") -> None:
+                rewards = {"reward": progress.reward, "eval": progress.evaluation}
+                bar.show({spec.algorithm: progress.images}, rewards)
 
-            record = run(
-                spec,
-                folder,
-                on_progress=show,
-                should_stop=stop,
-                checkpoint_every=writing.checkpoint_every,
-                keep_checkpoints=writing.keep_checkpoints,
-                tensorboard=writing.tensorboard,
-                wandb=writing.wandb,
-                on_built=built,
-            )
+            def begin(algorithm: "DiffusionAlgorithm[Any]") -> None:
+                _say_what_begins(spec, algorithm, say, stop)
+
+            record = run(spec, folder, writing, on_progress=show, should_stop=stop, on_built=begin)
     except KeyboardInterrupt as interrupt:
         left = f"the last checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
         say(f"stopped at once; {left}. The same command resumes.")
@@ -172,43 +113,53 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     if not record.complete:
         say(f"stopped; the checkpoint is {checkpoint}. The same command resumes.")
         return stop.status if stop() else 130  # another rank heard it
-    if record.stopped_early is not None:
-        say(f"stopped early: {record.stopped_early}.")
-    if record.best is not None:
-        best = record.best
-        say(f"best {best['metric']}, {best['value']:.6g}, at iteration {best['iteration']}: {folder / BEST}")
-    pipeline = folder / "pipeline"
-    say(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
-    say(f"look at it: {command('report', folder)}")
+    _say_what_came(record, folder, say)
     return 0
 
 
+def _say_what_begins(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]", say: Say, stop: Callable[[], bool]) -> None:
+    """Print the recommended settings, the memory, where the run resumes, and a faster chunk size if there is one."""
+    from benchmarks.runs.chunk_sizes import advice, time_chunks
+    from benchmarks.runs.memory import estimate_memory
+
+    estimate = estimate_memory(algorithm)
+    say(f"{_taken(spec, algorithm)}\n{estimate.describe()}")
+    done = round(algorithm.costs["reward_queries"])
+    if done:
+        say(f"resuming after {done} of {spec.total_queries} reward queries")
+    if stop():
+        return
+    rows_left = round((spec.total_queries - done) * algorithm.policy.num_inference_steps)
+    faster = advice(time_chunks(algorithm, estimate, rows_left), algorithm.policy.chunk_size)
+    if faster is not None:
+        say(faster)
+
+
 def _taken(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]") -> str:
-    """Say which of the settings that the model recommends a run has."""
+    """Return a line with those of the model's recommended settings that the run has."""
     found = algorithm.policy.model.recommended
-    wanted = {"num_inference_steps": found.num_inference_steps, **found.settings(spec.algorithm)}
+    advised = {"num_inference_steps": found.num_inference_steps, **found.settings(spec.algorithm)}
     has = {**field_values(spec.config), "num_inference_steps": spec.task.num_inference_steps}
-    taken = [f"{name} {_shown(value)}" for name, value in wanted.items() if name in has and has[name] == value]
+    shown = {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in advised.items()}
+    taken = [f"{name} {shown[name]}" for name, value in advised.items() if name in has and has[name] == value]
     return f"taken from what {spec.task.model} recommends: {', '.join(taken) or 'nothing'}"
 
 
-def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _say_what_came(record: "Run", folder: Path, say: Say) -> None:
+    """Print how a run ended, and where its weights and pictures are."""
+    from benchmarks.runs.folder import BEST
 
-
-def _nothing(text: str) -> None:
-    """Another rank says it."""
+    best, pipeline = record.best, folder / "pipeline"
+    if record.stopped_early is not None:
+        say(f"stopped early: {record.stopped_early}.")
+    if best is not None:
+        say(f"best {best['metric']}, {best['value']:.6g}, at iteration {best['iteration']}: {folder / BEST}")
+    say(f"done: {folder} (weights for diffusers: {pipeline if pipeline.is_dir() else folder})")
+    say(f"look at it: {command('report', folder)}")
 
 
 def defaults(name: str, model: str = DEFAULT_MODEL) -> Train[AlgorithmConfig]:
-    """What ``train`` does with a model where nothing else is said: what the model recommends for the algorithm.
-
-    The rest is as in the registry, with evaluations unless the algorithm has its own. They are for the run's pictures
-    and curve; Python's ``learn``, which writes neither, makes none by default.
-
-    Raises:
-        ValueError: as :func:`algorithms.config.base.recommended`.
-    """
+    """Return ``train``'s defaults: what the model recommends, the rest as in the registry, and evaluations."""
     config = recommended(ALGORITHMS[name].config, name, model)
     if config.evaluation == EvaluationConfig():
         every = max(1, _QUERIES_PER_EVALUATION // config.images_per_iteration)

@@ -1,6 +1,6 @@
-"""Which number of rows per forward pass is fastest here: a few passes of the denoiser, which change nothing."""
+"""Which number of rows per forward pass is fastest here, found with a few passes that change nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,17 +8,17 @@ import torch
 from algorithms import DDPOConfig, DiffusionAlgorithm
 from algorithms.parallel.within_memory import is_out_of_memory
 from algorithms.policy import DenoisingPolicy
+from benchmarks.runs.clock import Seconds
 from benchmarks.runs.memory import MemoryEstimate, blank_rows, free_bytes
-from benchmarks.throughput.meters import Seconds
 
-#: Another size is worth a line where it is so many times as fast.
+#: Another size is recommended if it is so many times as fast.
 WORTH = 1.1
 _PASSES = 3  # the first of them warms up and does not count
-_SHARE = 50  # of a run's rows, one is the most that the passes may be
+_SHARE = 50  # the passes take at most one in so many of the run's rows
 
 
 def largest_useful(algorithm: DiffusionAlgorithm[Any]) -> int:
-    """Return the number of rows that a chunk can be filled with: what an update has of one step, or is denoised."""
+    """Return the most rows that a chunk can be filled with: those of one step in an update, or denoised together."""
     config = algorithm.config
     rows = config.num_envs // algorithm.ranks.size
     if isinstance(config, DDPOConfig):
@@ -27,7 +27,7 @@ def largest_useful(algorithm: DiffusionAlgorithm[Any]) -> int:
 
 
 def sizes_beside(size: int, most: int, factor: int = 2) -> list[int]:
-    """Return a size and those around it by halves and doubles, ``factor`` times less to more; none above ``most``."""
+    """Return a size and its halves and doubles down to and up to ``factor`` times it; none above ``most``."""
     found = {size, min(size, most)}
     while factor > 1:
         found |= {max(1, size // factor), min(size * factor, most)}
@@ -38,8 +38,8 @@ def sizes_beside(size: int, most: int, factor: int = 2) -> list[int]:
 def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, rows_left: int) -> dict[int, Seconds]:
     """Return chunk size -> least time per row that is sampled and trained on: at the present size, half and twice it.
 
-    Empty where several ranks share the work, and where the passes would be more than 2 % of the rows that are left.
-    Left out is a size for which memory does not suffice. No weight, gradient or random state is changed.
+    Empty with several ranks, and if the passes would be more than 2 % of the rows that are left; without sizes that do
+    not fit in memory. No weight, gradient or random state is changed.
     """
     here, most = algorithm.policy.chunk_size, largest_useful(algorithm)
     sizes = sizes_beside(here, most)
@@ -47,7 +47,7 @@ def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, ro
         return {}
     fits = estimate.total + estimate.working <= free_bytes(algorithm.policy.model.device)
     times: dict[int, list[Seconds]] = {size: [] for size in sizes if size <= here or fits}
-    for _ in range(_PASSES):  # by turns, as the machine may do other work meanwhile
+    for _ in range(_PASSES):  # in turns, as the machine may do other work meanwhile
         for size in list(times):
             try:
                 times[size].append(_pass(algorithm.policy, size))
@@ -57,38 +57,33 @@ def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, ro
                 del times[size]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # larger chunks than the run's leave more than it needs
-    return {size: _least(taken, rows=min(size, most)) for size, taken in times.items()}
-
-
-def gain(seconds: Mapping[int, Seconds], size: int, here: int) -> float:
-    """Return how many times as long a row takes in chunks of ``here`` as of ``size``, on the clock and the processor.
-
-    It is the lesser of the two: other work on the machine moves the one, threads that wait for one another the other.
-    """
-    before, after = seconds[here], seconds[size]
-    return min(before.wall / after.wall, before.cpu / after.cpu)
+    least = {
+        size: Seconds(min(one.wall for one in taken), min(one.cpu for one in taken)) for size, taken in times.items()
+    }
+    return {size: taken / min(size, most) for size, taken in least.items()}
 
 
 def advice(seconds: Mapping[int, Seconds], here: int) -> str | None:
-    """Return what to say of a faster size, if one is at least :data:`WORTH` times as fast."""
+    """Return a recommendation of a faster size, if one is at least :data:`WORTH` times as fast as ``here``."""
     if here not in seconds:
         return None
-    best = max(seconds, key=lambda size: gain(seconds, size, here))
-    if gain(seconds, best, here) < WORTH:
+
+    def gain(size: int) -> float:
+        # Other work on the machine moves the clock, threads that wait for one another the processor time.
+        return min(seconds[here].wall / seconds[size].wall, seconds[here].cpu / seconds[size].cpu)
+
+    best = max(seconds, key=gain)
+    if gain(best) < WORTH:
         return None
-    before, after, more = 1e3 * seconds[here].wall, 1e3 * seconds[best].wall, gain(seconds, best, here) - 1
     return (
-        f"chunks of {best} rows are {more:.0%} faster here than chunks of {here}: sampling and training a row took "
-        f"{after:.3g} ms, not {before:.3g}. Start with --policy.chunk-size {best} to have them."
+        f"chunks of {best} rows are {gain(best) - 1:.0%} faster here than chunks of {here}: sampling and training a "
+        f"row took {1e3 * seconds[best].wall:.3g} ms, not {1e3 * seconds[here].wall:.3g}. Start with "
+        f"--policy.chunk-size {best} to use them."
     )
 
 
-def _least(taken: Sequence[Seconds], rows: int) -> Seconds:
-    return Seconds(min(one.wall for one in taken) / rows, min(one.cpu for one in taken) / rows)
-
-
 def _pass(policy: DenoisingPolicy, size: int) -> Seconds:
-    """Return what a forward pass, and a forward and backward pass, of one chunk take."""
+    """Return the time of a forward pass, and a forward and backward pass, of one chunk."""
     rows, device = blank_rows(policy, size), policy.model.device
     trained = list(policy.trainable_parameters().values())
     started = Seconds.now(device)
@@ -98,4 +93,4 @@ def _pass(policy: DenoisingPolicy, size: int) -> Seconds:
         mean = policy.distribution(rows).mean
         torch.autograd.grad(mean.sum(), trained, allow_unused=True)  # not backward(), which would keep them
     took = Seconds.now(device) - started
-    return took if device.type == "cpu" else Seconds(took.wall, took.wall)  # the processor has nothing to do with it
+    return took if device.type == "cpu" else Seconds(took.wall, took.wall)  # the processor only launches kernels

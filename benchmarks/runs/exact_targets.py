@@ -1,4 +1,4 @@
-"""Distances to the distributions that tuning should reach, on the exact family, where they are known.
+"""Distances to the distributions that tuning should reach, for the exact family, where they are known.
 
 With a reward r the best policy at the price beta for leaving the start p is the tilted distribution
 ``p*(x) = p(x) exp(r(x) / beta) / Z``: it maximises ``E[r] - beta KL(q | p)`` over all q. The exact family's denoiser is
@@ -16,40 +16,33 @@ import torch
 from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
-from benchmarks.runs.metrics import parse_beta
 from diffusion_gym.models.gaussian_mixture import GaussianMixture
-from diffusion_gym.rewards import Linear, Quadratic, RewardFunction
+from diffusion_gym.rewards import Linear, Quadratic
 
-_NODES = 48  # of the quadrature, a dimension: right to 1e-7 for components apart, to 3e-4 of the KL where they overlap
+_NODES = 48  # per dimension: right to 1e-7 for components apart, to 3e-4 of the KL where they overlap
 _TILT_BISECTIONS = 60
 _LOG_TILT_BOUND = 12.0  # beta between e^-12 and e^12
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a run has learned, and where it came from.
-
-    Attributes:
-        policy: the mixture that the trained parameters describe.
-        start: the model's own.
-        reward: linear or quadratic.
-    """
+    """A run's policy, and what it was tuned from and toward."""
 
     policy: GaussianMixture
+    """The mixture that the trained parameters describe."""
     start: GaussianMixture
+    """The model's own."""
     reward: Linear | Quadratic
 
     def target(self, beta: float) -> GaussianMixture:
-        """Return the start tilted by ``exp(reward / beta)``."""
-        return tilted(self.start, self.reward, beta)
+        """Return ``start(x) exp(reward(x) / beta) / Z``."""
+        if isinstance(self.reward, Linear):
+            return self.start.tilt_linear(self.reward.direction, beta)
+        return self.start.tilt_quadratic(self.reward.target, beta)
 
 
 def read_tuned(algorithm: DiffusionAlgorithm) -> Tuned:
-    """Read an algorithm's present mixture; of several ranks all must.
-
-    Raises:
-        ValueError: another model than an exact one, another reward, or prompts other than ``"anywhere"``.
-    """
+    """Return an algorithm's present mixture; raise ValueError for another family. Collective: call on every rank."""
     model, reward = algorithm.mdp.model, algorithm.mdp.reward
     denoiser, start = algorithm.policy.whole_denoiser(), getattr(model, "target", None)
     if not isinstance(start, GaussianMixture) or not isinstance(reward, Linear | Quadratic):
@@ -62,56 +55,44 @@ def read_tuned(algorithm: DiffusionAlgorithm) -> Tuned:
     return Tuned(denoiser.mixture(), start, reward)  # type: ignore[operator]
 
 
-def tilted(start: GaussianMixture, reward: Linear | Quadratic, beta: float) -> GaussianMixture:
-    """Return ``start(x) exp(reward(x) / beta) / Z``."""
-    if isinstance(reward, Linear):
-        return start.tilt_linear(reward.direction, beta)
-    return start.tilt_quadratic(reward.target, beta)
-
-
-def expected_reward(mixture: GaussianMixture, reward: RewardFunction) -> float:
-    """Return E[r(x)] of a linear or quadratic reward."""
+def expected_reward(mixture: GaussianMixture, reward: Linear | Quadratic) -> float:
+    """Return E[r(x)]."""
     if isinstance(reward, Linear):
         return float(mixture.mean @ reward.direction.double())
-    assert isinstance(reward, Quadratic)
     d = mixture.means.shape[1]
     gaps = (mixture.means - reward.target.double()).square().sum(1) + d * mixture.stds**2
     return -float(mixture.weights @ gaps)
 
 
 def kl(p: GaussianMixture, q: GaussianMixture) -> float:
-    """Return KL(p | q) = ``sum_k w_k E_k[log p(x) - log q(x)]`` in nats; of mixtures in at most two dimensions."""
+    """Return KL(p | q) = ``sum_k w_k E_k[log p(x) - log q(x)]`` in nats; of mixtures in the plane."""
     if len(p.weights) == len(q.weights) == 1:
         return _gaussian_kl(p, q)
-    if p.means.shape[1] > 2:
-        raise ValueError(f"the KL of mixtures is a quadrature in at most 2 dimensions, got {p.means.shape[1]}.")
-    nodes, weights = _quadrature(p.means.shape[1])
+    nodes, weights = _quadrature()
     points = p.means[:, None] + p.stds[:, None, None] * nodes
     gaps = p.log_prob(points.flatten(0, 1)) - q.log_prob(points.flatten(0, 1))
     return max(0.0, float(p.weights @ (gaps.view(len(p.weights), -1) @ weights)))
 
 
 def _gaussian_kl(p: GaussianMixture, q: GaussianMixture) -> float:
-    """``sum_i log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2``."""
+    """Return ``sum_i log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2``."""
     s_p, s_q, d = p.stds[0], q.stds[0], p.means.shape[1]
     gap = (p.means[0] - q.means[0]).square().sum()
     return float(d * ((s_q / s_p).log() + 0.5 * (s_p / s_q) ** 2 - 0.5) + 0.5 * gap / s_q**2)
 
 
-@lru_cache(maxsize=2)
-def _quadrature(dimensions: int) -> tuple[Tensor, Tensor]:
-    """Nodes (n, d) and weights (n,), float64, of the expectation under a standard normal."""
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[Tensor, Tensor]:
+    """Return nodes (n, 2) and weights (n,), float64, of the expectation under a standard normal."""
     x, w = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(_NODES))
     w = w / w.sum()
-    if dimensions == 1:
-        return x[:, None], w
     return torch.cartesian_prod(x, x), torch.outer(w, w).flatten()
 
 
 def equal_reward_tilt(tuned: Tuned) -> GaussianMixture:
-    """Return the tilted distribution whose mean reward is the policy's, or the start where the policy's is lower.
+    """Return the tilted distribution with the policy's mean reward; the start if the policy's is lower than its own.
 
-    It is the nearest to the start of all distributions with that reward. Found by bisection on log beta.
+    Of all distributions with that reward it is the nearest to the start. Found by bisection on log beta.
     """
     wanted = expected_reward(tuned.policy, tuned.reward)
     if wanted <= expected_reward(tuned.start, tuned.reward):
@@ -127,35 +108,35 @@ def equal_reward_tilt(tuned: Tuned) -> GaussianMixture:
 
 
 def kl_from_start(tuned: Tuned, beta: float) -> float:
-    """How far the policy has gone: KL(policy | start), nats."""
+    """Return KL(policy | start), nats: how far the policy has gone."""
     return kl(tuned.policy, tuned.start)
 
 
 def excess_kl(tuned: Tuned, beta: float) -> float:
-    """How much of that was not needed: KL(policy | tilted distribution of equal reward), nats.
+    """Return KL(policy | tilted distribution of equal reward), nats: how much of the KL was not needed.
 
-    By Pythagoras it equals KL(policy | start) - KL(tilted | start), so 0 means that no distribution has the same
-    reward nearer to the start. It needs no beta, and so judges algorithms that have none.
+    By Pythagoras it equals KL(policy | start) - KL(tilted | start): at 0 no distribution with the same reward is nearer
+    to the start. It needs no beta, and so judges algorithms without one.
     """
     return kl(tuned.policy, equal_reward_tilt(tuned))
 
 
 def target_kl(tuned: Tuned, beta: float) -> float:
-    """KL(policy | target), nats: what an algorithm that holds on to the start at the price beta should bring to 0."""
+    """Return KL(policy | target), nats: an algorithm with a KL penalty of beta should bring it to 0."""
     return kl(tuned.policy, tuned.target(beta))
 
 
 def mean_error(tuned: Tuned, beta: float) -> float:
-    """Distance of the policy's mean from the target's, in points."""
+    """Return the distance of the policy's mean from the target's."""
     return float((tuned.policy.mean - tuned.target(beta).mean).norm())
 
 
 def mode_weight_error(tuned: Tuned, beta: float) -> float:
-    """Total variation between the components' weights and the target's: 0 to 1."""
+    """Return the total variation between the components' weights and the target's: 0 to 1."""
     return 0.5 * float((tuned.policy.weights - tuned.target(beta).weights).abs().sum())
 
 
-#: Name of a metric -> the distance; behind the name ``?beta=NUMBER`` says which target (1 without it).
+#: Name of a metric -> the distance of a policy at a beta.
 DISTANCES: dict[str, Callable[[Tuned, float], float]] = {
     "exact-kl-from-start": kl_from_start,
     "exact-excess-kl": excess_kl,
@@ -163,12 +144,3 @@ DISTANCES: dict[str, Callable[[Tuned, float], float]] = {
     "exact-mean-error": mean_error,
     "exact-mode-weight-error": mode_weight_error,
 }
-
-
-def parse_distance(text: str) -> tuple[Callable[[Tuned, float], float], float]:
-    """Return the distance that a metric's text names, and its beta.
-
-    Raises:
-        ValueError: an option other than beta, or a beta that is not positive.
-    """
-    return DISTANCES[text.partition("?")[0]], parse_beta(text)

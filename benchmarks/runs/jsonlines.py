@@ -1,18 +1,32 @@
-"""JSON lines: appended whole or not at all, read but for a torn last one, and no NaN, which JSON does not have."""
+"""JSON lines: each line is appended whole or not at all; NaN, which JSON lacks, is written as null."""
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.logger import KVWriter
+
+
+class JSONLines(KVWriter):
+    """Write a Stable-Baselines3 log as JSON lines, appended, so that a resumed run continues the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Args: path: of the file."""
+        self._path = path
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Append one line."""
+        append_line(self._path, {"step": step, "clock": round(time.time(), 3), **key_values})
+
+    def close(self) -> None:
+        """Do nothing: the file is open only while a line is written."""
+
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
-    """Append one line, by one write of the system, so that a killed process seldom tears it.
-
-    Raises:
-        OSError: the disk is full or not writable; the file ends where it did.
-    """
+    """Append one line; on OSError the file ends where it did before."""
     line = (json.dumps(finite(data)) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, 2)
@@ -25,18 +39,13 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path, key: str) -> list[dict[str, Any]]:
-    """Read JSON lines, but for a torn last one: a running or killed run may have written it in part.
+    """Read JSON lines that all have a key; none from a missing file.
 
-    Args:
-        path: of the file; one that is not there has no lines.
-        key: what every line holds.
-
-    Raises:
-        ValueError: a line that no run writes.
+    A torn last line, which a killed run may leave, is skipped. Raise ValueError for another damaged line.
     """
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
     lines = []
-    for number, text in enumerate(texts[:-1], 1):  # behind the last line's end there is nothing, or a torn line
+    for number, text in enumerate(texts[:-1], 1):  # after the last line's end comes nothing, or a torn line
         try:
             line = json.loads(text)
         except ValueError:

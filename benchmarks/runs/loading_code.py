@@ -1,6 +1,7 @@
-"""The Python on a model card: it loads the tuned model into plain diffusers, and draws as the run sampled."""
+"""The Python code on a model card: it loads the tuned model into plain diffusers, and draws as the run sampled."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,11 @@ from diffusion_gym.paths import user_path
 #: diffusers' scheduler whose step is the sampler's.
 _SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
 _FLOW = "FlowMatchEulerDiscreteScheduler"
-#: diffusers follows a flow's ODE alone, so the card brings the step (diffusion_gym/transitions/flow.py) with it.
+#: diffusers has only a flow's ODE, so the card carries the run's step (diffusion_gym/transitions/flow.py).
 _FLOW_STEP = f"""
 
 class Sampler({_FLOW}):
-    # {{title}}, as in training; diffusers has the ODE alone
+    # {{title}}, as in training; diffusers has only the ODE
     def step(self, model_output, timestep, sample, **kwargs):
         k = self.index_for_timestep(timestep)
         t, after, second = (float(self.sigmas[i]) for i in (k, k + 1, 1))
@@ -48,23 +49,25 @@ _WIDTH = 100
 
 
 def loading_code(algorithm: DiffusionAlgorithm[Any]) -> str:
-    """Return Python that draws with the tuned model in plain diffusers, as it was sampled in training.
+    """Return Python code that draws with the tuned model in plain diffusers, as it was sampled in training.
 
-    It is run in the folder of the exported weights. Where a family does not say how its pipeline is called
-    (``pipeline_arguments``), it loads the model, and leaves the call to the reader.
+    It runs in the folder of the exported weights. For a family that does not say how its pipeline is called
+    (``pipeline_arguments``) it loads the model, and leaves the call to the reader.
     """
     model: Any = algorithm.policy.model
     sampler = used_sampler(algorithm)
     kind = _pipeline_class(model, sampler)
     one_file = model.exports_lora_file(algorithm.policy.lora)
-    steps = scheduler_lines(model, sampler, algorithm.config.policy.eta, kind.__name__)
-    lines = [*_load(model, kind.__name__, one_file), *steps]
-    lines += _draw(algorithm, sampler, kind)
+    lines = [
+        *_load(model, kind.__name__, one_file),
+        *scheduler_lines(model, sampler, algorithm.config.policy.eta),
+        *_draw(algorithm, sampler, kind),
+    ]
     return "\n".join([*_imports(lines, kind), "", *lines])
 
 
 def _pipeline_class(model: Any, sampler: str) -> type:
-    """Return the pipeline that draws: the model's own, or of pixel models, which have one per sampler, that."""
+    """Return the pipeline that draws: the model's own, or for pixel models the sampler's."""
     if not isinstance(model, UnconditionalPixels):
         return type(model.pipe)
     import diffusers
@@ -79,12 +82,12 @@ def used_sampler(algorithm: DiffusionAlgorithm[Any]) -> str:
 
 
 def base_name(model: str) -> str:
-    """Return the base model as a card names it: a folder by its last name, for where it lies is one machine's."""
+    """Return the base model as a card names it: a folder by its last name, since its path is one machine's."""
     return Path(model).absolute().name if is_folder(model) else model
 
 
 def is_folder(model: str) -> bool:
-    """Whether the model's name is a folder here, and no name of a shipped model or of the hub."""
+    """Return whether the model's name is a folder here, not a shipped model's or the hub's name."""
     return model not in EMBEDDED and (user_path(model).is_dir() or Path(model).is_absolute())
 
 
@@ -94,11 +97,10 @@ def _imports(lines: list[str], pipeline: type) -> list[str]:
     schedulers = [name for name in (*_SCHEDULERS.values(), _FLOW) if name in code]
     plain = [f"import {name}" for name in ("math", "torch") if f"{name}." in code]
     assets = ["from diffusion_gym.models.loading import ASSETS"] if "ASSETS" in code else []
-    if pipeline.__module__.startswith("diffusers."):
-        names = sorted([pipeline.__name__, *schedulers])
-        return [*plain, f"from diffusers import {', '.join(names)}", *assets]
-    own = f"from {pipeline.__module__} import {pipeline.__name__}"
-    return [*plain, f"from diffusers import {', '.join(schedulers)}", own, *assets]
+    is_own = not pipeline.__module__.startswith("diffusers.")
+    names = sorted(schedulers if is_own else [pipeline.__name__, *schedulers])
+    own = [f"from {pipeline.__module__} import {pipeline.__name__}"] if is_own else []
+    return [*plain, f"from diffusers import {', '.join(names)}", *own, *assets]
 
 
 def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
@@ -117,26 +119,20 @@ def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
     return [*lines, 'pipe.load_lora_weights(".")'] if one_file else lines
 
 
-def scheduler_lines(model: Any, sampler: str, eta: float, pipeline: str) -> list[str]:
-    """Return the lines that give the loaded pipeline, of the class named, the steps of a sampler."""
+def scheduler_lines(model: Any, sampler: str, eta: float) -> list[str]:
+    """Return the lines that give the loaded pipeline a sampler's steps."""
     if sampler in _FLOW_SAMPLERS:
         title, mean = _FLOW_SAMPLERS[sampler]
         step = _FLOW_STEP.format(title=title, mean=mean.format(eta=eta))
         return [*step.split("\n"), "pipe.scheduler = Sampler.from_config(pipe.scheduler.config)"]
     import diffusers
 
+    # A new scheduler: from_config of another class drops some settings, and has other defaults for the rest.
     kind = getattr(diffusers, _SCHEDULERS[sampler])
-    loaded = model.pipe.scheduler.config
-    if pipeline == "DDIMPipeline":  # which makes a DDIMScheduler of any
-        loaded = diffusers.DDIMScheduler.from_config(loaded).config
-    # What the run read out of the scheduler's settings, and what diffusers would: it drops some, and has defaults.
-    used, plain = kind.from_config(dict(model.scheduler_config)).config, kind.from_config(loaded).config
-    # Settings of other schedulers are kept in the config, and ignored.
-    settings = inspect.signature(kind.__init__).parameters.keys() & used.keys()
-    # The first is named in any case, for the default depends on the scheduler that the model came with.
-    names = ["clip_sample", *sorted(name for name in settings - {"clip_sample"} if used[name] != plain[name])]
-    named = {name: used[name] for name in names}
-    return _call(f"pipe.scheduler = {kind.__name__}.from_config", ["pipe.scheduler.config", *_keywords(named)])
+    used = kind.from_config(dict(model.scheduler_config)).config
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
+    settings = {name: used[name] for name in defaults.keys() & used.keys() if used[name] != defaults[name]}
+    return _call(f"pipe.scheduler = {kind.__name__}", _keywords(dict(sorted(settings.items()))))
 
 
 def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:
@@ -156,15 +152,12 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> l
         if arguments["eta"] != asked:
             lines = [f"# eta {asked} in the run, where this step of diffusers gives NaN"]
         elif "eta" not in inspect.signature(pipeline.__call__).parameters:
-            lines = [f"# without the run's noise, eta {arguments.pop('eta')}, which {pipeline.__name__} does not take"]
+            lines = [f"# without the run's eta of {arguments.pop('eta')}, which {pipeline.__name__} does not take"]
     return [*lines, *_call("image = pipe", _keywords(arguments), ".images[0]"), 'image.save("tuned.png")']
 
 
 def _finite_eta(algorithm: DiffusionAlgorithm[Any]) -> float:
-    """Return the run's eta, or, where diffusers takes a root of a rounding error below 0, one that is hardly less.
-
-    That is so at zero terminal SNR and eta 1.
-    """
+    """Return the run's eta, or a slightly smaller one if diffusers gives NaN, as at zero terminal SNR and eta 1."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(dict(algorithm.policy.model.scheduler_config))
@@ -179,13 +172,11 @@ def _keywords(arguments: dict[str, Any]) -> list[str]:
 
 
 def _literal(value: object) -> str:
-    """Return Python that makes the value; texts in double quotes, where that needs no escapes."""
-    text = repr(value)
-    return f'"{text[1:-1]}"' if isinstance(value, str) and text[0] == "'" and '"' not in text else text
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)  # in double quotes
 
 
 def _call(function: str, arguments: list[str], end: str = "") -> list[str]:
-    """Return a call in one line, or, where that is long, with an argument per line."""
+    """Return a call in one line, or, if that is long, with an argument per line."""
     line = f"{function}({', '.join(arguments)}){end}"
     if len(line) <= _WIDTH:
         return [line]

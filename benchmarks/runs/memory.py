@@ -1,7 +1,7 @@
-"""What a run will take of the device's memory, estimated before it starts; of several ranks, what each will.
+"""An estimate of a run's memory on its device, made before it starts; with several ranks, that of each.
 
-Weights, gradients, moments and the rollout are counted. What forward and backward passes hold on top is measured on a
-quarter and on half of a chunk of rows, counting every tensor while it lives, and extended in a straight line.
+Weights, gradients, moments and the rollout are counted. What forward and backward passes need on top is measured with a
+quarter and with half of a chunk of rows, counting every tensor while it lives, and extended in a straight line.
 """
 
 import contextlib
@@ -33,42 +33,34 @@ _ADAM, _ADAM_8_BIT = 8.0, 2 + 2 * 4 / 256
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the model's device, by what takes them; a reward model on the same device is not counted.
-
-    Attributes:
-        device: the device.
-        frozen: dtype -> weights of the networks that are not trained, each counted once where networks share it.
-        trained: trained weights, float32.
-        gradients: of the trained weights, float32.
-        moments: the optimizer's.
-        kept: copies of the trained weights: the starting ones, for the KL where there are no adapters to switch off,
-            and the moving average's.
-        rollout: one iteration's images with what is stored of their trajectories.
-        working: the most that a forward and backward pass of a chunk, decoding an image, or the optimizer's step
-            holds for a moment.
-        main_memory: trained weights, moments and averages, copied before each update to fall back on when memory runs
-            out; sharded ones are not.
-        prompts: the training prompts' encodings, which stay in main memory up to ``PROMPT_CACHE_BYTES``.
-        chunk_size: rows of a forward pass.
-        images: of the rollout.
-    """
+    """Bytes on the model's device, by what takes them; a reward model on the same device is not counted."""
 
     device: torch.device
     frozen: dict[str, int]
+    """dtype -> weights of the networks that are not trained; shared ones once."""
     trained: int
+    """Trained weights, float32."""
     gradients: int
     moments: int
+    """The optimizer's."""
     kept: int
+    """Copies of trained weights: the starting ones, for the KL without adapters, and the moving average."""
     rollout: int
+    """One iteration's images, with what is stored of their trajectories."""
     working: int
+    """The most that a chunk's forward and backward pass, decoding an image, or the optimizer's step needs."""
     main_memory: int
+    """The copy of trained weights, moments and averages before each update; sharded ones are not copied."""
     prompts: int
+    """The training prompts' encodings, in main memory."""
     chunk_size: int
+    """Rows per forward pass."""
     images: int
+    """Of the rollout."""
 
     @property
     def total(self) -> int:
-        """Bytes on the device in all; where it is the CPU, main memory is the device's."""
+        """Bytes on the device; the CPU's include main memory."""
         counted = self.trained + self.gradients + self.moments + self.kept + self.rollout + self.working
         beside = self.main_memory + self.prompts
         return sum(self.frozen.values()) + counted + (beside if self.device.type == "cpu" else 0)
@@ -88,7 +80,7 @@ class MemoryEstimate:
         if self.device.type == "cpu":
             lines, beside = [*lines, *beside], []
         free = free_bytes(self.device)
-        short = "; less is free: rows per forward pass will be halved where it runs out" if self.total > free else ""
+        short = "; less is free: rows per forward pass will be halved if it runs out" if self.total > free else ""
         return "\n".join(
             [
                 f"memory on {self.device}, estimated: {_size(self.total)}, of {_size(free)} free{short}",
@@ -99,20 +91,15 @@ class MemoryEstimate:
 
 
 def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
-    """Estimate an algorithm's memory; takes forward and backward passes of part of a chunk, and changes nothing.
+    """Estimate an algorithm's memory, with forward and backward passes of part of a chunk; nothing is changed.
 
-    Raises:
-        MemoryError: not even that fits.
+    Raise MemoryError if not even that fits.
     """
-    policy, config = algorithm.policy, algorithm.config
+    policy, device = algorithm.policy, algorithm.policy.model.device
     trained = list(policy.trainable_parameters().values())
-    networks = [*policy.model.networks, policy]
-    weights = _bytes(trained)
-    moments = _moment_bytes(trained, config.optimizer)
+    weights, moments = _bytes(trained), _moment_bytes(trained, algorithm.config.optimizer)
     averages = 0 if algorithm.average is None else weights
-    images = config.images_per_iteration // algorithm.ranks.size
-    meta = Rollout.empty(policy, [""] * images, algorithm.requires.whole_trajectory, "meta")
-    device = policy.model.device
+    images = algorithm.config.images_per_iteration // algorithm.ranks.size
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
     stepping = weights if device.type == "cuda" else 0
     try:
@@ -123,12 +110,12 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         raise
     return MemoryEstimate(
         device=device,
-        frozen=_frozen_bytes(networks),
+        frozen=_frozen_bytes([*policy.model.networks, policy]),
         trained=weights,
         gradients=weights,
         moments=moments,
         kept=averages + (0 if algorithm.reference is None else algorithm.reference.nbytes),
-        rollout=meta.nbytes,
+        rollout=Rollout.empty(policy, [""] * images, algorithm.requires.whole_trajectory, "meta").nbytes,
         working=working,
         main_memory=0 if algorithm.ranks.sharded else weights + moments + averages,
         prompts=_prompt_bytes(algorithm.mdp),
@@ -138,25 +125,22 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside, while they live; ``peak`` is the most at one time.
+    """Count the bytes of tensors made inside, while they live; ``peak`` is the most at one time.
 
-    Views, and tensors on storage that was there before, cost nothing. What a kernel allocates inside itself is not
-    seen.
+    Views, and tensors on storage that existed before, cost nothing. What a kernel allocates inside itself is not seen.
     """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
         """Args: existing: tensors whose storage is not counted."""
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, Any] = {}
-        for tensor in existing:
-            storage = tensor.untyped_storage()
-            self._known[storage._cdata] = storage
+        storages = [tensor.untyped_storage() for tensor in existing]
+        self._known: dict[int, Any] = {storage._cdata: storage for storage in storages}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation and note what it made."""
+        """Run the operation and note the tensors that it made."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -178,10 +162,10 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _training_bytes(policy: DenoisingPolicy, trained: list[nn.Parameter]) -> int:
-    """Bytes that forward and backward of a chunk hold beside weights and gradients.
+    """Return the bytes that forward and backward of a chunk need beside weights and gradients.
 
-    On few rows the peak is where the weights' gradients are made, on many where the activations are: a convex curve,
-    which a line through its beginning would miss. Where half a chunk does not fit, the line begins earlier.
+    With few rows the peak is where the weights' gradients are made, with many where the activations are: a convex
+    curve, which a line through its beginning would miss. If half a chunk does not fit, the line begins earlier.
     """
     rows = policy.chunk_size
     while True:
@@ -218,7 +202,7 @@ def blank_rows(policy: DenoisingPolicy, n: int) -> Rows:
 
 @contextlib.contextmanager
 def _gradients(trained: list[nn.Parameter]) -> Iterator[None]:
-    """Give every weight a gradient, so that making it is not counted, and take it away afterwards."""
+    """Give every weight a gradient, so that making it is not counted, and remove it afterwards."""
     before = [parameter.grad for parameter in trained]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -238,23 +222,21 @@ def _decoding_bytes(policy: DenoisingPolicy) -> int:
 
 
 def _frozen_bytes(networks: list[nn.Module]) -> dict[str, int]:
-    """Bytes of weights and buffers that are not trained, by dtype; shared ones once."""
-    seen: set[int] = set()
+    """Return the bytes of weights and buffers that are not trained, by dtype; shared ones once."""
+    tensors = {
+        local(tensor).untyped_storage().data_ptr(): local(tensor)
+        for network in networks
+        for tensor in (*network.parameters(), *network.buffers())
+        if not tensor.requires_grad and tensor.is_floating_point()
+    }
     sizes: dict[str, int] = defaultdict(int)
-    for network in networks:
-        for whole in (*network.parameters(), *network.buffers()):
-            if whole.requires_grad or not whole.is_floating_point():
-                continue
-            tensor = local(whole)
-            if tensor.untyped_storage().data_ptr() in seen:
-                continue
-            seen.add(tensor.untyped_storage().data_ptr())
-            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    for tensor in tensors.values():
+        sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     return dict(sizes)
 
 
 def _prompt_bytes(mdp: DenoisingMDP) -> int:
-    """Bytes of what the cache keeps once every training prompt was drawn."""
+    """Return the bytes that the cache of encodings holds once every training prompt was drawn."""
     values = sum(math.prod(shape) for shape in mdp.model.conditioning_shapes.values())
     tokens = sum(length for length, _ in mdp.model.token_limits.values()) if mdp.prompt_tokens else 0
     each = values * torch.float32.itemsize + tokens * torch.int64.itemsize
@@ -262,12 +244,9 @@ def _prompt_bytes(mdp: DenoisingMDP) -> int:
 
 
 def _moment_bytes(trained: list[nn.Parameter], optimizer: str) -> int:
-    def each(parameter: nn.Parameter) -> float:
-        values = local(parameter).numel()
-        in_8_bits = optimizer == "adamw8bit" and values >= _SMALLEST_8_BIT
-        return values * (_ADAM_8_BIT if in_8_bits else _ADAM)
-
-    return round(sum(each(parameter) for parameter in trained))
+    sizes = [local(parameter).numel() for parameter in trained]
+    in_8_bits = sum(size for size in sizes if optimizer == "adamw8bit" and size >= _SMALLEST_8_BIT)
+    return round(in_8_bits * _ADAM_8_BIT + (sum(sizes) - in_8_bits) * _ADAM)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -275,14 +254,14 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that a run can have of a device's memory, with what this process has of a GPU's already."""
+    """Return the free bytes of a device's memory, with what this process holds of a GPU's already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available
 
 
 def _size(size: float) -> str:
-    """Write bytes as "1.2 GB" (10^9)."""
+    """Return bytes as "1.2 GB" (10^9)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffusion_gym import _lazy
 from diffusion_gym.prompts import ANIMALS
@@ -21,26 +21,53 @@ if TYPE_CHECKING:
 Metric: TypeAlias = "Callable[[Tensor, Sequence[str]], float]"
 #: A measure of the policy itself instead of its images.
 PolicyMetric: TypeAlias = "Callable[[DiffusionAlgorithm], float]"
-#: The embedded model, whose world the judge knows, and the shape of its pictures.
-EMOJI = "emoji-animals"
-JUDGED_SHAPE = (3, 64, 64)
+#: The embedded model, whose pictures the judge knows, and their shape.
+EMOJI, JUDGED_SHAPE = "emoji-animals", (3, 64, 64)
+#: Logged beside the metrics if it is measured: the exact KL to the starting model, nats per image.
+KL_TO_START = "kl_to_start"
+#: Names of :data:`benchmarks.runs.exact_targets.DISTANCES`; ``?beta=NUMBER`` after them says which target (default 1).
+DISTANCES = (
+    "exact-kl-from-start",
+    "exact-excess-kl",
+    "exact-target-kl",
+    "exact-mean-error",
+    "exact-mode-weight-error",
+)
+#: Metrics that compare images of one prompt: NaN if an evaluation has no prompt twice.
+OF_PAIRS = ("diversity", "clip_diversity")
 
 
 def recognised(images: Tensor, prompts: Sequence[str]) -> float:
-    """Share of images in which the embedded world's judge sees the prompted animal; see :func:`check_world`."""
+    """Return the share of images in which the embedded world's judge sees the prompted animal; see `check_world`."""
     animals, _ = _judge().recognise(images)
     hits = [ANIMALS[int(seen)] == _animal(prompt) for prompt, seen in zip(prompts, animals, strict=True)]
     return sum(hits) / len(hits)
 
 
+def clip_diversity(images: Tensor, prompts: Sequence[str]) -> float:
+    """Return ``1 - cosine`` of the embedded CLIP's embeddings of two images of one prompt, averaged.
+
+    0 is full collapse. Unlike a distance of pixels it hardly counts position and background.
+    """
+    from algorithms.diversity import embedding_diversity
+
+    return embedding_diversity(_clip().embed_images(images, chunk_size=16).cpu(), prompts)
+
+
+#: Name -> metric over one evaluation's images.
+METRICS: dict[str, Metric] = _lazy.Registry(
+    {
+        "diversity": "algorithms.diversity:diversity",
+        "clip_diversity": clip_diversity,
+        "recognised": recognised,
+    }
+)
+
+
 def check_world(model: DiffusionModel, prompts: Sequence[str]) -> None:
-    """Refuse to have a model judged that draws no emoji animals, or prompts that ask for none.
+    """Raise ValueError for a model that draws no emoji animals, or prompts that ask for none.
 
-    A model belongs to the embedded model's world if it knows its vocabulary and draws pictures of its size, as runs on
-    it and ``pretrain`` make them.
-
-    Raises:
-        ValueError: a model of another world, or a prompt that names none of the 45 animals.
+    A model draws them if it has the embedded model's vocabulary and picture size, as tuned and pretrained ones have.
     """
     from diffusion_gym.models.loading import ASSETS
 
@@ -65,116 +92,22 @@ def _animal(prompt: str) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _judge():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is imported only where it is used
+def _judge() -> Any:
     from benchmarks.pretrain.judge import load_judge
 
     return load_judge()
 
 
-def clip_diversity(images: Tensor, prompts: Sequence[str]) -> float:
-    """``1 - cosine`` of the embedded CLIP's embeddings of two images of one prompt, averaged; 0 is full collapse.
-
-    Unlike pixels it does not count position and colour of the background for much, and sees what is shown.
-    """
-    from algorithms.diversity import embedding_diversity
-
-    return embedding_diversity(_clip().embed_images(images, chunk_size=16).cpu(), prompts)
-
-
 @lru_cache(maxsize=1)
-def _clip():  # type: ignore[no-untyped-def]  # noqa: ANN202 - the class is imported only where it is used
+def _clip() -> Any:
     from diffusion_gym.rewards.models.clip import load_clip
     from diffusion_gym.rewards.models.weights import embedded
 
     return load_clip(embedded("clip"), None)
 
 
-#: Logged beside the metrics where it is measured: the exact KL to the starting model, nats an image.
-KL_TO_START = "kl_to_start"
-#: Name -> metric over one evaluation's images.
-METRICS: dict[str, Metric] = _lazy.Registry(
-    {
-        "diversity": "algorithms.diversity:diversity",
-        "clip_diversity": clip_diversity,
-        "recognised": recognised,
-    }
-)
-#: Names of :data:`benchmarks.runs.exact_targets.DISTANCES`; ``?beta=NUMBER`` behind them says which target (1 if none).
-DISTANCES = (
-    "exact-kl-from-start",
-    "exact-excess-kl",
-    "exact-target-kl",
-    "exact-mean-error",
-    "exact-mode-weight-error",
-)
-#: Metrics that compare images of one prompt: NaN where an evaluation has no prompt twice.
-OF_PAIRS = ("diversity", "clip_diversity")
-
-
-def resolve_metric(name: str, device: str) -> Metric:
-    """Return a metric of :data:`METRICS`, or the mean of a reward that is held out of training.
-
-    Args:
-        name: of a metric, or a reward's text.
-        device: where images go for a reward whose models follow them.
-
-    Raises:
-        ValueError: as :func:`check_metric`, or a reward's weights that cannot be had.
-    """
-    check_metric(name)
-    if name in METRICS:
-        return METRICS[name]
-    from diffusion_gym.rewards.base import evaluate_reward
-
-    reward = resolve_reward(name)
-    return lambda images, prompts: float(evaluate_reward(reward, images.to(device), prompts).mean())
-
-
-def is_distance(name: str) -> bool:
-    """Return whether a metric measures the policy's distance from a distribution: less is nearer."""
-    return name.partition("?")[0] in DISTANCES
-
-
-def more_is_better(name: str) -> bool:
-    """Return whether a metric falls as pictures get worse; a distance does not, nor the KL from the start."""
-    return name != KL_TO_START and not is_distance(name)
-
-
-def resolve_distance(name: str) -> PolicyMetric:
-    """Return the measure that a distance's name stands for.
-
-    Raises:
-        ValueError: an option that is refused.
-    """
-    from benchmarks.runs.exact_targets import parse_distance, read_tuned
-
-    distance, beta = parse_distance(name)
-    return lambda algorithm: distance(read_tuned(algorithm), beta)
-
-
-def parse_beta(text: str) -> float:
-    """Return the beta that a distance's text names, 1 where it names none.
-
-    Raises:
-        ValueError: an option other than beta, or a beta that is not positive.
-    """
-    name, _, option = text.partition("?")
-    key, _, value = option.partition("=")
-    try:
-        beta = float(value) if option else 1.0
-    except ValueError:
-        beta = math.nan
-    if (option and key != "beta") or not 0 < beta < math.inf:
-        raise ValueError(f"{name!r} takes one option, beta=NUMBER with a positive number; got {option!r}.")
-    return beta
-
-
 def check_metric(name: str) -> None:
-    """Check a metric's name without loading anything.
-
-    Raises:
-        ValueError: neither a metric nor a reward, or a reward's option that is refused.
-    """
+    """Raise ValueError unless a metric's name, or a reward's text, is valid; nothing is loaded."""
     if name in METRICS:
         return
     if is_distance(name):
@@ -186,3 +119,44 @@ def check_metric(name: str) -> None:
         raise ValueError(
             f"unknown metric {name!r}; expected some of {sorted([*METRICS, *DISTANCES])}, or a reward ({error})"
         ) from error
+
+
+def resolve_metric(name: str, device: str) -> Metric:
+    """Return a metric of :data:`METRICS`, or the mean of a reward, whose models run on ``device``."""
+    if name in METRICS:
+        return METRICS[name]
+    from diffusion_gym.rewards.base import evaluate_reward
+
+    reward = resolve_reward(name)
+    return lambda images, prompts: float(evaluate_reward(reward, images.to(device), prompts).mean())
+
+
+def is_distance(name: str) -> bool:
+    """Return whether a metric is a distance of the policy from a distribution: less is nearer."""
+    return name.partition("?")[0] in DISTANCES
+
+
+def more_is_better(name: str) -> bool:
+    """Return whether a metric falls as pictures get worse; distances and the KL from the start do not."""
+    return name != KL_TO_START and not is_distance(name)
+
+
+def resolve_distance(name: str) -> PolicyMetric:
+    """Return the measure of a distance's name, with its ``?beta=NUMBER``."""
+    from benchmarks.runs.exact_targets import DISTANCES, read_tuned
+
+    distance, beta = DISTANCES[name.partition("?")[0]], parse_beta(name)
+    return lambda algorithm: distance(read_tuned(algorithm), beta)
+
+
+def parse_beta(text: str) -> float:
+    """Return the beta that a distance's text names, or 1; raise ValueError for another option or value."""
+    name, _, option = text.partition("?")
+    key, _, value = option.partition("=")
+    try:
+        beta = float(value) if option else 1.0
+    except ValueError:
+        beta = math.nan
+    if (option and key != "beta") or not 0 < beta < math.inf:
+        raise ValueError(f"{name!r} takes one option, beta=NUMBER with a positive number; got {option!r}.")
+    return beta

@@ -1,11 +1,12 @@
 """The model card beside exported weights, in the hub's form: what was tuned, how, what came of it, how to load it."""
 
 import inspect
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from algorithms import DiffusionAlgorithm
 from benchmarks.charts import Chart, figure, styles, write_figure
@@ -15,40 +16,9 @@ from benchmarks.runs.spec import RunSpec
 from diffusion_gym.naming import escaped, one_line
 
 CARD, CURVE = "README.md", "curve.png"
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 #: An absolute path belongs to one machine and means nothing to a reader; its last name stays.
 _ABSOLUTE = re.compile(r"(?<![\w./])/(?:[^/\s:,]+/)*([^/\s:,]+)")
-
-TEMPLATE = """\
----
-base_model: {quoted}
-library_name: diffusers
-pipeline_tag: {pipeline_tag}
-tags:
-{tags}
----
-
-# {base}, tuned toward {reward}
-
-{what} for {link}, tuned with reinforcement learning ({algorithm}) toward the reward {reward}.
-It was made by Diffusion Gym. The base model's licence holds for it.
-
-| | |
-|---|---|
-{rows}
-
-{curve}{evaluation}
-
-A higher reward is not a better picture: a reward can be had in ways that nobody wanted. Look at the pictures before you
-use the model.
-
-## How to load
-
-In this folder:
-
-```python
-{code}
-```
-"""
 
 
 def write_model_card(
@@ -59,42 +29,33 @@ def write_model_card(
     evaluations: list[dict[str, Any]],
     packages: dict[str, str | None],
 ) -> None:
-    """Write README.md and its curve into the folder of exported weights.
-
-    Args:
-        folder: what ``algorithm.export`` filled with a LoRA file or a pipeline.
-        spec: of the run.
-        algorithm: as it ended.
-        log: the run's lines.
-        evaluations: the run's, with ``iteration``, ``costs`` and ``rewards``.
-        packages: name -> version that trained it.
-    """
+    """Write README.md and its curve into a folder of exported weights; ``packages``: name -> version."""
     with dispensable(folder / CURVE):
         draw_curve(folder / CURVE, _public(spec.task.reward), log, evaluations)
     model: Any = algorithm.policy.model
     base, prompted = base_name(model.name), "prompt" in inspect.signature(type(model.pipe).__call__).parameters
-    kind = "lora" if model.exports_lora_file(algorithm.policy.lora) else "full-weights"
+    is_lora = model.exports_lora_file(algorithm.policy.lora)
     task = "text-to-image" if prompted else "unconditional-image-generation"
+    kind = "lora" if is_lora else "full-weights"
     tags = ["diffusion-gym", "reinforcement-learning", spec.algorithm, kind, task]
-    text = TEMPLATE.format(
+    card = ModelCard.from_template(
+        ModelCardData(base_model=base, library_name="diffusers", pipeline_tag=task, tags=tags),
+        template_path=str(_TEMPLATE),
         base=escaped(base),
         link=f"[{base}](https://huggingface.co/{base})" if "/" in base and not is_folder(model.name) else escaped(base),
-        pipeline_tag=task,
-        tags="\n".join(f"- {tag}" for tag in tags),
-        quoted=base if re.fullmatch(r"[\w./-]+", base) else json.dumps(base),  # JSON is YAML
         reward=escaped(_public(spec.task.reward)),
-        what="A LoRA" if kind == "lora" else "A pipeline with tuned weights",
+        what="A LoRA" if is_lora else "A pipeline with tuned weights",
         algorithm=spec.algorithm,
-        rows="\n".join(f"| {name} | {escaped(value)} |" for name, value in _rows(spec, algorithm, packages).items()),
-        curve=f"![reward over reward queries]({CURVE})\n\n" if (folder / CURVE).is_file() else "",
+        rows={name: escaped(value) for name, value in _rows(spec, algorithm, packages).items()},
+        curve=CURVE if (folder / CURVE).is_file() else "",
         evaluation=_evaluation(evaluations),
         code=loading_code(algorithm),
     )
-    (folder / CARD).write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(f"{card}\n", encoding="utf-8")
 
 
 def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str, str | None]) -> dict[str, str]:
-    """What the table says, by name."""
+    """Return the table, name -> text."""
     policy, config, costs = spec.config.policy, spec.config, algorithm.costs
     trained = {"denoiser": "the denoiser", "text_encoder": "the text encoder", "both": "denoiser and text encoder"}
     adapters = f"LoRA of rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, on {', '.join(policy.lora.targets)}"
@@ -105,7 +66,7 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
         "reward": _public(spec.task.reward),
         "prompts": f"{prompts}, {len(algorithm.mdp.prompts)} in all",
         "algorithm": f"{spec.algorithm}, learning rate {config.learning_rate:g}, {config.images_per_iteration} images "
-        "an iteration",
+        "per iteration",
         "budget": f"{costs['reward_queries']:,} reward queries, {algorithm.iteration} iterations, "
         f"{costs['forward_equivalents']:,} denoiser forwards",
         "sampler": f"{used_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {policy.eta:g}, guidance "
@@ -117,7 +78,7 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
 
 
 def _evaluation(evaluations: list[dict[str, Any]]) -> str:
-    """Say what the fixed evaluation images scored before and after."""
+    """Return a sentence with the rewards of the fixed evaluation images before and after."""
     if not evaluations:
         return "The run made no evaluations; the curve shows the rewards of the images it was trained on."
     first, last = evaluations[0], evaluations[-1]

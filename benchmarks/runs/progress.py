@@ -12,15 +12,14 @@ _BAR, _LINE = "{l_bar}{bar}| " + _VALUES, "{percentage:3.0f} % | " + _VALUES
 
 
 class ProgressBar:
-    """Counts images over one or more runs; appears with the first progress, so that an earlier error stands alone.
+    """Count images over one or more runs; the bar appears with the first progress.
 
-    On a terminal it is a bar; elsewhere, as in a log of CI, a line at most every ten seconds. The rate is the average
-    since the start, because an iteration's sampling and updates go at different speeds; what was done before a
-    resumed run counts for the bar but not for the rate.
+    Off a terminal, as in a log of CI, it is a line at most every ten seconds. The rate is the average since the start,
+    because sampling and updates differ in speed; what a resumed run had done before counts for the bar only.
     """
 
     def __init__(self, total: int, already: float = 0.0) -> None:
-        """Begin with ``already`` of ``total`` images done by runs that are not run again."""
+        """Begin with ``already`` of ``total`` images, of runs that are complete."""
         self._total, self._finished = total, already
         self._started_at: dict[str, float] = {}
         self._done: dict[str, float] = {}
@@ -66,17 +65,15 @@ def _make_bar(total: int, already: int) -> "tqdm[Any]":
 
 
 class _Lines:
-    """A file for tqdm that makes a line of its own of each redrawing, instead of a carriage return."""
+    """A file for tqdm in which each redrawing is a line of its own, without carriage return or padding."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def write(self, text: str) -> None:
-        """Write the line, without the padding that overwrites a longer one on a terminal."""
         line = text.replace("\r", "").strip()
         if line:
             self._file.write(line + "\n")
 
     def flush(self) -> None:
-        """Flush the file."""
         self._file.flush()

@@ -1,9 +1,9 @@
-"""One training run in one folder: started, stopped, resumed and finished by the same call.
+"""One training run in one folder: the same call starts, resumes, lengthens and finishes it.
 
-The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, a line a dump),
+The folder holds ``run.json`` (specification and provenance), ``metrics.jsonl`` (the log, one line per dump),
 ``evaluations.jsonl`` (rewards of every evaluation image, and of every held-out one), ``images/`` (their grids),
-``checkpoint.zip``, where they are wanted ``checkpoints/`` (the latest ones) and ``best.zip`` (the one with the best
-evaluation), and, at the end, the tuned weights in diffusers' own format beside a model card (``README.md``).
+``checkpoint.zip``, if asked for ``checkpoints/`` (the latest ones) and ``best.zip`` (the one with the best evaluation),
+and, at the end, the tuned weights in diffusers' own format beside a model card (``README.md``).
 """
 
 import contextlib
@@ -25,28 +25,22 @@ from benchmarks.runs.folder import (
     EVALUATIONS,
     METRICS,
     RUN,
-    begin,
-    check_same,
     holds_run,
-    is_finished,
     log_lines,
-    prepare,
     read_json,
     read_spec,
-    record_reward_files,
-    rewind,
-    told_when_full,
+    write_errors_explained,
     write_json,
 )
+from benchmarks.runs.jsonlines import JSONLines
 from benchmarks.runs.metrics import check_world
 from benchmarks.runs.model_card import CARD, CURVE, write_model_card
 from benchmarks.runs.ownership import claimed
 from benchmarks.runs.record import Evaluation, Run
-from benchmarks.runs.recorder import JSONLines, OnProgress, Recorder
-from benchmarks.runs.spec import RunSpec
-from benchmarks.runs.tensorboard import TensorBoard
+from benchmarks.runs.recorder import OnProgress, Recorder
+from benchmarks.runs.resuming import begin, check_same, is_finished, prepare, record_reward_files, rewind
+from benchmarks.runs.spec import RunSpec, Writing
 from benchmarks.runs.watch import safeguard_callbacks
-from benchmarks.runs.weights_and_biases import WandbMode, WeightsAndBiases
 from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardError, file_digests
 
@@ -56,37 +50,27 @@ OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
 def run(
     spec: RunSpec,
     folder: Path,
+    writing: Writing = Writing(),  # noqa: B008 - it is frozen
     *,
     on_progress: OnProgress = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
-    checkpoint_every: int = 10,
-    keep_checkpoints: int = 1,
-    tensorboard: bool = False,
-    wandb: WandbMode = "off",
     on_built: OnBuilt = lambda algorithm: None,
 ) -> Run:
     """Train to the end of the budget, from the folder's checkpoint if there is one; a finished run is read back.
 
-    A finished run resumes where more reward queries are asked for. One that never completed an iteration does not keep
-    another from beginning in its folder.
+    A finished run resumes if more reward queries are asked for; a run that completed no iteration is replaced by
+    another. Collective: call on every rank, with one folder that all can read; the first writes.
 
     Args:
         spec: what to run.
         folder: of this run alone.
+        writing: checkpoints and logs; torch's threads are the caller's to set.
         on_progress: called after every step of the environments, and after every chunk of an update.
-        should_stop: asked after every step of the environments, and in updates after every chunk (after every step of
-            the optimizer where ranks must agree); True checkpoints and returns.
-        checkpoint_every: iterations between checkpoints.
-        keep_checkpoints: with 2 or more, the latest so many checkpoints are also kept in ``checkpoints/``.
-        tensorboard: also write TensorBoard events: the log's curves, and the evaluations' grids and metrics.
-        wandb: also log the same to Weights & Biases; ``"offline"`` sends nothing.
+        should_stop: asked as often; True checkpoints and returns.
         on_built: called with the algorithm before anything is written or trained.
 
-    Collective: call on every rank, with one folder that all can read; the first writes.
-
     Raises:
-        ValueError: the folder holds another run, a damaged one or files of somebody else's, another process trains in
-            it, or a log is asked for whose package is not installed.
+        ValueError: the folder holds another run, a damaged one or other files, or another process trains in it.
         RewardError: the reward failed; the checkpoint is that of the iteration's start.
         DivergedError: too many gradients in a row were not finite; the last checkpoint stays.
         WriteError: nothing more could be written, as on a full disk; the last checkpoint stays.
@@ -95,7 +79,7 @@ def run(
     ranks = current_ranks()
     digests = ranks.call(lambda: file_digests(spec.task.reward))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(told_when_full(folder))
+        stack.enter_context(write_errors_explained(folder))
         # Before the model is loaded, so that two that start together do not share the folder.
         ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
         ranks.first(lambda: prepare(spec, folder))
@@ -104,30 +88,36 @@ def run(
         if is_finished(spec, folder):
             return read_run(folder)
         on_built(algorithm)
-        logs: list[TensorBoard | WeightsAndBiases] = []
-        writers: list[KVWriter] = []
-
-        def open_folder() -> None:
-            begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
-            rewind(folder, algorithm.iteration)
-            if tensorboard:
-                logs.append(TensorBoard(folder / "tensorboard", algorithm.num_timesteps))
-            if wandb != "off":
-                logs.append(WeightsAndBiases(folder, spec.to_json(), wandb))
-            writers.extend([JSONLines(folder / METRICS), *logs])
-
-        ranks.first(open_folder)
-        algorithm.set_logger(Logger(str(folder), writers))
+        logs: list[Any] = []
+        ranks.first(lambda: logs.extend(_opened(spec, folder, writing, algorithm)))
+        lines = [JSONLines(folder / METRICS)] if ranks.is_first else []
+        algorithm.set_logger(Logger(str(folder), [*lines, *logs]))
         stack.callback(algorithm.logger.close)
-        recorder = Recorder(spec, folder, on_progress, should_stop, checkpoint_every, keep_checkpoints, logs)
+        recorder = Recorder(spec, folder, writing, on_progress, should_stop, logs)
         _learn(spec, folder, algorithm, recorder, digests)
     return read_run(folder)
+
+
+def _opened(spec: RunSpec, folder: Path, writing: Writing, algorithm: DiffusionAlgorithm[Any]) -> list[KVWriter]:
+    """Begin or resume in the folder; return the logs beside its JSON lines."""
+    begin(spec, folder, _facts(spec, algorithm), algorithm.iteration)
+    rewind(folder, algorithm.iteration)
+    logs: list[KVWriter] = []
+    if writing.tensorboard:
+        from benchmarks.runs.tensorboard import TensorBoard
+
+        logs.append(TensorBoard(folder / "tensorboard", algorithm.num_timesteps))
+    if writing.wandb != "off":
+        from benchmarks.runs.weights_and_biases import WeightsAndBiases
+
+        logs.append(WeightsAndBiases(folder, spec.to_json(), writing.wandb))
+    return logs
 
 
 def _learn(
     spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder, digests: dict[str, str]
 ) -> None:
-    """Train, save, and at the end of the budget, or where a safeguard stops the run, export."""
+    """Train and save; export at the end of the budget, or when a safeguard stops the run."""
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
     ranks = algorithm.ranks
     if steps > 0:
@@ -136,16 +126,16 @@ def _learn(
     try:
         algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
     except KeyboardInterrupt:
-        recorder.save()  # what was under way is left as it is, what was done before is not lost
+        recorder.save()  # the iteration under way is lost, what was done before is not
         raise
     except RewardError as error:
-        recorder.save()  # nothing is lost: the iteration that failed never happened
+        recorder.save()  # likewise
         raise RewardError(
-            f"{error}\nThe run stands at iteration {algorithm.iteration}, in {folder / CHECKPOINT}. Once the reward "
-            "is mended, the same command resumes there."
+            f"{error}\nThe run is at iteration {algorithm.iteration}, in {folder / CHECKPOINT}. Once the reward is "
+            "corrected, the same command resumes there."
         ) from error
     recorder.save()
-    # Asked to stop in the last evaluation, a run has spent its budget and is not finished.
+    # A run that was asked to stop in its last evaluation has spent its budget, and is not finished.
     spent = algorithm.costs["reward_queries"] >= spec.total_queries and ranks.all(not recorder.stopped)
     reason = None if spent else next((each.reason for each in safeguards if each.reason is not None), None)
     if spent or reason is not None:
@@ -159,7 +149,7 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
     model = algorithm.policy.model
     exported = folder if model.exports_lora_file(algorithm.policy.lora) else folder / "pipeline"
     algorithm.export(exported)
-    if not model.networks or not algorithm.ranks.is_first:  # the exact family's is nothing that diffusers loads
+    if not model.networks or not algorithm.ranks.is_first:  # diffusers cannot load the exact family
         return
     packages = read_json(folder / RUN)["provenance"]["packages"]
     try:

@@ -1,4 +1,4 @@
-"""A run's safeguards against overoptimisation: when it stops early, and which checkpoint is kept as the best."""
+"""A run's safeguards against overoptimisation: when it stops early, and which checkpoint it keeps as its best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from algorithms.config.base import EvaluationConfig, check_kl_limit, check_patie
 from benchmarks.runs.metrics import OF_PAIRS, check_metric, is_distance
 from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 
-#: Before a metric's name: on the prompts that are held out of training.
+#: Before a metric's name: measured on the held-out prompts.
 HELD_OUT = "held_out/"
 _NO_METRIC = tyro.conf.arg(metavar="METRIC", help_behavior_hint="(default: none)")
 
@@ -20,12 +20,12 @@ class Safeguards:
     """When a run stops early, and which checkpoint it keeps as its best."""
 
     stop_at_kl: Annotated[float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: never)")] = None
-    """Stop once eval/kl_to_start is over so many nats an image; needs --kl-to-start or a KL penalty."""
+    """Stop once eval/kl_to_start exceeds so many nats per image; needs --kl-to-start or a KL penalty."""
     stop_when_metric_falls: Annotated[str | None, _NO_METRIC] = None
-    """Stop once this metric has not been better than its best for a while: "reward", or one of --metrics' names; with
-    held_out/ before it, on the held-out prompts."""
+    """Stop once this metric has not improved for --patience evaluations: reward, or one of --metrics;
+    with held_out/ before it, on the held-out prompts."""
     patience: int = 3
-    """Evaluations in a row without a better metric that are borne."""
+    """Evaluations in a row without an improvement after which --stop-when-metric-falls stops."""
     keep_best: Annotated[str | None, _NO_METRIC] = None
     """Keep the checkpoint with the best of this metric (named as above) as best.zip."""
 
@@ -51,16 +51,7 @@ class Safeguards:
         return tuple(dict.fromkeys(name for name in bare if name != "reward"))
 
     def check(self, evaluations: int, held_out: bool, measures_kl: bool) -> None:
-        """Refuse safeguards for which the run measures nothing.
-
-        Args:
-            evaluations: images of each.
-            held_out: whether there are held-out prompts.
-            measures_kl: whether the KL to the starting model is measured.
-
-        Raises:
-            ValueError: naming the option to set.
-        """
+        """Raise ValueError for safeguards for which the run measures nothing; ``evaluations``: images of each."""
         if evaluations == 0 and (self.watched or self.stop_at_kl is not None):
             raise ValueError(
                 "stop_at_kl, stop_when_metric_falls and keep_best decide at evaluations, of which there are none; set "
@@ -75,15 +66,7 @@ class Safeguards:
             )
 
     def check_prompts(self, trained: Sequence[str], evaluation: EvaluationConfig) -> None:
-        """Refuse to watch what compares images of one prompt where no evaluation has two of one.
-
-        Args:
-            trained: the prompts that are trained on.
-            evaluation: how many images an evaluation has, and the held-out prompts.
-
-        Raises:
-            ValueError: naming the metric, and how many images it takes.
-        """
+        """Raise ValueError if a watched metric compares images of one prompt, and no evaluation has two of one."""
         for name in self.watched:
             if name.removeprefix(HELD_OUT) not in OF_PAIRS:
                 continue

@@ -1,6 +1,7 @@
-"""What a run is: the task, the algorithm, the budget; frozen dataclasses that are also the command line."""
+"""A run's specification: task, algorithm, budget; frozen dataclasses that are also the command line's options."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config.base import check_held_out, from_dict, to_dict
 from benchmarks.runs.metrics import check_metric
 from benchmarks.runs.safeguards import Safeguards
-from diffusion_gym.choices import DEFAULT_MODEL
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward
@@ -20,17 +21,17 @@ from diffusion_gym.rewards import REWARDS, check_reward
 WandbMode = Literal["off", "offline", "online"]
 
 
-def check_names(kind: str, given: Collection[str], known: Collection[str], at_least_one: bool = True) -> None:
-    """Raise ValueError unless every given name is known."""
+def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise ValueError unless there are names, and all are known."""
     unknown = sorted(set(given) - set(known))
-    if unknown or (at_least_one and not given):
+    if unknown or not given:
         word = unknown[0] if unknown else "(none)"
         raise ValueError(f"unknown {kind} {word!r}; expected some of {sorted(known)}.{did_you_mean(word, known)}")
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is tuned toward what."""
+    """The model, and what it is tuned toward."""
 
     model: str = DEFAULT_MODEL
     """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
@@ -57,8 +58,8 @@ class TaskConfig:
     num_inference_steps: int = 10
     """Denoising steps per image."""
     device: str = "auto"
-    """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Where the model runs: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+    dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
     vae_tiling: bool = False
     """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
@@ -77,6 +78,34 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """What a run writes beside its log, and its threads; of these only the threads change results."""
+
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = 1
+    """Checkpoints kept; with 2 or more, the latest are in the folder's checkpoints/, named after their iteration."""
+    threads: int = 0
+    """Torch threads; 0 takes all cores. Results are bit-equal for the same number."""
+    tensorboard: bool = False
+    """Also write TensorBoard events, curves and image grids, to the folder's tensorboard/ (needs the package
+    tensorboard)."""
+    wandb: WandbMode = "off"
+    """Also log to Weights & Biases (needs the package wandb); offline writes to the folder and sends nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers, and packages that are not installed."""
+        if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.threads < 0:
+            raise ValueError(
+                "expected checkpoint_every >= 1, keep_checkpoints >= 1 and threads >= 0, got "
+                f"{self.checkpoint_every}, {self.keep_checkpoints} and {self.threads}."
+            )
+        for option, name in ((self.tensorboard, "tensorboard"), (self.wandb != "off", "wandb")):
+            if option and importlib.util.find_spec(name) is None:
+                raise ValueError(f"--{name} needs the package {name}: python -m pip install {name}.")
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """Everything that decides a run's numbers, on one device with one number of threads."""
 
@@ -89,7 +118,7 @@ class RunSpec:
     reward_queries: int = 2048
     """Reward queries to train for, rounded up to whole iterations."""
     safeguards: Safeguards = field(default_factory=Safeguards)
-    """When it stops before, and which checkpoint is kept."""
+    """When it stops early, and which checkpoint it keeps as its best."""
 
     def __post_init__(self) -> None:
         """Refuse an impossible budget, an unknown algorithm, prompts on both sides of a split, or idle safeguards."""
@@ -107,7 +136,7 @@ class RunSpec:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What is measured at each evaluation beside the reward: the task's metrics, and what the safeguards watch."""
+        """What each evaluation measures beside the reward: the task's metrics, and those the safeguards watch."""
         return tuple(dict.fromkeys((*self.task.metrics, *self.safeguards.measured)))
 
     @property
@@ -128,11 +157,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
-        """Rebuild a specification.
-
-        Raises:
-            KeyError, TypeError, ValueError: what is missing, or refused.
-        """
+        """Return the specification that ``to_json`` wrote; raise KeyError, TypeError or ValueError if it is damaged."""
         name = data["algorithm"]
         if name not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {name!r}; expected one of {sorted(ALGORITHMS)}.")
@@ -141,5 +166,5 @@ class RunSpec:
             from_dict(type(ALGORITHMS[name].config), data["config"]),
             from_dict(TaskConfig, data["task"]),
             data["reward_queries"],
-            from_dict(Safeguards, data.get("safeguards", {})),  # older runs have none
+            from_dict(Safeguards, data.get("safeguards", {})),  # committed results without any have none
         )

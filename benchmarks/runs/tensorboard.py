@@ -11,27 +11,17 @@ from diffusion_gym.naming import log_name
 
 
 class TensorBoard(TensorBoardOutputFormat):
-    """Stable-Baselines3's output, which also takes an evaluation and goes on cleanly after a resume."""
+    """Stable-Baselines3's output, which also takes evaluations and continues after a resume."""
 
     def __init__(self, folder: Path, steps_done: int) -> None:
-        """Open the folder.
+        """Open the folder; after ``steps_done`` denoising steps TensorBoard hides what a killed run logged."""
+        from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a second
 
-        Args:
-            folder: of this run's events.
-            steps_done: denoising steps up to the checkpoint; TensorBoard hides what a killed run logged after them.
-
-        Raises:
-            ValueError: the package tensorboard is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard.") from error
         self.writer = SummaryWriter(str(folder), purge_step=steps_done + 1 if steps_done else None)
         self._is_closed = False
 
     def write_evaluation(self, picture: Image.Image, metrics: Mapping[str, float], step: int) -> None:
-        """Write an evaluation's grid, and its metrics beside the reward, which the log has."""
+        """Write an evaluation's grid, and those of its metrics that the log does not have."""
         self.writer.add_image("eval/images", np.asarray(picture), step, dataformats="HWC")
         for name, value in metrics.items():
             self.writer.add_scalar(f"eval/{log_name(name)}", value, step)

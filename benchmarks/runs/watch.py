@@ -1,4 +1,4 @@
-"""What carries a run's safeguards out: they decide from ``evaluations.jsonl``, so that a resumed run decides alike."""
+"""The callbacks of a run's safeguards: they decide from ``evaluations.jsonl``, so that a resumed run decides alike."""
 
 import math
 import statistics
@@ -15,35 +15,29 @@ from benchmarks.runs.safeguards import HELD_OUT, Safeguards
 def safeguard_callbacks(
     safeguards: Safeguards, folder: Path, lines: Sequence[Mapping[str, Any]], latest: Callable[[], Mapping[str, Any]]
 ) -> list[EvaluationCallback]:
-    """Return what carries a run's safeguards out.
+    """Return the callbacks that stop a run early and keep its best checkpoint.
 
-    Args:
-        safeguards: the run's.
-        folder: the run's.
-        lines: of ``evaluations.jsonl`` so far, up to the checkpoint; a resumed run decides as one never stopped.
-        latest: returns the line of the evaluation that is being looked at.
+    ``lines``: of ``evaluations.jsonl``, up to the checkpoint; ``latest``: returns the present evaluation's line.
     """
     callbacks: list[EvaluationCallback] = []
-    if safeguards.keep_best is not None:
-        name = safeguards.keep_best
-        earlier = [value_of(line, name) for line in lines]
-        # Also of an evaluation that the log no longer has: the last one of a run that was then made longer.
+    best, falling = safeguards.keep_best, safeguards.stop_when_metric_falls
+    if best is not None:
+        earlier = [value_of(line, best) for line in lines]
+        # The last evaluation of a run that was then made longer is in the log no more.
         held = read_json(folder / RUN).get("best") or {}
-        earlier += [held["value"]] if held.get("metric") == name else []
-        callbacks.append(_KeepBestInFolder(folder, name, lambda _: value_of(latest(), name), earlier))
+        earlier += [held["value"]] if held.get("metric") == best else []
+        callbacks.append(_KeepBestInFolder(folder, best, lambda _: value_of(latest(), best), earlier))
     if safeguards.stop_at_kl is not None:
         callbacks.append(StopAtKL(safeguards.stop_at_kl))
-    if safeguards.stop_when_metric_falls is not None:
-        watched = safeguards.stop_when_metric_falls
-        earlier = [value_of(line, watched) for line in lines]
-        callbacks.append(
-            StopWhenMetricFalls(lambda _: value_of(latest(), watched), safeguards.patience, watched, earlier)
-        )
+    if falling is not None:
+        earlier = [value_of(line, falling) for line in lines]
+        watch = StopWhenMetricFalls(lambda _: value_of(latest(), falling), safeguards.patience, falling, earlier)
+        callbacks.append(watch)
     return callbacks
 
 
 def value_of(line: Mapping[str, Any], name: str) -> float:
-    """Return a metric's value in a line of ``evaluations.jsonl``; NaN where it was not measured."""
+    """Return a metric's value in a line of ``evaluations.jsonl``; NaN if it was not measured."""
     part = line.get("held_out", {}) if name.startswith(HELD_OUT) else line
     bare = name.removeprefix(HELD_OUT)
     if bare == "reward":
@@ -53,10 +47,10 @@ def value_of(line: Mapping[str, Any], name: str) -> float:
 
 
 class _KeepBestInFolder(KeepBest):
-    """Keeps ``best.zip`` beside ``checkpoint.zip``, and says in ``run.json`` what it is.
+    """Keep ``best.zip`` beside ``checkpoint.zip``, and name it in ``run.json``.
 
-    The run's own checkpoint is written first, and the best one is a link to it: so the best is never younger than the
-    checkpoint that a killed run goes on from, which looks at that evaluation again.
+    The run's own checkpoint is written first, and the best is a link to it, so that it is never newer than the
+    checkpoint from which a killed run resumes and makes that evaluation again.
     """
 
     def __init__(self, folder: Path, name: str, metric: Callable[[Evaluation], float], earlier: list[float]) -> None:

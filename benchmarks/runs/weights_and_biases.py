@@ -8,41 +8,33 @@ from typing import Any, Literal
 from PIL import Image
 from stable_baselines3.common.logger import KVWriter
 
-from benchmarks.runs.spec import WandbMode as WandbMode
 from diffusion_gym.naming import log_name
 
 PROJECT = "diffusion-gym"
+#: What the run's folder holds is sent, and nothing of the terminal, the machine's load, or the clone.
+_SETTINGS: dict[str, Any] = {
+    "console": "off", "silent": True, "disable_git": True, "disable_code": True, "save_code": False,
+    "x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False,
+}  # fmt: skip
 
 
 class WeightsAndBiases(KVWriter):
-    """Stable-Baselines3 log output to a run of Weights & Biases, which a resumed run goes on with."""
+    """Stable-Baselines3's log output to Weights & Biases; a resumed run continues there."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], mode: Literal["offline", "online"]) -> None:
         """Open a run named after the folder; its files go to the folder's ``wandb/``.
 
-        Args:
-            folder: of the training run.
-            config: shown beside the run, JSON-serialisable.
-            mode: ``"offline"`` or ``"online"``; stronger than the environment's ``WANDB_MODE``.
-
-        Raises:
-            ValueError: the package wandb is not installed, or no account is logged in to.
+        ``config`` is shown beside the run; ``mode`` overrides the environment's ``WANDB_MODE``. Raise ValueError if no
+        account is logged in.
         """
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError("--wandb needs the package wandb: pip install diffusion-denoise-gym[wandb].") from error
+        import wandb
+
         self._wandb = wandb
-        # No record of the terminal, the machine's load or the clone: what the run's folder holds, and nothing else.
-        settings = wandb.Settings(
-            console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
-            x_disable_meta=True, x_save_requirements=False,
-        )  # fmt: skip
         identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         try:
             self._run = wandb.init(
                 project=PROJECT, name=folder.resolve().name, id=identity, resume="allow" if mode == "online" else None,
-                dir=str(folder), config=dict(config), mode=mode, settings=settings,
+                dir=str(folder), config=dict(config), mode=mode, settings=wandb.Settings(**_SETTINGS),
             )  # fmt: skip
         except wandb.errors.Error as error:
             raise ValueError(
@@ -57,10 +49,10 @@ class WeightsAndBiases(KVWriter):
         self._run.log({**key_values, "step": step})
 
     def write_evaluation(self, picture: Image.Image, metrics: Mapping[str, float], step: int) -> None:
-        """Log an evaluation's grid, and its metrics beside the reward, which the log has."""
+        """Log an evaluation's grid, and those of its metrics that the log does not have."""
         values = {f"eval/{log_name(name)}": value for name, value in metrics.items()}
         self._run.log({**values, "eval/images": self._wandb.Image(picture), "step": step})
 
     def close(self) -> None:
-        """Write everything out, and end the run."""
+        """Finish the run."""
         self._run.finish()

@@ -1,4 +1,4 @@
-"""``compare --dry-run``: every configuration built and checked, and what would run; no weight is loaded."""
+"""``compare --dry-run``: every configuration is built and checked, and listed; no weight is loaded."""
 
 from collections.abc import Mapping
 
@@ -10,19 +10,14 @@ from benchmarks.runs.spec import RunSpec
 def dry_run(plan: Mapping[str, RunSpec]) -> str:
     """Return, as Markdown, a line for each task and variant, and the sums.
 
-    Building the plan has checked each field, the rewards', prompts' and metrics' names and options, and that held-out
-    prompts are none of the trained ones; here is checked what the algorithms require of their configuration.
-
-    Raises:
-        ValueError: a configuration that could not be trained.
+    Building the plan has checked each field, name, option and split of prompts; this checks what the algorithms require
+    of their configuration, and raises ValueError.
     """
-    rows: dict[tuple[str, str], RunSpec] = {}
-    seeds: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str], tuple[RunSpec, list[str]]] = {}
     for name, spec in plan.items():
         task, variant, seed = name.split("/")
         check(spec)
-        rows[task, variant] = spec
-        seeds.setdefault((task, variant), []).append(seed.removeprefix("seed-"))
+        groups.setdefault((task, variant), (spec, []))[1].append(seed.removeprefix("seed-"))
     header = ["task", "runs", "model", "prompts", "held out", "steps", "queries", "iterations", "evaluations", "seeds"]
     lines = [
         [
@@ -35,9 +30,9 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
             f"{spec.total_queries:,}",
             f"{iterations(spec):,}",
             str(evaluations(spec)),
-            " ".join(seeds[task, variant]),
+            " ".join(seeds),
         ]
-        for (task, variant), spec in rows.items()
+        for (task, variant), (spec, seeds) in groups.items()
     ]
     queries = sum(spec.total_queries for spec in plan.values())
     end = f"{len(plan)} runs, {queries:,} reward queries in all; every configuration is valid; nothing was run."
@@ -45,11 +40,7 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
 
 
 def check(spec: RunSpec) -> None:
-    """Check what the algorithm requires of its configuration, as far as can be told without the model.
-
-    Raises:
-        ValueError: as the algorithm's constructor would.
-    """
+    """Raise ValueError for a configuration that its algorithm cannot train, as far as known without the model."""
     ALGORITHMS[spec.algorithm].cls.check_config(spec.config)
 
 

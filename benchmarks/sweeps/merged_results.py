@@ -6,8 +6,8 @@ from pathlib import Path
 from benchmarks.analysis.curves import check_one_comparison, check_one_setting
 from benchmarks.analysis.results import Results, read_results, write_results
 from benchmarks.provenance import provenance
-from benchmarks.runs.folder import differences
 from benchmarks.runs.record import Run
+from benchmarks.runs.resuming import differences
 from benchmarks.runs.run import read_run
 from benchmarks.runs.spec import RunSpec
 from benchmarks.sweeps.sweep import is_complete

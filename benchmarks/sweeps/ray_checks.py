@@ -1,4 +1,4 @@
-"""What would make runs on a Ray cluster wait or fail, found out before any begins."""
+"""Checks of a Ray cluster before any run begins: can it be reached, has it the resources, does it see the folder?"""
 
 import socket
 import uuid
@@ -15,11 +15,7 @@ Node = Mapping[str, Any]
 
 
 def check_reachable(address: str) -> None:
-    """Try the head's port first: Ray itself tries for minutes before it says that nobody is there.
-
-    Raises:
-        ValueError: nobody is there.
-    """
+    """Raise ValueError if nothing answers at the head's port; Ray itself would try for minutes."""
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -30,25 +26,24 @@ def check_reachable(address: str) -> None:
 
 
 def no_cluster(address: str, error: Exception) -> ValueError:
-    """Return the error that says so."""
+    """Return the error for an address without a cluster."""
     return ValueError(f"no Ray cluster at {address!r}: {error}. Expected HOST:PORT of a running head, auto, or local.")
 
 
+def resources(spec: RunSpec, threads: int) -> dict[str, int]:
+    """Return what a run asks of a node, as Ray names it; "auto" asks for no GPU."""
+    return {"CPU": threads, "GPU": 0 if spec.task.device in ("cpu", "auto") else 1}
+
+
 def check_resources(specs: Collection[RunSpec], threads: int, nodes: Sequence[Node]) -> list[Node]:
-    """Return the nodes that can take one of the runs.
+    """Return those of ``ray.nodes()`` that can take one of the runs.
 
-    Args:
-        specs: the runs.
-        threads: of each.
-        nodes: as ``ray.nodes()`` tells them.
-
-    Raises:
-        ValueError: a run for which no node has enough; Ray would wait for one for ever, and say nothing.
+    Raise ValueError if none has enough for a run; Ray would wait for one without end, and say nothing.
     """
     alive = [node for node in nodes if node["Alive"]]
     able: dict[str, Node] = {}
-    for device in dict.fromkeys(spec.task.device for spec in specs):
-        asked = resources(next(spec for spec in specs if spec.task.device == device), threads)
+    for device, spec in {spec.task.device: spec for spec in specs}.items():
+        asked = resources(spec, threads)
         found = [node for node in alive if all(node["Resources"].get(name, 0) >= asked[name] for name in asked)]
         if not found:
             having = [tuple(node["Resources"].get(name, 0) for name in ("GPU", "CPU")) for node in alive] or [(0, 0)]
@@ -62,21 +57,10 @@ def check_resources(specs: Collection[RunSpec], threads: int, nodes: Sequence[No
     return list(able.values())
 
 
-def resources(spec: RunSpec, threads: int) -> dict[str, int]:
-    """Return what a run asks of a node, as Ray names it; "auto" asks for no GPU."""
-    return {"CPU": threads, "GPU": 0 if spec.task.device in ("cpu", "auto") else 1}
-
-
 def check_folder(ray: Any, folder: Path, nodes: Sequence[Node]) -> None:
-    """Let each node look for a file that is written here; a run would find out only when it has trained.
+    """Raise ValueError if a node does not see a file that is written into the folder, or cannot begin a run.
 
-    Args:
-        ray: the package, connected.
-        folder: parent of the runs' folders; it is made where it is not there.
-        nodes: that runs may go to.
-
-    Raises:
-        ValueError: a node does not see the folder, or cannot begin a run.
+    A run would notice only after training.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -84,12 +68,12 @@ def check_folder(ray: Any, folder: Path, nodes: Sequence[Node]) -> None:
     probe = folder.resolve() / f".seen-by-ray-{uuid.uuid4().hex}"
     probe.touch()
     try:
-        answers = []
+        answers = {}
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_sees)
-            answers.append((f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", task.remote(str(probe))))
-        blind = [name for name, answer in answers if not _answer(ray, name, answer)]
+            answers[f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"] = task.remote(str(probe))
+        blind = [name for name, answer in answers.items() if not _answer(ray, name, answer)]
     finally:
         probe.unlink()
     if blind:
@@ -104,11 +88,10 @@ def _answer(ray: Any, node: str, answer: Any) -> bool:
         return ray.get(answer, timeout=_PROBE_SECONDS)
     except ray.exceptions.RayError as error:
         raise ValueError(
-            f"the Ray node {node} cannot begin a run ({last_line(error)}). Each node needs this "
-            "package in the same version, with what it depends on."
+            f"the Ray node {node} cannot begin a run ({last_line(error)}). Each node needs this package in the same "
+            "version, with its dependencies."
         ) from error
 
 
 def _sees(file: str) -> bool:
-    """In a Ray worker: return whether it sees a file of the machine that asks."""
     return Path(file).is_file()

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster, one task a run; the same sweep as with local processes."""
+"""Runs on a Ray cluster, one task per run; the same sweep as with local processes."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs.folder import holds_run
 from benchmarks.runs.recorder import Progress
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec
@@ -18,27 +19,25 @@ _STOP_POLL_SECONDS = 2.0
 
 
 class RayPool:
-    """One Ray task a run, with ``threads`` CPUs, and a GPU where its task's device is one.
+    """One Ray task per run, with ``threads`` CPUs, and a GPU if its device is one.
 
-    The runs' folders must lie on a file system that this machine and the workers share. Runs end with a checkpoint when
-    they are asked to; when this process is killed, Ray ends them, and the next sweep goes on from their latest
-    checkpoints. A node that is lost takes its own runs with it, which count as failed; where it held the runs' progress
-    messages, those are lost.
+    The runs' folders must be on a file system that this machine and the workers share. Runs that are asked to stop end
+    with a checkpoint; if this process is killed, Ray ends them, and the next sweep resumes from their latest ones. A
+    lost node's runs count as failed.
     """
 
     def __init__(self, address: str, threads: int, folder: Path, specs: Collection[RunSpec]) -> None:
-        """Connect, and check that the runs can be made there.
+        """Connect, and check that the cluster can make the runs.
 
         Args:
-            address: of the cluster's head, ``auto`` for the one that this machine belongs to, ``local`` for one that
-                is started on this machine and ends with this process.
+            address: of the cluster's head; ``auto`` for the one that this machine belongs to; ``local`` for one that
+                starts on this machine and ends with this process.
             threads: of torch, and CPUs, for each run.
-            folder: parent of the runs' folders; it is made where it is not there.
+            folder: parent of the runs' folders, made if it is missing.
             specs: the runs.
 
         Raises:
-            ValueError: Ray is not installed, there is no cluster at the address, none of its nodes has what a run asks
-                for, or one that has cannot begin it or does not see the folder.
+            ValueError: Ray is not installed, there is no cluster at the address, or none of its nodes can make a run.
         """
         check_reachable(address)
         try:
@@ -74,32 +73,31 @@ class RayPool:
         """Run on the first node with the resources."""
         asked = resources(spec, self._threads)
         task = self._ray.remote(num_cpus=asked["CPU"], num_gpus=asked["GPU"], max_retries=0)(_work)
-        # The specification travels as JSON, so that a worker reads it with its own version of the package.
+        # The specification is sent as JSON, so that a worker reads it with its own version of the package.
         reference = task.remote(name, spec.to_json(), str(folder.resolve()), self._threads, self._channel)
         self._futures[name] = _checked(reference.future(), folder)
         return self._futures[name]
 
     def messages(self) -> list[Message]:
-        """Return what the runs told since the last call; nothing where the actor that held it was lost."""
+        """Return the runs' messages since the last call; none if the actor that held them was lost."""
         try:
-            told, begun = self._ray.get(self._channel.take.remote(self._stopping))
+            messages, begun = self._ray.get(self._channel.take.remote(self._stopping))
         except self._ray.exceptions.RayActorError:  # another begins, on another node
             return []
         self._begun |= begun
-        return told
+        return messages
 
     def stop(self) -> None:
         """Ask every run to write its checkpoint and end; those that have not begun can be cancelled."""
         self._stopping = True
-        with contextlib.suppress(self._ray.exceptions.RayActorError):  # then the next that begins is told
-            self._begun |= self._ray.get(self._channel.stop.remote())
+        self.messages()
         for name in self._begun & set(self._futures):
             with contextlib.suppress(RuntimeError):  # it has just ended
                 self._futures[name].set_running_or_notify_cancel()
 
 
 class _Channel:
-    """An actor that holds the latest message of each run, and whether they are asked to stop."""
+    """An actor with the latest message of each run, and whether they are to stop; Ray restarts a lost one, empty."""
 
     def __init__(self) -> None:
         self._latest: dict[str, Message] = {}
@@ -107,47 +105,38 @@ class _Channel:
         self._stopping = False
 
     def begin(self, run: str) -> bool:
-        """Note that a run begins; returns whether it should not."""
+        """Note that a run begins; return whether it should not."""
         if not self._stopping:
             self._begun.add(run)
         return self._stopping
 
     def tell(self, message: Message) -> bool:
-        """Keep a run's message; returns whether it is asked to stop."""
-        self._begun.add(message.run)  # also of one that began before this actor, in the place of one that was lost
+        """Keep a run's message; return whether it is to stop."""
+        self._begun.add(message.run)  # also a run that began before this actor replaced a lost one
         self._latest[message.run] = message
         return self._stopping
 
     def take(self, stopping: bool) -> tuple[list[Message], set[str]]:
-        """Return the messages that have come since the last call, and the runs that have begun.
-
-        Args:
-            stopping: whether all are to stop, which an actor in the place of a lost one has not heard.
-        """
+        """Return the messages since the last call, and the runs that have begun; with ``stopping`` all are to stop."""
         self._stopping |= stopping
         found, self._latest = list(self._latest.values()), {}
         return found, self._begun
 
-    def stop(self) -> set[str]:
-        """Answer every message from now on with the wish to stop; returns the runs that have begun."""
-        self._stopping = True
-        return self._begun
-
 
 def _environment(threads: int) -> dict[str, str]:
-    """Variables of the workers: this package where it is imported from, and no more threads than were asked for."""
+    """Return the workers' variables: this package from where it is imported here, and the number of threads."""
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
     return {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
 def _checked(future: "Future[None]", folder: Path) -> "Future[None]":
-    """Return a future that fails where the finished run's folder cannot be seen from here."""
+    """Return a future that fails if the finished run's folder cannot be seen from here."""
     checked: Future[None] = Future()
 
     def settle(done: "Future[None]") -> None:
         error = done.exception()
-        if error is None and not (folder / "run.json").is_file():
+        if error is None and not holds_run(folder):
             error = RuntimeError(
                 f"the run ended, but {str(folder)!r} does not exist on this machine; give --folder a place on a file "
                 "system that all nodes share."
@@ -160,26 +149,24 @@ def _checked(future: "Future[None]", folder: Path) -> "Future[None]":
 
 
 def _work(name: str, spec: dict[str, Any], folder: str, threads: int, channel: Any) -> None:
-    """In a Ray worker: run, telling progress and hearing the wish to stop at most every two seconds."""
+    """Run in a Ray worker; report progress, and ask whether to stop, at most every two seconds."""
     import ray
     import torch
 
-    asked, told = False, 0.0
+    is_to_stop, reported = False, 0.0
 
     def hear(answer: Any) -> None:
-        nonlocal asked
-        with contextlib.suppress(ray.exceptions.RayActorError):  # the channel was lost: no reason to lose the run
-            asked = ray.get(answer)
+        nonlocal is_to_stop
+        with contextlib.suppress(ray.exceptions.RayActorError):  # a lost channel is no reason to lose the run
+            is_to_stop = ray.get(answer)
+
+    def report(progress: Progress) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= _STOP_POLL_SECONDS:
+            hear(channel.tell.remote(Message(name, progress.images, progress.reward)))
+            reported = time.monotonic()
 
     hear(channel.begin.remote(name))
-    if asked:
-        return
-    torch.set_num_threads(threads)
-
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _STOP_POLL_SECONDS:
-            hear(channel.tell.remote(Message(name, progress.images, progress.reward)))
-            told = time.monotonic()
-
-    run(RunSpec.from_json(spec), Path(folder), on_progress=tell, should_stop=lambda: asked)
+    if not is_to_stop:
+        torch.set_num_threads(threads)
+        run(RunSpec.from_json(spec), Path(folder), on_progress=report, should_stop=lambda: is_to_stop)

@@ -1,15 +1,16 @@
-"""Many training runs as one job: what is complete is skipped, a failed run is tried once more, one progress bar.
+"""Many training runs as one job: complete ones are skipped, a failed one is tried once more, one progress bar.
 
-Where the runs go is the pool's matter: local processes (``pool``) or a Ray cluster (``ray_pool``).
+A pool runs them: local processes (``local_pool``) or a Ray cluster (``ray_pool``).
 """
 
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks.runs.folder import holds_run
 from benchmarks.runs.progress import ProgressBar
 from benchmarks.runs.run import read_run
 from benchmarks.runs.spec import RunSpec
@@ -28,7 +29,7 @@ class Message:
 
 
 class Pool(Protocol):
-    """Where runs go. Used in a ``with`` statement."""
+    """A place for runs. Used in a ``with`` statement."""
 
     def __enter__(self) -> "Pool": ...
 
@@ -39,20 +40,10 @@ class Pool(Protocol):
         """Run ``spec`` in ``folder`` as soon as there is room, from its checkpoint if it has one."""
 
     def messages(self) -> list[Message]:
-        """Return what the runs told since the last call."""
+        """Return the runs' messages since the last call."""
 
     def stop(self) -> None:
         """Ask every run to write its checkpoint and end."""
-
-
-@dataclass
-class _Sweep:
-    """What is under way."""
-
-    pending: dict["Future[None]", str] = field(default_factory=dict)
-    attempts: dict[str, int] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    finished: int = 0
 
 
 def run_all(
@@ -61,7 +52,7 @@ def run_all(
     pool: Pool,
     on_finished: Callable[[str], object] = lambda name: None,
 ) -> dict[str, str]:
-    """Run every specification in ``root / name``, skipping what is complete and resuming what is not.
+    """Run every specification in ``root / name``; complete runs are skipped, others resumed.
 
     Args:
         specs: name -> run.
@@ -70,85 +61,92 @@ def run_all(
         on_finished: called with the name of each run that has just been completed.
 
     Returns:
-        name -> error text of the runs that failed twice; the others are complete.
+        name -> error text of the runs that failed twice.
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM.
     """
+    sweep = _Sweep(specs, root, pool, on_finished)
     with StopSignal("every run writes its checkpoint") as stop:
         try:
-            return _run_all(specs, root, pool, on_finished, stop)
+            with pool, ProgressBar(sweep.queries(specs), sweep.queries(specs) - sweep.queries(sweep.todo)) as bar:
+                sweep.run(bar, stop)
         except KeyboardInterrupt as interrupt:
             raise Stopped(
                 "stopped at once; the same command resumes every run from its last checkpoint.", status_of(interrupt)
             ) from None
-
-
-def _run_all(
-    specs: Mapping[str, RunSpec],
-    root: Path,
-    pool: Pool,
-    on_finished: Callable[[str], object],
-    stop: StopSignal,
-) -> dict[str, str]:
-    todo = {name: spec for name, spec in specs.items() if not is_complete(spec, root / name)}
-    total = sum(spec.total_queries for spec in specs.values())
-    already = total - sum(spec.total_queries for spec in todo.values())
-    sweep, stopping = _Sweep(finished=len(specs) - len(todo)), False
-    with pool, ProgressBar(total, already) as bar:
-        for name in todo:
-            _submit(sweep, pool, name, todo[name], root)
-        while sweep.pending:
-            if stop() and not stopping:
-                stopping = True
-                pool.stop()
-                for future in sweep.pending:
-                    future.cancel()
-            done, _ = wait(sweep.pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in done:
-                name = sweep.pending.pop(future)
-                if future.cancelled() or stopping:
-                    continue
-                error = future.exception()
-                if error is None:
-                    sweep.finished += 1
-                    on_finished(name)
-                elif sweep.attempts[name] < _ATTEMPTS:
-                    bar.write(f"run {name} failed ({last_line(error)}); it is tried once more.")
-                    _submit(sweep, pool, name, todo[name], root)
-                else:
-                    bar.write(f"run {name} failed again ({last_line(error)}); the others go on.")
-                    sweep.failures[name] = "".join(traceback.format_exception(error)).strip()
-            _show(bar, pool.messages(), sweep, len(specs))
-        _show(bar, pool.messages(), sweep, len(specs))
-    if stopping:
+    if sweep.stopping:
         raise Stopped("stopped; the same command resumes.", stop.status)
     return sweep.failures
 
 
 def is_complete(spec: RunSpec, folder: Path) -> bool:
-    """Return whether a folder holds this run, finished."""
-    if not (folder / "run.json").is_file():
-        return False
-    record = read_run(folder)
-    return record.complete and record.spec == spec
-
-
-def _submit(sweep: _Sweep, pool: Pool, name: str, spec: RunSpec, root: Path) -> None:
-    sweep.attempts[name] = sweep.attempts.get(name, 0) + 1
-    sweep.pending[pool.submit(name, spec, root / name)] = name
+    """Return whether a folder holds this run, complete."""
+    record = read_run(folder) if holds_run(folder) else None
+    return record is not None and record.complete and record.spec == spec
 
 
 def last_line(error: BaseException) -> str:
-    """Return what an error comes down to, in one line."""
+    """Return an error's class and last line."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
 
 
-def _show(bar: ProgressBar, messages: list[Message], sweep: _Sweep, total: int) -> None:
-    if not messages:
-        return
-    latest = messages[-1]
-    state = f"{sweep.finished}/{total} runs" + (f", {len(sweep.failures)} failed" if sweep.failures else "")
-    bar.show(
-        {message.run: message.images for message in messages}, {"reward": latest.reward}, f"{state}; {latest.run}: "
-    )
+class _Sweep:
+    """The runs that are not complete, on their way through a pool."""
+
+    def __init__(
+        self, specs: Mapping[str, RunSpec], root: Path, pool: Pool, on_finished: Callable[[str], object]
+    ) -> None:
+        self.root, self.pool, self.on_finished = root, pool, on_finished
+        self.todo = {name: spec for name, spec in specs.items() if not is_complete(spec, root / name)}
+        self.total, self.finished = len(specs), len(specs) - len(self.todo)
+        self.pending: dict[Future[None], str] = {}
+        self.attempts = dict.fromkeys(self.todo, 0)
+        self.failures: dict[str, str] = {}
+        self.stopping = False
+
+    @staticmethod
+    def queries(specs: Mapping[str, RunSpec]) -> int:
+        """Return the reward queries of all."""
+        return sum(spec.total_queries for spec in specs.values())
+
+    def run(self, bar: ProgressBar, stop: Callable[[], bool]) -> None:
+        """Submit every run, and wait for all; once ``stop()`` is true, stop them."""
+        for name in self.todo:
+            self._submit(name)
+        while self.pending:
+            if stop() and not self.stopping:
+                self.stopping = True
+                self.pool.stop()
+                for future in self.pending:
+                    future.cancel()
+            done, _ = wait(self.pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                name = self.pending.pop(future)
+                if not future.cancelled() and not self.stopping:
+                    self._settle(name, future.exception(), bar)
+            self._show(bar)
+        self._show(bar)
+
+    def _submit(self, name: str) -> None:
+        self.attempts[name] += 1
+        self.pending[self.pool.submit(name, self.todo[name], self.root / name)] = name
+
+    def _settle(self, name: str, error: BaseException | None, bar: ProgressBar) -> None:
+        if error is None:
+            self.finished += 1
+            self.on_finished(name)
+        elif self.attempts[name] < _ATTEMPTS:
+            bar.write(f"run {name} failed ({last_line(error)}); it is tried once more.")
+            self._submit(name)
+        else:
+            bar.write(f"run {name} failed again ({last_line(error)}); the others go on.")
+            self.failures[name] = "".join(traceback.format_exception(error)).strip()
+
+    def _show(self, bar: ProgressBar) -> None:
+        messages = self.pool.messages()
+        if messages:
+            latest, failed = messages[-1], f", {len(self.failures)} failed" if self.failures else ""
+            images = {message.run: message.images for message in messages}
+            state = f"{self.finished}/{self.total} runs{failed}; {latest.run}: "
+            bar.show(images, {"reward": latest.reward}, state)

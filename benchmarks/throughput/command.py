@@ -1,42 +1,37 @@
-"""``throughput``: images a second in sampling and in training, and what they cost above a floor of the same run."""
+"""``throughput``: images per second in sampling and in training, and their cost above a floor of the same run."""
 
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import gymnasium
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 
-import diffusion_gym
-from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoints.published import check_output, published
-from algorithms.rollouts import Rollout
 from benchmarks.machine import available_cores
 from benchmarks.provenance import provenance
 from benchmarks.runs.chunk_sizes import largest_useful, sizes_beside
+from benchmarks.runs.clock import Seconds
 from benchmarks.throughput.floors import Floor
-from benchmarks.throughput.meters import PeakMemory, Seconds, Stopwatch, seconds_by_operation, timed_parts
+from benchmarks.throughput.growth import measure_growth
+from benchmarks.throughput.iteration import build, iterate, iterate_in_memory
 from benchmarks.throughput.options import Throughput as Throughput
+from benchmarks.throughput.peak_memory import PeakMemory
+from benchmarks.throughput.profile import profile
 from benchmarks.throughput.tables import PHASES, fastest, markdown
-from diffusion_gym.models import DiffusionModel, load_model
 
 _CHUNK_TRIALS = 3
-_GROWTH_CHUNK = 8  # divides every number of rows in the growth table, so that no row is padding
-_GROWTH_IMAGES = 16
-_GROWTH_REPEATS = 3
 
 
 def throughput(options: Throughput) -> int:
-    """Measure, print the tables and write the files; returns the exit status."""
+    """Measure, print the tables and write the files; return the exit status."""
     tables = options.output.with_suffix(".md")
     for file in (options.output, tables):
         check_output(file)
-    with published(options.output.parent) as fresh:  # now: what cannot be written is not measured
+    with published(options.output.parent) as fresh:  # first, so that nothing is measured that cannot be written
         result = _measure(options)
         text = markdown(result)
         (fresh / options.output.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -59,7 +54,7 @@ def _measure(options: Throughput) -> dict[str, Any]:
     if options.growth:
         result["growth"] = measure_growth(options)
     if options.profile:
-        result["profile"] = bench.profile()
+        result["profile"] = profile(bench.algorithm, lambda: bench.run_program()[1])
     return result
 
 
@@ -71,26 +66,18 @@ class Bench:
         self.algorithm = build(options)
         self.device = self.algorithm.mdp.model.device
         iterate(self.algorithm)  # encodes the prompts, and warms up kernels and allocator
-        self.rows = self._training_rows()
-        self.floor = Floor(self.algorithm, self.algorithm._n_updates, self.rows // self.algorithm._n_updates)
+        policy, costs, updates = self.algorithm.policy, self.algorithm.costs, self.algorithm._n_updates
+        forwards = costs["forward_equivalents"] / policy.forwards_per_row
+        sampled = costs["images"] * policy.num_inference_steps
+        self.rows = round((forwards - sampled) / FORWARDS_PER_TRAINED_ROW)  # that the iteration trained on
+        self.floor = Floor(self.algorithm, updates, self.rows // updates)
         self.chunks = {
-            phase: self._try_chunks(phase, self.floor.sizes(phase, options.policy.chunk_size))
+            phase: _least_by_size(self.floor.sizes(phase, options.policy.chunk_size), partial(self._time_floor, phase))
             for phase in (*PHASES, "decoding")
         }
 
-    def _training_rows(self) -> int:
-        """Rows the first iteration trained on, from the costs it counted."""
-        policy, costs = self.algorithm.policy, self.algorithm.costs
-        forwards = costs["forward_equivalents"] / policy.forwards_per_row
-        return round((forwards - costs["images"] * policy.num_inference_steps) / FORWARDS_PER_TRAINED_ROW)
-
-    def _try_chunks(self, phase: str, sizes: Sequence[int]) -> dict[int, float]:
-        """Return the least seconds of the floor in some trials, by chunk size."""
-        times: dict[int, list[float]] = {size: [] for size in sizes}
-        for _ in range(_CHUNK_TRIALS):
-            for size in sizes:
-                times[size].append(self._time(partial(getattr(self.floor, phase), size)).wall)
-        return {size: min(values) for size, values in times.items()}
+    def _time_floor(self, phase: str, size: int) -> float:
+        return self._time(lambda: getattr(self.floor, phase)(size)).wall
 
     def _time(self, work: Callable[[], None]) -> Seconds:
         started = Seconds.now(self.device)
@@ -98,23 +85,29 @@ class Bench:
         return Seconds.now(self.device) - started
 
     def run_floor(self, phase: str) -> None:
-        """One iteration's floor, each part at its best chunk size."""
+        """Run one iteration's floor, each part at its best chunk size."""
         for part in ("sampling", "decoding") if phase == "sampling" else (phase,):
             getattr(self.floor, part)(fastest(self.chunks[part]))
 
+    def run_program(self) -> tuple[dict[str, Seconds], float]:
+        """Run one iteration; return the time of its phases, and its seconds."""
+        phases = iterate(self.algorithm)
+        return phases, sum(phase.wall for phase in phases.values())
+
     def time_program(self) -> dict[int, float]:
-        """Return the least seconds of the program's iteration in some trials, by chunk size around its own."""
+        """Return chunk size, around the program's own -> the least seconds of its iteration."""
         policy, here = self.algorithm.policy, self.algorithm.policy.chunk_size
-        times: dict[int, list[float]] = {size: [] for size in sizes_beside(here, largest_useful(self.algorithm), 4)}
-        for _ in range(_CHUNK_TRIALS):
-            for size in times:
-                policy.chunk_size = size
-                times[size].append(sum(phase.wall for phase in iterate(self.algorithm).values()))
+
+        def seconds(size: int) -> float:
+            policy.chunk_size = size
+            return self.run_program()[1]
+
+        times = _least_by_size(sizes_beside(here, largest_useful(self.algorithm), 4), seconds)
         policy.chunk_size = here
-        return {size: min(values) for size, values in times.items()}
+        return times
 
     def describe(self) -> dict[str, Any]:
-        """What an iteration is."""
+        """Return what an iteration is."""
         policy, model = self.algorithm.policy, self.algorithm.mdp.model
         return {
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
@@ -129,7 +122,7 @@ class Bench:
         }
 
     def measure(self, pairs: int) -> dict[str, Any]:
-        """Time program and floor in turns, and then take their memory."""
+        """Time program and floor in turns, and then measure their memory."""
         times: dict[str, list[tuple[Seconds, Seconds]]] = {phase: [] for phase in PHASES}
         for pair in range(pairs):
             program = {} if pair % 2 else iterate(self.algorithm)
@@ -137,157 +130,41 @@ class Bench:
             program = program or iterate(self.algorithm)
             for phase in PHASES:
                 times[phase].append((program[phase], floor[phase]))
-        memory = self._memory()
-        n = self.algorithm.config.images_per_iteration
-        return {phase: {**_summary(times[phase], n), **memory[phase]} for phase in PHASES}
-
-    def _memory(self) -> dict[str, dict[str, float]]:
-        """Peak memory of the floor, and then of the program, in each phase."""
-        found: dict[str, dict[str, float]] = {}
+        floors: dict[str, float] = {}
         for phase in PHASES:
             with PeakMemory(self.device) as peak:
                 self.run_floor(phase)
-            found[phase] = {"floor_megabytes": peak.megabytes}
-        marks = _Marks(self.device, memory=True)
-        iterate(self.algorithm, marks)
-        for phase in PHASES:
-            found[phase] |= {
-                "megabytes": marks.megabytes[phase],
-                "megabytes_above_floor": marks.megabytes[phase] / found[phase]["floor_megabytes"] - 1,
+            floors[phase] = peak.megabytes
+        held = iterate_in_memory(self.algorithm)
+        n = self.algorithm.config.images_per_iteration
+        return {
+            phase: {
+                **_summary(times[phase], n),
+                "floor_megabytes": floors[phase],
+                "megabytes": held[phase],
+                "megabytes_above_floor": held[phase] / floors[phase] - 1,
             }
-        return found
-
-    def profile(self) -> dict[str, Any]:
-        """Share of one iteration's seconds by part of the program, and by kind of operation; largest first."""
-        watch = Stopwatch(self.device)
-        with timed_parts(self.algorithm, watch):
-            took = sum(phase.wall for phase in iterate(self.algorithm).values())
-        watch.seconds["the program: environment, noise, transitions, losses, storage, log"] = took - sum(
-            watch.seconds.values()
-        )
-        with torch.profiler.profile() as kernels:
-            iterate(self.algorithm)
-        return {"parts": _shares(watch.seconds), "operations": _shares(seconds_by_operation(kernels))}
+            for phase in PHASES
+        }
 
 
-class _Marks(BaseCallback):
-    """Takes the time, and where asked the peak memory, of an iteration's two phases."""
-
-    def __init__(self, device: torch.device, memory: bool = False) -> None:
-        super().__init__()
-        self.device, self.memory = device, memory
-        self.seconds: dict[str, Seconds] = {}
-        self.megabytes: dict[str, float] = {}
-
-    def _on_training_start(self) -> None:
-        self._begin()
-
-    def _on_rollout_end(self) -> None:
-        self._end("sampling")
-        self._begin()
-
-    def _on_training_end(self) -> None:
-        self._end("training")
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _begin(self) -> None:
-        if self.memory:
-            self._peak = PeakMemory(self.device).__enter__()
-        self._started = Seconds.now(self.device)
-
-    def _end(self, phase: str) -> None:
-        self.seconds[phase] = Seconds.now(self.device) - self._started
-        if self.memory:
-            self._peak.__exit__()
-            self.megabytes[phase] = self._peak.megabytes
-
-
-def iterate(algorithm: DiffusionAlgorithm[Any], marks: _Marks | None = None) -> dict[str, Seconds]:
-    """Let the algorithm learn for one iteration, as any user would; return what sampling and training took."""
-    marks = _Marks(algorithm.mdp.model.device) if marks is None else marks
-    steps = algorithm.config.images_per_iteration * algorithm.policy.num_inference_steps
-    algorithm.learn(steps, marks, reset_num_timesteps=False)
-    return marks.seconds
-
-
-def build(options: Throughput, model: DiffusionModel | None = None) -> DiffusionAlgorithm[Any]:
-    """Make the environment and the algorithm."""
-    task = options.task()
-    env = gymnasium.make(
-        diffusion_gym.ENV_ID,
-        model=model or load_model(task.model, task.device, task.dtype),
-        reward=task.reward,
-        prompts=task.prompts,
-        num_inference_steps=task.num_inference_steps,
-        prompt_tokens=options.policy.trains_text,
-    )
-    return ALGORITHMS[options.algorithm].cls(env, options.config())
-
-
-def measure_growth(options: Throughput) -> list[dict[str, Any]]:
-    """Time iterations of growing images, steps and latents, one at a time."""
-    small = dataclasses.replace(
-        options,
-        images=_GROWTH_IMAGES,
-        num_envs=_GROWTH_IMAGES,
-        policy=dataclasses.replace(options.policy, chunk_size=_GROWTH_CHUNK),
-    )
-    model = load_model(options.model, options.device, options.dtype)
-    cases: list[tuple[str, Throughput, DiffusionModel]] = [
-        *(("images", dataclasses.replace(small, images=factor * small.images), model) for factor in (1, 2, 4)),
-        *(
-            ("steps", dataclasses.replace(small, num_inference_steps=factor * small.num_inference_steps // 2), model)
-            for factor in (1, 2, 4)
-        ),
-    ]
-    if model.latent_shape[1:] != (1, 1):  # points in the plane have no size to vary
-        cases += [("latent size", small, resized(model, factor)) for factor in (1, 2, 4)]
-    return [_grown(*case) for case in cases]
-
-
-def _grown(axis: str, options: Throughput, model: DiffusionModel) -> dict[str, Any]:
-    algorithm = build(options, model)
-    iterate(algorithm)
-    runs = [iterate(algorithm) for _ in range(_GROWTH_REPEATS)]
-    shape = model.latent_shape
-    seconds = {phase: statistics.median(run[phase].wall for run in runs) for phase in PHASES}
-    return {
-        "axis": axis,
-        "images": options.images,
-        "steps": options.num_inference_steps,
-        "latent_shape": list(shape),
-        "seconds": seconds,
-        "milliseconds_an_image": {phase: 1e3 * value / options.images for phase, value in seconds.items()},
-        "rollout_megabytes": Rollout.empty(algorithm.policy, [""] * options.images, True).nbytes / 1e6,
-    }
-
-
-def resized(model: DiffusionModel, factor: int) -> DiffusionModel:
-    """Return the model on latents ``factor`` times as high and wide; the networks are convolutional and shared."""
-    other: DiffusionModel = object.__new__(type(model))
-    other.__dict__.update(vars(model))
-    (c, h, w), (_, height, width) = model.latent_shape, model.image_shape
-    other.latent_shape, other.image_shape = (c, h * factor, w * factor), (3, height * factor, width * factor)
-    return other
+def _least_by_size(sizes: Iterable[int], seconds: Callable[[int], float]) -> dict[int, float]:
+    """Return size -> the least seconds in some trials, which take turns."""
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(_CHUNK_TRIALS):
+        for size, taken in times.items():
+            taken.append(seconds(size))
+    return {size: min(taken) for size, taken in times.items()}
 
 
 def _summary(times: Sequence[tuple[Seconds, Seconds]], images: int) -> dict[str, Any]:
-    """Medians over pairs of (program, floor)."""
-    wall = [program.wall / floor.wall for program, floor in times]
-    cpu = [program.cpu / floor.cpu for program, floor in times]
+    """Return medians over pairs of (program, floor)."""
     return {
         "images_per_second": images / statistics.median(program.wall for program, _ in times),
         "floor_images_per_second": images / statistics.median(floor.wall for _, floor in times),
-        "above_floor": statistics.median(wall) - 1,
-        "above_floor_cpu": statistics.median(cpu) - 1,
+        "above_floor": statistics.median(program.wall / floor.wall for program, floor in times) - 1,
+        "above_floor_cpu": statistics.median(program.cpu / floor.cpu for program, floor in times) - 1,
         "pairs": [
             {"program": dataclasses.asdict(program), "floor": dataclasses.asdict(floor)} for program, floor in times
         ],
     }
-
-
-def _shares(seconds: dict[str, float]) -> dict[str, float]:
-    total = sum(seconds.values())
-    return {name: value / total for name, value in sorted(seconds.items(), key=lambda item: -item[1])}

@@ -1,6 +1,5 @@
-"""What sampling and training cost at least: the denoiser called alone, on as many rows of the same shapes."""
+"""The least that sampling and training can cost: the denoiser alone, on as many rows of the same shapes."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -19,33 +18,26 @@ _PIXELS_AT_ONCE = 512 * 512
 
 
 class Floor:
-    """An iteration of an algorithm without the program around it; it leaves weights and optimizer as they were.
+    """An iteration of an algorithm without the program around it; weights and optimizer stay as they were.
 
     Sampling: the denoiser (with its adapters) on every row of a rollout; decoding: the VAE and the reward. Training:
-    as many updates of as many rows as the algorithm makes, each forward, backward, clipping and optimizer step of the
-    same parameters. What is missing is the environment, noise, transitions, log-densities, advantages, the loss and
-    its statistics, storage and logging.
+    as many updates of as many rows, each with forward, backward, clipping and optimizer step. Without environment,
+    noise, transitions, log-densities, advantages, loss, storage and log.
     """
 
     def __init__(self, algorithm: DiffusionAlgorithm[Any], updates: int, rows_per_update: int) -> None:
-        """Draw the rollout whose rows are used.
-
-        Args:
-            algorithm: ready to learn.
-            updates: gradient updates an iteration.
-            rows_per_update: rows of each.
-        """
+        """Draw the rollout whose rows are used."""
         self.algorithm, self.policy = algorithm, algorithm.policy
         self.updates, self.rows_per_update = updates, rows_per_update
         n = algorithm.config.images_per_iteration
         prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(n)]
         self.rollout = collect(algorithm.rollout_env, self.policy, prompts, algorithm.config.seed)
-        # A learning rate of 0 costs what any other does, and the weights stay what they are.
+        # A learning rate of 0 costs as much as any other, and changes no weight.
         self.parameters = list(self.policy.trainable_parameters().values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=algorithm.config.weight_decay)
 
     def sampling(self, chunk: int) -> None:
-        """One rollout's forwards in chunks of so many images."""
+        """Make one rollout's forward passes in chunks of so many images."""
         n = len(self.rollout)
         with torch.no_grad():
             for step in range(self.policy.num_inference_steps):
@@ -53,7 +45,7 @@ class Floor:
                     self._forward(*self._batch(step, start, min(start + chunk, n)))
 
     def decoding(self, chunk: int) -> None:
-        """Make one rollout's pictures, so many at a time, and reward them."""
+        """Decode one rollout's pictures, so many at a time, and reward them."""
         model = self.algorithm.mdp.model
         with torch.no_grad():
             parts = self.rollout.final_latents.split(chunk)
@@ -65,7 +57,7 @@ class Floor:
             self.algorithm.mdp.reward(images, self.rollout.prompts)
 
     def sizes(self, phase: str, chunk: int) -> list[int]:
-        """Return the sizes to try: around the program's ``chunk``, and of pictures 1 to 16 where they are small."""
+        """Return the sizes to try: around the program's ``chunk``; for decoding 1 to 16 pictures, if they are small."""
         n = len(self.rollout)
         if phase != "decoding":
             return sorted({min(size, n) for size in (max(1, chunk // 2), chunk, 2 * chunk)})
@@ -73,7 +65,7 @@ class Floor:
         return [size for size in (1, 2, 4, 8, 16) if size == 1 or (size <= n and size * pixels <= _PIXELS_AT_ONCE)]
 
     def training(self, chunk: int) -> None:
-        """One iteration's updates in chunks of so many rows."""
+        """Make one iteration's updates in chunks of so many rows."""
         for _ in range(self.updates):
             for step, start, stop in self._training_chunks(chunk):
                 latents, times, conditioning = self._batch(step, start, stop)
@@ -84,7 +76,7 @@ class Floor:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _training_chunks(self, chunk: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (step, first image, last image + 1): slices of the rollout, because gathering rows is no floor."""
+        """Yield (step, first image, last image + 1): slices of the rollout, since gathering rows costs more."""
         n, steps = len(self.rollout), self.policy.num_inference_steps
         for number, start in enumerate(range(0, self.rows_per_update, chunk)):
             size = min(chunk, self.rows_per_update - start)
@@ -92,7 +84,7 @@ class Floor:
             yield number % steps, first, first + size
 
     def _batch(self, step: int, start: int, stop: int) -> _Batch:
-        """One step of some images; with guidance twice, as both halves go through the network."""
+        """Return one step of some images; with guidance twice, as both halves go through the network."""
         latents = self.rollout.latents[step, start:stop]
         conditioning = {name: value[start:stop] for name, value in self.rollout.conditioning.items()}
         if self.policy.guided:
@@ -101,11 +93,7 @@ class Floor:
         return latents, self.policy.transition.timesteps[step].expand(len(latents)), conditioning
 
     def _forward(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
-        with self._autocast():
-            return self.policy.denoiser(latents, times, conditioning)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         precision = self.policy.config.autocast
-        if precision == "none":
-            return contextlib.nullcontext()
-        return torch.autocast(self.rollout.latents.device.type, dtype=getattr(torch, precision))
+        dtype = None if precision == "none" else getattr(torch, precision)
+        with torch.autocast(latents.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.policy.denoiser(latents, times, conditioning)

@@ -1,15 +1,14 @@
-"""What ``throughput`` measures; importable without torch."""
+"""The options of ``throughput``; importable without torch."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from algorithms import AlgorithmConfig, PolicyConfig
 from algorithms.config.base import EvaluationConfig
 from benchmarks.runs.spec import TaskConfig
 from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
-from diffusion_gym.choices import DEFAULT_MODEL
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.recommended import recommended
 
 
@@ -26,34 +25,34 @@ class Throughput:
     reward: str = "compressibility"
     """A registered reward."""
     prompts: str | None = None
-    """A prompt set or a file of prompts; None takes ten-animals on the embedded model, elsewhere its own."""
+    """A prompt set or a file of prompts; None takes ten-animals on the embedded model, else the model's own."""
     num_inference_steps: int = 10
     """Denoising steps per image."""
     device: str = "auto"
-    """Where the model runs: auto (a GPU that CUDA knows, or the CPU), cpu, cuda, cuda:1, mps."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Where the model runs: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+    dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
     algorithm: str = "ddpo-is"
-    """Whose iterations are measured, with compare's settings."""
+    """The algorithm, with compare's settings."""
     policy: PolicyConfig = POLICY
     """Sampler and trained weights."""
     images: int = 64
-    """Images an iteration."""
+    """Images per iteration."""
     num_envs: int = 32
     """Images side by side; must divide images."""
     pairs: int = 7
-    """Iterations measured, each beside its floor."""
+    """Iterations that are measured, each beside its floor."""
     threads: int = 1
     """Torch threads; 0 takes all cores."""
     growth: bool = False
     """Also measure how the time grows with images, steps and latent size."""
     profile: bool = False
-    """Also name the largest costs of one iteration, by part of the program and by kind of operation."""
+    """Also print the largest costs of one iteration, by part of the program and by kind of operation."""
     output: Path = Path("runs/throughput.json")
-    """Where the raw numbers go, as JSON; the tables go beside it, as Markdown."""
+    """The file of the raw numbers, JSON; the tables go beside it, as Markdown."""
 
     def __post_init__(self) -> None:
-        """Refuse what could only fail later."""
+        """Refuse mistakes before anything is loaded."""
         self.task()
         if self.algorithm not in SETTINGS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(SETTINGS)}.")
@@ -67,7 +66,7 @@ class Throughput:
 
     @classmethod
     def of_model(cls, model: str) -> "Throughput":
-        """Return the defaults for a model: its own number of steps, and the policy that it recommends."""
+        """Return the defaults for a model: the number of steps and the policy that it recommends."""
         policy = AlgorithmConfig.for_model(model).policy
         return cls(model=model, num_inference_steps=recommended(model).num_inference_steps, policy=policy)
 
@@ -77,6 +76,6 @@ class Throughput:
         return TaskConfig(self.model, self.reward, prompts, self.num_inference_steps, self.device, self.dtype)
 
     def config(self) -> AlgorithmConfig:
-        """Return the algorithm's configuration; evaluation is off, as its cost is no part of an iteration."""
+        """Return the algorithm's configuration, without evaluations, which are no part of an iteration."""
         chosen = EMBEDDED.config(self.algorithm, 0, images_per_iteration=self.images, num_envs=self.num_envs)
         return dataclasses.replace(chosen, policy=self.policy, evaluation=EvaluationConfig())

@@ -58,7 +58,7 @@ def _seconds(by_size: Mapping[int, float]) -> str:
 
 def _growth_table(growth: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "| varied | images | steps | latents | sampling, ms an image | training, ms an image | rollout, MB |",
+        "| varied | images | steps | latents | sampling, ms per image | training, ms per image | rollout, MB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in growth:

@@ -72,7 +72,7 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
     """
     name = reward_name(reward)
     try:
-        with settings_kept(f"the reward {name!r}"):
+        with settings_kept(f"the reward {name!r}"), torch.profiler.record_function("reward"):
             scores = reward(images.clone(), list(prompts))
     except Exception as error:
         why = str(error) if isinstance(error, RewardError) else f"{error!r}{_place(error)}"

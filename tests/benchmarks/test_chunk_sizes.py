@@ -11,8 +11,8 @@ import diffusion_gym
 from algorithms import DDPO
 from benchmarks.__main__ import main
 from benchmarks.runs.chunk_sizes import advice, largest_useful, sizes_beside, time_chunks
+from benchmarks.runs.clock import Seconds
 from benchmarks.runs.memory import estimate_memory
-from benchmarks.throughput.meters import Seconds
 
 MANY = 10**9
 

@@ -15,7 +15,7 @@ from benchmarks.runs.folder import RUN
 from benchmarks.runs.run import run as train_in
 from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.suite import EMBEDDED, SUITES
-from benchmarks.throughput.command import Throughput
+from benchmarks.throughput.options import Throughput
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 
 EXACT = ["--model", "exact-mixture", "--reward", "exact-linear", "--reward-queries", "64", "--threads", "1"]

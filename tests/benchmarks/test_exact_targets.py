@@ -17,11 +17,10 @@ from benchmarks.runs.exact_targets import (
     kl_from_start,
     mean_error,
     mode_weight_error,
-    parse_distance,
     read_tuned,
     target_kl,
 )
-from benchmarks.runs.metrics import check_metric
+from benchmarks.runs.metrics import check_metric, parse_beta
 from benchmarks.runs.run import run
 from benchmarks.suite import EXACT_TASKS, Task
 from benchmarks.suite.recipes import EXACT
@@ -106,7 +105,7 @@ def test_a_policy_below_the_start_is_measured_from_the_start() -> None:
 def test_bad_options_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="takes one option, beta=NUMBER"):
         check_metric(text)
-    assert parse_distance("exact-target-kl?beta=0.5")[1] == 0.5
+    assert parse_beta("exact-target-kl?beta=0.5") == 0.5
 
 
 def test_other_models_and_prompts_are_refused() -> None:

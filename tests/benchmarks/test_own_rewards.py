@@ -42,7 +42,7 @@ def test_a_failed_reward_keeps_its_run_and_the_mended_one_goes_on_to_the_bit(tmp
     file.write_text(failing_after(8 + 32 + 8 + 8), encoding="utf-8")
     spec = spec_of(f"{file}:first:2,exact-linear:normalise", EvaluationConfig(images=8, every=2))
     message = r"(?s)'first' failed on 8 images \(prompts .*the server is gone.*\(mine\.py, line 4\).*" + (
-        r"stands at iteration 2, in .*checkpoint\.zip\. Once the reward is mended, the same command resumes"
+        r"is at iteration 2, in .*checkpoint\.zip\. Once the reward is corrected, the same command resumes"
     )
     with pytest.raises(RewardError, match=message):
         run(spec, tmp_path / "parts")
@@ -86,7 +86,7 @@ def test_the_command_line_says_how_to_go_on(
     assert "error: reward 'first' failed on 4 images (prompts 'anywhere'" in error
     assert "AssertionError('out of order') (mine.py, line 2)" in error
     checkpoint = Path("runs") / f"{file_name('mine.py:first')}-ddpo-is-0" / "checkpoint.zip"
-    assert f"stands at iteration 0, in {checkpoint}" in error
+    assert f"is at iteration 0, in {checkpoint}" in error
     assert "Traceback" not in error
     (tmp_path / "mine.py").write_text(GOOD, encoding="utf-8")
     with pytest.warns(UserWarning, match="changed since"):

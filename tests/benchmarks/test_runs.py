@@ -13,7 +13,7 @@ from algorithms.config.base import override
 from benchmarks.runs.progress import ProgressBar
 from benchmarks.runs.recorder import Progress
 from benchmarks.runs.run import read_run, run
-from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 
 TASK = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=4)
 
@@ -90,7 +90,7 @@ def test_progress_counts_to_the_budget(tmp_path: Path) -> None:
     spec = spec_of("rwr")
     run(spec, tmp_path, on_progress=seen.append)
     images = [progress.images for progress in seen]
-    assert images[-1] == seen[-1].total_images == 64
+    assert images[-1] == 64
     assert images == sorted(images)
     # It moves while RWR updates, and not in sampling alone: 32 steps of the environments, and more.
     assert len(set(images)) > 32 + 4 * spec.config.updates_per_iteration
@@ -115,11 +115,11 @@ def test_tensorboard_has_curves_and_pictures_and_a_resumed_run_goes_on_cleanly(t
         task=TaskConfig(tiny_sd, "compressibility", num_inference_steps=2, metrics=("diversity",)),
     )
     # 16 images are 4 questions; the run stops in its third iteration, and its checkpoint is made that of the first.
-    run(spec, tmp_path, should_stop=StopAfter(5), tensorboard=True)
+    run(spec, tmp_path, should_stop=StopAfter(5), writing=Writing(tensorboard=True))
     early = (tmp_path / "checkpoint.zip").read_bytes()
-    run(spec, tmp_path, should_stop=StopAfter(9), tensorboard=True)
+    run(spec, tmp_path, should_stop=StopAfter(9), writing=Writing(tensorboard=True))
     (tmp_path / "checkpoint.zip").write_bytes(early)
-    assert run(spec, tmp_path, tensorboard=True).complete
+    assert run(spec, tmp_path, writing=Writing(tensorboard=True)).complete
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     assert {"eval/reward_mean", "eval/diversity", "rollout/ep_rew_mean", "train/loss"} <= set(events.Tags()["scalars"])

@@ -16,7 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.runs.folder import read_spec, replace_by_link
 from benchmarks.runs.run import read_run, run
 from benchmarks.runs.safeguards import Safeguards
-from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 from benchmarks.runs.watch import value_of
 
 TASK = TaskConfig("exact-gaussian", "exact-linear", num_inference_steps=4)
@@ -80,7 +80,9 @@ def test_a_run_that_stops_at_its_kl_is_complete_and_stops_there_again_when_resum
     assert [line.iteration for line in whole.evaluations] == [0, 1, 2, 3, 4]
     assert (tmp_path / "whole" / "pipeline" / "exact_model.safetensors").is_file()
     for questions in (11, 9):  # of 8 an iteration
-        assert not run(spec, tmp_path / "parts", should_stop=StopAfter(questions), checkpoint_every=1).complete
+        assert not run(
+            spec, tmp_path / "parts", should_stop=StopAfter(questions), writing=Writing(checkpoint_every=1)
+        ).complete
     for _ in range(2):  # the second time it is over already
         resumed = run(spec, tmp_path / "parts")
         assert resumed.stopped_early == whole.stopped_early

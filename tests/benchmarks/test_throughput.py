@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import benchmarks.throughput.command
+import benchmarks.throughput.growth
 from algorithms import PolicyConfig
 from benchmarks.__main__ import main
-from benchmarks.throughput.command import Throughput, build, iterate, measure_growth, resized
 from benchmarks.throughput.floors import Floor
+from benchmarks.throughput.growth import measure_growth, resized
+from benchmarks.throughput.iteration import build, iterate
+from benchmarks.throughput.options import Throughput
+from benchmarks.throughput.profile import profile
 from diffusion_gym.models import DiffusionModel, load_model
 
 SMALL = ["--images", "8", "--num-envs", "8", "--num-inference-steps", "3", "--threads", "1"]
@@ -23,8 +26,8 @@ FULL = ["--policy.trainable", "full", "--policy.chunk-size", "4"]
 @pytest.fixture
 def small_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grow from 2 images in one repetition."""
-    for name, value in {"_GROWTH_IMAGES": 2, "_GROWTH_CHUNK": 2, "_GROWTH_REPEATS": 1}.items():
-        monkeypatch.setattr(benchmarks.throughput.command, name, value)
+    for name, value in {"_IMAGES": 2, "_CHUNK": 2, "_REPEATS": 1}.items():
+        monkeypatch.setattr(benchmarks.throughput.growth, name, value)
 
 
 def run(arguments: list[str], folder: Path) -> tuple[dict[str, Any], str]:
@@ -65,6 +68,18 @@ def test_figures_follow_from_the_raw_times(
     assert text in capsys.readouterr().out
 
 
+def test_a_profile_names_the_parts_and_counts_no_time_twice(tiny_sd: str) -> None:
+    options = Throughput(model=tiny_sd, num_inference_steps=2, images=4, num_envs=4, policy=PolicyConfig(chunk_size=4))
+    algorithm = build(options)
+    shares = profile(algorithm, lambda: sum(phase.wall for phase in iterate(algorithm).values()))
+    networks = {"denoiser: forward, sampling", "denoiser: forward, training", "denoiser: backward", "VAE: decode"}
+    assert networks | {"text encoder", "reward", "optimizer step"} <= set(shares["parts"])
+    assert min(shares["parts"].values()) > 0
+    assert {"convolutions: forward", "convolutions: backward", "matrix products"} <= set(shares["operations"])
+    hooks = [algorithm.policy.denoiser._forward_hooks, algorithm.policy.denoiser._forward_pre_hooks]
+    assert not any(hooks), "nothing is labelled afterwards"
+
+
 def test_growth_varies_one_thing_at_a_time(monkeypatch: pytest.MonkeyPatch, tiny_sd: str) -> None:
     """What would be measured on a pipeline; that it is measured, the exact model shows."""
 
@@ -72,7 +87,7 @@ def test_growth_varies_one_thing_at_a_time(monkeypatch: pytest.MonkeyPatch, tiny
         assert options.images % options.num_envs == 0
         return {"case": (axis, options.images, options.num_inference_steps, *model.latent_shape[1:])}
 
-    monkeypatch.setattr(benchmarks.throughput.command, "_grown", case)
+    monkeypatch.setattr(benchmarks.throughput.growth, "_grown", case)
     assert [row["case"] for row in measure_growth(Throughput(model=tiny_sd))] == [
         *(("images", images, 10, 8, 8) for images in (16, 32, 64)),
         *(("steps", 16, steps, 8, 8) for steps in (5, 10, 20)),

@@ -180,7 +180,7 @@ def test_every_scheduler_is_turned_into_the_runs_steps(name: str, sampler: str) 
     transition = make_transition(make_schedule(config, STEPS), sampler, 0.5)
     pipe = SimpleNamespace(scheduler=scheduler)
     model = SimpleNamespace(scheduler_config=config, pipe=pipe)
-    (line,) = ast.parse("\n".join(scheduler_lines(model, sampler, 0.5, "StableDiffusionPipeline"))).body
+    (line,) = ast.parse("\n".join(scheduler_lines(model, sampler, 0.5))).body
     exec(ast.unparse(line), {"pipe": pipe, **vars(diffusers)})
     pipe.scheduler.set_timesteps(STEPS)
     assert type(pipe.scheduler).__name__ == {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}[sampler]

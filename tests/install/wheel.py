@@ -23,6 +23,7 @@ WANTED = (
     "benchmarks/py.typed",
     "benchmarks/report/templates/page.html",
     "benchmarks/report/templates/report.js",
+    "benchmarks/runs/model_card.md.jinja",
     "benchmarks/assets/judge.safetensors",
 )
 EPISODE = """

@@ -39,7 +39,7 @@ from algorithms.parallel.sharding import whole
 from algorithms.parallel.split import Split
 from algorithms.rollouts import collect
 from benchmarks.runs.run import run
-from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 
 Report = dict[str, Any]
 Work = Callable[[], Report]
@@ -356,7 +356,11 @@ def in_folder(folder: Path, iterations: int) -> Report:
         return iterations < ITERATIONS and seen[-1] > (iterations + 0.5) * IMAGES
 
     record = run(
-        spec, folder, checkpoint_every=1, should_stop=enough, on_progress=lambda progress: seen.append(progress.images)
+        spec,
+        folder,
+        Writing(checkpoint_every=1),
+        should_stop=enough,
+        on_progress=lambda progress: seen.append(progress.images),
     )
     return {"complete": record.complete}
 

@@ -35,10 +35,10 @@ from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.checkpoints.file import read_checkpoint
 from algorithms.checkpoints.published import UNFINISHED
 from algorithms.config.base import override
-from benchmarks.runs.folder import DiskFullError, log_lines
+from benchmarks.runs.folder import WriteError, log_lines
 from benchmarks.runs.run import run
 from benchmarks.runs.safeguards import Safeguards
-from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 
 ITERATIONS, IMAGES = 6, 16
 #: Exit statuses of a forked run.
@@ -81,9 +81,9 @@ def fork(spec: RunSpec, folder: Path, prepare: Callable[[], None] = lambda: None
     try:
         torch.set_num_threads(1)
         prepare()
-        run(spec, folder, checkpoint_every=1, keep_checkpoints=2)
+        run(spec, folder, Writing(checkpoint_every=1, keep_checkpoints=2))
         status = FINISHED
-    except DiskFullError as error:
+    except WriteError as error:
         status = TOLD
         if said is not None:
             said.write_text(str(error), encoding="utf-8")
@@ -257,7 +257,7 @@ def count_calls(spec: RunSpec, folder: Path, writes: bool) -> int:
         try:
             torch.set_num_threads(1)
             kept.append(Calls(folder, writes, -1, lambda: None))
-            run(spec, folder, checkpoint_every=1, keep_checkpoints=2)
+            run(spec, folder, Writing(checkpoint_every=1, keep_checkpoints=2))
             number.write_text(str(kept[0].count))
         finally:
             os._exit(0)

@@ -20,7 +20,7 @@ from benchmarks.__main__ import main
 from benchmarks.runs.folder import log_lines
 from benchmarks.runs.jsonlines import append_line, read_lines
 from benchmarks.runs.run import read_run, run
-from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 
 needs_wandb = pytest.mark.skipif(
     importlib.util.find_spec("wandb") is None, reason="needs wandb: pip install diffusion-denoise-gym[wandb]"
@@ -92,7 +92,7 @@ def test_wandb_offline_holds_the_log_and_sends_nothing(tmp_path: Path, monkeypat
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     for proxy in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, listener.url)
-    run(spec(), tmp_path / "run", wandb="offline")
+    run(spec(), tmp_path / "run", writing=Writing(wandb="offline"))
     assert listener.calls == 0
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     history, config = [], {}
@@ -119,9 +119,9 @@ def test_wandb_offline_holds_the_log_and_sends_nothing(tmp_path: Path, monkeypat
 def test_a_resumed_run_goes_on_in_wandb_and_is_no_other_run(tmp_path: Path) -> None:
     """Files of both processes carry one identity, so that a synchronisation makes one run of them."""
     questions = iter(range(100))
-    stopped = run(spec(), tmp_path / "run", wandb="offline", should_stop=lambda: next(questions) == 4)
+    stopped = run(spec(), tmp_path / "run", writing=Writing(wandb="offline"), should_stop=lambda: next(questions) == 4)
     assert not stopped.complete
-    assert run(spec(), tmp_path / "run", wandb="offline").complete
+    assert run(spec(), tmp_path / "run", writing=Writing(wandb="offline")).complete
     files = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1

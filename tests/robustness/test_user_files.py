@@ -57,7 +57,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "benchmarks.runs.run._build",
         "diffusion_gym.envs.config.build_mdp",
-        "benchmarks.throughput.command.build",
+        "benchmarks.throughput.iteration.build",
     ):
         monkeypatch.setattr(name, load)
 
@@ -335,7 +335,7 @@ def test_a_disk_that_breaks_under_a_run_gets_a_sentence(
         raise OSError(code, os.strerror(code), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("benchmarks.runs.recorder.append_line", refuse)
+        patch.setattr("benchmarks.runs.jsonlines.append_line", refuse)
         assert main([*TRAIN, "--folder", "run"]) == 2
     error = capsys.readouterr().err
     assert says in error
