@@ -25,7 +25,7 @@ from diffusion_gym.paths import user_path
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("benchmarks.commands.compare:Compare", "benchmarks.commands.compare:compare"),
     "sample": ("benchmarks.commands.sample:Sample", "benchmarks.commands.sample:sample"),
-    "report": ("benchmarks.report:Report", "benchmarks.report:report"),
+    "report": ("benchmarks.report.command:Report", "benchmarks.report.command:report"),
     "pretrain": ("benchmarks.pretrain:PretrainConfig", "benchmarks.pretrain:pretrain"),
     "search": ("benchmarks.commands.search:Search", "benchmarks.commands.search:search"),
     "tables": ("benchmarks.docs_tables.command:Tables", "benchmarks.docs_tables.command:tables"),

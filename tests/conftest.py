@@ -202,8 +202,9 @@ def comparison(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished comparison: two algorithms, two seeds, three evaluations of twenty pictures. To be copied."""
     from algorithms import ALGORITHMS, EvaluationConfig
     from algorithms.config.base import override
-    from benchmarks.analysis.results import collect_results, write_results
-    from benchmarks.runs.run import run
+    from benchmarks.analysis.results import Results, write_results
+    from benchmarks.provenance import provenance
+    from benchmarks.runs.run import read_run, run
     from benchmarks.runs.spec import RunSpec, TaskConfig
 
     folder = tmp_path_factory.mktemp("comparison")
@@ -213,11 +214,12 @@ def comparison(tiny_sd: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {"images_per_iteration": 8, "num_envs": 8, "images_per_prompt": 8, "chunk_size": 8}
     changes |= {"updates_per_iteration": 1, "learning_rate": 0.03}
     changes |= {"evaluation": EvaluationConfig(images=20, held_out_prompts=str(unseen))}
-    records = []
+    runs = []
     for seed in (0, 1):
         for name in ("ddpo-is", "rwr"):
             config = override(ALGORITHMS[name].config, seed=seed, **changes)
             run_folder = folder / "compressibility" / name / f"seed-{seed}"
-            records.append(run(RunSpec(name, config, task, 16), run_folder))
-    write_results(collect_results(records, folder), folder / "results.json")
+            run(RunSpec(name, config, task, 16), run_folder)
+            runs.append(read_run(run_folder, folder))
+    write_results(Results(runs, provenance()), folder / "results.json")
     return folder

@@ -1,9 +1,9 @@
 """Statistics over seeds and tasks, after Agarwal et al. 2021 (arXiv 2108.13264), whose own package is rliable.
 
-Scores come as strata: for each task one array whose first axis are the runs. A resample draws runs with replacement
-within each task, so that every task keeps its number of runs. Where there are at most :data:`RESAMPLES` different
-resamples, every one is counted with the probability that it is drawn, and intervals are exact: up to nine runs alone
-(five are 126 multisets), two samples of five (15,876). Else as many are drawn.
+Scores come as strata: one array per task, whose first axis is the runs. A resample draws runs with replacement within
+each task, so that every task keeps its number of runs. If there are at most :data:`RESAMPLES` different resamples, each
+is counted with its probability and intervals are exact: up to nine runs of one variant (five give 126 multisets), two
+samples of five (15,876). Otherwise as many are drawn.
 """
 
 import itertools
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: The most resamples that are counted one by one, and how many are drawn where there are more.
+#: The most resamples that are counted one by one, and how many are drawn if there are more.
 RESAMPLES = 50_000
 _PART = 2_000  # resamples held at once
 _SIDE = 40  # a 95 % interval leaves one part in 40 out on each side
 
-#: One array (runs,) or (runs, k) a task.
+#: One array (runs,) or (runs, k) per task.
 Strata = Sequence[np.ndarray]
-#: The same with the resamples in front, (resamples, runs) or (resamples, runs, k) a task.
+#: The same with the resamples in front, (resamples, runs) or (resamples, runs, k) per task.
 Resamples = Sequence[np.ndarray]
 
 
@@ -29,7 +29,7 @@ class Interval:
     """A point estimate with a 95 % interval.
 
     Attributes:
-        low, high: of the interval; NaN where there is none.
+        low, high: of the interval; NaN if there is none.
         over: what the interval is over: ``"seeds"``, ``"images"``, or ``"nothing"`` for one number.
     """
 
@@ -40,14 +40,14 @@ class Interval:
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval: not of one number, nor where something could not be measured."""
+        """Whether there is an interval: not for one number, nor if something could not be measured."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean of the middle half: a quarter of the values, rounded down, is cut off at each end (scipy's trim_mean).
+    """Return the mean of the middle half: a quarter of the values, rounded down, is cut at each end.
 
-    Fewer than four values have no quarter to cut: theirs is the mean. Where a value is NaN, so is the mean.
+    Of fewer than four values it is the mean, as in scipy's trim_mean. If a value is NaN, so is the mean.
     """
     ordered = np.sort(values, axis=axis)
     n = ordered.shape[axis]
@@ -57,10 +57,10 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def summarise(evaluations: Sequence[Sequence[Sequence[float]]]) -> list[Interval]:
-    """Summarise a curve's evaluations, each of them the per-image rewards of one seed, or of several.
+    """Return each evaluation's interval, from the per-image rewards of one seed or several.
 
-    With one seed the estimate is the mean over images, and the interval says how much other evaluation images would
-    change it, nothing about other training runs. With several, it is the interquartile mean of the seeds' means.
+    With one seed the estimate is the mean over images, and the interval shows how much other evaluation images would
+    change it, nothing about other training runs. With several it is the interquartile mean of the seeds' means.
     """
     if evaluations and all(len(by_seed) == 1 for by_seed in evaluations):
         return _means_over_images(np.array([rewards for (rewards,) in evaluations], dtype=np.float64))
@@ -68,9 +68,9 @@ def summarise(evaluations: Sequence[Sequence[Sequence[float]]]) -> list[Interval
 
 
 def over_seeds(evaluations: Sequence[Sequence[float]]) -> list[Interval]:
-    """Summarise a curve's evaluations, each of them one number a seed: interquartile means.
+    """Return each evaluation's interquartile mean with its interval, from one number per seed.
 
-    Seeds are resampled with all their evaluations. One seed's number has no interval.
+    Seeds are resampled with all their evaluations. The number of one seed has no interval.
     """
     if all(len(by_seed) == 1 for by_seed in evaluations):
         return [Interval(float(value), math.nan, math.nan, "nothing") for (value,) in evaluations]
@@ -78,11 +78,11 @@ def over_seeds(evaluations: Sequence[Sequence[float]]) -> list[Interval]:
 
 
 def _means_over_images(rewards: np.ndarray) -> list[Interval]:
-    """Mean of each evaluation's (evaluations, images), with all evaluations of an image resampled together."""
+    """Return the means of rewards (evaluations, images); all evaluations of an image are resampled together."""
     images = rewards.shape[1]
 
     def means(places: Resamples) -> np.ndarray:
-        """How often each image is drawn gives all evaluations' means as one product."""
+        """Return all evaluations' means as one product with how often each image is drawn."""
         (drawn,) = places
         cells = drawn + images * np.arange(len(drawn))[:, None]
         times = np.bincount(cells.ravel(), minlength=len(drawn) * images).reshape(len(drawn), images)
@@ -94,16 +94,15 @@ def _means_over_images(rewards: np.ndarray) -> list[Interval]:
 def stratified_bootstrap(
     groups: Sequence[Strata], statistic: Callable[..., np.ndarray], seed: int = 0, over: str = "seeds"
 ) -> list[Interval]:
-    """Stratified percentile bootstrap of a statistic of one or more algorithms' scores.
+    """Return the stratified percentile bootstrap of a statistic of one or more algorithms' scores.
 
-    An interval's low end is the smallest value at or below which at least 2.5 % of the resamples lie, its high end the
-    largest at or above which at least 2.5 % lie: both are values that a resample has, and the interval of the negated
-    statistic is the negated interval.
+    The low end of an interval is the smallest value with at least 2.5 % of the resamples at or below it, the high end
+    the largest with at least 2.5 % at or above it. So the interval of the negated statistic is the negated interval.
 
     Args:
         groups: each algorithm's strata; runs of different algorithms are resampled independently.
         statistic: takes each group's resamples; returns (resamples,), or (resamples, k) for k numbers at once.
-        seed: of the resampling, where resamples are drawn.
+        seed: of the resampling, if resamples are drawn.
         over: what the interval is over.
 
     Returns:
@@ -126,7 +125,7 @@ def stratified_bootstrap(
 def _resamples(sizes: Sequence[int], seed: int) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
     """Yield resamples of strata of these sizes, part by part.
 
-    Each part is (m, size) indices for each stratum, and (m,) in how many of all equally likely draws each comes up.
+    Each part is (m, size) indices for each stratum, and (m,) the number of equally likely draws that give each.
     """
     if math.prod(math.comb(2 * size - 1, size) for size in sizes) <= RESAMPLES:
         multisets, times = zip(*(_multisets(size) for size in sizes), strict=True)
@@ -151,7 +150,7 @@ def _multisets(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ends(draws: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return each column's (2, k) ends of draws (m, k) that count as often as weights (m,) say; NaN where one is."""
+    """Return each column's interval (2, k) of draws (m, k) with weights (m,); NaN if a draw is NaN."""
     order = draws.argsort(axis=0)
     upto = weights[order].cumsum(axis=0)
     total = weights.sum()
@@ -165,30 +164,30 @@ def _as_columns(numbers: np.ndarray) -> np.ndarray:
 
 
 def pooled_interquartile_mean(scores: Resamples) -> np.ndarray:
-    """Interquartile mean over the runs of all tasks together: (resamples,) or (resamples, k)."""
+    """Return the interquartile mean over the runs of all tasks together: (resamples,) or (resamples, k)."""
     return interquartile_mean(np.concatenate(scores, axis=1), axis=1)
 
 
 def pooled_mean(scores: Resamples) -> np.ndarray:
-    """Mean over the runs of all tasks together: (resamples,) or (resamples, k)."""
+    """Return the mean over the runs of all tasks together: (resamples,) or (resamples, k)."""
     return np.concatenate(scores, axis=1).mean(1)
 
 
 def optimality_gap(scores: Resamples) -> np.ndarray:
-    """How far the runs of all tasks stay below a score of 1, on average, what is above not counted: (resamples,)."""
+    """Return the mean distance of the runs of all tasks below a score of 1; above 1 it is 0: (resamples,)."""
     return np.maximum(1 - np.concatenate(scores, axis=1), 0).mean(1)
 
 
 def performance_profile(scores: Resamples, thresholds: np.ndarray) -> np.ndarray:
-    """Share of the runs of all tasks whose score is above each of k thresholds: (resamples, k)."""
+    """Return the share of the runs of all tasks with a score above each of k thresholds: (resamples, k)."""
     runs = np.concatenate(scores, axis=1)
     return (runs[:, :, None] > thresholds).mean(1)
 
 
 def probability_of_improvement(scores: Resamples, others: Resamples) -> np.ndarray:
-    """Probability that a run of one algorithm scores higher than a run of another, averaged over tasks: (resamples,).
+    """Return the probability that a run of one algorithm scores higher than one of another, averaged over tasks.
 
-    On one task it is the Mann-Whitney statistic, the share of pairs (x, y) with x > y, a tie counting one half.
+    On one task it is the Mann-Whitney statistic: the share of pairs (x, y) with x > y, a tie counting one half.
     """
     by_task = []
     for x, y in zip(scores, others, strict=True):

@@ -1,264 +1,219 @@
-"""Markdown tables of a comparison: rewards and costs, which variant beats which, peak against end."""
+"""The tables of a comparison: rewards and costs, held-out prompts, which variant is better, peaks, equal rewards."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.analysis.aggregate import MARKS, Aggregate, Ahead, Improvement, shared
+from benchmarks.analysis.aggregate import MARKS, Aggregate, Ahead, Improvement
 from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.origin import at_evaluation, of_cost, of_finals, of_metric, of_reward
 from benchmarks.analysis.statistics import Interval
-from diffusion_gym.naming import escaped
+from benchmarks.analysis.table import Cell, Column, Name, Number, Table, bracketed, from_to
 
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; cells are texts, and nothing in them is markup."""
-    lines = [[escaped(cell) for cell in row] for row in (header, *rows)]
-    rendered = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([rendered[0], "|" + "---|" * len(header), *rendered[1:]])
-
-
-def table(summary: Curves) -> str:
-    """Return rewards before and after with the interval, costs, and the other metrics."""
-    names = metric_names(summary)
-    header = ["task", "algorithm", "before", "after", "95 % interval", "queries", "forwards", "seconds", *names]
-    return markdown(
-        header,
-        [
-            [
-                task,
-                variant,
-                f"{curve.reward[0].estimate:.3f}",
-                f"{curve.reward[-1].estimate:.3f}",
-                f"{curve.reward[-1].low:.3f} to {curve.reward[-1].high:.3f}",
-                f"{curve.queries[-1]:,.0f}",
-                f"{curve.forwards[-1]:,.0f}",
-                f"{curve.seconds:.0f}",
-                *(start_to_end(curve.metrics[name]) if name in curve.metrics else "" for name in names),
-            ]
-            for task, variant, curve in flat(summary)
-        ],
-    )
-
-
-def held_out_table(summary: Curves) -> str | None:
-    """Return rewards on trained and on held-out prompts side by side, or None where no prompts were held out."""
-    found = [(task, variant, curve) for task, variant, curve in flat(summary) if curve.held_out]
-    if not found:
-        return None
-    header = ["task", "algorithm", "trained prompts", "95 % interval", "held-out prompts", "95 % interval", "share"]
-    return markdown(
-        header,
-        [
-            [
-                task,
-                variant,
-                _change(curve.reward),
-                _range(curve.reward[-1]),
-                _change(curve.held_out),
-                _range(curve.held_out[-1]),
-                _share_of_gain(curve),
-            ]
-            for task, variant, curve in found
-        ],
-    )
-
-
-def improvement_table(found: Sequence[Improvement]) -> str | None:
-    """Return the probability of improvement of each pair, by task and together, or None where there is no pair."""
-    if not found:
-        return None
-    tasks = list(dict.fromkeys(task for one in found for task in one.by_task))
-    several = any(one.together for one in found)
-    return markdown(
-        ["a run of", "ends above a run of", *tasks, *(["all tasks"] if several else [])],
-        [
-            [
-                one.better,
-                one.worse,
-                *(_probability(one.by_task.get(task), one.ahead.get(task)) for task in tasks),
-                *([_probability(one.together, None)] if several else []),
-            ]
-            for one in found
-        ],
-    )
-
-
-def score_table(found: Aggregate) -> str:
-    """Return statistics of the normalised scores over all tasks, and shares of runs above some scores."""
-    rows = []
-    for name in found.variants:
-        shares = [found.profiles[name][found.thresholds.index(mark)] for mark in MARKS]
-        statistics = [
-            cell
-            for value in (found.scores[name], found.means[name], found.gaps[name])
-            for cell in (f"{value.estimate:.2f}", _range(value, 2))
-        ]
-        rows.append([name, *statistics, *(f"{share.estimate:.2f}" for share in shares)])
-    header = ["algorithm", "interquartile mean", "95 % interval", "mean", "95 % interval"]
-    header += ["optimality gap", "95 % interval", *(f"runs above {mark}" for mark in MARKS)]
-    return markdown(header, rows)
-
-
-def score_note(found: Aggregate) -> str:
-    """Say what the scores are of: tasks with their scales, seeds, and what is left out."""
-    scales = "; ".join(f"{task}: {scale}" for task, scale in found.scales.items())
-    seeds = ", ".join(map(str, found.seeds))
-    left_out = f" Not counted, for not every algorithm has finished that task or seed: {', '.join(found.left_out)}."
-    return f"{scales}. Seeds {seeds}.{left_out if found.left_out else ''}"
-
-
-def peak_table(summary: Curves, names: Sequence[str]) -> str | None:
-    """Return each metric's start, best moment and end, or None where none of them was measured."""
-    rows = [
-        [
-            task,
-            variant,
-            name,
-            f"{peak.start:.2f}",
-            f"{peak.best:.2f}",
-            f"{peak.queries:,.0f}",
-            f"{peak.final.estimate:.2f}{bracketed(peak.final)}",
-            f"{peak.fallen} of {len(curve.runs)}",
-        ]
-        for task, variant, curve in flat(summary)
-        for name, peak in curve.peaks.items()
-        if name in names
-    ]
-    header = ["task", "algorithm", "metric", "start", "best", "at queries", "end", "runs that end below their start"]
-    return markdown(header, rows) if rows else None
-
-
-def equal_reward_table(summary: Curves, names: Sequence[str], marks: int = 4) -> str | None:
-    """Return what each variant has spent and become when it first reaches the same rewards.
-
-    The rewards are evenly spaced from the start to the least of the variants' best. Between two evaluations values are
-    read off a straight line.
-
-    Args:
-        summary: curves whose variants begin at the same model.
-        names: metrics to tell; those that were not measured are left out.
-        marks: rewards to compare at.
-
-    Returns:
-        Markdown, or None where no task has two variants that rise.
-    """
-    named = [name for name in names if name in metric_names(summary)]
-    rows = []
-    for task, by_variant in summary.items():
-        start = min(curve.reward[0].estimate for curve in by_variant.values())
-        reached = min(max(value.estimate for value in curve.reward) for curve in by_variant.values())
-        if len(by_variant) < 2 or reached <= start:
-            continue
-        for wanted in (start + (reached - start) * (k + 1) / marks for k in range(marks)):
-            for variant, curve in by_variant.items():
-                place = _first_at([value.estimate for value in curve.reward], wanted)
-                cells = [
-                    f"{_between([value.estimate for value in curve.metrics[name]], place):.2f}"
-                    if name in curve.metrics
-                    else ""
-                    for name in named
-                ]
-                rows.append([task, f"{wanted:.3f}", variant, f"{_between(curve.queries, place):,.0f}", *cells])
-    return markdown(["task", "reward", "algorithm", "queries", *named], rows) if rows else None
-
-
-def interval_note(summary: Curves) -> str:
-    """Say how many seeds there are, and what the intervals are over."""
-    found = list(flat(summary))
-    seeds = max(len(curve.runs) for _, _, curve in found)
-    metrics = metric_names(summary)
-    one = (
-        "the intervals are over evaluation images (bootstrap of the mean). They say nothing about other training runs."
-        + (" A metric is one number of all images, without an interval." if metrics else "")
-    )
-    if seeds == 1:
-        return f"One seed: {one}"
-    middle = "interquartile mean" if seeds > 3 else "mean"
-    parts = [f"{seeds} seeds: {middle} of the seeds' means, 95 % bootstrap intervals over seeds"]
-    parts[0] += "; a metric's stands in brackets behind its end." if metrics else "."
-    fewer = [f"{name} on {task} {len(curve.runs)}" for task, name, curve in found if len(curve.runs) < seeds]
-    if fewer:
-        parts.append(f"Fewer seeds: {', '.join(fewer)}.")
-    if any(len(curve.runs) == 1 for _, _, curve in found):
-        parts.append(f"Where there is one seed, {one}")
-    return " ".join(parts)
-
-
-def shared_note(summary: Curves) -> str | None:
-    """Say why nothing is pooled over tasks, where it is not."""
-    tasks = shared(summary)
-    if not tasks:
-        return None
-    return (
-        f"Nothing is pooled over tasks, for some runs stand in several of them ({', '.join(tasks)}): counted twice, "
-        "they would make intervals too narrow."
-    )
-
-
-def failure_note(results: Mapping[str, Any]) -> str | None:
-    """Name the runs that failed, and so are in no number; None where none did."""
-    failures = results.get("failures")
-    if not failures:
-        return None
-    told = "; ".join(escaped(f"{name} ({error})") for name, error in failures.items())
-    return f"Failed, and in no number: {told}."
+_TASK, _ALGORITHM = Column("task", is_text=True), Column("algorithm", is_text=True)
 
 
 def flat(summary: Curves) -> list[tuple[str, str, Curve]]:
-    """Return task, variant and curve, a line each."""
+    """Return task, variant and curve of every curve."""
     return [(task, name, curve) for task, by_variant in summary.items() for name, curve in by_variant.items()]
 
 
 def metric_names(summary: Curves) -> list[str]:
-    """Return every metric that some run has, in order."""
+    """Return every metric that some curve has, in order."""
     return list(dict.fromkeys(name for _, _, curve in flat(summary) for name in curve.metrics))
 
 
-def bracketed(interval: Interval) -> str:
-    """Return an interval as it stands behind its number; nothing where there is none."""
-    return f" ({_range(interval, 2)})" if interval.known else ""
+def result_table(summary: Curves) -> Table:
+    """Return rewards before and after with the interval, costs, and the other metrics."""
+    names = metric_names(summary)
+    costs = ("queries", "forwards", "seconds")
+    columns = [_TASK, _ALGORITHM, *map(Column, ("before", "after", "95 % interval", *costs, *names))]
+    return Table(columns, [_result_row(task, variant, curve, names) for task, variant, curve in flat(summary)])
 
 
-def start_to_end(values: Sequence[Interval]) -> str:
-    """Return a curve's start, and its end with the interval."""
-    return f"{values[0].estimate:.2f} to {values[-1].estimate:.2f}{bracketed(values[-1])}"
+def _result_row(task: str, variant: str, curve: Curve, names: Sequence[str]) -> list[Cell]:
+    end, final = len(curve.reward) - 1, curve.reward[-1]
+
+    def cost(name: str, values: Sequence[float]) -> Cell:
+        return [Number(f"{values[-1]:,.0f}" if name != "seconds" else f"{values[-1]:.0f}", of_cost(curve, end, name))]
+
+    return [
+        [task],
+        [Name(variant)],
+        [Number(f"{curve.reward[0].estimate:.3f}", of_reward(curve, 0))],
+        [Number(f"{final.estimate:.3f}", of_reward(curve, end))],
+        [from_to(final, 3)],
+        cost("reward_queries", curve.queries),
+        cost("forward_equivalents", curve.forwards),
+        cost("seconds", curve.times),
+        *(start_to_end(curve, name) if name in curve.metrics else [] for name in names),
+    ]
 
 
-def _change(curve: Sequence[Interval]) -> str:
-    return f"{curve[0].estimate:.3f} to {curve[-1].estimate:.3f}"
+def start_to_end(curve: Curve, metric: str) -> Cell:
+    """Return a metric's start, and its end with the interval."""
+    values, end = curve.metrics[metric], len(curve.queries) - 1
+    first, last = (Number(f"{values[at].estimate:.2f}", of_metric(curve, at, metric)) for at in (0, end))
+    return [first, " to ", last, bracketed(values[-1])]
 
 
-def _range(interval: Interval, digits: int = 3) -> str:
-    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+def held_out_table(summary: Curves) -> Table | None:
+    """Return rewards on trained and on held-out prompts side by side, or None if no prompts were held out."""
+    columns = ("trained prompts", "95 % interval", "held-out prompts", "95 % interval", "share")
+    rows: list[list[Cell]] = [
+        [
+            [task],
+            [Name(variant)],
+            _change(curve, curve.reward, "rewards"),
+            [from_to(curve.reward[-1], 3)],
+            _change(curve, curve.held_out, "held_out.rewards"),
+            [from_to(curve.held_out[-1], 3)],
+            [_share_of_gain(curve)],
+        ]
+        for task, variant, curve in flat(summary)
+        if curve.held_out
+    ]
+    return Table([_TASK, _ALGORITHM, *map(Column, columns)], rows) if rows else None
+
+
+def _change(curve: Curve, values: Sequence[Interval], field: str) -> Cell:
+    end = len(values) - 1
+    first, last = (Number(f"{values[at].estimate:.3f}", of_reward(curve, at, field)) for at in (0, end))
+    return [first, " to ", last]
 
 
 def _share_of_gain(curve: Curve) -> str:
-    """Return how much of the gain on trained prompts is had on held-out ones, where there surely is a gain."""
+    """Return how much of the gain on trained prompts is had on held-out ones, if there certainly is a gain."""
     start, end = curve.reward[0].estimate, curve.reward[-1]
     if end.estimate <= start:
         return "no gain"
-    if end.low <= start:  # a part of a gain that may be none is any number
+    if end.low <= start:  # a share of a gain that may be 0 can be any number
         return "no sure gain"
     other = curve.held_out[-1].estimate - curve.held_out[0].estimate
     return f"{other / (end.estimate - start):.0%}"
 
 
-def _first_at(values: Sequence[float], wanted: float) -> float:
-    """Return where values first reach ``wanted``, as an index with a fraction; they must reach it."""
-    after = next(index for index, value in enumerate(values) if value >= wanted)
+def improvement_table(pairs: Sequence[Improvement], summary: Curves) -> Table | None:
+    """Return the probability of improvement of each pair, by task and together, or None if there is no pair."""
+    if not pairs:
+        return None
+    tasks = list(dict.fromkeys(task for pair in pairs for task in pair.by_task))
+    several = any(pair.together for pair in pairs)
+    columns = [Column("a run of", is_text=True), Column("ends above a run of", is_text=True), *map(Column, tasks)]
+    rows = []
+    for pair in pairs:
+        row: list[Cell] = [[Name(pair.better)], [Name(pair.worse)]]
+        for task in tasks:
+            value, ahead = pair.by_task.get(task), pair.ahead.get(task)
+            row.append([] if value is None else _probability(pair, value, summary, [task], ahead))
+        if several:
+            row.append([] if pair.together is None else _probability(pair, pair.together, summary, list(pair.by_task)))
+        rows.append(row)
+    return Table([*columns, Column("all tasks")] if several else columns, rows)
+
+
+def _probability(
+    pair: Improvement, value: Interval, summary: Curves, tasks: Sequence[str], ahead: Ahead | None = None
+) -> Cell:
+    how = f"share of pairs of runs in which {pair.better} ends above {pair.worse}, a tie one half, averaged over tasks"
+    origin = of_finals(summary, tasks, [pair.better, pair.worse], how)
+    seeds = "" if ahead is None else f", {ahead.better} of {ahead.seeds}"
+    return [Number(f"{value.estimate:.2f}", origin), f" ({from_to(value, 2)}){seeds}"]
+
+
+def score_table(found: Aggregate, summary: Curves) -> Table:
+    """Return statistics of the normalised scores over all tasks, and shares of runs above some scores."""
+    columns = [_ALGORITHM]
+    for title in ("interquartile mean", "mean", "optimality gap"):
+        columns += [Column(title), Column("95 % interval")]
+    columns += [Column(f"runs above {mark}") for mark in MARKS]
+    rows = []
+    for name in found.variants:
+        row: list[Cell] = [[Name(name)]]
+        for what, value in (
+            ("interquartile mean", found.scores[name]),
+            ("mean", found.means[name]),
+            ("mean distance below 1", found.gaps[name]),
+        ):
+            how = f"{what} of the normalised scores of all runs"
+            origin = of_finals(summary, found.tasks, [name], how, found.seeds)
+            row += [[Number(f"{value.estimate:.2f}", origin)], [from_to(value, 2)]]
+        shares = [found.profiles[name][found.thresholds.index(mark)] for mark in MARKS]
+        rows.append([*row, *([f"{share.estimate:.2f}"] for share in shares)])
+    return Table(columns, rows)
+
+
+def peak_table(summary: Curves, names: Sequence[str] | None = None) -> Table | None:
+    """Return each metric's start, best moment and end, or None if there is none; ``names`` are some of the metrics."""
+    rows = [
+        _peak_row(task, variant, curve, name)
+        for task, variant, curve in flat(summary)
+        for name in curve.peaks
+        if names is None or name in names
+    ]
+    columns = [_TASK, _ALGORITHM, Column("metric", is_text=True)]
+    numbers = ("start", "best", "at queries", "end", "runs that end below their start")
+    return Table([*columns, *map(Column, numbers)], rows) if rows else None
+
+
+def _peak_row(task: str, variant: str, curve: Curve, name: str) -> list[Cell]:
+    peak, end, mean = curve.peaks[name], len(curve.queries) - 1, "interquartile mean over the runs"
+    best = at_evaluation(curve, peak.places, f"metrics.{name}", f"{mean} of each run's own best")
+    queries = at_evaluation(curve, peak.places, "costs.reward_queries", f"{mean}, each at its own best")
+    return [
+        [task],
+        [Name(variant)],
+        [name],
+        [Number(f"{peak.start:.2f}", of_metric(curve, 0, name))],
+        [Number(f"{peak.best:.2f}", best)],
+        [Number(f"{peak.queries:,.0f}", queries)],
+        [Number(f"{peak.final.estimate:.2f}", of_metric(curve, end, name)), bracketed(peak.final)],
+        [f"{peak.fallen} of {len(curve.runs)}"],
+    ]
+
+
+def equal_reward_table(summary: Curves, names: Sequence[str], marks: int = 4) -> Table | None:
+    """Return what each variant has spent and become when it first reaches the same rewards.
+
+    The rewards are evenly spaced from the start to the smallest of the variants' best. Between two evaluations values
+    are interpolated linearly.
+
+    Args:
+        summary: curves whose variants begin at the same model.
+        names: metrics to show; those that were not measured are left out.
+        marks: rewards to compare at.
+
+    Returns:
+        the table, or None if no task has two variants that rise.
+    """
+    named = [name for name in names if name in metric_names(summary)]
+    rows: list[list[Cell]] = []
+    for task, by_variant in summary.items():
+        start = min(curve.reward[0].estimate for curve in by_variant.values())
+        reached = min(max(value.estimate for value in curve.reward) for curve in by_variant.values())
+        if len(by_variant) < 2 or reached <= start:
+            continue
+        for reward in (start + (reached - start) * (k + 1) / marks for k in range(marks)):
+            for variant, curve in by_variant.items():
+                place = _first_at([value.estimate for value in curve.reward], reward)
+                cells = [_metric_at(curve, name, place) for name in named]
+                rows.append([[task], [f"{reward:.3f}"], [Name(variant)], [f"{_at(curve.queries, place):,.0f}"], *cells])
+    return Table([_TASK, Column("reward"), _ALGORITHM, *map(Column, ("queries", *named))], rows) if rows else None
+
+
+def _first_at(values: Sequence[float], reward: float) -> float:
+    """Return where values first reach ``reward``, as an index with a fraction; they must reach it."""
+    after = next(index for index, value in enumerate(values) if value >= reward)
     if after == 0:
         return 0.0
     before = values[after - 1]
-    return after - 1 + (wanted - before) / (values[after] - before)
+    return after - 1 + (reward - before) / (values[after] - before)
 
 
-def _between(values: Sequence[float], place: float) -> float:
+def _metric_at(curve: Curve, name: str, place: float) -> Cell:
+    values = curve.metrics.get(name)
+    return [] if values is None else [f"{_at([value.estimate for value in values], place):.2f}"]
+
+
+def _at(values: Sequence[float], place: float) -> float:
     return float(np.interp(place, np.arange(len(values)), values))
-
-
-def _probability(interval: Interval | None, ahead: Ahead | None) -> str:
-    if interval is None:
-        return ""
-    text = f"{interval.estimate:.2f} ({_range(interval, 2)})"
-    return text if ahead is None else f"{text}, {ahead.better} of {ahead.seeds}"

@@ -14,6 +14,7 @@ from benchmarks.runs.spec import RunSpec, check_names
 from benchmarks.suite import SUITES
 
 if TYPE_CHECKING:
+    from benchmarks.analysis.results import Results
     from benchmarks.sweeps.sweep import Pool
 
 
@@ -113,7 +114,8 @@ def compare(options: Compare) -> int:
 
 def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int:
     from algorithms.checkpoints.published import check_replaceable, published
-    from benchmarks.report import PAGE, Source, write_report
+    from benchmarks.report.page import PAGE, write_report
+    from benchmarks.report.source import Source
     from benchmarks.runs.resuming import check_same
     from benchmarks.sweeps.merged_results import Ledger
     from benchmarks.sweeps.sweep import run_all
@@ -132,9 +134,9 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
     for name, error in failures.items():
         print(f"\nrun {name} failed:\n{error}")
     results = sweep.write(failures)
-    if not results["runs"]:
+    if not results.runs:
         return 1
-    report = write_report(Source(folder, results, []))
+    report = write_report(Source(folder, results))
     text = summary_text(results)
     with published(folder) as fresh:
         (fresh / _TABLE).write_text(text, encoding="utf-8")
@@ -143,24 +145,25 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
     return 1 if failures else 0
 
 
-def summary_text(results: Mapping[str, Any]) -> str:
+def summary_text(results: Results) -> str:
     """Return the tables that are printed at the end, as Markdown."""
-    from benchmarks.analysis import tables
+    from benchmarks.analysis import notes, tables
     from benchmarks.analysis.aggregate import aggregate, improvements
     from benchmarks.analysis.curves import curves
+    from benchmarks.analysis.table import joined
 
-    summary = curves(results)
+    summary = curves(results.runs)
     found, pairs = aggregate(summary), improvements(summary)
     parts = [
-        tables.table(summary),
-        tables.interval_note(summary),
+        tables.result_table(summary),
+        notes.interval_note(summary),
         tables.held_out_table(summary),
-        tables.improvement_table(pairs),
-        tables.shared_note(summary) if pairs else None,
-        *([tables.score_table(found), tables.score_note(found)] if found and len(found.tasks) > 1 else []),
-        tables.failure_note(results),
+        tables.improvement_table(pairs, summary),
+        notes.shared_note(summary) if pairs else None,
+        *((tables.score_table(found, summary), notes.score_note(found)) if found and len(found.tasks) > 1 else ()),
+        notes.failure_note(results),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined(*parts) + "\n"
 
 
 def _pool(options: Compare, own: Mapping[str, RunSpec], folder: Path) -> tuple[Pool, str]:

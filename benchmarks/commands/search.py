@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from algorithms.config.base import override
+from benchmarks.runs.record import Run
 from benchmarks.runs.spec import RunSpec, check_names
 from benchmarks.suite import EMBEDDED, PAPER_TASKS, TASKS
 
@@ -145,25 +146,25 @@ def search(options: Search) -> int:
         failures = run_all(ledger.own, options.folder, pool, lambda name: ledger.write())
     for name, error in failures.items():
         print(f"run {name} failed: {error.splitlines()[-1]}")
-    print(f"\n{ranking(ledger.write(failures))}")
+    print(f"\n{ranking(ledger.write(failures).runs)}")
     return 1 if failures else 0
 
 
-def ranking(results: Mapping[str, Any]) -> str:
+def ranking(runs: Sequence[Run]) -> str:
     """Return every candidate as a Markdown table, each algorithm's best first.
 
     They are ranked by their gain as a share of the largest gain of their algorithm's candidates on the same task,
     averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain. Candidates
     without a share, because none of their algorithm gained, are ranked by what they lose.
     """
-    from benchmarks.analysis.tables import markdown
+    from benchmarks.analysis.table import markdown
 
-    tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
+    tasks = list(dict.fromkeys(run.task for run in runs))
     candidates = candidates_on(tasks)
     ends: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for run in results["runs"]:
-        algorithm, _, index = run["variant"].rpartition("-")
-        ends.setdefault((algorithm, index), {}).setdefault(run["task"], []).append(_ends(run))
+    for run in runs:
+        algorithm, _, index = run.variant.rpartition("-")
+        ends.setdefault((algorithm, index), {}).setdefault(run.task, []).append(_ends(run))
     gains = {
         candidate: [_mean([gain for gain, _ in by_task[task]]) if task in by_task else None for task in tasks]
         for candidate, by_task in ends.items()
@@ -187,10 +188,10 @@ def ranking(results: Mapping[str, Any]) -> str:
     return markdown(header, lines)
 
 
-def _ends(run: Mapping[str, Any]) -> tuple[float, float]:
+def _ends(run: Run) -> tuple[float, float]:
     """Return a run's gain in evaluation reward, and the share of animals recognised at its end."""
-    first, last = run["evaluations"][0], run["evaluations"][-1]
-    return _mean(last["rewards"]) - _mean(first["rewards"]), last["metrics"]["recognised"]
+    first, last = run.evaluations[0], run.evaluations[-1]
+    return last.mean_reward - first.mean_reward, last.metrics["recognised"]
 
 
 def _mean(values: list[float]) -> float:

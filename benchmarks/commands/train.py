@@ -19,8 +19,8 @@ from diffusion_gym.recommended import recommended_for as recommends
 
 if TYPE_CHECKING:
     from algorithms import DiffusionAlgorithm
+    from benchmarks.runs.record import Run
     from benchmarks.runs.recorder import Progress
-    from benchmarks.runs.run import RunRecord
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 Say = Callable[[str], None]
@@ -113,7 +113,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     if not record.complete:
         say(f"stopped; the checkpoint is {checkpoint}. The same command resumes.")
         return stop.status if stop() else 130  # another rank heard it
-    _say_what_came(record, say)
+    _say_what_came(record, folder, say)
     return 0
 
 
@@ -145,11 +145,11 @@ def _taken(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]") -> str:
     return f"taken from what {spec.task.model} recommends: {', '.join(taken) or 'nothing'}"
 
 
-def _say_what_came(record: "RunRecord", say: Say) -> None:
+def _say_what_came(record: "Run", folder: Path, say: Say) -> None:
     """Print how a run ended, and where its weights and pictures are."""
     from benchmarks.runs.folder import BEST
 
-    folder, best, pipeline = record.folder, record.best, record.folder / "pipeline"
+    best, pipeline = record.best, folder / "pipeline"
     if record.stopped_early is not None:
         say(f"stopped early: {record.stopped_early}.")
     if best is not None:

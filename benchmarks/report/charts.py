@@ -1,67 +1,51 @@
-"""What the page's charts show: plain data, each point with the place in the JSON that it comes from."""
+"""The charts of a comparison and of a run's log; each point carries the place in the JSON that it comes from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.analysis.aggregate import Aggregate
 from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.origin import Origin, of_metric, of_reward
 from benchmarks.analysis.statistics import Interval
 from benchmarks.analysis.tables import metric_names
+from benchmarks.charts import Chart, Rows
 from diffusion_gym.naming import file_name
 
-#: Costs that a chart can be drawn against: name -> label.
+#: Costs that a curve can be drawn against: field of a point -> label.
 AXES = {
     "queries": "reward queries",
     "forwards": "UNet forward-equivalents",
     "seconds": "training seconds",
     "images": "sampled images",
 }
+_LOGGED = ("reward_queries", "forward_equivalents", "seconds", "images")  # the same in a run's log
 _UNITS = {"compressibility": "reward (-kB)", "incompressibility": "reward (kB)"}
 _METRICS = {
     "recognised": "recognised (share of images)",
     "diversity": "diversity (levels of 255)",
     "clip_score": "CLIP score (100 times the cosine)",
-    "kl_to_start": "KL from the start (nats an image)",
+    "kl_to_start": "KL from the start (nats per image)",
     "exact-kl-from-start": "KL from the start (nats)",
     "exact-excess-kl": "KL to the tilted distribution of equal reward (nats)",
     "exact-target-kl": "KL to the target (nats)",
     "exact-mean-error": "distance of the mean from the target's (points)",
     "exact-mode-weight-error": "total variation of mode weights from the target's",
 }
-_HIDDEN = ("eval/", "cost/", "time/", "reward_by_prompt/")  # shown elsewhere, or one line a prompt
+_HIDDEN = ("eval/", "cost/", "time/", "reward_by_prompt/")  # shown elsewhere, or one line per prompt
+#: A metric that begins with one of these is a KL from the start, which comes first among the frontiers.
+_KL = ("kl", "exact-kl-from-start")
+#: Their own curves show more than frontiers against them would.
+_NO_FRONTIER = ("exact-target-kl", "exact-mean-error", "exact-mode-weight-error", "exact-excess-kl")
 
 
 @dataclass(frozen=True)
-class Style:
-    """A line's colours, for light and dark, and its dashes."""
+class Shown:
+    """A chart with its place: a section of the page, and the figure that it is a panel of ("" for none)."""
 
-    light: str
-    dark: str
-    dash: str = ""
-
-
-#: Told apart by people who see no red or no green, and by dashes; at least 3:1 against the page, light and dark.
-_STYLES = {
-    "ddpo-is": Style("#0067a5", "#5aaeea"),
-    "ddpo-sf": Style("#3489c0", "#9bd3f7", "6 4"),
-    "rwr": Style("#c2410c", "#ff8a4c"),
-    "sparse-rwr": Style("#a86f00", "#f5c04a", "6 4"),
-}
-_MORE = (
-    Style("#7a3e9d", "#c99be8"),
-    Style("#1b7f4b", "#62c992", "2 3"),
-    Style("#b03060", "#f28cb1", "8 3 2 3"),
-    Style("#5b6472", "#b4bcc8"),
-    Style("#00798c", "#5fd0e0", "6 4"),
-    Style("#8a5a00", "#d9a441", "2 3"),
-    Style("#4b51b8", "#a3a8f5", "8 3 2 3"),
-)
-
-
-def styles(names: Sequence[str]) -> dict[str, Style]:
-    """Return each algorithm's style; those without one of their own take the next of a fixed list."""
-    others = [name for name in names if name not in _STYLES]
-    return {name: _STYLES.get(name) or _MORE[others.index(name) % len(_MORE)] for name in names}
+    chart: Chart
+    section: str
+    figure: str = ""
 
 
 def label_of(metric: str) -> str:
@@ -69,146 +53,124 @@ def label_of(metric: str) -> str:
     return _METRICS.get(metric.partition("?")[0], metric)
 
 
-def reward_label(task: str) -> str:
-    """Return what a task's evaluation reward is called on an axis."""
+def _reward_label(task: str) -> str:
     return "evaluation " + _UNITS.get(task, "reward")
 
 
-def reference(runs: Sequence[int], evaluations: int | Sequence[int], field: str, how: str) -> dict[str, Any]:
-    """Say where a number comes from: runs, evaluations and field in ``results.json``, and what was done with them.
-
-    Args:
-        runs: indices into the results' runs.
-        evaluations: the index of one evaluation of them all, or each run's own.
-        field: path inside an evaluation, joined by dots.
-        how: what was made of the values.
-    """
-    each = [evaluations] * len(runs) if isinstance(evaluations, int) else list(evaluations)
-    at = str(each[0]) if len(set(each)) == 1 else ",".join(map(str, each))
-    return {
-        "runs": list(runs),
-        "evaluations": each,
-        "field": field,
-        "how": how,
-        "path": f"results.json: runs[{','.join(map(str, runs))}].evaluations[{at}].{field}",
-    }
-
-
-def reward_reference(curve: Curve, evaluation: int, field: str = "rewards") -> dict[str, Any]:
-    """Say where an evaluation's reward and its interval come from."""
-    if curve.reward[evaluation].over == "images":
-        how = "mean over the images; 95 % bootstrap interval over images"
-    else:
-        how = "interquartile mean of the runs' means; 95 % bootstrap interval over runs"
-    return reference(curve.runs, evaluation, field, how)
-
-
-def metric_reference(curve: Curve, evaluation: int, name: str) -> dict[str, Any]:
-    """Say where a metric and its interval come from."""
-    how = "interquartile mean over the runs; 95 % bootstrap interval over runs"
-    return reference(curve.runs, evaluation, f"metrics.{name}", how if len(curve.runs) > 1 else "as it stands")
-
-
-def cost_reference(curve: Curve, evaluation: int, name: str) -> dict[str, Any]:
-    """Say where a cost comes from."""
-    how = "mean over the runs" if len(curve.runs) > 1 else "as it stands"
-    return reference(curve.runs, evaluation, f"costs.{name}", how)
-
-
-def evaluation_charts(summary: Curves) -> list[dict[str, Any]]:
-    """Return, for the reward, the reward on held-out prompts, and then each metric, one chart a task."""
-    charts = [_reward_chart(task, by_variant) for task, by_variant in summary.items()]
+def evaluation_charts(summary: Curves) -> list[Shown]:
+    """Return, for the reward, the reward on held-out prompts, and then each metric, one chart per task."""
+    charts = []
     for task, by_variant in summary.items():
-        held_out = {name: curve for name, curve in by_variant.items() if curve.held_out}
+        rows = _over_costs(by_variant, {name: _rewards(curve) for name, curve in by_variant.items()})
+        chart = Chart(f"reward-{file_name(task)}", task, _reward_label(task), AXES, rows)
+        charts.append(Shown(chart, "curves", "reward"))
+    for task, by_variant in summary.items():
+        held_out = {name: _rewards(curve, held_out=True) for name, curve in by_variant.items() if curve.held_out}
         if held_out:
-            charts.append(_reward_chart(task, held_out, held_out=True))
+            label = f"{_reward_label(task)}, held-out prompts"
+            chart = Chart(f"held-out-{file_name(task)}", task, label, AXES, _over_costs(by_variant, held_out))
+            charts.append(Shown(chart, "curves", "held-out"))
     for metric in metric_names(summary):
         for task, by_variant in summary.items():
-            lines = [
-                _series(name, curve, _metric_points(curve, metric))
-                for name, curve in by_variant.items()
-                if metric in curve.metrics
-            ]
-            if lines:
-                charts.append(chart(f"{file_name(metric)}-{file_name(task)}", task, label_of(metric), lines, zero=True))
+            points = {name: _metric(curve, metric) for name, curve in by_variant.items() if metric in curve.metrics}
+            if points:
+                name, rows = f"{file_name(metric)}-{file_name(task)}", _over_costs(by_variant, points)
+                charts.append(Shown(Chart(name, task, label_of(metric), AXES, rows, zero=True), "curves", metric))
     return charts
 
 
-def _reward_chart(task: str, by_variant: Mapping[str, Curve], held_out: bool = False) -> dict[str, Any]:
-    lines = []
-    for name, curve in by_variant.items():
-        field, values = ("held_out.rewards", curve.held_out) if held_out else ("rewards", curve.reward)
-        points = [interval_point(value, reward_reference(curve, index, field)) for index, value in enumerate(values)]
-        lines.append(_series(name, curve, points))
-    if held_out:
-        return chart(f"held-out-{file_name(task)}", task, f"{reward_label(task)}, held-out prompts", lines)
-    return chart(f"reward-{file_name(task)}", task, reward_label(task), lines)
+def frontier_charts(summary: Curves) -> list[Shown]:
+    """Return, for each task and measure, reward against the measure: the path of every variant from start to end."""
+    charts = []
+    names = [name for name in metric_names(summary) if not name.startswith(_NO_FRONTIER)]
+    for task, by_variant in summary.items():
+        for metric in sorted(names, key=lambda name: not name.startswith(_KL)):
+            across = {name: curve.metrics[metric] for name, curve in by_variant.items() if metric in curve.metrics}
+            charts += _frontier(task, by_variant, metric, label_of(metric), across)
+        across = {name: curve.held_out for name, curve in by_variant.items() if curve.held_out}
+        charts += _frontier(task, by_variant, "held-out-prompts", "reward on held-out prompts", across)
+    return charts
 
 
-def interval_point(value: Interval, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a point's height, its interval where it has one, and where they come from."""
-    interval = {"low": value.low, "high": value.high} if value.known else {}
-    return {"y": value.estimate, **interval, "source": source}
+def _frontier(
+    task: str, by_variant: Mapping[str, Curve], name: str, label: str, across: Mapping[str, Sequence[Interval]]
+) -> list[Shown]:
+    rows = []
+    for variant, values in across.items():
+        curve = by_variant[variant]
+        for point, at, queries in zip(_rewards(curve), values, curve.queries, strict=True):
+            width = {"x_low": at.low, "x_high": at.high} if at.known else {}
+            note = f"after {queries:,.0f} queries"
+            rows.append({"name": variant, **point, "x": at.estimate, **width, "note": note})
+    if not rows:
+        return []
+    stem = file_name(name)
+    chart = Chart(f"frontier-{stem}-{file_name(task)}", task, _reward_label(task), {"x": label}, rows, is_path=True)
+    return [Shown(chart, "frontiers", f"frontier-{stem}")]
 
 
-def _metric_points(curve: Curve, metric: str) -> list[dict[str, Any]]:
-    values = enumerate(curve.metrics[metric])
-    return [interval_point(value, metric_reference(curve, index, metric)) for index, value in values]
+def overall_charts(found: Aggregate, summary: Curves) -> list[Shown]:
+    """Return the normalised score against reward queries, and the performance profile."""
+    efficiency, profile = [], []
+    for name in found.variants:
+        curves = [summary[task][name] for task in found.tasks]
+        runs = tuple(curve.runs[place] for curve in curves for place in curve.places(found.seeds))
+        for at, score in zip(*found.efficiency[name], strict=True):
+            latest = tuple(sum(q <= at for q in curve.queries) - 1 for curve in curves for _ in found.seeds)
+            how = "interquartile mean of the normalised scores; stratified 95 % bootstrap interval"
+            efficiency.append({"name": name, **_point(score, Origin(runs, latest, "rewards", how)), "x": at})
+        last = tuple(len(curve.queries) - 1 for curve in curves for _ in found.seeds)
+        how = "share of runs whose normalised score is above; stratified 95 % bootstrap interval"
+        for at, share in zip(found.thresholds, found.profiles[name], strict=True):
+            profile.append({"name": name, **_point(share, Origin(runs, last, "rewards", how)), "x": at})
+    tasks = ", ".join(found.tasks)
+    scores, shares = {"x": "reward queries"}, {"x": "final score"}
+    return [
+        Shown(Chart("efficiency", tasks, "normalised score", scores, efficiency), "overall", "efficiency"),
+        Shown(Chart("profile", tasks, "share of runs above the score", shares, profile, True), "overall", "profile"),
+    ]
 
 
-def _series(name: str, curve: Curve, points: list[dict[str, Any]]) -> dict[str, Any]:
-    for index, point in enumerate(points):
-        point["x"] = [curve.queries[index], curve.forwards[index], curve.times[index], curve.images[index]]
-    return {"name": name, "points": points}
-
-
-def chart(
-    name: str,
-    task: str,
-    label: str,
-    series: list[dict[str, Any]],
-    zero: bool = False,
-    section: str = "curves",
-    x_label: str | None = None,
-) -> dict[str, Any]:
-    """Return a chart.
-
-    Args:
-        name: of its files.
-        task: what was tuned: the title's first half.
-        label: what is drawn: its second half.
-        series: lines, each with a name and points; a point's x has one number for each of AXES, or one alone.
-        zero: whether the vertical axis begins at 0.
-        section: the page's section that it belongs to.
-        x_label: of a horizontal axis of its own; None is the axis that the reader has chosen.
-    """
-    return {
-        "name": name,
-        "task": task,
-        "label": label,
-        "series": series,
-        "zero": zero,
-        "section": section,
-        "x_label": x_label,
-    }
-
-
-def log_charts(algorithm: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def log_charts(algorithm: str, lines: Sequence[Mapping[str, Any]]) -> list[Shown]:
     """Return one chart for each number that a run logs in training; the rollout's reward first."""
     names = dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith(_HIDDEN))
     charts = []
     for name in sorted(names, key=lambda name: (not name.startswith("rollout/ep_rew"), name)):
-        points = [
+        rows = [
             {
-                "x": [line[f"cost/{cost}"] for cost in ("reward_queries", "forward_equivalents", "seconds", "images")],
+                "name": algorithm,
+                **{field: line[f"cost/{cost}"] for field, cost in zip(AXES, _LOGGED, strict=True)},
                 "y": line[name],
-                "source": {"log": index, "field": name, "how": "as it stands", "path": f"metrics.jsonl: {name!r}"},
+                "origin": Origin((), (), name, "as logged", log=index).to_json(),
             }
             for index, line in enumerate(lines)
             if name in line and "eval/reward_mean" not in line
         ]
-        if len({point["y"] for point in points}) > 1:  # constants, such as the learning rate, make no curve
-            charts.append(
-                chart(file_name(name.replace("/", "-")), "training", name, [{"name": algorithm, "points": points}])
-            )
+        if len({row["y"] for row in rows}) > 1:  # constants, such as the learning rate, make no curve
+            charts.append(Shown(Chart(file_name(name.replace("/", "-")), "training", name, AXES, rows), "curves"))
     return charts
+
+
+def _over_costs(by_variant: Mapping[str, Curve], lines: Mapping[str, Rows]) -> Rows:
+    """Return the points of all lines, each with its line's name and what was spent until then."""
+    rows = []
+    for name, points in lines.items():
+        curve = by_variant[name]
+        spent = zip(curve.queries, curve.forwards, curve.times, curve.images, strict=True)
+        for point, costs in zip(points, spent, strict=True):
+            rows.append({"name": name, **point, **dict(zip(AXES, costs, strict=True))})
+    return rows
+
+
+def _rewards(curve: Curve, held_out: bool = False) -> Rows:
+    field, values = ("held_out.rewards", curve.held_out) if held_out else ("rewards", curve.reward)
+    return [_point(value, of_reward(curve, index, field)) for index, value in enumerate(values)]
+
+
+def _metric(curve: Curve, metric: str) -> Rows:
+    return [_point(value, of_metric(curve, index, metric)) for index, value in enumerate(curve.metrics[metric])]
+
+
+def _point(value: Interval, origin: Origin) -> dict[str, Any]:
+    interval = {"low": value.low, "high": value.high} if value.known else {}
+    return {"y": value.estimate, **interval, "origin": origin.to_json()}

@@ -30,8 +30,9 @@ def report(options: Report) -> int:
 
     source = read_source(options.folder)
     page = write_report(source)
-    unfinished = [run for run in source.results["runs"] if not run.get("complete", True)]
+    runs = source.results.runs
+    unfinished = sum(not run.complete for run in runs)
     if unfinished:
-        print(f"{len(unfinished)} of {len(source.results['runs'])} runs not finished; the page shows them so far.")
+        print(f"{unfinished} of {len(runs)} runs not finished; the page shows them so far.")
     print(f"report: {page}")
     return 0

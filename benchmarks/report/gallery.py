@@ -1,45 +1,45 @@
-"""Pictures over training: the evaluations' grids from disk, cut to size and put into the page without loss."""
+"""Pictures over training: the evaluations' grids from disk, reduced in size and embedded in the page without loss."""
 
 import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.analysis.results import seed_of, task_of, variant_of
+from benchmarks.analysis.results import Results
 from benchmarks.runs.folder import IMAGES
 from benchmarks.runs.pictures import dispensable, grid, read_grid
+from benchmarks.runs.record import Evaluation, Run
 from benchmarks.runs.recorder import GRID_COLUMNS
 from diffusion_gym.naming import file_name
-from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
 
-_COLUMNS = 5  # on a phone a picture of five columns is still a picture
+_COLUMNS = 5  # still large enough on a phone
 _GAP = 2
 _SIDE = 128  # larger images are shrunk to this, to keep the page small
 _PIXELS = 4_000_000  # of all pictures of a page: lossless WebP takes 1 to 1.6 bytes a pixel, base64 a third more
 _FRAMES = 40  # of a row
-#: Pictures a frame and frames a row; the first pair that fits is taken: ten pictures are worth more than many frames.
+#: Pictures per frame and frames per row; the first pair that fits is taken, so frames are dropped before pictures.
 _SIZES = [*((count, _FRAMES) for count in (20, 15, 10)), *((10, most) for most in range(_FRAMES - 1, 1, -1)), (5, 2)]
 
+_Number = TypeVar("_Number", int, float)
 #: Runs, each with the indices of some of its evaluations.
-_Rows = list[tuple[Mapping[str, Any], list[int]]]
+_Rows = list[tuple[Run, list[int]]]
 
 
-def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Return one gallery a task: a row for each variant's first seed, with its frames from before to the last.
+def galleries(results: Results, folder: Path) -> list[dict[str, Any]]:
+    """Return one gallery per task: a row for the first seed of each variant, with frames from the start to the end.
 
-    Frames are thinned, and then pictures left out, until the page stays small.
-
-    Lossless, for a JPEG's artefacts would mislead where a JPEG's size is the reward.
+    Frames are dropped, and then pictures, until the page is small enough. Compression is lossless, because artefacts
+    would mislead where the size of a JPEG is the reward.
     """
     by_task: dict[str, _Rows] = {}
     for run, found in _rows(results, folder):
-        by_task.setdefault(task_of(run), []).append((run, found))
+        by_task.setdefault(run.task, []).append((run, found))
     count, chosen = _fitted(by_task)
     drawn = {
         task: [_row(results, run, indices, folder, count) for run, indices in rows] for task, rows in chosen.items()
@@ -58,48 +58,48 @@ def galleries(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def write_pictures(results: Mapping[str, Any], folder: Path, into: Path) -> None:
-    """Write ``pictures-TASK.png``: a strip for each algorithm's pictures before, halfway and after, side by side.
+def write_pictures(results: Results, folder: Path, into: Path) -> None:
+    """Write ``pictures-TASK.png``: for each algorithm a strip of its pictures before, halfway and after training.
 
     Args:
         results: the runs.
-        folder: that their folders are named from.
+        folder: of the comparison, which holds the runs' folders.
         into: where the files go.
     """
     strips: dict[str, list[Tensor]] = {}
     for run, found in _rows(results, folder):
-        lines = [run["evaluations"][index] for index in found]
-        half = lines[-1]["costs"]["reward_queries"] / 2
-        middle = min(lines, key=lambda line: abs(line["costs"]["reward_queries"] - half))
-        with dispensable(folder / run.get("folder", "") / IMAGES):
+        lines = [run.evaluations[index] for index in found]
+        half = lines[-1].costs["reward_queries"] / 2
+        middle = min(lines, key=lambda line: abs(line.costs["reward_queries"] - half))
+        with dispensable(folder / run.folder / IMAGES):
             strip = [_images(folder, run, line, GRID_COLUMNS) for line in (lines[0], middle, lines[-1])]
-            strips.setdefault(task_of(run), []).extend(strip)
+            strips.setdefault(run.task, []).extend(strip)
     for task, images in strips.items():
         path = into / f"pictures-{file_name(task)}.png"
         with dispensable(path):
             grid(torch.cat(images), 3 * GRID_COLUMNS).save(path)
 
 
-def _images(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any], count: int) -> Tensor:
-    size = run["image_shape"][1:]
-    return read_grid(_file(folder, run, line), min(count, len(line["rewards"])), GRID_COLUMNS, size)
+def _images(folder: Path, run: Run, line: Evaluation, count: int) -> Tensor:
+    size = run.image_shape[1:]
+    return read_grid(_file(folder, run, line), min(count, len(line.rewards)), GRID_COLUMNS, size)
 
 
-def _rows(results: Mapping[str, Any], folder: Path) -> _Rows:
+def _rows(results: Results, folder: Path) -> _Rows:
     """Return the runs to show, and which of their evaluations have pictures."""
     rows: _Rows = []
     seen = set()
-    for run in results["runs"]:
-        key = task_of(run), variant_of(run)
-        found = [i for i, line in enumerate(run["evaluations"]) if _file(folder, run, line).is_file()]
-        if key not in seen and found and run["image_shape"][0] == 3:
+    for run in results.runs:
+        key = run.task, run.variant
+        found = [i for i, line in enumerate(run.evaluations) if _file(folder, run, line).is_file()]
+        if key not in seen and found and run.image_shape[0] == 3:
             seen.add(key)
             rows.append((run, found))
     return rows
 
 
 def _fitted(by_task: Mapping[str, _Rows]) -> tuple[int, dict[str, _Rows]]:
-    """Return how many pictures a frame, and which frames, so that all of them together are no more than ``_PIXELS``."""
+    """Return pictures per frame, and which frames, so that all together have at most ``_PIXELS`` pixels."""
     for count, most in _SIZES:
         chosen = {task: _thinned(rows, most) for task, rows in by_task.items()}
         pixels = sum(len(found) * math.prod(_shown_size(run)) for rows in chosen.values() for run, found in rows)
@@ -109,12 +109,12 @@ def _fitted(by_task: Mapping[str, _Rows]) -> tuple[int, dict[str, _Rows]]:
 
 
 def _thinned(rows: _Rows, most: int) -> _Rows:
-    """Keep so many frames of each of a task's rows, evenly, the first and the last among them.
+    """Keep some evenly spaced frames of each of a task's rows, the first and the last among them.
 
-    Where the rows have enough in common they are thinned to the same reward queries, for they are compared with one
-    another; a run that stopped on the way has them up to there, and its last.
+    If the rows have enough reward queries in common, they keep the same ones, so that rows can be compared; a run that
+    stopped early has those up to its end, and its last.
     """
-    queries = [[run["evaluations"][index]["costs"]["reward_queries"] for index in found] for run, found in rows]
+    queries = [[run.evaluations[index].costs["reward_queries"] for index in found] for run, found in rows]
     common = [q for q in sorted(set().union(*queries)) if all(q in own or q > own[-1] for own in queries)]
     marks = set(_evenly(common, most))
     return [
@@ -128,37 +128,35 @@ def _thinned(rows: _Rows, most: int) -> _Rows:
     ]
 
 
-def _evenly(values: Sequence[int], most: int) -> list[int]:
+def _evenly(values: Sequence[_Number], most: int) -> list[_Number]:
     n = min(len(values), most)
     return [values[round(k * (len(values) - 1) / max(1, n - 1))] for k in range(n)]
 
 
-def _file(folder: Path, run: Mapping[str, Any], line: Mapping[str, Any]) -> Path:
-    return folder / run.get("folder", "") / IMAGES / f"{line['iteration']:06d}.png"
+def _file(folder: Path, run: Run, line: Evaluation) -> Path:
+    return folder / run.folder / IMAGES / f"{line.iteration:06d}.png"
 
 
-def _row(
-    results: Mapping[str, Any], run: Mapping[str, Any], chosen: Sequence[int], folder: Path, count: int
-) -> dict[str, Any]:
-    size = run["image_shape"][1:]
+def _row(results: Results, run: Run, chosen: Sequence[int], folder: Path, count: int) -> dict[str, Any]:
+    size = run.image_shape[1:]
     frames = []
     for index in chosen:
-        line = run["evaluations"][index]
+        line = run.evaluations[index]
         with dispensable(_file(folder, run, line)):
             images = _images(folder, run, line, count)
             frames.append(
                 {
                     "evaluation": index,
-                    "queries": line["costs"]["reward_queries"],
+                    "queries": line.costs["reward_queries"],
                     "shown": len(images),
                     "picture": _data_url(grid(_shrunk(images, _shown_size(run)), _COLUMNS, gap=_GAP)),
                 }
             )
     return {
-        "algorithm": variant_of(run),
-        "seed": seed_of(run),
-        "run": results["runs"].index(run),
-        "prompts": _prompts(run, count),
+        "algorithm": run.variant,
+        "seed": run.seed,
+        "run": results.runs.index(run),
+        "prompts": run.prompts[:count],
         "gap": _GAP,
         "size": _shown_size(run),
         "full": size[1],
@@ -166,15 +164,8 @@ def _row(
     }
 
 
-def _prompts(run: Mapping[str, Any], count: int) -> list[str]:
-    if run.get("prompts"):
-        return list(run["prompts"][:count])
-    name = run["spec"]["task"]["prompts"]  # results of 0.1.0 do not list them
-    return evaluation_prompts(resolve_prompts(name), count) if name else [""] * count
-
-
-def _shown_size(run: Mapping[str, Any]) -> tuple[int, int]:
-    height, width = run["image_shape"][1:]
+def _shown_size(run: Run) -> tuple[int, int]:
+    height, width = run.image_shape[1:]
     scale = min(1.0, _SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 

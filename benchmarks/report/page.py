@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,97 +11,120 @@ import jinja2
 from algorithms.checkpoints.published import published
 from benchmarks.analysis.aggregate import aggregate, improvements
 from benchmarks.analysis.curves import Curves, curves
-from benchmarks.analysis.results import task_of, variant_of
-from benchmarks.analysis.tables import interval_note, metric_names, score_note, shared_note
-from benchmarks.report.charts import AXES, evaluation_charts, label_of, log_charts, styles
-from benchmarks.report.facts import duration, facts, run_facts, settings, title
+from benchmarks.analysis.notes import interval_note, score_note, shared_note
+from benchmarks.analysis.tables import (
+    held_out_table,
+    improvement_table,
+    metric_names,
+    peak_table,
+    result_table,
+    score_table,
+)
+from benchmarks.charts import CONFIG, Style, finite, library, styles
+from benchmarks.report.charts import (
+    AXES,
+    Shown,
+    evaluation_charts,
+    frontier_charts,
+    label_of,
+    log_charts,
+    overall_charts,
+)
+from benchmarks.report.facts import duration, facts, settings, title
 from benchmarks.report.figures import write_figures
-from benchmarks.report.frontiers import frontier_charts
 from benchmarks.report.gallery import galleries, write_pictures
-from benchmarks.report.overall import improvement_columns, improvement_rows, overall_charts, score_rows
-from benchmarks.report.rows import held_out_rows, peak_rows, result_rows
 from benchmarks.report.source import Source
 
 PAGE = "report.html"
-_HERE = Path(__file__).parent
-#: Drawn with Observable Plot, which draws with D3; both stand in the page, so that it opens offline.
-_LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(source: Source) -> Path:
     """Render the page and the figures' files into the source's folder; returns the page's path.
 
     Raises:
-        ValueError: there is nothing to show, runs that cannot be put together, or files of somebody else's in the way.
+        ValueError: there is nothing to show, runs cannot be put together, or files of the user's are in the way.
     """
-    runs = source.results["runs"]
+    runs = source.results.runs
     if not runs:
         raise ValueError(f"{str(source.folder)!r} holds no run that has begun.")
-    summary = curves(source.results)
-    variants = list(dict.fromkeys(variant_of(run) for run in runs))
-    chosen = styles(variants)
-    pictures = galleries(source.results, source.folder)
-    shown = {**_results(summary), "galleries": pictures}
-    if source.log:
-        shown["charts"] += log_charts(variants[0], source.log)
-    data = {
-        "axes": list(AXES.values()),
-        "styles": {name: dataclasses.asdict(style) for name, style in chosen.items()},
-        "charts": shown["charts"],
-        "galleries": pictures,
-        "name": source.folder.resolve().name,
-    }
-    page = _environment().get_template("page.html").render(
-        **shown,
-        title=title(source),
-        tasks=list(dict.fromkeys(task_of(run) for run in runs)),
-        axes=AXES,
-        styles=chosen,
-        runs=[run_facts(run) for run in runs],
-        facts=facts(source),
-        provenance=source.results["provenance"],
-        settings=settings(runs),
-        style=_read("templates/style.css"),
-        libraries=[_read(f"vendor/{name}") for name in _LIBRARIES],
-        licence=_read("vendor/LICENSE"),
-        script=_read("templates/report.js"),
-        data=_embedded(data),
-        results=_embedded(source.results),
-        log=_embedded(source.log),
-        is_run=bool(source.log),
-    )  # fmt: skip
+    summary = curves(runs)
+    variants = list(dict.fromkeys(run.variant for run in runs))
+    charts = _charts(summary) + log_charts(variants[0], source.log)
+    page = _page(source, summary, charts, styles(variants))
     with published(source.folder) as fresh:
-        if summary:
-            write_figures(summary, chosen, fresh)
+        write_figures(summary, fresh)
         write_pictures(source.results, source.folder, fresh)
         (fresh / PAGE).write_text(page, encoding="utf-8")
     return source.folder / PAGE
 
 
-def _results(summary: Curves) -> dict[str, Any]:
-    """Return the tables' rows and the charts of the evaluations."""
+def _charts(summary: Curves) -> list[Shown]:
+    together = aggregate(summary)
+    overall = overall_charts(together, summary) if together else []
+    return [*evaluation_charts(summary), *frontier_charts(summary), *overall]
+
+
+def _page(source: Source, summary: Curves, charts: Sequence[Shown], chosen: Mapping[str, Style]) -> str:
+    runs, pictures = source.results.runs, galleries(source.results, source.folder)
+    drawn = [_drawn(shown, chosen) for shown in charts]
+    data = {
+        "config": CONFIG,
+        "styles": {name: dataclasses.asdict(style) for name, style in chosen.items()},
+        "charts": drawn,
+        "galleries": pictures,
+        "name": source.folder.resolve().name,
+    }
+    return _environment().get_template("page.html").render(
+        **_tables(summary),
+        title=title(runs),
+        tasks=list(dict.fromkeys(run.task for run in runs)),
+        metrics={name: label_of(name) for name in metric_names(summary)},
+        axes=AXES,
+        styles=chosen,
+        charts=drawn,
+        priced=any(shown.section == "frontiers" for shown in charts),
+        galleries=pictures,
+        runs=runs,
+        facts=facts(source),
+        provenance=source.results.provenance,
+        settings=settings(runs),
+        style=_read("style.css"),
+        library=library(),
+        licence=_read("licence.txt"),
+        script=_read("report.js"),
+        data=_embedded(data),
+        raw=_embedded(source.results.to_json()),
+        log=_embedded(source.log),
+        is_run=bool(source.log),
+    )  # fmt: skip
+
+
+def _drawn(shown: Shown, chosen: Mapping[str, Style]) -> dict[str, Any]:
+    """Return a chart for the page's script."""
+    chart = shown.chart
+    about = {"name": chart.name, "title": chart.title, "label": chart.label, "axes": chart.axes}
+    return {**about, "section": shown.section, "spec": chart.specification(chosen)}
+
+
+def _tables(summary: Curves) -> dict[str, Any]:
+    """Return the page's tables and the sentences beside them."""
     together, pairs = aggregate(summary), improvements(summary)
-    frontiers = frontier_charts(summary)
-    charts = [*evaluation_charts(summary), *frontiers]
     return {
-        "priced": bool(frontiers),
-        "rows": result_rows(summary),
-        "held_out": held_out_rows(summary),
-        "peaks": peak_rows(summary),
-        "metrics": {name: label_of(name) for name in metric_names(summary)},
+        "results": result_table(summary) if summary else None,
         "note": interval_note(summary) if summary else None,
-        "pairs": improvement_rows(pairs, summary),
-        "pair_columns": improvement_columns(pairs),
-        "scores": score_rows(together, summary) if together else [],
+        "held_out": held_out_table(summary),
+        "peaks": peak_table(summary),
+        "pairs": improvement_table(pairs, summary),
+        "scores": score_table(together, summary) if together else None,
         "score_note": score_note(together) if together else None,
         "shared_note": shared_note(summary),
-        "charts": charts + (overall_charts(together, summary) if together else []),
     }
 
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["duration"] = duration
     environment.filters["json"] = json.dumps
@@ -110,17 +132,9 @@ def _environment() -> jinja2.Environment:
 
 
 def _read(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _embedded(data: Any) -> str:
-    """JSON for a script element: no NaN, which JSON does not have, and nothing that could close the element."""
-    return json.dumps(_finite(data), separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    """Return JSON for a script element, with nothing in it that could close the element."""
+    return json.dumps(finite(data), separators=(",", ":")).replace("<", "\\u003c")

@@ -9,8 +9,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from algorithms import DiffusionAlgorithm
+from benchmarks.charts import Chart, figure, styles, write_figure
 from benchmarks.runs.loading_code import base_name, is_folder, loading_code, used_sampler
-from benchmarks.runs.pictures import dispensable, plain_text
+from benchmarks.runs.pictures import dispensable
 from benchmarks.runs.spec import RunSpec
 from diffusion_gym.naming import escaped, one_line
 
@@ -101,31 +102,18 @@ def _public(text: str) -> str:
 
 
 def draw_curve(path: Path, reward: str, log: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
-    """Draw the rewards of training and evaluation images over reward queries, as PNG."""
-    from matplotlib.figure import Figure
-
-    trained = [line for line in log if line.get("rollout/ep_rew_mean") is not None]
-    with plain_text(**{"font.size": 10}):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-        axis = figure.subplots()
-        for label, x, y in (
-            ("training images", *_points(trained, "cost/reward_queries", "rollout/ep_rew_mean")),
-            ("fixed evaluation images", *_evaluated(evaluations)),
-        ):
-            if x:
-                axis.plot(x, y, marker="." if len(x) < 30 else None, label=label)
-        axis.set_xlabel("reward queries")
-        axis.set_ylabel(f"{one_line(reward, 40)}, mean of images")
-        axis.grid(alpha=0.25)
-        if axis.lines:
-            axis.legend(frameon=False)
-        figure.savefig(path, dpi=150)
-
-
-def _points(lines: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
-    return [line[x] for line in lines], [line[y] for line in lines]
-
-
-def _evaluated(evaluations: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    queries = [line["costs"]["reward_queries"] for line in evaluations]
-    return queries, [sum(line["rewards"]) / len(line["rewards"]) for line in evaluations]
+    """Draw the rewards of training and evaluation images over reward queries."""
+    rewards = {
+        "training images": [
+            (line["cost/reward_queries"], line["rollout/ep_rew_mean"])
+            for line in log
+            if line.get("rollout/ep_rew_mean") is not None
+        ],
+        "fixed evaluation images": [
+            (line["costs"]["reward_queries"], sum(line["rewards"]) / len(line["rewards"])) for line in evaluations
+        ],
+    }
+    rows = [{"name": name, "queries": at, "y": mean} for name, points in rewards.items() for at, mean in points]
+    label = f"{one_line(reward, 40)}, mean of images"
+    chart = Chart(path.stem, "", label, {"queries": "reward queries"}, rows)
+    write_figure(figure([chart.specification(styles(list(rewards)))]), path)

@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -30,16 +30,6 @@ def dispensable(what: str | Path) -> Iterator[None]:
             f"{str(what)!r} is left out, for it failed: {type(error).__name__}: {error}. Everything else is there.",
             stacklevel=3,
         )
-
-
-@contextlib.contextmanager
-def plain_text(**settings: Any) -> Iterator[None]:
-    """Use matplotlib with these settings; a ``$`` in a text is a dollar sign, and begins no mathematics."""
-    import matplotlib as mpl
-
-    wanted: Any = {"text.parse_math": False, **settings}
-    with mpl.rc_context(wanted):
-        yield
 
 
 def check_picture_file(path: Path) -> None:

@@ -7,10 +7,8 @@ and, at the end, the tuned weights in diffusers' own format beside a model card 
 """
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from benchmarks.runs.jsonlines import JSONLines
 from benchmarks.runs.metrics import check_world
 from benchmarks.runs.model_card import CARD, CURVE, write_model_card
 from benchmarks.runs.ownership import claimed
+from benchmarks.runs.record import Evaluation, Run
 from benchmarks.runs.recorder import OnProgress, Recorder
 from benchmarks.runs.resuming import begin, check_same, is_finished, prepare, record_reward_files, rewind
 from benchmarks.runs.spec import RunSpec, Writing
@@ -49,35 +48,6 @@ from diffusion_gym.rewards import RewardError, file_digests
 OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """A run's folder, read back.
-
-    Attributes:
-        spec: what was run.
-        complete: whether it reached its budget, or was stopped by its own safeguards.
-        evaluations: one mapping each: iteration, costs, rewards (n values), metrics.
-        costs: as last logged: reward queries, forward-equivalents, images, seconds.
-        provenance: versions and hardware.
-        image_shape: (3, H, W).
-        prompts: of each evaluation image; empty in folders of version 0.1.0.
-        folder: where it lies.
-        stopped_early: why it was stopped before its budget was spent; None where it was not.
-        best: metric, value and iteration of ``best.zip``, where it is kept.
-    """
-
-    spec: RunSpec
-    complete: bool
-    evaluations: list[dict[str, Any]]
-    costs: dict[str, float]
-    provenance: dict[str, Any]
-    image_shape: tuple[int, int, int]
-    prompts: list[str]
-    folder: Path
-    stopped_early: str | None = None
-    best: dict[str, Any] | None = None
-
-
 def run(
     spec: RunSpec,
     folder: Path,
@@ -86,7 +56,7 @@ def run(
     on_progress: OnProgress = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_built: OnBuilt = lambda algorithm: None,
-) -> RunRecord:
+) -> Run:
     """Train to the end of the budget, from the folder's checkpoint if there is one; a finished run is read back.
 
     A finished run resumes if more reward queries are asked for; a run that completed no iteration is replaced by
@@ -198,36 +168,43 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
         write_model_card(fresh, spec, algorithm, read_log(folder), log_lines(folder, EVALUATIONS), packages)
 
 
-def read_run(folder: Path) -> RunRecord:
+def read_run(folder: Path, root: Path | None = None) -> Run:
     """Read a run's folder, finished or not, also while the run goes on.
+
+    Args:
+        folder: the run's.
+        root: the comparison's folder, in which the run's is TASK/VARIANT/seed-N; None for a run by itself.
 
     Raises:
         ValueError: there is no run, or a damaged one.
     """
     if not (folder / RUN).is_file():
         raise ValueError(f"{str(folder)!r} holds no run (no {RUN}); expected a folder written by train or compare.")
-    data, spec = read_json(folder / RUN), read_spec(folder)
+    data, spec, log = read_json(folder / RUN), read_spec(folder), read_log(folder)
+    within = "." if root is None else folder.relative_to(root).as_posix()
+    task, variant = (spec.task.reward, spec.algorithm) if root is None else within.split("/")[:2]
     try:
-        complete, made_by, shape = data["complete"], data["provenance"], tuple(data["image_shape"])
+        return Run(
+            task=task,
+            variant=variant,
+            spec=spec,
+            complete=data["complete"],
+            evaluations=[Evaluation.from_json(line) for line in log_lines(folder, EVALUATIONS)],
+            costs={key.removeprefix("cost/"): value for key, value in (log or [{}])[-1].items() if "cost/" in key},
+            provenance=data["provenance"],
+            image_shape=tuple(data["image_shape"]),
+            prompts=data["prompts"],
+            folder=within,
+            stopped_early=data.get("stopped_early"),
+            best=data.get("best"),
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
-    evaluations = [_with_nan(line) for line in log_lines(folder, EVALUATIONS)]
-    log = read_log(folder)
-    costs = {name.removeprefix("cost/"): value for name, value in (log[-1] if log else {}).items() if "cost/" in name}
-    prompts, stopped, best = data.get("prompts", []), data.get("stopped_early"), data.get("best")
-    return RunRecord(spec, complete, evaluations, costs, made_by, shape, prompts, folder, stopped, best)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read a run's log, a mapping a line; empty where none was written yet. What was not finite is None."""
     return log_lines(folder, METRICS)
-
-
-def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
-    """Put back the NaN of a metric that could not be measured, which JSON does not have."""
-    metrics = {name: math.nan if value is None else value for name, value in line.get("metrics", {}).items()}
-    inner = {"held_out": _with_nan(line["held_out"])} if "held_out" in line else {}
-    return {**line, "metrics": metrics, **inner}
 
 
 def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:

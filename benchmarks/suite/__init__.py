@@ -1,6 +1,6 @@
-"""What ``compare`` runs: ``tasks``, ``recipes``, ``claims``, and ``suites``, which puts them together.
+"""What ``compare`` runs: ``tasks``, ``recipes``, ``claims``, and ``suites``, which combines them.
 
-Adding a task, an algorithm's settings or a whole suite is a few lines in the file of that name.
+To add a task, an algorithm's settings or a suite, add a few lines to the file of that name.
 """
 
 from benchmarks.suite.claims import CLAIMS, Claim, Variant

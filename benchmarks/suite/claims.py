@@ -1,4 +1,4 @@
-"""The paper's claims one by one (Black et al. 2023), each as an ablation that can be run."""
+"""The paper's claims (Black et al. 2023), each as an ablation that can be run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,31 +16,31 @@ class Variant:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and the runs that decide whether it holds here."""
+    """A statement of the paper, and the runs that show whether it holds here."""
 
     statement: str
     """The claim."""
     where: str
     """Its place in the paper."""
     task: Task
-    """On what it is tried."""
+    """What is tuned."""
     variants: Mapping[str, Variant]
     """What is compared."""
     pairs: tuple[tuple[str, str], ...] = ()
     """Variants of which the first should end higher, if the claim holds."""
     peaks: tuple[str, ...] = ()
-    """Metrics of which it is told how many runs end below their start."""
+    """Metrics for which the number of runs that end below their start is shown."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One run a seed and variant; five where all runs are those of ``paper``."""
+    """One run per seed and variant; five if all runs are those of ``paper``."""
 
 
 def _rwr_every(images: int) -> Variant:
-    """RWR with so many images an iteration, and always ten trained rows an image: five updates of 128 for 64."""
+    """Return RWR with ten trained rows per image, however many images an iteration has: five updates of 128 for 64."""
     return Variant("rwr", {"images_per_iteration": images, "updates_per_iteration": images * 5 // 64})
 
 
 def _sampled_with_guidance(**changes: object) -> Variant:
-    """Sparse RWR whose images are sampled with guidance, in training and evaluation."""
+    """Return sparse RWR whose images are sampled with guidance, in training and evaluation."""
     return Variant("sparse-rwr", {"guidance_scale": 3.0, **changes})
 
 

@@ -1,4 +1,4 @@
-"""The recipes: on each kind of model, what is trained, with which settings, and how often it is evaluated."""
+"""The recipes: for each kind of model, what is trained, with which settings, and how often it is evaluated."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,48 +10,24 @@ from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.tasks import Task
 from diffusion_gym.choices import LoRAConfig
 
-#: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly move
-#: it, and all weights together follow the noise of the policy gradient as readily as its signal.
+#: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly change
+#: it, and training all weights fits the noise of the policy gradient as easily as its signal.
 POLICY = PolicyConfig(
     sampler="ddim", trainable="lora", lora=LoRAConfig(rank=4, alpha=4.0, targets=("all",)), chunk_size=32
 )
 
-#: Each algorithm's settings on the embedded model: the candidate that ``search`` ranked first, among the same number
-#: for each algorithm, on a seed that is not reported: by the gains after 1,024 queries on both tasks and after 2,048 on
-#: compressibility, where a learning rate can be too high for what follows saturation (docs/results.md). Fields not
-#: named here have the algorithm's defaults.
+_DDPO = {"images_per_iteration": 64, "num_envs": 32, "statistics_buffer": 16, "statistics_min_count": 4}
+_RWR = {"images_per_iteration": 128, "num_envs": 32, "images_per_prompt": 16, "updates_per_iteration": 10}
+
+#: Each algorithm's settings on the embedded model: the candidate that ``search`` ranked first, of the same number for
+#: each algorithm, on a seed that is not reported: by the gains after 1,024 queries on both tasks and after 2,048 on
+#: compressibility, where a learning rate can be too high after saturation (docs/results.md). Other fields have the
+#: algorithm's defaults.
 SETTINGS: dict[str, dict[str, object]] = {
-    "ddpo-is": {
-        "images_per_iteration": 64,
-        "num_envs": 32,
-        "updates_per_iteration": 2,
-        "learning_rate": 2e-3,
-        "statistics_buffer": 16,
-        "statistics_min_count": 4,
-    },
-    "ddpo-sf": {
-        "images_per_iteration": 64,
-        "num_envs": 32,
-        "learning_rate": 3e-3,
-        "statistics_buffer": 16,
-        "statistics_min_count": 4,
-    },
-    "rwr": {
-        "images_per_iteration": 128,
-        "num_envs": 32,
-        "images_per_prompt": 16,
-        "updates_per_iteration": 10,
-        "learning_rate": 1e-3,
-        "beta": 0.2,
-    },
-    "sparse-rwr": {
-        "images_per_iteration": 128,
-        "num_envs": 32,
-        "images_per_prompt": 16,
-        "updates_per_iteration": 10,
-        "learning_rate": 1e-3,
-        "top_fraction": 0.1,
-    },
+    "ddpo-is": {**_DDPO, "updates_per_iteration": 2, "learning_rate": 2e-3},
+    "ddpo-sf": {**_DDPO, "learning_rate": 3e-3},
+    "rwr": {**_RWR, "learning_rate": 1e-3, "beta": 0.2},
+    "sparse-rwr": {**_RWR, "learning_rate": 1e-3, "top_fraction": 0.1},
 }
 
 
@@ -64,12 +40,12 @@ class Recipe:
     settings: Mapping[str, Mapping[str, object]]
     """Algorithm -> fields of its configuration that differ from its defaults."""
     evaluation_images: int = 64
-    """Images an evaluation, and as many on held-out prompts, where the task does not say."""
+    """Images per evaluation, and as many on held-out prompts, if the task does not say."""
     queries_per_evaluation: int = 256
     """Reward queries from one evaluation to the next; at least one iteration's."""
 
     def config(self, algorithm: str, seed: int, **changes: object) -> AlgorithmConfig:
-        """Return an algorithm's configuration; ``changes`` are fields, also of the policy, that differ once more."""
+        """Return an algorithm's configuration; ``changes`` are further fields, also of the policy, that differ."""
         chosen: dict[str, object] = {**self.settings[algorithm], **changes}
         policy = {name: chosen.pop(name) for name in list(chosen) if name in _POLICY_FIELDS}
         config = override(ALGORITHMS[algorithm].config, seed=seed, policy=override(self.policy, **policy), **chosen)
@@ -87,8 +63,8 @@ class Recipe:
 
 _POLICY_FIELDS = {field.name for field in dataclasses.fields(PolicyConfig)}
 
-#: Stable-Baselines3's PPO, not searched for: as many updates and transitions an update as DDPO-IS, one pass over a
-#: rollout, and so about the same forwards (it also trains rows of the steps without a density, to no effect).
+#: Stable-Baselines3's PPO, without a search: as many updates and transitions per update as DDPO-IS, one pass over a
+#: rollout, and so about as many forwards (it also trains rows of the steps without a density, to no effect).
 _PPO = {"n_epochs": 1, "batch_size": 320}
 
 EMBEDDED = Recipe(
@@ -102,9 +78,9 @@ def _with(changes: Mapping[str, Mapping[str, object]], **common: object) -> dict
     return {name: {**SETTINGS[name], **common, **changes.get(name, {})} for name in SETTINGS}
 
 
-#: ``--suite paper``: every algorithm with what the search of six candidates and more ranks first; evaluated every 64
-#: queries, or as often as there is a new policy, on as many images as are sampled at once; and the KL to the starting
-#: model is measured, for the frontiers.
+#: ``--suite paper``: every algorithm with the candidate that the search of six and more ranks first; evaluated every 64
+#: queries, or after each iteration if that is less often, on as many images as are sampled at once; and the KL to the
+#: starting model is measured, for the frontiers.
 PAPER = Recipe(
     POLICY,
     _with(
@@ -132,7 +108,7 @@ QUICK = Recipe(
     queries_per_evaluation=32,
 )
 
-#: The paper's own settings (its appendix, and FIELD.md): all weights of Stable Diffusion 1.4, guidance 5 also in
+#: The paper's own settings (its appendix): all weights of Stable Diffusion 1.4, guidance 5 also in
 #: training, AdamW at 1e-5; RWR's data set of 10,000 images in groups of 16 of a prompt, re-encoded by the VAE.
 _DDPO_SD = {"images_per_iteration": 256, "num_envs": 16, "learning_rate": 1e-5}
 _RWR_SD = {

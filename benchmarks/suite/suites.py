@@ -1,7 +1,7 @@
-"""The suites: tasks, what is compared on each, the recipe, and the seeds."""
+"""The suites: tasks, the variants that are compared on each, the recipe, and the seeds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
@@ -15,10 +15,8 @@ class Comparison:
 
     task: Task
     variants: Mapping[str, Variant]
-    on_request: Mapping[str, Variant] = field(default_factory=dict)
-    """Compared only where they are named."""
     seeds: tuple[int, ...] | None = None
-    """Of this comparison; None is the suite's."""
+    """Seeds of this comparison; None is the suite's."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +30,15 @@ class Suite:
     recipe: Recipe
     """How every run is trained."""
     seeds: tuple[int, ...]
-    """One run a seed and variant."""
+    """One run per seed and variant."""
+    on_request: tuple[str, ...] = ()
+    """Variants that are run only if they are named."""
 
     @property
     def variants(self) -> list[str]:
-        """Name of every variant that is run where none is named."""
-        return list(dict.fromkeys(name for found in self.comparisons.values() for name in found.variants))
-
-    @property
-    def on_request(self) -> list[str]:
-        """Name of every variant that is run only where it is named."""
-        return list(dict.fromkeys(name for found in self.comparisons.values() for name in found.on_request))
+        """Every variant that is run if none is named."""
+        names = dict.fromkeys(name for found in self.comparisons.values() for name in found.variants)
+        return [name for name in names if name not in self.on_request]
 
     def plan(
         self,
@@ -51,11 +47,11 @@ class Suite:
         seeds: Sequence[int] | None = None,
         reward_queries: int | None = None,
     ) -> dict[str, RunSpec]:
-        """Return name -> run, seeds varying slowest, so that a sweep that is stopped has whole comparisons.
+        """Return name -> run; the seed varies slowest, so that a sweep that is stopped has whole comparisons.
 
         Args:
             tasks: some of the comparisons' names.
-            variants: some of what they compare; a task that does not compare one of them leaves it out.
+            variants: names of variants; a task that does not compare one of them leaves it out.
             seeds: one run each; None is each comparison's own.
             reward_queries: of each run; None is each task's own budget.
         """
@@ -67,11 +63,10 @@ class Suite:
                     continue
                 found = self.comparisons[task_name]
                 task = found.task if reward_queries is None else replace(found.task, reward_queries=reward_queries)
-                for name, variant in {**found.variants, **found.on_request}.items():
-                    if name not in variants:
-                        continue
-                    spec = self.recipe.spec(task, variant.algorithm, seed, **variant.changes)
-                    plan[f"{task_name}/{name}/seed-{seed}"] = spec
+                for name, variant in found.variants.items():
+                    if name in variants:
+                        spec = self.recipe.spec(task, variant.algorithm, seed, **variant.changes)
+                        plan[f"{task_name}/{name}/seed-{seed}"] = spec
         return plan
 
 
@@ -80,20 +75,20 @@ _Changes = Mapping[str, Mapping[str, object]]
 
 
 def _algorithms_on(
-    tasks: Mapping[str, Task], recipe: Recipe, *on_request: str, changes: Mapping[str, _Changes] | None = None
+    tasks: Mapping[str, Task], recipe: Recipe, changes: Mapping[str, _Changes] | None = None
 ) -> dict[str, Comparison]:
     """Compare the recipe's algorithms on tasks; ``changes`` are the settings that differ on a task."""
-
-    def variants(task: str) -> dict[str, Variant]:
-        own = (changes or {}).get(task, {})
-        return {name: Variant(name, own.get(name, {})) for name in recipe.settings if name not in on_request}
-
-    more = {name: Variant(name) for name in on_request}
-    return {name: Comparison(task, variants(name), more) for name, task in tasks.items()}
+    own = {task: (changes or {}).get(task, {}) for task in tasks}
+    return {
+        name: Comparison(
+            task, {algorithm: Variant(algorithm, own[name].get(algorithm, {})) for algorithm in recipe.settings}
+        )
+        for name, task in tasks.items()
+    }
 
 
 class _WhenAsked(Mapping[str, Comparison]):
-    """The recipe's algorithms on tasks that are made when they are asked for."""
+    """The recipe's algorithms on tasks that are made on access."""
 
     def __init__(self, tasks: Mapping[str, Callable[[], Task]], recipe: Recipe) -> None:
         self._tasks, self._recipe = tasks, recipe
@@ -108,7 +103,7 @@ class _WhenAsked(Mapping[str, Comparison]):
         return len(self._tasks)
 
 
-#: Where few pictures tell what to change, more of them an update, four of a prompt to compare, and smaller steps.
+#: Where few pictures earn less than the whole reward: more pictures per update, four per prompt, and smaller steps.
 _RARE_FAILURES = {"images_per_iteration": 256, "images_per_prompt": 4, "learning_rate": 1e-3}
 _LEARNED = {"vlm_alignment": Variant("ddpo-is", _RARE_FAILURES)}
 
@@ -120,30 +115,31 @@ _ON_ALIGNMENT: _Changes = {
     "sparse-rwr": {"learning_rate": 5e-5},
 }
 
-#: What a KL penalty buys (docs/overoptimisation.md). Both measure the KL to the starting model, which costs forwards
-#: and changes nothing in the training.
+#: With and without a KL penalty (docs/overoptimisation.md). Both measure the KL to the starting model, which costs
+#: forwards and does not change the training.
 _LEASH = {
     "ddpo-is": Variant("ddpo-is", {"kl_to_start": True}),
     "ddpo-is-kl": Variant("ddpo-is", {"kl_to_start": True, "kl_penalty": 0.03}),
 }
 
-#: Whether the lag of the running baseline is why DDPO-IS falls back once a reward has saturated: that of ``paper``, and
-#: one of this iteration's images alone, five to eight of each prompt, whose advantages average 0.
+#: Does DDPO-IS fall back after a reward has saturated because the running baseline lags? The baseline of ``paper``
+#: against one of this iteration's images only, five to eight per prompt, whose advantages average 0.
 _BASELINES = {"ddpo-is": Variant("ddpo-is"), "ddpo-is-newest": Variant("ddpo-is", {"statistics_buffer": 4})}
 
 #: Name -> suite. ``jpeg`` is what plain ``compare`` runs.
 SUITES: dict[str, Suite] = {
     "jpeg": Suite(
-        "JPEG rewards on the embedded model, minutes", _algorithms_on(TASKS, EMBEDDED, "sb3-ppo"), EMBEDDED, (0,)
+        "JPEG rewards on the embedded model, minutes", _algorithms_on(TASKS, EMBEDDED), EMBEDDED, (0,), ("sb3-ppo",)
     ),
     "quick": Suite(
-        "the same with 64 reward queries a run: does everything work?",
-        _algorithms_on({name: replace(task, reward_queries=64) for name, task in TASKS.items()}, QUICK, "sb3-ppo"),
+        "the same with 64 reward queries per run: does everything work?",
+        _algorithms_on({name: replace(task, reward_queries=64) for name, task in TASKS.items()}, QUICK),
         QUICK,
         (0,),
+        ("sb3-ppo",),
     ),
     "exact": Suite(
-        "Gaussians and mixtures whose best distributions are known, seconds a run",
+        "Gaussians and mixtures whose best distributions are known, seconds per run",
         _algorithms_on(EXACT_TASKS, EXACT),
         EXACT,
         (0, 1, 2),

@@ -6,35 +6,35 @@ from functools import partial
 
 from benchmarks.runs.spec import TaskConfig
 
-#: Ten prompts, so that RWR, which compares images of one prompt, has enough of each (FIELD.md's fair baseline).
+#: Ten prompts, so that RWR, which compares images of the same prompt, has enough images of each.
 PROMPTS = "ten-animals"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is tuned toward what, judged by what, for how many reward queries."""
+    """A model, a reward, what is measured beside it, and a budget."""
 
     config: TaskConfig
     """Model, reward, prompts, denoising steps, and the metrics measured beside the reward."""
     held_out_prompts: str | None = None
-    """Prompts that training never sees, evaluated apart; None where there are none."""
+    """Prompts that are evaluated separately and never trained on; None for none."""
     reward_queries: int = 2048
     """The budget of each run, the same for every algorithm."""
     evaluation_images: int | None = None
-    """Images an evaluation, and as many on held-out prompts; None is the recipe's."""
+    """Images per evaluation, and as many on held-out prompts; None is the recipe's."""
 
 
 def _embedded(reward: str, prompts: str, *metrics: str) -> TaskConfig:
     return TaskConfig(reward=reward, prompts=prompts, device="cpu", metrics=metrics)
 
 
-#: ``compare`` and ``compare --suite quick``: rewards that need no model beside the one that is tuned.
+#: ``compare`` and ``compare --suite quick``: rewards that need no second model.
 TASKS: dict[str, Task] = {
     reward: Task(_embedded(reward, PROMPTS, "recognised", "diversity"))
     for reward in ("compressibility", "incompressibility")
 }
 
-#: Diversity compares pictures of one prompt, so it is left out where an evaluation shows each prompt at most once.
+#: Diversity compares pictures of one prompt, so it is left out if an evaluation shows each prompt at most once.
 _MEASURED = ("clip_score", "recognised", "diversity")
 #: ``--suite paper``: the paper's four tasks (Black et al. 2023, section 5) on the embedded model, each with prompts
 #: that are not trained on: the other 35 of the paper's 45 animals, and a third of its activities.
@@ -50,7 +50,7 @@ PAPER_TASKS: dict[str, Task] = {
 }
 
 #: ``--suite learned-rewards``: the rewards that are models themselves. Alignment is tuned on two thirds of the activity
-#: prompts; nine of ten pictures earn all of it from the start, so it takes a budget twice as large.
+#: prompts; nine of ten pictures earn the whole reward from the start, so its budget is twice as large.
 LEARNED_TASKS: dict[str, Task] = {
     "aesthetic": Task(_embedded("aesthetic", PROMPTS, *_MEASURED)),
     "clip_score": Task(_embedded("clip_score", PROMPTS, *_MEASURED[1:])),
@@ -72,8 +72,8 @@ def _stable_diffusion(reward: str, prompts: str, *metrics: str) -> Task:
     return Task(config, reward_queries=50_000)
 
 
-#: ``--suite paper-sd``: the same four as the paper ran them; made when they are asked for, since their rewards' options
-#: are checked against constructors, which import torch.
+#: ``--suite paper-sd``: the same four as in the paper; built on access, because checking their rewards' options imports
+#: torch.
 STABLE_DIFFUSION_TASKS: Mapping[str, Callable[[], Task]] = {
     "compressibility": partial(_stable_diffusion, "compressibility", "imagenet-animals"),
     "incompressibility": partial(_stable_diffusion, "incompressibility", "imagenet-animals"),
@@ -96,8 +96,8 @@ def _exact(model: str, reward: str, beta: float, *more: str) -> Task:
     return Task(TaskConfig(model=model, reward=reward, device="cpu", metrics=measured))
 
 
-#: ``--suite exact``: Gaussians and their mixtures, whose best distributions are known. Each beta puts its target at a
-#: reward that is reached well within the budget.
+#: ``--suite exact``: Gaussians and mixtures whose best distributions are known. Each beta puts the target at a reward
+#: that is reached well within the budget.
 EXACT_TASKS: dict[str, Task] = {
     "gaussian-linear": _exact("exact-gaussian", "exact-linear", 0.5, "exact-target-kl", "exact-mean-error"),
     "gaussian-quadratic": _exact("exact-gaussian", "exact-quadratic", 1.0, "exact-target-kl", "exact-mean-error"),

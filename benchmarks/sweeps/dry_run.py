@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from algorithms import ALGORITHMS
-from benchmarks.analysis.tables import markdown
+from benchmarks.analysis.table import markdown
 from benchmarks.runs.spec import RunSpec
 
 

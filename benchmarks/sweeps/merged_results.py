@@ -1,23 +1,12 @@
 """A comparison's results file, kept run by run: runs of other days and machines are taken over, none is lost."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.analysis.curves import check_one_comparison, check_one_setting
-from benchmarks.analysis.results import (
-    Run,
-    as_json,
-    name_of,
-    read_results,
-    seed_of,
-    spec_key,
-    task_of,
-    variant_of,
-    write_results,
-)
+from benchmarks.analysis.results import Results, read_results, write_results
 from benchmarks.provenance import provenance
+from benchmarks.runs.record import Run
 from benchmarks.runs.resuming import differences
 from benchmarks.runs.run import read_run
 from benchmarks.runs.spec import RunSpec
@@ -59,28 +48,22 @@ class Ledger:
         held_in = {file: _runs_in(file) for file in self._written}
         self._check_none_is_lost(held_in)
         held = [run for runs in held_in.values() for run in runs]
-        known = {spec_key(run["spec"]): run for run in [*held, *(run for file in read for run in _runs_in(file))]}
+        known = {run.spec: run for run in [*held, *(run for file in read for run in _runs_in(file))]}
         missing = {name: spec for name, spec in plan.items() if not is_complete(spec, folder / name)}
         #: Name -> run, of those whose folders are not here.
         self.taken_over: dict[str, Run] = {}
         for name, spec in missing.items():
-            found = known.get(spec_key(spec.to_json()))
+            found = known.get(spec)
             if found is not None:
-                self.taken_over[name] = _renamed(found, name)
-        first = {spec_key(spec.to_json()): name for name, spec in reversed(list(plan.items()))}
+                self.taken_over[name] = found.renamed(name)
+        first = {spec: name for name, spec in reversed(list(plan.items()))}
         #: Name -> run, of those that are made here, complete or not; a run that is asked for twice is made once.
-        self.own = {
-            name: spec
-            for name, spec in plan.items()
-            if name not in self.taken_over and name == first[spec_key(spec.to_json())]
-        }
-        self._made_as = {
-            name: first[spec_key(spec.to_json())] for name, spec in plan.items() if name not in self.taken_over
-        }
-        self._beyond = {name_of(run): run for run in held if name_of(run) not in plan}
+        self.own = {name: spec for name, spec in plan.items() if name not in self.taken_over and name == first[spec]}
+        self._made_as = {name: first[spec] for name, spec in plan.items() if name not in self.taken_over}
+        self._beyond = {run.name: run for run in held if run.name not in plan}
         self._check_settings()
 
-    def write(self, failures: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def write(self, failures: Mapping[str, str] | None = None) -> Results:
         """Write what is complete so far, ordered by seed; returns it.
 
         Args:
@@ -89,12 +72,11 @@ class Ledger:
         runs: dict[str, Run] = {**self._beyond, **self.taken_over}
         for name, made_as in self._made_as.items():
             if is_complete(self._plan[name], self._folder / made_as):
-                runs[name] = _renamed(as_json(read_run(self._folder / made_as), self._folder), name)
+                runs[name] = read_run(self._folder / made_as, self._folder).renamed(name)
         order = {name.rpartition("/")[0]: index for index, name in enumerate(self._plan)}
-        ordered = sorted(runs, key=lambda name: (seed_of(runs[name]), order.get(name.rpartition("/")[0], -1)))
-        results: dict[str, Any] = {"provenance": provenance(), "runs": [runs[name] for name in ordered]}
-        if failures:
-            results["failures"] = {name: error.splitlines()[-1] for name, error in failures.items()}
+        ordered = sorted(runs, key=lambda name: (runs[name].seed, order.get(name.rpartition("/")[0], -1)))
+        failed = {name: error.splitlines()[-1] for name, error in (failures or {}).items()}
+        results = Results([runs[name] for name in ordered], provenance(), failed)
         for file in self._written:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_results(results, file)
@@ -102,19 +84,19 @@ class Ledger:
 
     def _check_none_is_lost(self, held_in: Mapping[Path, Sequence[Run]]) -> None:
         """Refuse held runs whose name another run will have in the files: the plan's, or one that is held as well."""
-        planned = {name: spec_key(spec.to_json()) for name, spec in self._plan.items()}
+        planned = dict(self._plan)
         kept = set(planned.values())  # one that the plan has under another name is not lost
-        beyond: dict[str, tuple[str, Path]] = {}
+        beyond: dict[str, tuple[RunSpec, Path]] = {}
         for file, runs in held_in.items():
             lost: dict[str, str] = {}  # name -> what differs
             for run in runs:
-                name, key = name_of(run), spec_key(run["spec"])
+                name, key = run.name, run.spec
                 wanted, whose = planned.get(name), "asked for"
                 if wanted is None:
                     wanted, first = beyond.setdefault(name, (key, file))
                     whose = f"in {str(first)!r}"
                 if key != wanted and key not in kept:
-                    lost[name] = differences(json.loads(key), json.loads(wanted), whose)
+                    lost[name] = differences(key.to_json(), wanted.to_json(), whose)
             if lost:
                 name, different = next(iter(lost.items()))
                 more = f", and {len(lost) - 1} more such run(s)" if len(lost) > 1 else ""
@@ -126,22 +108,17 @@ class Ledger:
 
     def _check_settings(self) -> None:
         """Refuse, before anything runs, what could not be put together in one curve, or compared, at the end."""
-        planned = [_renamed({"spec": spec.to_json()}, name) for name, spec in self._plan.items()]
-        by_variant: dict[tuple[str, str], list[Run]] = {}
-        by_task: dict[str, list[Run]] = {}
-        for run in [*planned, *self._beyond.values()]:
-            by_variant.setdefault((task_of(run), variant_of(run)), []).append(run)
-            by_task.setdefault(task_of(run), []).append(run)
-        for runs in by_variant.values():
-            check_one_setting(runs)
-        for runs in by_task.values():
-            check_one_comparison(runs)
-
-
-def _renamed(run: Run, name: str) -> Run:
-    task, variant, _ = name.split("/")
-    return {**run, "task": task, "variant": variant}
+        by_variant: dict[tuple[str, str], list[RunSpec]] = {}
+        by_task: dict[str, list[tuple[str, RunSpec]]] = {}
+        for name, spec in [*self._plan.items(), *((run.name, run.spec) for run in self._beyond.values())]:
+            task, variant, _ = name.split("/")
+            by_variant.setdefault((task, variant), []).append(spec)
+            by_task.setdefault(task, []).append((variant, spec))
+        for (task, variant), specs in by_variant.items():
+            check_one_setting(task, variant, specs)
+        for task, found in by_task.items():
+            check_one_comparison(task, found)
 
 
 def _runs_in(file: Path) -> list[Run]:
-    return [run for run in read_results(file)["runs"] if run.get("complete", True)] if file.is_file() else []
+    return [run for run in read_results(file).runs if run.complete] if file.is_file() else []

@@ -18,7 +18,7 @@ from algorithms.checkpoints.file import read_checkpoint
 from benchmarks.__main__ import main
 from benchmarks.analysis.curves import curves
 from benchmarks.analysis.results import read_results
-from benchmarks.analysis.tables import table
+from benchmarks.analysis.tables import result_table
 from benchmarks.runs.run import read_run
 
 
@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for output in (first, again):
         with contextlib.redirect_stdout(output):
             assert main(command) == 0
-    assert table(curves(read_results(folder / "results.json"))) in again.getvalue()
+    assert result_table(curves(read_results(folder / "results.json").runs)).markdown() in again.getvalue()
     return folder, first.getvalue()
 
 
@@ -48,26 +48,26 @@ def test_compare_prints_a_table_and_the_reports_path(finished: tuple[Path, str])
 
 @pytest.mark.slow
 def test_all_algorithms_start_from_the_same_evaluation(finished: tuple[Path, str]) -> None:
-    runs = read_results(finished[0] / "results.json")["runs"]
-    before = [run["evaluations"][0] for run in runs]
-    assert before[0]["rewards"] == before[1]["rewards"]
-    assert before[0]["costs"]["reward_queries"] == 0
-    assert all(len(line["rewards"]) == 64 for run in runs for line in run["evaluations"])
-    assert all(set(line["metrics"]) == {"recognised", "diversity"} for run in runs for line in run["evaluations"])
+    runs = read_results(finished[0] / "results.json").runs
+    before = [run.evaluations[0] for run in runs]
+    assert before[0].rewards == before[1].rewards
+    assert before[0].costs["reward_queries"] == 0
+    assert all(len(line.rewards) == 64 for run in runs for line in run.evaluations)
+    assert all(set(line.metrics) == {"recognised", "diversity"} for run in runs for line in run.evaluations)
 
 
 @pytest.mark.slow
 def test_every_evaluation_has_the_four_axes_and_results_are_kept_elsewhere_too(finished: tuple[Path, str]) -> None:
     results = read_results(finished[0] / "kept" / "results.json")
-    assert results["runs"] == read_results(finished[0] / "results.json")["runs"]
-    for found in results["runs"]:
-        assert found["complete"]
-        for line in found["evaluations"]:
-            assert set(line["costs"]) == {"reward_queries", "forward_equivalents", "seconds", "images"}
-        last = found["evaluations"][-1]["costs"]
-        queries = {"ddpo-is": 64, "sparse-rwr": 128}[found["variant"]]
+    assert results.runs == read_results(finished[0] / "results.json").runs
+    for found in results.runs:
+        assert found.complete
+        for line in found.evaluations:
+            assert set(line.costs) == {"reward_queries", "forward_equivalents", "seconds", "images"}
+        last = found.evaluations[-1].costs
+        queries = {"ddpo-is": 64, "sparse-rwr": 128}[found.variant]
         # Ten forwards an image; a trained row counts three: nine steps with a density an image, or ten updates of 128.
-        trained = {"ddpo-is": 9 * queries, "sparse-rwr": 10 * 128}[found["variant"]]
+        trained = {"ddpo-is": 9 * queries, "sparse-rwr": 10 * 128}[found.variant]
         assert (last["reward_queries"], last["images"]) == (queries, queries)
         assert last["forward_equivalents"] == 10 * queries + 3 * trained
         assert last["seconds"] > 0

@@ -131,7 +131,7 @@ def test_a_run_comes_nearer_to_its_target_and_logs_it(tmp_path: Path) -> None:
     task = EXACT_TASKS["gaussian-linear"]
     spec = EXACT.spec(Task(task.config, reward_queries=768), "ddpo-is", 0)
     record = run(spec, tmp_path)
-    first, last = (record.evaluations[index]["metrics"] for index in (0, -1))
+    first, last = (record.evaluations[index].metrics for index in (0, -1))
     assert set(first) == {*task.config.metrics, "diversity"}  # which every evaluation has
     assert {name.partition("?")[0] for name in task.config.metrics} <= set(DISTANCES)
     # The target's mean is std^2 / beta = 0.25 / 0.5 away, which is a KL of 0.5^2 / (2 * 0.25).

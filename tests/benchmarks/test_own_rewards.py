@@ -59,9 +59,11 @@ def test_a_failed_reward_keeps_its_run_and_the_mended_one_goes_on_to_the_bit(tmp
         run(spec, tmp_path / "parts")  # complete: nothing to warn of
     weights = [(tmp_path / name / "pipeline" / "exact_model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
-    assert [line["iteration"] for line in resumed.evaluations] == [0, 2, 4]
+    assert [line.iteration for line in resumed.evaluations] == [0, 2, 4]
     for key in ("rewards", "parts"):
-        assert [line[key] for line in resumed.evaluations] == [line[key] for line in whole.evaluations]
+        assert [getattr(line, key) for line in resumed.evaluations] == [
+            getattr(line, key) for line in whole.evaluations
+        ]
     versions = json.loads((tmp_path / "parts" / "run.json").read_text())["reward_files"]
     assert [(v["sha256"], v["from_iteration"]) for v in versions] == [
         (hashlib.sha256(broken).hexdigest(), 0),
@@ -98,12 +100,11 @@ def test_held_out_evaluations_have_their_own_entries(tmp_path: Path) -> None:
     spec = spec_of("exact-linear:2", evaluation, prompts=str(tmp_path / "train.txt"), metrics=("diversity",))
     record = run(spec, tmp_path / "run")
     for line in record.evaluations:
-        assert len(line["rewards"]) == len(line["held_out"]["rewards"]) == 8
-        assert set(line["held_out"]) == {"rewards", "metrics", "parts"}
-        assert line["held_out"]["rewards"] == pytest.approx([2 * x for x in line["held_out"]["parts"]["exact-linear"]])
-        assert (tmp_path / "run" / "images" / f"{line['iteration']:06d}-held-out.png").is_file()
+        assert len(line.rewards) == len(line.held_out.rewards) == 8
+        assert line.held_out.rewards == pytest.approx([2 * x for x in line.held_out.parts["exact-linear"]])
+        assert (tmp_path / "run" / "images" / f"{line.iteration:06d}-held-out.png").is_file()
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert log[-1]["held_out/reward_mean"] == pytest.approx(sum(line["held_out"]["rewards"]) / 8, abs=1e-5)
+    assert log[-1]["held_out/reward_mean"] == pytest.approx(sum(line.held_out.rewards) / 8, abs=1e-5)
 
 
 def test_a_folder_from_before_these_settings_goes_on(tmp_path: Path) -> None:

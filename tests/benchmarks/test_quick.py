@@ -10,7 +10,7 @@ from benchmarks.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 #: Torch takes a second of processor time, timm two more; the others bring torch, or are large themselves.
-HEAVY = ("torch", "torchvision", "timm", "diffusers", "transformers", "stable_baselines3", "matplotlib", "open_clip")
+HEAVY = ("torch", "torchvision", "timm", "diffusers", "transformers", "stable_baselines3", "vl_convert", "open_clip")
 DDPO = ["train", "ddpo-is"]
 HELPS = [["--help"], ["train", "--help"], [*DDPO, "--help"], ["compare", "--help"], ["sample", "--help"]]
 HELPS += [["throughput", "--help"], ["report", "--help"], ["search", "--help"], ["tables", "--help"]]

@@ -45,7 +45,7 @@ def test_runs_on_ray_are_those_of_local_processes(tmp_path: Path) -> None:
     here = run(plan["line/ddpo-is/seed-1"], tmp_path / "here")
     there = read_run(tmp_path / "ray" / "line" / "ddpo-is" / "seed-1")
     assert there.complete
-    assert [line["rewards"] for line in there.evaluations] == [line["rewards"] for line in here.evaluations]
+    assert [line.rewards for line in there.evaluations] == [line.rewards for line in here.evaluations]
     assert not list((tmp_path / "ray").glob(".*")), "the file that asks whether the folder is shared stays there"
 
 

@@ -1,6 +1,7 @@
 """The report of a comparison and of a run, finished, stopped and running: its numbers and pictures are the disk's."""
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -13,14 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from algorithms.config.base import override
 from benchmarks.__main__ import main
 from benchmarks.analysis.curves import curves
-from benchmarks.analysis.results import read_results, write_results
+from benchmarks.analysis.results import Results, read_results, write_results
+from benchmarks.analysis.table import Number
+from benchmarks.analysis.tables import peak_table, result_table
 from benchmarks.report import gallery
 from benchmarks.report import page as report_page
 from benchmarks.report.charts import evaluation_charts
 from benchmarks.report.facts import settings
-from benchmarks.report.rows import peak_rows, result_rows
+from benchmarks.runs.record import Run
 
 
 @pytest.fixture
@@ -42,6 +46,14 @@ def data_of(page: str, name: str) -> Any:
     return json.loads(found[1])
 
 
+def lines_of(chart: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the points of each line of one of the page's charts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for point in chart["spec"]["data"]["values"]:
+        found.setdefault(point["name"], []).append(point)
+    return found
+
+
 def rendered(folder: Path) -> str:
     assert main(["report", str(folder)]) == 0
     return (folder / "report.html").read_text(encoding="utf-8")
@@ -51,8 +63,8 @@ def test_every_number_of_a_comparison_names_its_place_in_the_results(folder: Pat
     page = rendered(folder)
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]+"|@import|url\(', page.partition("<script>")[0])
     results = data_of(page, "results-data")
-    assert results == read_results(folder / "results.json")
-    summary = curves(results)["compressibility"]
+    assert results == json.loads((folder / "results.json").read_text())
+    summary = curves(read_results(folder / "results.json").runs)["compressibility"]
     reward, held_out, diversity, *more = data_of(page, "page-data")["charts"]
     assert [chart["name"] for chart in more] == [
         "frontier-diversity-compressibility",
@@ -61,33 +73,33 @@ def test_every_number_of_a_comparison_names_its_place_in_the_results(folder: Pat
         "profile",
     ]
     lines = [results["runs"][run]["evaluations"][2]["held_out"]["rewards"] for run in (0, 2)]
-    assert held_out["series"][0]["points"][2]["y"] == pytest.approx(np.mean(lines))
-    assert held_out["series"][0]["points"][2]["source"]["path"].endswith("runs[0,2].evaluations[2].held_out.rewards")
-    for series in reward["series"]:
-        curve = summary[series["name"]]
-        assert [point["x"][0] for point in series["points"]] == [0, 8, 16]
-        for point, value in zip(series["points"], curve.reward, strict=True):
+    end = lines_of(held_out)["ddpo-is"][2]
+    assert end["y"] == pytest.approx(np.mean(lines))
+    assert end["origin"]["path"].endswith("runs[0,2].evaluations[2].held_out.rewards")
+    for name, points in lines_of(reward).items():
+        curve = summary[name]
+        assert [point["queries"] for point in points] == [0, 8, 16]
+        for point, value in zip(points, curve.reward, strict=True):
             assert (point["y"], point["low"], point["high"]) == (value.estimate, value.low, value.high)
-    point = diversity["series"][1]["points"][2]
-    assert point["source"]["path"] == "results.json: runs[1,3].evaluations[2].metrics.diversity"
+    point = lines_of(diversity)["rwr"][2]
+    assert point["origin"]["path"] == "results.json: runs[1,3].evaluations[2].metrics.diversity"
     ends = [results["runs"][run]["evaluations"][2]["metrics"]["diversity"] for run in (1, 3)]
     assert point["y"] == sum(ends) / 2
     assert point["low"] == min(ends)  # of two seeds the interval is their range
     assert point["high"] == max(ends)
     frontier = next(chart for chart in more if chart["name"] == "frontier-diversity-compressibility")
-    end = frontier["series"][1]["points"][2]
-    assert (end["x"], end["x_low"], end["x_high"]) == ([point["y"]], point["low"], point["high"])
+    end = lines_of(frontier)["rwr"][2]
+    assert (end["x"], end["x_low"], end["x_high"]) == (point["y"], point["low"], point["high"])
     for name in ("reward-queries", "reward-forwards", "diversity", "frontier-diversity", "profile", "improvement"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
 
 
 @pytest.fixture
-def five_seeds(folder: Path) -> dict[str, Any]:
+def five_seeds(folder: Path) -> Results:
     """Return the comparison's results with five seeds, one diversity far off, and times and metrics of its own."""
     results = read_results(folder / "results.json")
-    first = results["runs"][0]
-    runs = []
+    first, runs = results.runs[0].to_json(), []
     for seed, diversity in enumerate((1.0, 2.0, 3.0, 5.0, 100.0)):
         run = json.loads(json.dumps(first))
         run["spec"]["config"]["seed"] = seed
@@ -95,42 +107,47 @@ def five_seeds(folder: Path) -> dict[str, Any]:
         run["evaluations"][-1]["costs"]["seconds"] = float(seed**2)
         for line in run["evaluations"]:
             line["metrics"] |= {"clip_score": 60.0, "kl_to_start": 2.0}
-        runs.append(run)
-    return {**results, "runs": runs}
+        runs.append(Run.from_json(run))
+    return dataclasses.replace(results, runs=runs)
 
 
-def test_numbers_say_how_they_were_made_of_the_runs(five_seeds: dict[str, Any]) -> None:
+def test_numbers_say_how_they_were_made_of_the_runs(five_seeds: Results) -> None:
     """Of five seeds the interquartile mean is not the mean."""
-    summary = curves(five_seeds)
-    (row,) = result_rows(summary)
-    number, source = row["metrics"]["diversity"]["ends"][1]
-    assert number == "3.33"
-    assert source["how"].startswith("interquartile mean over the runs")
-    assert re.fullmatch(r" \(\d+\.\d\d to \d+\.\d\d\)", row["metrics"]["diversity"]["interval"])
-    seconds, source = row["costs"][2]
-    assert (seconds, source["how"]) == ("6 s", "mean over the runs")
-    chart = next(found for found in evaluation_charts(summary) if found["name"].startswith("diversity"))
-    point = chart["series"][0]["points"][-1]
+    summary = curves(five_seeds.runs)
+    table = result_table(summary)
+    row = dict(zip([column.title for column in table.columns], table.rows[0], strict=True))
+    _, _, end, interval = row["diversity"]
+    assert isinstance(end, Number)
+    assert end.text == "3.33"
+    assert end.origin.how.startswith("interquartile mean over the runs")
+    assert re.fullmatch(r" \(\d+\.\d\d to \d+\.\d\d\)", str(interval))
+    (seconds,) = row["seconds"]
+    assert isinstance(seconds, Number)
+    assert (seconds.text, seconds.origin.how) == ("6", "mean over the runs")
+    found = next(shown.chart for shown in evaluation_charts(summary) if shown.chart.name.startswith("diversity"))
+    point = found.rows[-1]
     assert point["y"] == pytest.approx(10 / 3)
     assert point["low"] < point["y"] < point["high"]
-    assert point["source"]["how"].startswith("interquartile mean over the runs")
+    assert point["origin"]["how"].startswith("interquartile mean over the runs")
 
 
-def test_reward_queries_at_a_peak_name_their_place(five_seeds: dict[str, Any]) -> None:
-    row = next(row for row in peak_rows(curves(five_seeds)) if row["metric"].startswith("diversity"))
-    number, source = row["queries"]
+def test_reward_queries_at_a_peak_name_their_place(five_seeds: Results) -> None:
+    table = peak_table(curves(five_seeds.runs), ["diversity"])
+    assert table is not None
+    (number,) = table.rows[0][5]
+    assert isinstance(number, Number)
     best = [
-        max(run["evaluations"], key=lambda line: line["metrics"]["diversity"])["costs"]["reward_queries"]
-        for run in five_seeds["runs"]
+        max(run.evaluations, key=lambda line: line.metrics["diversity"]).costs["reward_queries"]
+        for run in five_seeds.runs
     ]
-    places = zip(five_seeds["runs"], source["evaluations"], strict=True)
-    assert [run["evaluations"][at]["costs"]["reward_queries"] for run, at in places] == best
-    assert source["field"] == "costs.reward_queries"
-    assert number == f"{float(np.mean(sorted(best)[1:4])):,.0f}"
+    places = zip(five_seeds.runs, number.origin.evaluations, strict=True)
+    assert [run.evaluations[at].costs["reward_queries"] for run, at in places] == best
+    assert number.origin.field == "costs.reward_queries"
+    assert number.text == f"{float(np.mean(sorted(best)[1:4])):,.0f}"
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_every_metric_is_explained_below_the_table(folder: Path, five_seeds: dict[str, Any]) -> None:
+def test_every_metric_is_explained_below_the_table(folder: Path, five_seeds: Results) -> None:
     shutil.rmtree(folder / "compressibility")
     write_results(five_seeds, folder / "results.json")
     page = rendered(folder)
@@ -141,20 +158,20 @@ def test_every_metric_is_explained_below_the_table(folder: Path, five_seeds: dic
 @pytest.mark.usefixtures("no_figures")
 def test_settings_that_differ_between_tasks_are_all_shown(folder: Path) -> None:
     results = read_results(folder / "results.json")
-    others = json.loads(json.dumps(results["runs"]))
-    for run in others:
-        run["task"] = "alignment"
-        run["spec"]["task"]["reward"] = "incompressibility"
-        if run["variant"] == "rwr":
-            run["spec"]["config"]["learning_rate"] = 5e-05
-    found = settings([*results["runs"], *others])
+    others = []
+    for run in results.runs:
+        config = override(run.spec.config, learning_rate=5e-05) if run.variant == "rwr" else run.spec.config
+        task = dataclasses.replace(run.spec.task, reward="incompressibility")
+        spec = dataclasses.replace(run.spec, config=config, task=task)
+        others.append(dataclasses.replace(run, task="alignment", spec=spec))
+    found = settings([*results.runs, *others])
     assert list(found["ddpo-is"].values()) == [["compressibility", "alignment"]]
     assert [(json.loads(text)["learning_rate"], tasks) for text, tasks in found["rwr"].items()] == [
         (0.03, ["compressibility"]),
         (5e-05, ["alignment"]),
     ]
     shutil.rmtree(folder / "compressibility")
-    write_results({**results, "runs": [*results["runs"], *others]}, folder / "results.json")
+    write_results(dataclasses.replace(results, runs=[*results.runs, *others]), folder / "results.json")
     page = rendered(folder)
     assert "&#34;learning_rate&#34;: 5e-05" in page
     assert re.findall(r"<h3>.*?</svg>rwr (.*?)</h3>", page) == [
@@ -169,22 +186,21 @@ def test_frames_are_thinned_before_pictures_are_left_out(
     """A suite of four tasks and four algorithms: 33 evaluations of three algorithms, 17 of the fourth."""
     runs = []
     for task, variant in itertools.product("abcd", ("ddpo-is", "ddpo-sf", "rwr", "sparse-rwr")):
-        run = json.loads(json.dumps(read_results(folder / "results.json")["runs"][0]))
-        run |= {"task": task, "variant": variant, "folder": f"{task}/{variant}"}
-        step = 2 if variant == "sparse-rwr" else 1
-        first = run["evaluations"][0]
-        run["evaluations"] = [
-            {**first, "iteration": i, "costs": {**first["costs"], "reward_queries": 64 * step * i}}
+        run = read_results(folder / "results.json").runs[0]
+        step, first = 2 if variant == "sparse-rwr" else 1, run.evaluations[0]
+        lines = [
+            dataclasses.replace(first, iteration=i, costs={**first.costs, "reward_queries": 64 * step * i})
             for i in range(32 // step + 1)
         ]
+        run = dataclasses.replace(run, task=task, variant=variant, folder=f"{task}/{variant}", evaluations=lines)
         images = tmp_path / "many" / task / variant / "images"
         images.mkdir(parents=True)
-        for line in run["evaluations"]:
+        for line in run.evaluations:
             picture = folder / "compressibility" / "rwr" / "seed-0" / "images" / "000000.png"
-            (images / f"{line['iteration']:06d}.png").hardlink_to(picture)
+            (images / f"{line.iteration:06d}.png").hardlink_to(picture)
         runs.append(run)
     monkeypatch.setattr(gallery, "_PIXELS", 4_000_000 * 16**2 // 64**2)  # these pictures are a quarter as wide
-    found = gallery.galleries({"runs": runs}, tmp_path / "many")
+    found = gallery.galleries(Results(runs), tmp_path / "many")
     frames = [frame for one in found for row in one["rows"] for frame in row["frames"]]
     (shown,) = {frame["shown"] for frame in frames}
     assert 10 <= shown <= 20
@@ -222,7 +238,7 @@ def test_a_comparison_that_goes_on_is_shown_as_far_as_it_is(folder: Path) -> Non
         (unfinished / "seed-1" / name).write_text("".join(lines[:2]) + lines[2][: len(lines[2]) // 2])
     page = rendered(folder)
     assert "not finished: 2 of 4 runs" in page
-    series = {line["name"]: line["points"] for line in data_of(page, "page-data")["charts"][0]["series"]}
+    series = lines_of(data_of(page, "page-data")["charts"][0])
     assert {name: len(points) for name, points in series.items()} == {"ddpo-is": 3, "rwr": 2}
 
 
@@ -233,7 +249,7 @@ def test_a_run_is_shown_with_its_log(folder: Path) -> None:
     assert {"reward-compressibility", "diversity-compressibility", "rollout-ep_rew_mean", "train-loss"} <= set(charts)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in logged if "train/loss" in line]
-    assert [point["y"] for point in charts["train-loss"]["series"][0]["points"]] == losses
+    assert [point["y"] for point in lines_of(charts["train-loss"])["ddpo-is"]] == losses
     assert "over evaluation images" in page
 
 
@@ -260,6 +276,10 @@ def test_results_without_the_runs_folders_are_shown(folder: Path) -> None:
         ({"project/runs/first/run.json": "{}"}, "holds neither a run nor a comparison"),
         ({"run.json": "{}"}, "is not a run as written by train or compare"),
         ({"results.json": "[]"}, "is not a results file"),
+        (
+            {"results.json": '{"provenance": {}, "runs": [{}]}'},
+            "is not a results file as written by compare: runs[0]: ",
+        ),
     ],
 )
 def test_other_folders_are_refused(
@@ -274,6 +294,7 @@ def test_other_folders_are_refused(
 
 def test_runs_of_different_settings_are_not_put_together(folder: Path) -> None:
     results = read_results(folder / "results.json")
-    results["runs"][0]["spec"]["config"]["learning_rate"] = 1.0
+    run = results.runs[0]
+    spec = dataclasses.replace(run.spec, config=override(run.spec.config, learning_rate=1.0))
     with pytest.raises(ValueError, match="ddpo-is toward compressibility differ in learning_rate"):
-        curves(results)
+        curves([dataclasses.replace(run, spec=spec), *results.runs[1:]])

@@ -32,12 +32,12 @@ def spec_of(task: TaskConfig, queries: int) -> RunSpec:
 def test_a_reward_can_be_measured_without_being_trained_on(tiny_rewards: Path, tmp_path: Path) -> None:
     metrics = ("clip_score", "clip_score?scale=1", "aesthetic", "diversity")
     record = run(spec_of(dataclasses.replace(TASK, reward="exact-linear", metrics=metrics), 16), tmp_path)
-    assert [evaluation["iteration"] for evaluation in record.evaluations] == [0, 2]
+    assert [evaluation.iteration for evaluation in record.evaluations] == [0, 2]
     for evaluation in record.evaluations:
-        measured = evaluation["metrics"]
+        measured = evaluation.metrics
         assert list(measured) == list(metrics)
         assert measured["clip_score"] == pytest.approx(100 * measured["clip_score?scale=1"], rel=1e-4)
-        file = tmp_path / "images" / f"{evaluation['iteration']:06d}.png"
+        file = tmp_path / "images" / f"{evaluation.iteration:06d}.png"
         images = read_grid(file, 4, GRID_COLUMNS, record.image_shape[1:])
         scores = resolve_reward("aesthetic")(images, [""] * 4)
         assert measured["aesthetic"] == pytest.approx(float(scores.mean()), abs=1e-6)
@@ -75,7 +75,7 @@ def test_a_run_outlives_its_reward_server(chat_server: Callable[..., Any], tiny_
     chat_server(server.port)
     resumed = run(spec, tmp_path / "parts")
     assert resumed.complete
-    assert [line["rewards"] for line in resumed.evaluations] == [line["rewards"] for line in whole.evaluations]
+    assert [line.rewards for line in resumed.evaluations] == [line.rewards for line in whole.evaluations]
     weights = [(tmp_path / name / "pipeline" / "exact_model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
 

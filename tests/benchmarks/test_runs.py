@@ -56,10 +56,10 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(algorithm: str, tmp_
     resumed = run(spec, tmp_path / "parts")
     assert whole.complete
     assert resumed.complete
-    assert [line["rewards"] for line in resumed.evaluations] == [line["rewards"] for line in whole.evaluations]
-    assert [line["iteration"] for line in resumed.evaluations] == [0, 2, 4]
+    assert [line.rewards for line in resumed.evaluations] == [line.rewards for line in whole.evaluations]
+    assert [line.iteration for line in resumed.evaluations] == [0, 2, 4]
     for key in ("reward_queries", "forward_equivalents", "images"):
-        assert [e["costs"][key] for e in resumed.evaluations] == [e["costs"][key] for e in whole.evaluations]
+        assert [e.costs[key] for e in resumed.evaluations] == [e.costs[key] for e in whole.evaluations]
     weights = [(tmp_path / name / "pipeline" / "exact_model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
     logs = [

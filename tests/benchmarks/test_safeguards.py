@@ -68,7 +68,7 @@ def test_values_of_a_line() -> None:
 def test_a_run_that_stops_at_its_kl_is_complete_and_stops_there_again_when_resumed(tmp_path: Path) -> None:
     """The limit lies between the KLs of iterations 3 and 4. One run is left alone, one is stopped twice on the way."""
     free = run(spec_of(), tmp_path / "free")
-    kls = [line["metrics"]["kl_to_start"] for line in free.evaluations]
+    kls = [line.metrics["kl_to_start"] for line in free.evaluations]
     assert kls[0] == 0.0
     assert kls[3] < kls[4]
     assert max(kls[:4]) < kls[4]
@@ -77,7 +77,7 @@ def test_a_run_that_stops_at_its_kl_is_complete_and_stops_there_again_when_resum
     assert whole.complete
     assert whole.stopped_early is not None
     assert f"{kls[4]:.4g} nats an image at iteration 4" in whole.stopped_early
-    assert [line["iteration"] for line in whole.evaluations] == [0, 1, 2, 3, 4]
+    assert [line.iteration for line in whole.evaluations] == [0, 1, 2, 3, 4]
     assert (tmp_path / "whole" / "pipeline" / "exact_model.safetensors").is_file()
     for questions in (11, 9):  # of 8 an iteration
         assert not run(
@@ -87,7 +87,7 @@ def test_a_run_that_stops_at_its_kl_is_complete_and_stops_there_again_when_resum
         resumed = run(spec, tmp_path / "parts")
         assert resumed.stopped_early == whole.stopped_early
         assert weights(tmp_path / "parts" / "checkpoint.zip") == weights(tmp_path / "whole" / "checkpoint.zip")
-        assert [line["rewards"] for line in resumed.evaluations] == [line["rewards"] for line in whole.evaluations]
+        assert [line.rewards for line in resumed.evaluations] == [line.rewards for line in whole.evaluations]
     assert free.stopped_early is None
 
 
@@ -95,7 +95,7 @@ def test_it_stops_once_a_metric_has_fallen_and_the_best_checkpoint_stays(tmp_pat
     """Overoptimisation: the linear reward has no end, the distance to (1, 1) is least on the way and then grows."""
     metric = "exact-quadratic"
     free = run(spec_of(160, keep_best=metric), tmp_path / "free")
-    measured = [line["metrics"][metric] for line in free.evaluations]
+    measured = [line.metrics[metric] for line in free.evaluations]
     best = measured.index(max(measured))
     assert 0 < best < best + 2 < len(measured) - 1
     assert max(measured) == max(measured[: best + 3])
@@ -103,7 +103,7 @@ def test_it_stops_once_a_metric_has_fallen_and_the_best_checkpoint_stays(tmp_pat
     whole = run(spec, tmp_path / "whole")
     assert whole.stopped_early is not None
     assert f"{metric} was not better than its best, {max(measured):.6g}, in 2 evaluations" in whole.stopped_early
-    assert [line["metrics"][metric] for line in whole.evaluations] == measured[: best + 3]
+    assert [line.metrics[metric] for line in whole.evaluations] == measured[: best + 3]
     assert whole.best == free.best == {"metric": metric, "value": max(measured), "iteration": best}
     run(spec_of(16 * best), tmp_path / "shorter")
     assert weights(tmp_path / "whole" / "best.zip") == weights(tmp_path / "shorter" / "checkpoint.zip")
@@ -116,7 +116,7 @@ def test_it_stops_once_a_metric_has_fallen_and_the_best_checkpoint_stays(tmp_pat
 
 def test_the_best_of_a_rising_metric_is_the_last(tmp_path: Path) -> None:
     record = run(spec_of(keep_best="reward"), tmp_path / "run")
-    means = [sum(line["rewards"]) / 8 for line in record.evaluations]
+    means = [sum(line.rewards) / 8 for line in record.evaluations]
     assert record.best is not None
     assert record.best["value"] == pytest.approx(max(means))
     assert record.best["iteration"] == means.index(max(means)) > 0
@@ -156,7 +156,7 @@ def test_the_command_line_says_why_it_stopped_and_sample_takes_the_best(
         assert main([*words, "--checkpoint", name]) == 0
         drawn[name] = output.read_bytes()
     # They are the same weights if and only if the last evaluation was the best.
-    assert (drawn["last"] == drawn["best"]) == (record.best["iteration"] == record.evaluations[-1]["iteration"])
+    assert (drawn["last"] == drawn["best"]) == (record.best["iteration"] == record.evaluations[-1].iteration)
 
 
 def test_a_link_replaces_and_is_independent_of_what_replaces_its_source(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """The search's ranking, on small results made here."""
 
-from typing import Any
-
+from algorithms import ALGORITHMS
 from benchmarks.commands.search import CANDIDATES, ranking
+from benchmarks.runs.record import Evaluation, Run
+from benchmarks.runs.spec import RunSpec
 
 
-def run(task: str, variant: str, gain: float, recognised: float = 0.5) -> dict[str, Any]:
+def run(task: str, variant: str, gain: float, recognised: float = 0.5) -> Run:
     """Return a run that goes from 1 to 1 + gain."""
-    lines = [{"rewards": [mean - 0.5, mean + 0.5], "metrics": {"recognised": recognised}} for mean in (1, 1 + gain)]
-    return {"task": task, "variant": variant, "evaluations": lines}
+    metrics = {"recognised": recognised}
+    lines = [
+        Evaluation(iteration=index, costs={}, rewards=[mean - 0.5, mean + 0.5], metrics=metrics)
+        for index, mean in enumerate((1, 1 + gain))
+    ]
+    spec = RunSpec("rwr", ALGORITHMS["rwr"].config)
+    return Run(task, variant, spec, True, lines, {}, {}, (3, 4, 4), [])
 
 
-def rows(*runs: dict[str, Any]) -> list[list[str]]:
-    lines = ranking({"runs": runs}).splitlines()[2:]
+def rows(*runs: Run) -> list[list[str]]:
+    lines = ranking(runs).splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 

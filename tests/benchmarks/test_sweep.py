@@ -16,8 +16,8 @@ import pytest
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config.base import override
 from benchmarks.analysis.curves import curves
-from benchmarks.analysis.results import name_of, read_results
-from benchmarks.report import read_source
+from benchmarks.analysis.results import read_results, write_results
+from benchmarks.report.source import read_source
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.runs.stopping import Stopped
@@ -141,6 +141,12 @@ def test_a_second_signal_ends_every_process(tmp_path: Path, monkeypatch: pytest.
     assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
+def unfinish(file: Path) -> None:
+    results = read_results(file)
+    runs = [dataclasses.replace(found, complete=False) for found in results.runs]
+    write_results(dataclasses.replace(results, runs=runs), file)
+
+
 def test_runs_of_another_day_are_taken_over_and_none_is_lost(tmp_path: Path) -> None:
     """Seed 0 was made elsewhere, and its results are all that came here; seed 1 is made here; 2 stays from before."""
     first = Ledger(plan_of(0, 2), tmp_path / "elsewhere")
@@ -157,12 +163,12 @@ def test_runs_of_another_day_are_taken_over_and_none_is_lost(tmp_path: Path) -> 
     run_all(second.own, here, pool)
     assert pool.begun == ["line/ddpo-is/seed-1"]
     results = second.write()
-    assert [name_of(found) for found in results["runs"]] == [f"line/ddpo-is/seed-{seed}" for seed in (0, 1, 2)]
-    assert read_results(shared)["runs"] == read_results(here / "results.json")["runs"]
-    elsewhere = read_results(tmp_path / "elsewhere" / "results.json")["runs"]
-    assert read_results(shared)["runs"][0]["evaluations"] == elsewhere[0]["evaluations"]
-    assert len(curves(results)["line"]["ddpo-is"].runs) == 3
-    assert len(read_source(here).results["runs"]) == 3, "the report shows those that are not here too"
+    assert [found.name for found in results.runs] == [f"line/ddpo-is/seed-{seed}" for seed in (0, 1, 2)]
+    assert read_results(shared).runs == read_results(here / "results.json").runs
+    elsewhere = read_results(tmp_path / "elsewhere" / "results.json").runs
+    assert read_results(shared).runs[0].evaluations == elsewhere[0].evaluations
+    assert len(curves(results.runs)["line"]["ddpo-is"].runs) == 3
+    assert len(read_source(here).results.runs) == 3, "the report shows those that are not here too"
     # The same command again has nothing to do, also without the folders.
     assert Ledger(plan, tmp_path / "third", [shared]).own == {}
 
@@ -172,18 +178,16 @@ def test_the_same_run_is_made_once(tmp_path: Path) -> None:
     ledger = Ledger(plan, tmp_path)
     assert list(ledger.own) == ["one/ddpo-is/seed-0"]
     run_all(ledger.own, tmp_path, InProcess())
-    runs = ledger.write()["runs"]
-    assert [found["task"] for found in runs] == ["one", "two"]
-    assert runs[0]["evaluations"] == runs[1]["evaluations"]
+    runs = ledger.write().runs
+    assert [found.task for found in runs] == ["one", "two"]
+    assert runs[0].evaluations == runs[1].evaluations
 
 
 def test_unfinished_runs_are_not_taken_over(tmp_path: Path) -> None:
     ledger = Ledger(plan_of(0), tmp_path)
     run_all(ledger.own, tmp_path, InProcess())
     ledger.write()
-    results = read_results(tmp_path / "results.json")
-    results["runs"][0]["complete"] = False
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    unfinish(tmp_path / "results.json")
     assert list(Ledger(plan_of(0), tmp_path / "third", [tmp_path / "results.json"]).own) == ["line/ddpo-is/seed-0"]
 
 
@@ -192,7 +196,7 @@ def test_other_settings_are_refused_before_anything_runs(tmp_path: Path) -> None
     run_all(ledger.own, tmp_path, InProcess())
     ledger.write()
     plan = {"line/ddpo-is/seed-1": spec_of(1, num_inference_steps=3)}
-    with pytest.raises(ValueError, match="ddpo-is toward line differ in num_inference_steps, not in their seed alone"):
+    with pytest.raises(ValueError, match="ddpo-is toward line differ in num_inference_steps, not only in their seed"):
         Ledger(plan, tmp_path)
 
 
@@ -224,8 +228,7 @@ def test_a_file_that_would_lose_runs_of_other_settings_is_refused(tmp_path: Path
     assert list(Ledger(plan, tmp_path / "third", [], [file]).own) == list(plan)
     renamed = Ledger({**plan, "two/ddpo-is/seed-0": spec_of(0), "two/ddpo-is/seed-1": spec_of(1)}, tmp_path, [file])
     assert list(renamed.taken_over) == ["two/ddpo-is/seed-0", "two/ddpo-is/seed-1"]
-    results = read_results(file)
-    file.write_text(json.dumps({**results, "runs": [{**found, "complete": False} for found in results["runs"]]}))
+    unfinish(file)
     assert list(Ledger(plan, tmp_path / "third", [file]).own) == list(plan)
 
 
@@ -239,7 +242,7 @@ def test_two_files_that_hold_other_runs_of_one_name_are_refused(tmp_path: Path) 
 
 def test_runs_of_versions_without_a_field_that_has_its_default_are_taken_over(tmp_path: Path) -> None:
     file = held(tmp_path / "elsewhere", plan_of(0))
-    results = read_results(file)
+    results = json.loads(file.read_text())
     spec = results["runs"][0]["spec"]
     del spec["safeguards"], spec["task"]["metrics"], spec["task"]["vae_tiling"]
     file.write_text(json.dumps(results))

@@ -1,5 +1,6 @@
 """One hostile text goes everywhere: train, report, compare's tables, sample, TensorBoard, a terminal of ASCII."""
 
+import dataclasses
 import io
 import json
 import re
@@ -15,7 +16,8 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.analysis.results import read_results
 from benchmarks.commands.compare import summary_text
-from benchmarks.report import Source, write_report
+from benchmarks.report.page import write_report
+from benchmarks.report.source import Source
 from benchmarks.runs.folder import read_json
 from benchmarks.runs.jsonlines import read_lines
 from benchmarks.terminal import command
@@ -101,7 +103,6 @@ def test_the_report_shows_the_text_and_names_its_files(
     folder = shutil.copytree(run, tmp_path / "-rün $1 %s")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", message="Glyph")  # matplotlib's font has no Chinese
         assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     head = page.partition("<script")[0]
@@ -113,7 +114,7 @@ def test_the_report_shows_the_text_and_names_its_files(
     names = [chart["name"] for chart in data["charts"]]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[\w.+=-]{1,200}", name, flags=re.ASCII) for name in names)
-    assert data["charts"][0]["task"] == task
+    assert data["charts"][0]["title"] == task
 
 
 def test_sample_draws_a_hostile_prompt(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +130,8 @@ def test_tables_of_hostile_tasks_and_variants(comparison: Path, tmp_path: Path) 
     results = read_results(comparison / "results.json")
     shutil.copytree(comparison / "compressibility", tmp_path / "compressibility")
     variants = {"ddpo-is": HOSTILE, "rwr": HOSTILE + "2"}
-    runs = [{**found, "task": HOSTILE, "variant": variants[found["variant"]]} for found in results["runs"]]
-    results = {**results, "runs": runs, "failures": {HOSTILE: "<b>|$x$"}}
+    runs = [dataclasses.replace(found, task=HOSTILE, variant=variants[found.variant]) for found in results.runs]
+    results = dataclasses.replace(results, runs=runs, failures={HOSTILE: "<b>|$x$"})
     text = summary_text(results)
     tables: list[list[str]] = [[]]
     for line in text.splitlines():
@@ -144,7 +145,7 @@ def test_tables_of_hostile_tasks_and_variants(comparison: Path, tmp_path: Path) 
     assert "<b>" not in text.partition("Nothing is pooled")[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*is left out")
-        page = write_report(Source(tmp_path, results, [])).read_text(encoding="utf-8")
+        page = write_report(Source(tmp_path, results)).read_text(encoding="utf-8")
     assert "<b>x</b>" not in page.partition("<script")[0]
     written = {file.name for file in tmp_path.glob("*.png")}
     assert {"reward-queries.png", "improvement.png", f"pictures-{file_name(HOSTILE)}.png"} <= written
@@ -153,12 +154,12 @@ def test_tables_of_hostile_tasks_and_variants(comparison: Path, tmp_path: Path) 
 def test_a_picture_that_cannot_be_written_costs_neither_run_nor_page(
     tiny_sd: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from matplotlib.figure import Figure
+    import vl_convert
 
     def failing(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such font")
 
-    monkeypatch.setattr(Figure, "savefig", failing)
+    monkeypatch.setattr(vl_convert, "vegalite_to_svg", failing)
     folder = tmp_path / "run"
     with pytest.warns(UserWarning, match=r"curve.png' is left out, for it failed: RuntimeError: no such font"):
         assert main(["train", "ddpo-is", "--model", tiny_sd, *SMALL, "--folder", str(folder)]) == 0

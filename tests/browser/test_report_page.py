@@ -67,7 +67,7 @@ def page(browser: "BrowserContext", report: Path) -> "Iterator[Page]":
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda request: complaints.extend([request.url] * (request.url[:5] not in LOCAL)))
     opened.goto(report.as_uri())
-    opened.wait_for_selector(".plot svg")
+    opened.wait_for_function("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))")
     yield opened
     opened.close()
     assert complaints == []
@@ -75,6 +75,14 @@ def page(browser: "BrowserContext", report: Path) -> "Iterator[Page]":
 
 def data(page: "Page") -> Any:
     return json.loads(page.locator("#page-data").text_content())
+
+
+def lines(chart: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the points of each of a chart's lines."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for point in chart["spec"]["data"]["values"]:
+        found.setdefault(point["name"], []).append(point)
+    return found
 
 
 def saved(page: "Page", click: Callable[[], None]) -> tuple[str, bytes]:
@@ -85,14 +93,14 @@ def saved(page: "Page", click: Callable[[], None]) -> tuple[str, bytes]:
 
 def test_hovering_a_curve_reads_the_value_of_the_json(page: "Page") -> None:
     chart = page.locator("#curves .chart").first
-    lines = data(page)["charts"][0]["series"]
+    drawn = lines(data(page)["charts"][0])
 
     def readout() -> list[list[str]]:
         return [[cell.strip() for cell in row.locator("td").all_inner_texts()] for row in chart.locator("tr").all()]
 
     def expected(point: int) -> list[list[str]]:
-        found = [(line["name"], line["points"][point]) for line in lines]
-        return [[name, f"{p['x'][0]}:", f"{p['y']:.3f}", f"{p['low']:.3f} to {p['high']:.3f}"] for name, p in found]
+        found = [(name, points[point]) for name, points in drawn.items()]
+        return [[name, f"{p['queries']}:", f"{p['y']:.3f}", f"{p['low']:.3f} to {p['high']:.3f}"] for name, p in found]
 
     assert readout() == expected(2)
     plot = chart.locator(".plot")
@@ -106,8 +114,9 @@ def test_hovering_a_curve_reads_the_value_of_the_json(page: "Page") -> None:
     page.locator("input[value=rwr]").uncheck()
     assert [row[0] for row in readout()] == ["ddpo-is"]
     page.locator("input[value=rwr]").check()
-    page.locator("select[name=axis]").select_option("1")
-    assert readout()[0][1] == f"{lines[0]['points'][2]['x'][1]}:"
+    page.locator("select[name=axis]").select_option("forwards")
+    assert readout()[0][1] == f"{drawn['ddpo-is'][2]['forwards']}:"
+    chart.locator(".plot svg").get_by_text("UNet forward-equivalents").wait_for()
 
 
 def test_every_number_shows_the_values_it_was_made_from(page: "Page") -> None:
@@ -120,7 +129,7 @@ def test_every_number_shows_the_values_it_was_made_from(page: "Page") -> None:
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
     for number in page.locator(".number").all():
-        source = json.loads(number.get_attribute("data-source"))
+        source = json.loads(number.get_attribute("data-origin"))
         assert len(source["runs"]) == len(source["evaluations"]) > 0
         for run, evaluation in zip(source["runs"], source["evaluations"], strict=True):
             found = results["runs"][run]["evaluations"][evaluation]
@@ -151,16 +160,17 @@ def test_probability_of_improvement_shows_the_final_rewards_of_both(page: "Page"
 def test_a_frontier_is_read_along_its_way_and_saved(page: "Page") -> None:
     chart = page.locator("#frontiers .chart").first
     shown = next(found for found in data(page)["charts"] if found["section"] == "frontiers")
-    assert shown["x_label"] == "diversity (levels of 255)"
+    assert shown["axes"] == {"x": "diversity (levels of 255)"}
     rows = chart.locator(".readout tr")
-    for row, line in zip(rows.all(), shown["series"], strict=True):
-        end = line["points"][-1]
+    drawn = lines(shown)
+    for row, (name, points) in zip(rows.all(), drawn.items(), strict=True):
+        end = points[-1]
         cells = [cell.strip() for cell in row.locator("td").all_inner_texts()]
-        assert cells[:3] == [line["name"], f"{end['x'][0]:.3f}:", f"{end['y']:.3f}"]
+        assert cells[:3] == [name, f"{end['x']:.3f}:", f"{end['y']:.3f}"]
         across = f"diversity (levels of 255) {end['x_low']:.3f} to {end['x_high']:.3f}"
         assert row.get_attribute("title") == f"after 16 queries; {across}"
-    page.locator("select[name=axis]").select_option("3")
-    assert rows.first.locator("td").nth(1).inner_text().strip() == f"{shown['series'][0]['points'][-1]['x'][0]:.3f}:"
+    page.locator("select[name=axis]").select_option("images")
+    assert rows.first.locator("td").nth(1).inner_text().strip() == f"{drawn['ddpo-is'][-1]['x']:.3f}:"
     name, svg = saved(page, chart.get_by_text("SVG").click)
     assert name == "compare-frontier-diversity-compressibility.svg"
     assert b"against diversity (levels of 255)</text>" in svg
@@ -168,9 +178,26 @@ def test_a_frontier_is_read_along_its_way_and_saved(page: "Page") -> None:
 
 def test_the_overall_charts_do_not_follow_the_chosen_axis(page: "Page") -> None:
     efficiency, profile = page.locator("#overall .chart").all()
-    page.locator("select[name=axis]").select_option("2")
-    assert "against reward queries" in efficiency.locator("svg").first.get_attribute("aria-label")
-    assert "against final score" in profile.locator("svg").first.get_attribute("aria-label")
+    page.locator("select[name=axis]").select_option("seconds")
+    assert "against reward queries" in efficiency.locator(".plot").get_attribute("aria-label")
+    assert "against final score" in profile.locator(".plot").get_attribute("aria-label")
+
+
+def test_hidden_algorithms_leave_every_chart_and_its_files(page: "Page") -> None:
+    chart = page.locator("#curves .chart").first
+
+    def wait_for_lines(count: int) -> None:
+        strokes = "new Set([...p.querySelectorAll('.mark-line path')].map((line) => line.getAttribute('stroke'))).size"
+        page.wait_for_function(f"(p) => {strokes} === {count}", arg=chart.locator(".plot").element_handle())
+
+    wait_for_lines(2)
+    page.locator("input[value=rwr]").uncheck()
+    wait_for_lines(1)
+    _, svg = saved(page, chart.get_by_text("SVG").click)
+    assert b"ddpo-is</text>" in svg
+    assert b"rwr</text>" not in svg
+    page.locator("input[value=ddpo-is]").uncheck()
+    chart.get_by_text("Every algorithm is hidden.").wait_for()
 
 
 def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page") -> None:
@@ -252,7 +279,7 @@ CONTRAST = """() => {
 def test_the_page_is_readable_light_and_dark_on_a_desk_and_on_a_phone(page: "Page", scheme: str, width: int) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
-    drawn = "(p) => p.firstChild.getAttribute('width') == p.clientWidth"
+    drawn = "(p) => p.querySelector('svg').getAttribute('width') == p.clientWidth"
     page.wait_for_function(f"[...document.querySelectorAll('.plot')].every({drawn})")
     assert page.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
     cut = "[...document.querySelectorAll('.readout')].filter((t) => t.scrollWidth > t.parentElement.clientWidth).length"

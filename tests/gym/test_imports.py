@@ -16,7 +16,7 @@ HEAVY = (
     "open_clip",
     "peft",
     "torchvision",
-    "matplotlib",
+    "vl_convert",
     "PIL.ImageFont",
 )
 #: What each package must not import: those built upon it.

@@ -22,8 +22,8 @@ WANTED = (
     "algorithms/py.typed",
     "benchmarks/py.typed",
     "benchmarks/report/templates/page.html",
+    "benchmarks/report/templates/report.js",
     "benchmarks/runs/model_card.md.jinja",
-    "benchmarks/report/vendor/plot.umd.min.js",
     "benchmarks/assets/judge.safetensors",
 )
 EPISODE = """
@@ -32,7 +32,7 @@ import gymnasium
 import torch  # what may be loaded without us
 import diffusion_gym
 
-heavy = {"diffusers", "transformers", "stable_baselines3", "open_clip", "peft", "matplotlib"} & set(sys.modules)
+heavy = {"diffusers", "transformers", "stable_baselines3", "open_clip", "peft", "vl_convert"} & set(sys.modules)
 assert not heavy, heavy
 env = gymnasium.make("DiffusionDenoise-v0")
 observation, info = env.reset(seed=0)

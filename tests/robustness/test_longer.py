@@ -55,7 +55,7 @@ def test_a_finished_run_made_longer_is_one_that_was_asked_for_at_once(name: str,
     """Ended between two evaluations, whose extra last one is dropped, and stopped again on the way."""
     run(spec_of(name, 32), tmp_path / "whole")
     assert run(spec_of(name, 16), tmp_path / "parts").complete
-    assert [line["iteration"] for line in read_run(tmp_path / "parts").evaluations] == [0, 2]
+    assert [line.iteration for line in read_run(tmp_path / "parts").evaluations] == [0, 2]
     asked = iter([False, False, False, True])
     assert not run(spec_of(name, 32), tmp_path / "parts", should_stop=lambda: next(asked, True)).complete
     assert run(spec_of(name, 32), tmp_path / "parts").complete
@@ -195,7 +195,7 @@ def test_a_repetition_takes_changes(
     assert main(["train", "--config", "runs/first"]) == 0
     again = read_run(Path("runs/first-repeat"))
     assert again.spec == first
-    assert again.evaluations[-1]["rewards"] == read_run(Path("runs/first")).evaluations[-1]["rewards"]
+    assert again.evaluations[-1].rewards == read_run(Path("runs/first")).evaluations[-1].rewards
 
 
 @pytest.mark.parametrize(

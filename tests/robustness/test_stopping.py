@@ -67,7 +67,7 @@ def state(folder: Path) -> tuple[dict[str, Any], dict[str, bytes], list[Any]]:
     checkpoint = read_checkpoint(folder / "checkpoint.zip")
     checkpoint.state["costs"].pop("seconds")
     tensors = {name: value.numpy().tobytes() for name, value in checkpoint.tensors.items()}
-    return checkpoint.state, tensors, [line["rewards"] for line in read_run(folder).evaluations]
+    return checkpoint.state, tensors, [line.rewards for line in read_run(folder).evaluations]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@
   const page = read("page-data"), results = read("results-data"), log = read("log-data");
   const names = Object.keys(page.styles);
   const hidden = new Set();
-  let axis = 0; // index into page.axes, and into the x of every point of a chart without an axis of its own
+  let axis = "queries"; // the horizontal axis that the reader has chosen, for charts that have it
 
   const element = (tag, text, className) => {
     const made = document.createElement(tag);
@@ -21,7 +21,7 @@
     return size !== 0 && size < 0.01 ? value.toExponential(2) : value.toFixed(3);
   }
 
-  const tick = (value) => Math.abs(value) >= 1e5 ? d3.format("~s")(value) : value.toLocaleString("en");
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
   function download(name, href) {
     const link = element("a");
@@ -36,46 +36,56 @@
 
   // -- curves --------------------------------------------------------------------------------------------------------
 
-  const shown = (chart) => chart.series.filter((series) => !hidden.has(series.name));
+  const shown = (chart) => chart.spec.data.values.filter((row) => !hidden.has(row.name));
+  const field = (chart) => axis in chart.axes ? axis : "x";
+  const place = (chart, point) => point[field(chart)];
+  const axisLabel = (chart) => chart.axes[field(chart)];
+  const lines = (chart) => names.map((name) => [name, shown(chart).filter((row) => row.name === name)]).filter(([, points]) => points.length);
 
-  const place = (chart, point) => point.x[chart.x_label ? 0 : axis];
-  const axisLabel = (chart) => chart.x_label || page.axes[axis];
+  const line = (spec) => spec.layer.find(({ mark }) => mark.type === "line");
+  const dashes = (spec) => line(spec).encoding.strokeDash;
 
-  function draw(chart, width, height, light, marginTop = 12) {
-    const lines = shown(chart), marks = [], frontier = chart.section === "frontiers";
-    for (const { name, points } of lines) {
-      const x = (point) => place(chart, point), stroke = colour(name, light);
-      // A band around a line that turns back hides more than it tells.
-      if (!frontier && points.some((point) => point.low !== undefined)) {
-        marks.push(Plot.areaY(points, { x, y1: "low", y2: "high", fill: stroke, fillOpacity: 0.18 }));
-      }
-      marks.push(Plot.lineY(points, { x, y: "y", stroke, strokeWidth: 2, strokeDasharray: page.styles[name].dash || null }));
-      if (points.length <= 40) marks.push(Plot.dot(points, { x, y: "y", fill: stroke, r: 2 }));
-      if (!frontier) continue;
-      const end = points.slice(-1);
-      marks.push(Plot.dot(end, { x, y: "y", fill: stroke, r: 5 }));
-      if (end[0].x_low !== undefined) marks.push(Plot.ruleY(end, { x1: "x_low", x2: "x_high", y: "y", stroke }));
-      if (end[0].low !== undefined) marks.push(Plot.ruleX(end, { x, y1: "low", y2: "high", stroke }));
+  // The chart's specification with the lines and the axis that the reader has chosen.
+  function chosen(chart, width, height) {
+    const spec = structuredClone(chart.spec), { x, color } = spec.encoding;
+    spec.data.values = shown(chart);
+    Object.assign(x, { field: field(chart), title: axisLabel(chart) });
+    for (const { scale } of [color, dashes(spec)]) {
+      scale.range = scale.range.filter((_, index) => !hidden.has(scale.domain[index]));
+      scale.domain = scale.domain.filter((name) => !hidden.has(name));
     }
-    const svg = Plot.plot({
-      width, height, marginTop, marginLeft: 52, marginBottom: 40, marginRight: 16,
-      x: { label: axisLabel(chart), ticks: Math.max(3, width / 110), tickFormat: tick, zero: !frontier },
-      y: { label: null, grid: true, ticks: 5, zero: chart.zero },
-      style: { fontSize: "12px", background: "transparent" },
-      marks,
-    });
-    svg.setAttribute("role", "img");
-    const ends = lines.map(({ name, points }) => `${name} ends at ${number(points[points.length - 1].y)}`);
-    svg.setAttribute("aria-label", `${chart.task}: ${chart.label} against ${axisLabel(chart)}. ${ends.join(", ")}.`);
-    return svg;
+    return { ...spec, width, height, autosize: { type: "fit", contains: "padding" }, config: structuredClone(page.config) };
   }
 
+  // In the page: its colours, light or dark, no title and legend of the chart's own, and marks at the place that is read.
+  function onPage(chart, width, cursor) {
+    const spec = chosen(chart, width, Math.round(Math.max(220, Math.min(320, width * 0.6))));
+    const { color } = spec.encoding, { axis, axisX, axisY } = spec.config;
+    delete spec.title;
+    color.legend = dashes(spec).legend = null;
+    color.scale.range = color.scale.domain.map((name) => colour(name));
+    for (const { encoding } of spec.layer) if (encoding.y) encoding.y.title = null;
+    for (const part of ["label", "title", "grid", "tick", "domain"]) axis[`${part}Color`] = "currentColor";
+    Object.assign(axis, { tickOpacity: 0.4, domainOpacity: 0.4 });
+    axisY.gridOpacity = 0.15;
+    axisX.tickCount = Math.max(3, Math.round(width / 110));
+    const data = { name: "cursor", values: cursor }, { y } = line(spec).encoding;
+    spec.layer.push(
+      { data, transform: [{ filter: "datum.moving" }], mark: { type: "rule", opacity: 0.25 }, encoding: { color: { value: "currentColor" } } },
+      { data, mark: { type: "point", filled: true, size: 80, opacity: 1, stroke: "var(--card)" }, encoding: { y } },
+    );
+    return { ...spec, background: null, padding: 0 };
+  }
+
+  // Charts are drawn one after the other, from the top, and the page answers in between.
+  let queue = Promise.resolve();
+  const inTurn = (draw) => { queue = queue.then(() => new Promise((done) => setTimeout(done))).then(draw).catch(console.error); };
+
+  const quiet = { actions: false, defaultStyle: false, logLevel: 1, tooltip: false };
+
   function nearest(chart, points, x) {
-    let best = 0;
-    points.forEach((point, i) => {
-      if (Math.abs(place(chart, point) - x) < Math.abs(place(chart, points[best]) - x)) best = i;
-    });
-    return points[best];
+    const away = (point) => Math.abs(place(chart, point) - x);
+    return points.reduce((best, point) => away(point) < away(best) ? point : best);
   }
 
   class Chart {
@@ -85,12 +95,13 @@
       this.plot = figure.querySelector(".plot");
       this.readout = figure.querySelector(".readout tbody");
       this.plot.tabIndex = 0;
+      this.plot.setAttribute("role", "img");
       this.plot.addEventListener("pointermove", (event) => this.point(event));
       this.plot.addEventListener("pointerdown", (event) => this.point(event));
       this.plot.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") this.select(Infinity); });
       this.plot.addEventListener("keydown", (event) => this.key(event));
       for (const button of figure.querySelectorAll("[data-save]")) {
-        button.setAttribute("aria-label", `Download ${this.data.task}, ${this.data.label} as ${button.dataset.save.toUpperCase()}`);
+        button.setAttribute("aria-label", `Download ${this.data.title}, ${this.data.label} as ${button.dataset.save.toUpperCase()}`);
         button.addEventListener("click", () => this.save(button.dataset.save));
       }
       new ResizeObserver(() => { if (this.plot.clientWidth !== this.width) this.render(); }).observe(this.plot);
@@ -98,76 +109,67 @@
 
     render() {
       this.width = this.plot.clientWidth;
-      this.svg = draw(this.data, this.width, Math.round(Math.max(220, Math.min(320, this.width * 0.6))), false);
-      this.plot.replaceChildren(this.svg);
-      this.cursor = document.createElementNS("http://www.w3.org/2000/svg", "g");
-      this.svg.append(this.cursor);
+      if (this.view) this.view.finalize();
+      this.view = null;
       this.select(Infinity);
+      const turn = this.turn = {}; // a later call replaces it
+      inTurn(() => this.turn === turn && this.draw());
+    }
+
+    async draw() {
+      if (this.points.length === 0) {
+        this.plot.replaceChildren(element("p", "Every algorithm is hidden.", "note"));
+        return;
+      }
+      const { view } = await vegaEmbed(this.plot, onPage(this.data, this.width, this.points), { ...quiet, renderer: "svg" });
+      this.view = view;
+      this.select(this.at);
+      const ends = this.points.map(({ name, y }) => `${name} ends at ${number(y)}`);
+      this.plot.setAttribute("aria-label", `${this.data.title}: ${this.data.label} against ${axisLabel(this.data)}. ${ends.join(", ")}.`);
     }
 
     point(event) {
-      const box = this.svg.getBoundingClientRect();
-      this.select(this.svg.scale("x").invert((event.clientX - box.left) * this.width / box.width));
+      if (!this.view) return;
+      const left = this.plot.getBoundingClientRect().left + this.view.origin()[0];
+      this.select(this.view.scale("x").invert(event.clientX - left));
     }
 
     key(event) {
-      const places = [...new Set(shown(this.data).flatMap(({ points }) => points.map((point) => place(this.data, point))))].sort((a, b) => a - b);
+      const places = [...new Set(shown(this.data).map((point) => place(this.data, point)))].sort((a, b) => a - b);
       const last = places.length - 1, here = this.at === Infinity ? last : places.findIndex((place) => place >= this.at);
       const next = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: last }[event.key];
-      if (next === undefined) return;
+      if (next === undefined || last < 0) return;
       event.preventDefault();
       this.select(places[Math.max(0, Math.min(last, next))]);
     }
 
+    // Read every line at x; at Infinity its end.
     select(x) {
       this.at = x;
-      this.readout.replaceChildren();
-      this.cursor.replaceChildren();
-      for (const { name, points } of shown(this.data)) {
-        const point = x === Infinity ? points[points.length - 1] : nearest(this.data, points, x);
-        this.mark(point, colour(name));
-        this.describe(name, point);
-      }
+      this.points = lines(this.data).map(([, points]) => x === Infinity ? points[points.length - 1] : nearest(this.data, points, x));
+      this.points = this.points.map((point) => ({ ...point, moving: x !== Infinity }));
+      this.readout.replaceChildren(...this.points.map((point) => this.row(point)));
+      if (this.view) this.view.data("cursor", this.points).run();
     }
 
-    mark(point, fill) {
-      const scale = (key, value) => this.svg.scale(key).apply(value);
-      const add = (tag, attributes) => {
-        const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-        for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-        this.cursor.append(made);
-      };
-      const cx = scale("x", place(this.data, point)), [low, high] = this.svg.scale("y").range;
-      if (this.at !== Infinity) add("line", { x1: cx, x2: cx, y1: low, y2: high, stroke: "currentColor", "stroke-opacity": 0.25 });
-      if (point.y !== null) add("circle", { cx, cy: scale("y", point.y), r: 4.5, fill, stroke: "var(--card)", "stroke-width": 1.5 });
-    }
-
-    describe(name, point) {
+    row(point) {
       const row = element("tr"), first = element("td"), value = element("td");
-      first.append(swatch(name), name);
-      value.append(traceable(number(point.y), point.source));
-      const x = place(this.data, point), at = this.data.x_label ? number(x) : Math.round(x).toLocaleString("en");
-      const across = point.x_low === undefined ? "" : `; ${this.data.x_label} ${number(point.x_low)} to ${number(point.x_high)}`;
+      first.append(swatch(point.name), point.name);
+      value.append(traceable(number(point.y), point.origin));
+      const x = place(this.data, point), at = field(this.data) === "x" ? number(x) : Math.round(x).toLocaleString("en");
+      const across = point.x_low === undefined ? "" : `; ${axisLabel(this.data)} ${number(point.x_low)} to ${number(point.x_high)}`;
       row.title = point.note ? point.note + across : "";
       row.append(first, element("td", `${at}:`, "x"), value);
       row.append(element("td", point.low === undefined ? "" : `${number(point.low)} to ${number(point.high)}`, "band"));
-      this.readout.append(row);
+      return row;
     }
 
-    save(kind) {
-      const file = `${this.data.name}.${kind}`, svg = standalone(this.data);
-      if (kind === "svg") return download(file, text(svg, "image/svg+xml"));
-      const image = new Image();
-      image.onload = () => {
-        const canvas = element("canvas"), scale = 2;
-        canvas.width = image.width * scale;
-        canvas.height = image.height * scale;
-        const context = canvas.getContext("2d");
-        context.scale(scale, scale);
-        context.drawImage(image, 0, 0);
-        canvas.toBlob((blob) => download(file, URL.createObjectURL(blob)), "image/png");
-      };
-      image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svg);
+    // As a file the chart is light whatever the page is, and has its title and its legend.
+    async save(kind) {
+      const file = `${this.data.name}.${kind}`, spec = { ...chosen(this.data, 720, 460), background: "white", padding: 12 };
+      spec.title = `${this.data.title}: ${this.data.label} against ${axisLabel(this.data)}`;
+      const { view } = await vegaEmbed(element("div"), spec, { ...quiet, renderer: "svg" });
+      download(file, kind === "svg" ? text(await view.toSVG(), "image/svg+xml") : await view.toImageURL("png", 2));
     }
   }
 
@@ -176,27 +178,9 @@
     made.setAttribute("class", "swatch");
     made.setAttribute("viewBox", "0 0 24 8");
     made.setAttribute("aria-hidden", "true");
-    const dash = page.styles[name].dash ? ' stroke-dasharray="6 3"' : "";
+    const dash = page.styles[name].dash.length ? ' stroke-dasharray="6 3"' : "";
     made.innerHTML = `<line x1="0" y1="4" x2="24" y2="4" stroke="${colour(name)}" stroke-width="4"${dash}/>`;
     return made;
-  }
-
-  // The figure as a file: light whatever the page is, with its title and legend, and no style from outside.
-  function standalone(chart) {
-    const width = 720, height = 460, svg = draw(chart, width, height, true, 70);
-    svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-    svg.setAttribute("style", "color:#1c2024;font-family:system-ui,'DejaVu Sans',sans-serif;font-size:12px");
-    const head = d3.select(svg);
-    head.insert("rect", ":first-child").attr("width", width).attr("height", height).attr("fill", "#fff");
-    head.append("text").attr("x", 16).attr("y", 24).attr("font-size", 15).attr("fill", "currentColor").text(`${chart.task}: ${chart.label}${chart.x_label ? ` against ${chart.x_label}` : ""}`);
-    let left = 16;
-    for (const { name } of shown(chart)) {
-      head.append("line").attr("x1", left).attr("x2", left + 24).attr("y1", 44).attr("y2", 44).attr("stroke", colour(name, true))
-        .attr("stroke-width", 3).attr("stroke-dasharray", page.styles[name].dash || null);
-      head.append("text").attr("x", left + 30).attr("y", 48).attr("fill", "currentColor").text(name);
-      left += 54 + 8 * name.length;
-    }
-    return new XMLSerializer().serializeToString(svg);
   }
 
   const charts = [...document.querySelectorAll(".chart")].map((figure) => new Chart(figure));
@@ -209,9 +193,9 @@
   }
   const select = document.querySelector("select[name=axis]");
   if (select) {
-    select.value = "0";
+    select.value = axis;
     select.addEventListener("change", () => {
-      axis = Number(select.value);
+      axis = select.value;
       charts.forEach((chart) => chart.render());
     });
   }
@@ -220,11 +204,11 @@
 
   const dialog = document.getElementById("source");
 
-  function traceable(shownText, source) {
+  function traceable(shownText, origin) {
     const button = element("button", shownText, "number");
     button.type = "button";
-    button.title = `${source.path} (${source.how})`;
-    button.dataset.source = JSON.stringify(source);
+    button.title = `${origin.path} (${origin.how})`;
+    button.dataset.origin = JSON.stringify(origin);
     return button;
   }
 
@@ -236,23 +220,23 @@
     return evaluation[first][rest.join(".")];
   }
 
-  function places(source) {
-    if (source.log !== undefined) return [["metrics.jsonl", log[source.log][source.field]]];
-    return source.runs.map((run, index) => {
-      const at = source.evaluations[index], found = inside(results.runs[run].evaluations[at], source.field);
-      return [`runs[${run}].evaluations[${at}].${source.field} (${results.runs[run].folder || "run"})`, found];
+  function places(origin) {
+    if (origin.log !== undefined) return [["metrics.jsonl", log[origin.log][origin.field]]];
+    return origin.runs.map((run, index) => {
+      const at = origin.evaluations[index], found = inside(results.runs[run].evaluations[at], origin.field);
+      return [`runs[${run}].evaluations[${at}].${origin.field} (${results.runs[run].folder || "run"})`, found];
     });
   }
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest(".number");
     if (!button) return;
-    const source = JSON.parse(button.dataset.source), values = dialog.querySelector(".values");
-    dialog.querySelector(".title").textContent = source.path;
-    dialog.querySelector(".how").textContent = `${button.textContent}: ${source.how}.`;
+    const origin = JSON.parse(button.dataset.origin), values = dialog.querySelector(".values");
+    dialog.querySelector(".title").textContent = origin.path;
+    dialog.querySelector(".how").textContent = `${button.textContent}: ${origin.how}.`;
     values.replaceChildren();
-    for (const [name, value] of places(source)) {
-      const many = Array.isArray(value) ? `, ${value.length} values, mean ${d3.mean(value)}` : "";
+    for (const [name, value] of places(origin)) {
+      const many = Array.isArray(value) ? `, ${value.length} values, mean ${mean(value)}` : "";
       values.append(element("p", name + many, "note"), element("pre", JSON.stringify(value)));
     }
     dialog.showModal();
@@ -295,8 +279,8 @@
 
     // A run that has not come as far as the slider shows its last pictures, and says so.
     state(row) {
-      const { queries } = this.frame(row), mean = `mean reward ${number(d3.mean(this.evaluation(row).rewards))}`;
-      return queries === this.queries ? mean : `${mean}, at ${queries.toLocaleString("en")} queries`;
+      const { queries } = this.frame(row), reward = `mean reward ${number(mean(this.evaluation(row).rewards))}`;
+      return queries === this.queries ? reward : `${reward}, at ${queries.toLocaleString("en")} queries`;
     }
 
     show() {

@@ -1,0 +1,68 @@
+"""The committed results that documentation pages are made of: the commands that make them, and what is read of them."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from benchmarks.analysis.aggregate import Aggregate, aggregate, improvements
+from benchmarks.analysis.curves import Curves, curves
+from benchmarks.analysis.results import Results, read_results
+
+#: Folder of docs/results -> the command that makes its results.json; more options make a part of it.
+COMMANDS = {
+    "compare": "diffusion-gym compare --seeds 0 1 2 3 4",
+    "exact": "diffusion-gym compare --suite exact",
+    "learned-rewards": "diffusion-gym compare --suite learned-rewards",
+    "leash": "diffusion-gym compare --suite leash",
+    "baseline": "diffusion-gym compare --suite baseline",
+    "paper": "diffusion-gym compare --suite paper",
+    "paper-claims": "diffusion-gym compare --suite paper-claims",
+    "paper-sd": "diffusion-gym compare --suite paper-sd",
+    "search-six": "diffusion-gym search",
+    "search-alignment": "diffusion-gym search --tasks vlm_alignment",
+}
+#: Folder of docs/results -> others whose runs it takes over where they are the same.
+_ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",)}
+
+
+class Committed:
+    """A committed results.json, and what several blocks need of it, computed once."""
+
+    def __init__(self, docs: Path, name: str) -> None:
+        """Read ``docs/results/NAME/results.json``; if there is none, there are no runs.
+
+        Raises:
+            ValueError: damaged results.
+        """
+        self.name, self.folder = name, docs / "results" / name
+        file = self.folder / "results.json"
+        self.results = read_results(file) if file.is_file() else Results([])
+
+    @cached_property
+    def curves(self) -> Curves:
+        """Task -> variant -> curve."""
+        return curves(self.results.runs)
+
+    @cached_property
+    def aggregate(self) -> Aggregate | None:
+        """Statistics over all tasks."""
+        return aggregate(self.curves)
+
+    def only(self, variants: Iterable[str]) -> Curves:
+        """Return the curves of some variants; of all if none is named."""
+        names = set(variants)
+        return {
+            task: {name: curve for name, curve in by_variant.items() if not names or name in names}
+            for task, by_variant in self.curves.items()
+        }
+
+    def command(self, tasks: str = "") -> str:
+        """Return the command that makes these results, and keeps them where the blocks read them."""
+        files = [f"docs/results/{name}/results.json" for name in (self.name, *_ALSO_READ.get(self.name, ()))]
+        return f"{COMMANDS[self.name]}{tasks} --results {' '.join(files)}"
+
+    def drawn(self, names: Iterable[str]) -> list[str]:
+        """Return the figures that can be drawn: those over all tasks need several seeds of several variants."""
+        missing = {"efficiency", "profile"} if self.aggregate is None else set()
+        pairs = set() if improvements(self.curves) else {"improvement"}
+        return [name for name in names if name not in missing | pairs]
