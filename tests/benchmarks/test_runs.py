@@ -95,7 +95,7 @@ def test_a_run_that_ran_out_of_memory_resumes_in_smaller_chunks(
         return forward(self, latents, *rest)
 
     monkeypatch.setattr(ExactDenoiser, "forward", scarce)
-    with pytest.raises(OutOfMemory, match="--policy.chunk-size 4"):
+    with pytest.raises(OutOfMemory, match=r"--policy\.chunk-size 4"):
         run(spec, tmp_path)
     passes.clear()
     assert run(spec, tmp_path).complete
