@@ -56,7 +56,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "ddpo-sf": AlgorithmEntry(
         "algorithms.ddpo:DDPO",
         DDPOConfig(importance_sampling=False, updates_per_iteration=1),
-        "DDPO with the score function: one update a rollout.",
+        "DDPO with the score function: one update per rollout.",
     ),
     "rwr": AlgorithmEntry("algorithms.rwr:RWR", RWRConfig(), "Reward-weighted regression with softmax weights."),
     "sparse-rwr": AlgorithmEntry(

@@ -1,4 +1,4 @@
-"""From rewards to what weighs the loss: advantages of DDPO, running or in groups; softmax and top-k weights of RWR."""
+"""From rewards to weights of the loss: DDPO's advantages, running or in groups; RWR's softmax and top-k weights."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -22,13 +22,13 @@ EvaluationMetric = Callable[[Evaluation], float]
 
 
 def mean_reward(evaluation: Evaluation) -> float:
-    """Return the mean reward on held-out prompts where they are evaluated, else on those of training."""
+    """Return the mean reward on held-out prompts if they are evaluated, else on the training prompts."""
     judged = evaluation if evaluation.held_out is None else evaluation.held_out
     return float(judged.rewards.double().mean())
 
 
 class Best:
-    """The best of a metric's values so far.
+    """Keeps the best of a metric's values.
 
     Attributes:
         value: the largest; minus infinity before the first.
@@ -36,13 +36,13 @@ class Best:
     """
 
     def __init__(self, earlier: Sequence[float] = ()) -> None:
-        """Args: earlier: values of evaluations before, of a run that goes on."""
+        """Args: earlier: values of the evaluations before, of a resumed run."""
         self.value, self.since = -math.inf, 0
         for value in earlier:
             self.improved_by(value)
 
     def improved_by(self, value: float) -> bool:
-        """Take in a value; whether it is a new best. An equal one is not; NaN is left out."""
+        """Add a value, and return whether it is a new best; an equal value is not, and NaN is ignored."""
         if math.isnan(value):
             return False
         better = value > self.value
@@ -51,10 +51,10 @@ class Best:
 
 
 class EvaluationCallback(BaseCallback):
-    """Looks at each evaluation once, before the next rollout and at the end; with a ``reason``, training stops.
+    """Checks each evaluation once, before the next rollout and at the end; with a ``reason``, training stops.
 
     Attributes:
-        reason: why training is to stop, in words; None lets it go on.
+        reason: why training stops, in words; None while it continues.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class EvaluationCallback(BaseCallback):
 
     @abstractmethod
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Look at an evaluation; set ``reason`` to stop."""
+        """Check an evaluation; set ``reason`` to stop."""
 
     @property
     def algorithm(self) -> "DiffusionAlgorithm[Any]":
@@ -96,10 +96,10 @@ class EvaluationCallback(BaseCallback):
 
 
 class StopAtKL(EvaluationCallback):
-    """Stop once the policy is further from its start than a limit (needs ``kl_to_start`` or a KL penalty)."""
+    """Stops once the policy is further from its start than a limit (needs ``kl_to_start`` or a KL penalty)."""
 
     def __init__(self, limit: float) -> None:
-        """Args: limit: of ``eval/kl_to_start``, nats an image.
+        """Args: limit: of ``eval/kl_to_start``, nats per image.
 
         Raises:
             ValueError: a limit that is not positive and finite.
@@ -114,18 +114,18 @@ class StopAtKL(EvaluationCallback):
             raise ValueError("StopAtKL needs the KL to the starting model, which is not measured; set kl_to_start.")
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Compare."""
+        """Stop if the KL is over the limit."""
         assert evaluation.kl_to_start is not None
         kl = float(evaluation.kl_to_start.double().mean())
         if not kl <= self.limit:  # also where it is NaN
             self.reason = (
-                f"the KL to the starting model is {kl:.4g} nats an image at iteration {evaluation.iteration}, over the "
-                f"limit of {self.limit:g}"
+                f"the KL to the starting model is {kl:.4g} nats per image at iteration {evaluation.iteration}, over "
+                f"the limit of {self.limit:g}"
             )
 
 
 class StopWhenMetricFalls(EvaluationCallback):
-    """Stop once so many evaluations in a row have not been better than the best before them."""
+    """Stops after so many evaluations in a row without a new best."""
 
     def __init__(
         self,
@@ -134,13 +134,13 @@ class StopWhenMetricFalls(EvaluationCallback):
         name: str = "reward",
         earlier: Sequence[float] = (),
     ) -> None:
-        """Watch a metric, best one that is held out of training.
+        """Set up for a metric, preferably one that is held out of training.
 
         Args:
             metric: what is watched.
-            patience: evaluations in a row that are borne.
+            patience: evaluations in a row without improvement that are allowed.
             name: of the metric, for the reason.
-            earlier: its values at the evaluations before, of a run that goes on.
+            earlier: its values at the evaluations before, of a resumed run.
 
         Raises:
             ValueError: a patience that is no integer of at least 1.
@@ -150,7 +150,7 @@ class StopWhenMetricFalls(EvaluationCallback):
         self.metric, self.patience, self.name, self.best = metric, patience, name, Best(earlier)
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Count how long the best one is past."""
+        """Count evaluations since the best one."""
         self.best.improved_by(self.metric(evaluation))
         if self.best.since >= self.patience:
             self.reason = (
@@ -160,23 +160,23 @@ class StopWhenMetricFalls(EvaluationCallback):
 
 
 class KeepBest(EvaluationCallback):
-    """Save a checkpoint whenever a metric is better than ever before; it replaces the last one atomically."""
+    """Saves a checkpoint whenever a metric has a new best; it replaces the last one atomically."""
 
     def __init__(
         self, path: str | os.PathLike[str], metric: EvaluationMetric = mean_reward, earlier: Sequence[float] = ()
     ) -> None:
-        """Watch a metric, best one that is held out of training.
+        """Set up for a metric, preferably one that is held out of training.
 
         Args:
             path: of the checkpoint.
             metric: what is watched.
-            earlier: its values at the evaluations before, of a run that goes on.
+            earlier: its values at the evaluations before, of a resumed run.
         """
         super().__init__()
         self.path, self.metric, self.best = path, metric, Best(earlier)
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Save, if it is the best."""
+        """Save if the evaluation is the best."""
         value = self.metric(evaluation)
         if self.best.improved_by(value):
             self.save_best(evaluation, value)

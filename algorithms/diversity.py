@@ -1,4 +1,4 @@
-"""How much the images of one prompt differ: what a policy that has found one good image loses first."""
+"""Diversity: how much the images of one prompt differ."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -37,7 +37,7 @@ class Evaluation:
         parts: of a combined reward, name -> (n,), float32, on the CPU: each reward's own scores.
         kl_to_start: (n,), float32, on the CPU, where it was measured: the sum over the steps of the exact KL to the
             starting model, nats.
-        held_out: the same on prompts that training does not use, where they are wanted.
+        held_out: the same on held-out prompts, if there are any.
     """
 
     iteration: int
@@ -130,9 +130,9 @@ def _denoise(
     reference: Reference | None = None,
     on_step: OnStep | None = None,
 ) -> Rollout:
-    """Denoise an image a prompt on the evaluation's noise; some more, to be cut off, where ranks cannot share them.
+    """Denoise one image per prompt on the evaluation's noise, as many side by side as in training.
 
-    As many are denoised side by side as in training.
+    Where ranks cannot share the images equally, a few more follow, which the caller cuts off.
     """
     shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
     num_envs = min(len(shared), config.num_envs) // ranks.size

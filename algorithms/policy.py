@@ -24,7 +24,7 @@ from diffusion_gym.transitions import Gaussian, make_transition
 
 @dataclass(frozen=True)
 class Rows:
-    """Transitions to sample or score, one a row.
+    """Transitions to sample or score, one per row.
 
     Attributes:
         latents: (n, c, h, w), float32, x_t.

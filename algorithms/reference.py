@@ -1,4 +1,4 @@
-"""The model that training started from, beside the policy: what the KL penalty and the logged KL are measured to."""
+"""The starting model beside the policy, to which the KL penalty and the logged KL are measured."""
 
 import contextlib
 from collections.abc import Iterator

@@ -112,26 +112,26 @@ class Rollout:
         return sum(tensor.nbytes for tensor in tensors)
 
     def assigned(self, update: int) -> range:
-        """The images of an update, of all ranks."""
+        """Return the images of an update, of all ranks."""
         size = len(self) // self.updates
         return range(update * size, (update + 1) * size)
 
     def chunks(self, update: int, size: int, rank: int | None = None) -> list[slice]:
-        """Where an update's images lie on this rank (or another), in the chunks that one forward pass takes.
+        """Return the positions of an update's images on this rank (or another), one slice per forward pass.
 
         Args:
             update: from 0.
-            size: largest number of images of a chunk.
+            size: images per chunk.
             rank: this one if None.
         """
         return self.split.runs(self.assigned(update), size, self.round_size, rank)
 
     def all_chunks(self, size: int) -> list[slice]:
-        """:meth:`chunks` of all updates, which are all images here."""
+        """Return :meth:`chunks` of all updates: all images kept here."""
         return [chunk for update in range(self.updates) for chunk in self.chunks(update, size)]
 
     def rows(self, images: slice, step: int) -> Rows:
-        """One step's transitions of a chunk of images, which may share the rollout's memory."""
+        """Return one step's rows of a chunk of images; they may share the rollout's memory."""
         latents = self.latents[step if self.is_whole else -1, images]
         index = torch.full((len(latents),), step, dtype=torch.long, device=latents.device)
         return Rows(latents, index, {name: value[images] for name, value in self.conditioning.items()})
@@ -153,6 +153,15 @@ class Rollout:
             rows, next_latents = self.rows(images, step), self.latents[step + 1, images]
             yield SampledChunk(images, rows, next_latents, self.log_probs[step, images], weight)
 
+    def rewarded(self, scores: Scores) -> "Rollout":
+        """Return the rollout with scores and KL of all ranks' images, given those of the images here. Collective."""
+        return replace(
+            self,
+            rewards=self.split.gather(scores.rewards).to(self.rewards),
+            parts={name: self.split.gather(part) for name, part in scores.parts.items()},
+            kl_to_start=None if self.kl_to_start is None else self.split.gather(self.kl_to_start),
+        )
+
     @classmethod
     def empty(
         cls,
@@ -163,8 +172,17 @@ class Rollout:
         split: Split | None = None,
         round_size: int | None = None,
         updates: int = 1,
+        measures_kl: bool = False,
     ) -> "Rollout":
-        """Allocate the storage for one image a prompt; on the policy's device, if no other (as "meta") is named."""
+        """Allocate storage for one image per prompt, on the policy's device or on another such as "meta".
+
+        Raises:
+            ValueError: the number of updates does not divide that of the images.
+        """
+        if len(prompts) % updates:
+            raise ValueError(
+                f"{len(prompts)} images cannot be assigned to {updates} updates equally; choose a divisor."
+            )
         split = Split.alone(len(prompts)) if split is None else split
         model, n, steps = policy.model, len(split.kept), policy.num_inference_steps
 
@@ -181,10 +199,11 @@ class Rollout:
             split=split,
             round_size=n if round_size is None else round_size,
             updates=updates,
+            kl_to_start=new(n).zero_() if measures_kl else None,
         )
 
 
-def collect(
+def collect(  # noqa: D417 - arguments are described in groups
     env: DenoiseVectorEnv,
     policy: DenoisingPolicy,
     prompts: Sequence[str],
@@ -201,34 +220,22 @@ def collect(
 ) -> Rollout:
     """Denoise and score one image per prompt, ``env.num_envs`` images at a time. Collective.
 
-    Noise is keyed by (seed, image), so any split over environments, updates and ranks draws the same noise.
-
     Args:
-        env: whose model, reward and prompt encoder are used.
-        policy: on the environment's model.
-        prompts: n texts.
-        seed: the run's seed.
-        images: the run's number of each image, from 0; None counts from 0.
+        env, policy: on one model; the environment's reward and prompt encoder are used.
+        prompts, images: n texts, and the run's number of each image; None counts from 0.
+        seed, streams: key all noise, with the image's number: any split over ranks and rounds draws the same.
         updates: how many updates the images are assigned to, equally many neighbours to each.
         whole_trajectory: store all latents and log-probabilities, or the finished latents alone.
-        streams: of the initial latents and of the steps' noise.
         on_step: called after every step of the environments; False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
-        reference: the starting model, where the KL to it is to be measured: one more forward pass per row.
+        reference: the starting model, if the KL to it is to be measured: one more forward per row.
         split: which images are sampled on this rank; None is all of them.
 
-    Raises:
-        ValueError: the number of updates does not divide that of the images.
-        Interrupted: ``on_step`` returned False, here or on another rank.
-        RewardError, RankError: the reward failed, here or on another rank; or another rank is lost.
+    Raises Interrupted where ``on_step`` returned False; RewardError or RankError where a rank failed.
     """
-    if len(prompts) % updates:
-        raise ValueError(f"{len(prompts)} images cannot be assigned to {updates} updates equally; choose a divisor.")
-    split = Split.alone(len(prompts)) if split is None else split
+    split, kl = split or Split.alone(len(prompts)), reference is not None
     env.mdp.prompt_cache(prompts)  # all prompts on every rank: one that cannot be encoded fails on all at once
-    rollout = Rollout.empty(policy, prompts, whole_trajectory, split=split, round_size=env.num_envs, updates=updates)
-    if reference is not None:
-        rollout = replace(rollout, kl_to_start=torch.zeros(len(split.kept), device=rollout.rewards.device))
+    rollout = Rollout.empty(policy, prompts, whole_trajectory, None, split, env.num_envs, updates, kl)
     noise = Noise(seed, streams, range(len(prompts)) if images is None else images)
     with Scoring(env.mdp.reward, score_beside) as scoring:
 
@@ -241,10 +248,7 @@ def collect(
         going, scores = split.ranks.call(sample)
     if not split.ranks.all(going):
         raise Interrupted
-    rollout.rewards.copy_(split.gather(scores.rewards))
-    rollout.parts.update({name: split.gather(part) for name, part in scores.parts.items()})
-    kl = rollout.kl_to_start
-    return rollout if kl is None else replace(rollout, kl_to_start=split.gather(kl))
+    return rollout.rewarded(scores)
 
 
 def _sample_round(

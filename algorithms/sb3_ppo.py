@@ -1,4 +1,4 @@
-"""Stable-Baselines3's own PPO as an algorithm of the registry, so that suites can hold it beside the others.
+"""Stable-Baselines3's own PPO as an algorithm of the registry, so that suites can compare it.
 
 Images are sampled, evaluated, counted, logged and saved as every algorithm's are. Advantages, losses and minibatches
 are Stable-Baselines3's: each iteration's transitions go into its rollout buffer, and its ``PPO.train`` does the rest.
@@ -82,11 +82,11 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
         return ppo
 
     def _rate_at(self, progress_remaining: float) -> float:
-        """The shell's learning rate, which PPO writes into the optimizer."""
+        """Return the algorithm's learning rate, which PPO writes into the optimizer."""
         return self._current_rate
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of the policy, and of the critic."""
+        """Return name -> parameter of the policy, and of the critic."""
         critic = self.ppo.policy.value_net.named_parameters()
         return {**super().trained_parameters(), **{f"critic/{name}": value for name, value in critic}}
 
@@ -103,7 +103,7 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
 
     @torch.no_grad()
     def _fill(self, buffer: Any, rollout: Rollout) -> None:
-        """Put an iteration's images, an episode each, into PPO's buffer; the reward comes with the last step."""
+        """Put an iteration's images, one episode each, into PPO's buffer; the reward comes with the last step."""
         assert isinstance(buffer, DictRolloutBuffer)
         buffer.reset()
         steps, n = len(rollout.log_probs), len(rollout)
@@ -127,7 +127,7 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
 
 
 class _Stepping:
-    """What ``PPO.train`` takes for its optimizer: each step is the shell's, which clips, skips, counts and averages."""
+    """Stands in for the optimizer of ``PPO.train``: each step is the algorithm's own."""
 
     def __init__(self, algorithm: SB3PPO) -> None:
         self._algorithm = algorithm
@@ -146,7 +146,7 @@ class _Stepping:
 
 @contextlib.contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator, from which Stable-Baselines3 draws minibatches, and leave it as it was."""
+    """Seed NumPy's global generator, from which Stable-Baselines3 draws minibatches, and restore it."""
     before = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:

@@ -1,4 +1,4 @@
-"""Weights in the place of others for a while, and the exponential moving average (EMA) of the trained weights."""
+"""Replacing weights for a while, and the exponential moving average (EMA) of the trained weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from algorithms.parallel.sharding import is_sharded, laid_out_as
 
 @contextlib.contextmanager
 def weights_replaced(named: Named, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the parameters have other values inside the ``with`` block; only sharded ones are copied.
+    """Give parameters other values inside the ``with`` block; only sharded ones are copied.
 
     A graph that was recorded outside must not go backward inside.
 
@@ -51,7 +51,7 @@ class WeightAverage:
     """
 
     def __init__(self, named: Named, decay: float) -> None:
-        """Begin at the present weights.
+        """Start at the present weights.
 
         Args:
             named: the trained weights; with adapters these alone.
@@ -63,14 +63,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present weights."""
+        """Average in the present weights."""
         for name, value in self._named.items():
             self.tensors[name].lerp_(value, 1 - self._decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from copies of other tensors: averages of an earlier run, or weights."""
+        """Continue from copies of other tensors: averages of an earlier run, or weights."""
         self.tensors = {name: laid_out_as(tensors[name], weight) for name, weight in self._named.items()}
 
     def applied(self) -> contextlib.AbstractContextManager[None]:
-        """Let the policy have the averages for weights inside a ``with`` block."""
+        """Give the policy the averages as weights inside a ``with`` block."""
         return weights_replaced(self._named, self.tensors)

@@ -38,7 +38,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         state: JSON: format, algorithm, configuration, environment, counters, statistics.
@@ -49,12 +49,12 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
 
-#: Where a checkpoint lies: a path, or a binary file that is open, as io.BytesIO.
+#: Path of a checkpoint, or an open binary file such as io.BytesIO.
 Place = str | os.PathLike[str] | BinaryIO
 
 
 def check_place(place: object, mode: Literal["readable", "writable"]) -> None:
-    """Raise TypeError unless it is a path, or an open binary file of this mode."""
+    """Raise TypeError unless the place is a path, or an open binary file of this mode."""
     if isinstance(place, str | os.PathLike):
         return
     if isinstance(place, io.TextIOBase) or not getattr(place, mode, bool)():
@@ -66,7 +66,7 @@ def check_place(place: object, mode: Literal["readable", "writable"]) -> None:
 
 
 def name_of(place: Place) -> str:
-    """What errors call a checkpoint: its path, quoted, or the kind of file."""
+    """Return a checkpoint's name for errors: its path, quoted, or the kind of file."""
     return repr(str(place)) if isinstance(place, str | os.PathLike) else type(place).__name__
 
 
@@ -77,7 +77,7 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_checkpoint(path: Path | BinaryIO, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint so that at every moment either the old file or the whole new one is there.
+    """Write a checkpoint atomically: at every moment the file is the old one or the whole new one.
 
     To a file that is open already it is written where that stands. Tensors go to the file one by one, and are held in
     memory no second time.
@@ -105,7 +105,7 @@ def write_checkpoint(path: Path | BinaryIO, state: Mapping[str, Any], tensors: M
 
 
 def _write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors' format: the header's length, the header, the values; safetensors itself would copy them all.
+    """Write safetensors' format (header length, header, values) without the copy of all values that safetensors makes.
 
     As there, wide types come first, so that every value is aligned.
     """
@@ -157,14 +157,14 @@ def read_checkpoint(place: Place) -> Checkpoint:
 
 
 def _everything(file: BinaryIO) -> BinaryIO:
-    """All of an open file, which may stand at its end, because it was just written."""
+    """Return all bytes of an open file, from its begin, also right after it was written."""
     if file.seekable():
         file.seek(0)
     return io.BytesIO(file.read())
 
 
 class _ForeignError(Exception):
-    """A sound zip file of somebody else's."""
+    """Return whether a file is a sound zip file that is no checkpoint."""
 
 
 def _parse(file: Path | BinaryIO) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -188,7 +188,7 @@ def _is_checkpoint(file: Path) -> bool:
 
 
 def read_iteration(file: Path) -> int:
-    """Return the iteration that a checkpoint is of, without reading its tensors.
+    """Return a checkpoint's iteration, without reading its tensors.
 
     Raises:
         ValueError: the file cannot be read, or is none.

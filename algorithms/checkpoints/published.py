@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, that others may read as they may any file, and that replace nobody else's.
+"""Writing files atomically, with usual permissions, and without replacing files that this package did not write.
 
 What a user may well keep under the same name (a README, a picture, weights) is written through :func:`published`, which
 notes in the folder's ``.diffusion-gym.json`` what it wrote, and replaces only what is still as it was written.
@@ -57,7 +57,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
 
 @contextlib.contextmanager
 def published(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, whose files take their places in ``folder`` once the block has ended well.
+    """Yield an empty folder, whose files are moved into ``folder`` when the block ends without an error.
 
     ``folder`` is made before the block, so that work whose result cannot be written is not done; where it stays empty,
     it is taken away again.
@@ -77,7 +77,7 @@ def published(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """Make a folder and those it lies in, and in the end take away again those that were made here and are empty."""
+    """Make a folder and its parents; at the end remove those that were made here and are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def _publish(fresh: Path, folder: Path) -> None:
 
 
 def check_replaceable(folder: Path, names: Iterable[str], contents: Mapping[str, str] | None = None) -> None:
-    """Check that what is to be written replaces no file of anybody else's.
+    """Raise ValueError where a file to be written would replace one that this package did not write.
 
     Args:
         folder: where.
@@ -129,7 +129,7 @@ def check_replaceable(folder: Path, names: Iterable[str], contents: Mapping[str,
 
 
 def check_output(path: Path) -> None:
-    """Check, before work is done for it, that a file can be written in the place of what is there.
+    """Check, before any work, that a file can be written and may replace what is there.
 
     Raises:
         ValueError: there is a folder, or a file of somebody else's.
@@ -146,7 +146,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def share_as(example: Path, files: Iterable[Path]) -> None:
-    """Give files the permissions of a file that was made in the usual way; safetensors' are for the owner alone."""
+    """Give files the usual permissions of a new file; safetensors makes them readable for the owner alone."""
     mode = example.stat().st_mode & 0o666
     for file in files:
         with contextlib.suppress(OSError):  # a file system without permissions
@@ -154,7 +154,7 @@ def share_as(example: Path, files: Iterable[Path]) -> None:
 
 
 def _record(folder: Path) -> dict[str, list[str]]:
-    """Return name -> digests of what was written there; nothing where the record is missing or damaged."""
+    """Return name -> digests of what was written there; empty if the record is missing or damaged."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -163,7 +163,7 @@ def _record(folder: Path) -> dict[str, list[str]]:
 
 
 def _digest(file: Path) -> str:
-    """Return a file's SHA-256, hexadecimal; "" where there is none, or something else."""
+    """Return a file's SHA-256, hexadecimal; "" if it is missing or not a file."""
     if not file.is_file():
         return ""
     digest = hashlib.sha256()
@@ -181,7 +181,7 @@ def _flush_to_disk(handle: int) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Let what was renamed in a folder reach the disk."""
+    """Flush a folder's renames to the disk."""
     if os.name != "posix":
         return
     try:

@@ -1,4 +1,4 @@
-"""What an algorithm is between two iterations, and how it is saved and restored: the same bit for bit."""
+"""Saving and restoring an algorithm between two iterations, bit for bit."""
 
 import contextlib
 import copy
@@ -53,7 +53,7 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
     """The state of an algorithm, and Stable-Baselines3's get_parameters, set_parameters, save and load.
 
     A checkpoint is the state at an iteration's start: weights, moments, averages, counters, costs, statistics. Random
-    numbers need no state, for they are keyed by what they are for (``seeding``).
+    numbers need no state: they are keyed by their purpose (see ``seeding.py``).
     """
 
     config_class: type[Config]
@@ -184,7 +184,7 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
                 stacklevel=2,
             )
         target = checkpoint_path(path) if isinstance(path, str | os.PathLike) else path
-        # Written where they lie, not copied first; sharded ones are put together, which is for the main memory.
+        # Written from where they are, without a copy; sharded ones are gathered in main memory.
         tensors = flatten(self._get_parameters("cpu" if self.ranks.sharded else None, copy=False))
         self.ranks.first(lambda: write_checkpoint(target, self._state(), tensors))
 
@@ -220,8 +220,8 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
 
         Args:
             path: what :meth:`save` wrote; a binary file that is open is read from its begin.
-            env: the environment, whose model may lie elsewhere than it did; None rebuilds the saved one (possible where
-                its reward was given by name).
+            env: the environment, whose model may have moved; None rebuilds the saved one (possible if its reward was
+                given by name).
             device: for a rebuilt environment, "auto" is the device it was saved on; else as the constructor's.
             custom_objects: Stable-Baselines3's name for what replaces saved values, here fields of the configuration;
                 its ``lr_schedule`` is a ``learning_rate``.
@@ -254,7 +254,7 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
             env = rebuild_env(state["env"], device)
         elif str(device) != "auto":
             kwargs["device"] = device
-        # As Stable-Baselines3 does: what a constructor asks of a new training alone is not asked of an old one.
+        # As in Stable-Baselines3: checks that only a new training needs are left out.
         algorithm = cls(env, config, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
         algorithm._setup_model()
         algorithm._restore(checkpoint)

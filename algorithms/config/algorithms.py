@@ -38,7 +38,7 @@ class DDPOConfig(AlgorithmConfig):
     timestep_fraction: float = 1.0
     """Share of the denoising steps that is trained on, drawn anew for each chunk of images sampled together."""
     kl_penalty: float = 0.0
-    """What a nat of KL to the starting model costs, in stds of the reward; 0 is none. Costs a forward a trained row."""
+    """What one nat of KL to the start costs, in stds of the reward; 0: none. Takes one more forward per trained row."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -80,7 +80,7 @@ class DDPOConfig(AlgorithmConfig):
 
 @dataclass(frozen=True)
 class RWRConfig(AlgorithmConfig):
-    """RWR. An iteration is a data set of its own: keep at least 16 images a prompt in it, or weights mean little."""
+    """RWR. Each iteration is a data set of its own, with at least 16 images per prompt, or weights mean little."""
 
     images_per_iteration: int = 256
     """Images sampled, and reward queries made, before each round of updates; the paper has 10000."""
@@ -97,7 +97,7 @@ class RWRConfig(AlgorithmConfig):
     updates_per_iteration: int = 20
     """Gradient updates a data set, with a fresh optimizer each time (400 in the paper)."""
     batch_size: int = 128
-    """Noised images an update."""
+    """Noised images per update."""
     reencode_images: bool = False
     """Train on the VAE's encoding of the images, as the paper does, instead of the latents that were sampled."""
     cfg_training: bool = True
@@ -129,11 +129,11 @@ class SB3PPOConfig(AlgorithmConfig):
     n_epochs: int = 10
     """Passes over an iteration's transitions."""
     batch_size: int = 64
-    """Transitions an update, all of whose activations are held at once; a pass's last minibatch may be smaller."""
+    """Transitions per update, whose activations are all held at once; a pass's last minibatch may be smaller."""
     clip_range: float = 0.2
     """Bound on the joint ratio of a step: it is kept between 1 minus and 1 plus this."""
     gae_lambda: float = 0.95
-    """Of generalised advantage estimation: 1 takes an image's reward less the value, 0 trusts the next step's value."""
+    """Generalised advantage estimation: 1 takes the image's reward less the value, 0 the next step's value."""
     vf_coef: float = 0.5
     """Weight of the value function's squared error in the loss."""
 

@@ -145,7 +145,7 @@ class AlgorithmConfig:
     ema_decay: float = 0.0
     """Decay of the weights' moving average, used to evaluate, predict and export; 0 is none, 0.9 to 0.99 are usual."""
     kl_to_start: bool = False
-    """Measure the exact KL to the starting model at evaluations, on the prompts trained on; costs a forward a step."""
+    """Measure the exact KL to the starting model at evaluations, on the training prompts; one more forward per step."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Sampler and trained weights."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -238,7 +238,7 @@ def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
 def check_kl_limit(limit: float) -> None:
     """Raise ValueError unless the limit of a KL is a positive, finite number."""
     if not 0 < limit < math.inf:
-        raise ValueError(f"the limit of the KL must be a positive, finite number of nats an image, got {limit!r}.")
+        raise ValueError(f"the limit of the KL must be a positive, finite number of nats per image, got {limit!r}.")
 
 
 def check_patience(patience: object) -> None:

@@ -27,7 +27,7 @@ _LAUNCH_OPTIONS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         "--gradient_accumulation_steps",
         ("1",),
-        "set an update's images with --images-per-iteration and --updates-per-iteration, and the rows that lie in "
+        "set an update's images with --images-per-iteration and --updates-per-iteration, and the rows in "
         "memory at a time with --policy.chunk-size; their gradients are added up",
     ),
 }

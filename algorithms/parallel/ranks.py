@@ -103,7 +103,8 @@ class Ranks:
         with self.ending_together():
             for parameter, anywhere in zip(parameters, found.tolist(), strict=True):
                 if anywhere:
-                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    parameter.grad = gradient.contiguous()
                     dist.all_reduce(parameter.grad)
 
     def call(self, work: Callable[[], T]) -> T:

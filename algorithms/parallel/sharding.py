@@ -1,7 +1,7 @@
 """Weights sharded over the ranks (FSDP) by torch's ``fully_shard``: each rank holds its part of every tensor.
 
 A forward or backward pass gathers a block's weights for as long as it takes, and the backward pass hands each rank its
-part of the gradient, so optimizer moments and averages lie in parts as well.
+part of the gradient, so optimizer moments and averages are sharded as well.
 """
 
 from typing import Any
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 
 def shard(module: nn.Module, device_type: str, size: int) -> None:
-    """Shard a module's parameters over all ranks, in place; every rank must do so.
+    """Shard a module's parameters over all ranks, in place. Collective.
 
-    The blocks that diffusers and transformers name as not to be split are gathered one at a time; what lies outside of
-    them, and a network without such blocks, at once.
+    Blocks that diffusers and transformers declare unsplittable are gathered one at a time, the rest at once.
 
     Args:
         module: the same weights on every rank.
@@ -32,7 +31,7 @@ def shard(module: nn.Module, device_type: str, size: int) -> None:
     mesh = init_device_mesh(device_type, (size,))
     parts: list[Any] = list(module.modules())
     blocks = {name for part in parts for name in getattr(part, "_no_split_modules", None) or ()}
-    for part in reversed(parts):  # what lies inside another block comes first
+    for part in reversed(parts):  # inner blocks first
         if part is module or type(part).__name__ in blocks:
             # Without it the outermost weights would stay as they were gathered, while others are put in their place.
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
@@ -53,17 +52,17 @@ def check_sharded(module: nn.Module, size: int) -> None:
 
 
 def is_sharded(value: Tensor) -> bool:
-    """Whether a tensor lies in parts on several ranks (torch's DTensor)."""
+    """Return whether a tensor is sharded over ranks (torch's DTensor)."""
     return hasattr(value, "full_tensor")
 
 
 def local(value: Any) -> Tensor:
-    """Return this rank's part of a tensor; one that is not sharded is all of it."""
+    """Return this rank's part of a tensor; all of it if it is not sharded."""
     return value.detach().to_local() if is_sharded(value) else value
 
 
 def whole(value: Any) -> Tensor:
-    """Return a sharded tensor's whole value; every rank must call this. Any other tensor is returned as it is."""
+    """Return a sharded tensor's whole value, and any other tensor as it is. Collective."""
     return value.detach().full_tensor() if is_sharded(value) else value
 
 

@@ -141,7 +141,7 @@ class DenoisingActorCritic(ActorCriticPolicy):
         return actions, self.predict_values(obs), _log_prob(gaussian, actions)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return values (n, 1), log-probabilities (n,) with gradients, and the entropy (n,), which training leaves."""
+        """Return values (n, 1), log-probabilities (n,) with gradients, and the entropy (n,), which is constant."""
         gaussian = self._gaussian(obs)
         log_prob = _log_prob(gaussian, actions.reshape(gaussian.mean.shape))
         # That of a Gaussian depends on its std alone, which the noise schedule fixes: a constant bonus.

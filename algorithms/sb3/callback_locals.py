@@ -1,4 +1,4 @@
-"""What Stable-Baselines3's callbacks find in ``self.locals``: NumPy, made from the device's tensors when it is read."""
+"""What Stable-Baselines3's callbacks find in ``self.locals``: NumPy arrays, made from tensors when they are read."""
 
 from collections import UserDict
 from collections.abc import Mapping
@@ -45,17 +45,17 @@ class Step:
 
     @cached_property
     def rewards(self) -> np.ndarray:
-        """(n,), float32: 0 until the last step, then the images' rewards; waits for them where they are not there."""
+        """(n,), float32: 0 until the last step, then the images' rewards, for which this waits."""
         return np.zeros(len(self), np.float32) if self.scores is None else _array(self.scores.result().rewards)
 
     @cached_property
     def new_obs(self) -> dict[str, np.ndarray]:
-        """Name -> (n, ...); after the last step it is the ended episode's, for the next one has not begun."""
+        """Name -> (n, ...); after the last step that of the ended episode."""
         return {name: _array(value) for name, value in self.observation.items()}
 
     @property
     def infos(self) -> list[dict[str, Any]]:
-        """Prompt and step of each environment, and at the end the image (H, W, 3) and what a Monitor would add."""
+        """Prompt and step of each environment, and at the end the image (H, W, 3) and the entries of a Monitor."""
         arrays = {name: value for name, value in self.info.items() if not name.startswith("_")}
         if "image" in arrays:
             arrays["image"] = _array(arrays["image"].permute(0, 2, 3, 1))
@@ -69,25 +69,25 @@ class Step:
 
 
 class CallbackLocals(UserDict[str, Any]):
-    """The variables of ``learn``, and those of its latest step, of which the costly ones are made when first read."""
+    """The variables of ``learn`` and of its latest step; costly ones are made when first read."""
 
     def take(self, step: Step) -> None:
-        """Hold the latest step."""
+        """Keep the latest step."""
         self.data |= {"dones": step.dones, **dict.fromkeys(("rewards", "infos", "new_obs", "actions"), step)}
 
     def forget(self) -> None:
-        """Let go of what nobody has read, which would keep the step's tensors on the device."""
+        """Drop what was not read, which would keep the step's tensors on the device."""
         self.data = {name: value for name, value in self.data.items() if not isinstance(value, Step)}
 
     def __getitem__(self, name: str) -> Any:
-        """Return a variable; one of the step is made now."""
+        """Return a variable; those of the step are made now."""
         value = self.data[name]
         if isinstance(value, Step):
             value = self.data[name] = getattr(value, name)
         return value
 
     def update(self, *others: Any, **variables: Any) -> None:
-        """As a dict's; from itself, as Stable-Baselines3 does after each step, there is nothing to take."""
+        """Update as a dict does; from itself, as Stable-Baselines3 does after each step, nothing changes."""
         if not (others and others[0] is self):
             super().update(*others, **variables)
 

@@ -17,7 +17,7 @@ def observation_tensors(
     Args:
         observation: name -> array, of one environment or, with a leading dimension n, of several.
         model: whose observation it should be.
-        conditioning: name -> shape of a row, of what the policy's denoiser is given beside latent and time.
+        conditioning: name -> shape of one row of the denoiser's other inputs.
 
     Raises:
         TypeError: no mapping of arrays.

@@ -71,7 +71,7 @@ class DenoiseVecEnv(VecEnv):
         """Release nothing: the model is shared."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute of the environments, once for each index."""
+        """Return an attribute of the environments, once per index."""
         value = "rgb_array" if attr_name == "render_mode" else getattr(self.venv, attr_name)
         return [value for _ in self._get_indices(indices)]
 
@@ -80,7 +80,7 @@ class DenoiseVecEnv(VecEnv):
         setattr(self.venv, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the batched environment, once for all; return its result once for each index."""
+        """Call a method of the batched environment, once for all; return its result once per index."""
         result = getattr(self.venv, method_name)(*args, **kwargs)
         return [result for _ in self._get_indices(indices)]
 
@@ -107,7 +107,7 @@ _KNOWN = (DenoiseEnv, DenoiseVectorEnv, DenoiseVecEnv, DummyVecEnv, SyncVectorEn
 def find_mdp(
     env: Any, prompt_tokens: bool = False, device: torch.device | str | None = None, *, stepped: bool = False
 ) -> DenoisingMDP:
-    """Return the denoising MDP inside an environment, or make the environment an id names.
+    """Return the denoising MDP inside an environment, or of the environment that an id names.
 
     Args:
         env: an environment or its id. A DummyVecEnv or SyncVectorEnv gives a twin of its first environment's MDP, of
@@ -157,7 +157,7 @@ def find_mdp(
 
 
 def model_of(env: Any) -> str | DiffusionModel:
-    """Return an environment's model, or the one that an id's environment is made with; raises as :func:`find_mdp`."""
+    """Return an environment's model, or that of an id's environment; raises as :func:`find_mdp`."""
     if not isinstance(env, str):
         return find_mdp(env).model
     model: str | DiffusionModel = _registered(env).get("model", DEFAULT_MODEL)
@@ -165,7 +165,7 @@ def model_of(env: Any) -> str | DiffusionModel:
 
 
 def _registered(env_id: str) -> Mapping[str, Any]:
-    """Return the arguments that an id was registered with; none of an id that Gymnasium does not know."""
+    """Return the arguments that an id was registered with; empty if Gymnasium does not know it."""
     try:
         return gymnasium.spec(env_id).kwargs
     except gymnasium.error.Error:
@@ -187,7 +187,7 @@ def _make(env_id: str, prompt_tokens: bool, device: torch.device | str | None) -
 
 
 def _joined(mdps: Sequence[DenoisingMDP]) -> DenoisingMDP:
-    """Return one MDP of as many episodes, which shares the first one's reward; ValueError where they differ."""
+    """Return one MDP of as many episodes, which shares the first one's reward; raise ValueError if they differ."""
     first, *others = [{**describe_env(mdp), "reward": _comparable_reward(mdp)} for mdp in mdps]
     for other in others:
         for name, value in first.items():
@@ -220,7 +220,7 @@ def describe_env(mdp: DenoisingMDP) -> dict[str, Any]:
 
 
 def rebuild_env(description: Mapping[str, Any], device: torch.device | str) -> gymnasium.Env:
-    """Make the environment that :func:`describe_env` described; device "auto" is the one it was on.
+    """Make the environment that :func:`describe_env` described; device "auto" is its former device.
 
     Raises:
         ValueError: its reward was an object, which no description can hold.

@@ -146,7 +146,7 @@ class DenoisingMDP:
 
         Args:
             rows: indices of the rows.
-            seeds: one for each of ``rows``; None goes on with the row's streams (or seeds them from the system).
+            seeds: one for each of ``rows``; None continues the row's streams (or seeds them from the system).
             prompts: one text for each of ``rows``, or None to draw from the environment's own prompts.
 
         Raises:
@@ -164,7 +164,7 @@ class DenoisingMDP:
             noise, rng = self._noise[row], self._prompt_rng[row]
             assert noise is not None
             assert rng is not None
-            # One CPU generator an image, drawn as diffusers' randn_tensor draws it.
+            # One CPU generator per image, as in diffusers' randn_tensor.
             fresh.append(torch.randn(self.model.latent_shape, generator=noise))
             if prompts is None:
                 index = self._draw_prompt(rng)
@@ -237,12 +237,12 @@ class DenoisingMDP:
         return {"latent": self.latents, "timestep": timesteps, **self._conditioning}
 
     def conditioning_of(self, prompts: Sequence[str]) -> Conditioning:
-        """What the observation says of the prompts, name -> (n, ...), on the model's device."""
+        """Return the prompts' conditioning, name -> (n, ...), on the model's device."""
         rows = self.prompt_cache(prompts)
         return {name: torch.cat([row[name] for row in rows]).to(self.model.device) for name in rows[0]}
 
     def check_actions(self, actions: Any, active: np.ndarray) -> Tensor:
-        """Return the actions (n, c, h, w) on the model's device, or say what is wrong with them.
+        """Return the actions (n, c, h, w) on the model's device, or raise an error that says what is wrong.
 
         Raises:
             TypeError: not an array or tensor, or not float32.

@@ -1,4 +1,4 @@
-"""Encoded prompts, each made by itself and kept in main memory; beyond a number of bytes the least recently used go."""
+"""Encoded prompts, kept in main memory up to a number of bytes; the least recently used are dropped."""
 
 import warnings
 from collections import OrderedDict
@@ -14,7 +14,7 @@ _NAMED = 3
 
 
 class PromptCache:
-    """What the frozen text encoders, and if asked for the tokenizers, make of a prompt.
+    """Prompts encoded by the frozen text encoders, on request with their tokens.
 
     A prompt is encoded in a batch of its own, so that its values do not depend on what else was asked for, and one that
     was dropped comes back the same bit for bit.
@@ -51,7 +51,7 @@ class PromptCache:
         return [self._kept[prompt] for prompt in prompts]
 
     def tell_apart(self, prompts: Sequence[str]) -> None:
-        """Warn once of prompts that are one to the model, as those that differ only behind the last token it reads."""
+        """Warn once of prompts that the model cannot tell apart, such as those equal up to the last token it reads."""
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._told]
         self._told.update(fresh)
         same = []

@@ -1,4 +1,4 @@
-"""``gymnasium.make("DiffusionDenoise-v0")``: one image an episode."""
+"""``gymnasium.make("DiffusionDenoise-v0")``: one image per episode."""
 
 import secrets
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     ## Starting State
     x_T is standard normal, from ``torch.Generator().manual_seed(seed)`` as a diffusers pipeline draws it; the prompt
     is drawn from the prompt set, by its weights if it has any, with a stream of its own, or set with
-    ``reset(options={"prompts": ["a cat"]})``. ``reset()`` without a seed goes on with both streams.
+    ``reset(options={"prompts": ["a cat"]})``. ``reset()`` without a seed continues both streams.
 
     ## Episode End
     Terminated after T steps; never truncated. A further ``step`` raises RuntimeError.

@@ -38,7 +38,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             ``reset(options={"reset_mask": mask})`` restarts some environments.
 
     ``info`` has an entry and a mask ``_entry`` a key, as Gymnasium's vector environments do; with either output they
-    are NumPy arrays, but for ``image``: (n, H, W, 3) in NumPy and (n, 3, H, W) in torch, zeros where ``_image`` is
+    are NumPy arrays, except ``image``: (n, H, W, 3) in NumPy and (n, 3, H, W) in torch, zeros where ``_image`` is
     false. With SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
     """
 
@@ -218,7 +218,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         return info
 
     def _out(self, value: Tensor) -> Array:
-        """Hand a tensor out: as it is, or as an array of its own."""
+        """Return a tensor as it is, or as a new array."""
         return value if self.output == "torch" else value.cpu().numpy().copy()
 
     def _flags(self, flags: np.ndarray) -> Array:

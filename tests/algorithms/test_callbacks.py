@@ -43,7 +43,7 @@ def test_training_stops_at_the_first_evaluation_over_the_kl(make_env: Callable) 
     assert algorithm.iteration == 3
     assert algorithm.num_timesteps == algorithm._committed_timesteps == 3 * 16 * 4
     assert stop.reason is not None
-    assert f"{kls[3]:.4g} nats an image at iteration 3" in stop.reason
+    assert f"{kls[3]:.4g} nats per image at iteration 3" in stop.reason
     untouched = StopAtKL(kls[-1] + 1)
     assert small(make_env, kl_to_start=True).learn(6 * 16 * 4, untouched).iteration == 6
     assert untouched.reason is None

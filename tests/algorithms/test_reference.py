@@ -147,7 +147,7 @@ def test_the_penalty_holds_ddpo_at_the_known_fixed_point(make_env: Callable) -> 
 
 
 def test_the_kl_in_training_is_the_evaluations_quantity(make_env: Callable, sample: Callable) -> None:
-    """Each transition's KL times their number, on the rollout's own states: nats an image, however few are drawn."""
+    """Each transition's KL times their number, on the rollout's own states: nats per image, however few are drawn."""
     logged: dict[float, float] = {}
     for fraction in (1.0, 0.5):
         algorithm = DDPO(

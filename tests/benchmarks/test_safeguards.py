@@ -76,7 +76,7 @@ def test_a_run_that_stops_at_its_kl_is_complete_and_stops_there_again_when_resum
     whole = run(spec, tmp_path / "whole")
     assert whole.complete
     assert whole.stopped_early is not None
-    assert f"{kls[4]:.4g} nats an image at iteration 4" in whole.stopped_early
+    assert f"{kls[4]:.4g} nats per image at iteration 4" in whole.stopped_early
     assert [line.iteration for line in whole.evaluations] == [0, 1, 2, 3, 4]
     assert (tmp_path / "whole" / "pipeline" / "exact_model.safetensors").is_file()
     for questions in (11, 9):  # of 8 an iteration

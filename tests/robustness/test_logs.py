@@ -154,12 +154,12 @@ def test_json_lines_are_always_there_and_alone_by_default(tmp_path: Path) -> Non
 
 
 def test_a_metric_that_cannot_be_measured_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
-    """The diversity of one picture a prompt."""
+    """The diversity of one picture per prompt."""
     plain = spec(16)
     config = override(plain.config, evaluation=EvaluationConfig(images=1))
     task = dataclasses.replace(plain.task, metrics=("diversity",))
     record = run(RunSpec("ddpo-is", config, task, 16), tmp_path / "run")
-    assert all(math.isnan(line["metrics"]["diversity"]) for line in record.evaluations)
+    assert all(math.isnan(line.metrics["diversity"]) for line in record.evaluations)
     assert '"diversity": null' in (tmp_path / "run" / "evaluations.jsonl").read_text(encoding="utf-8")
     assert read_run(tmp_path / "run").complete
 
