@@ -1,4 +1,4 @@
-"""What mkdocs does beside its plugins: links that leave the site, and Sphinx roles in the code's docstrings."""
+"""What mkdocs does beside its plugins: links that leave the site, CONTRIBUTING.md, and Sphinx roles in docstrings."""
 
 import re
 from pathlib import Path
@@ -15,6 +15,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     They stay links for those who read the pages in the repository. A target that does not exist is left to mkdocs's
     own check.
     """
+    if page.file.src_uri == "contributing.md":
+        markdown = contributing()
     folder = DOCS / Path(page.file.src_uri).parent
 
     def shown(match: re.Match[str]) -> str:
@@ -23,6 +25,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return match["text"] if outside else match[0]
 
     return _LINK.sub(shown, markdown)
+
+
+def contributing() -> str:
+    """Return CONTRIBUTING.md with its links as from a page in docs/."""
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!https:)(docs/)?", lambda match: "](" if match[1] else "](../", text)
 
 
 def on_page_content(html: str, **_: Any) -> str:
