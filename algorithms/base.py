@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -64,15 +65,16 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
             progress_bar: Stable-Baselines3's own progress bar.
 
         Raises:
-            TypeError, ValueError: arguments of another kind, before anything is sampled.
+            TypeError, ValueError: an invalid argument, before anything is sampled.
             RewardError: the reward failed; the iteration is dropped.
-            DivergedError, OutOfMemory: too many gradients in a row were not finite; memory ran out.
+            DivergedError, OutOfMemory, MemoryError: gradients were not finite; memory ran out, or never sufficed.
             RankError: another rank failed or is lost.
         """
         total_timesteps, callback = self._begin_learning(
             total_timesteps, callback, log_interval, reset_num_timesteps, tb_log_name, progress_bar
         )
-        self._committed_timesteps, self.updating = self.num_timesteps, False
+        self._committed_timesteps = self.num_timesteps
+        self._forget_interrupted_update()
         self.update_learning_rate(total_timesteps)
         self._callback_locals = CallbackLocals(locals())
         callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]
@@ -203,6 +205,17 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
             self.costs["forward_equivalents"] += reference * self.policy.forwards_per_row
 
     # -- around the loop ----------------------------------------------------------------------------------------------
+
+    def _forget_interrupted_update(self) -> None:
+        """Warn if the last update was interrupted, and drop its gradients."""
+        if self.updating:
+            warnings.warn(
+                "the last update was interrupted, so training continues from weights between two iterations; to resume "
+                "exactly, load the last checkpoint instead.",
+                stacklevel=3,
+            )
+            self.policy.zero_grad(set_to_none=True)
+        self.updating = False
 
     @contextlib.contextmanager
     def _unfinished_dropped(self) -> Iterator[None]:

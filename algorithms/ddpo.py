@@ -54,8 +54,8 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         for update in range(rollout.updates):
             transitions = len(rollout.assigned(update)) * self._steps_per_image
             for chunk in self.sampled_chunks(rollout, update, self._drawn_steps(rollout)):
-                log_prob, gaussian = self.policy.log_prob(chunk.rows, chunk.next_latents)
-                new, old, advantage = log_prob, chunk.log_prob, here[chunk.images]
+                new, gaussian = self.policy.log_prob(chunk.rows, chunk.next_latents)
+                old, advantage = chunk.log_prob, here[chunk.images]
                 if config.importance_sampling:  # equation 4: max(-A ratio, -A clip(ratio)), ratio = p / p_old
                     loss = importance_sampling_loss(
                         new, old, advantage, dimensions, config.log_prob_reduction, config.clip_range
@@ -71,7 +71,8 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
                 self.backward(chunk.weight * loss.sum() / transitions)
                 ratios = ratio_statistics(new, old, advantage, config.clip_range)
                 meter.add(seen | ratios.metrics() | {"train/loss": loss}, chunk.weight)
-            meter.add({"train/grad_norm": self.step(self.optimizer)})
+            grad_norm = self.step(self.optimizer)
+            meter.add({"train/grad_norm": grad_norm})
             self.count_rows(transitions, reference=transitions if config.kl_penalty > 0 else 0)
         metrics = meter.means()
         if config.advantages != "running":
@@ -93,7 +94,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
 
         def draw(images: slice) -> list[int]:
             first = rollout.split.kept[images.start]
-            source = generator(self.config.seed, Stream.UPDATES, self.iteration, first)
+            source = generator(self.config.seed, Stream.UPDATES, self.iteration, first + 1)  # 0 is assign's
             return [trainable[i] for i in torch.randperm(len(trainable), generator=source)[:count].tolist()]
 
         return draw

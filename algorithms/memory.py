@@ -78,7 +78,7 @@ def fit_chunk_size(policy: "DenoisingPolicy", attempt: Callable[[], T]) -> T:
             torch.cuda.empty_cache()
         warnings.warn(
             f"out of memory with {old} rows per forward pass ({message}); continuing with {policy.chunk_size}, which "
-            "changes results by float32 rounding. Given as --policy.chunk-size, it is not searched for again.",
+            "changes results by float32 rounding; give it as --policy.chunk-size to start with it.",
             stacklevel=2,
         )
 
@@ -88,11 +88,10 @@ def try_chunk(policy: "DenoisingPolicy", trained: Iterable[nn.Parameter], storag
 
     Args:
         policy: with the chunk size to try.
-        trained: parameters with gradients and two moments each.
-        storage: allocates what a rollout keeps.
+        trained: parameters that get gradients.
+        storage: allocates what an iteration keeps.
     """
-    parameters = list(trained)
-    kept = [storage(), *(torch.zeros_like(parameter) for parameter in parameters for _ in range(2))]
+    parameters, kept = list(trained), storage()
     rows = policy.blank_rows(policy.chunk_size)
     try:
         with torch.no_grad():
@@ -109,10 +108,17 @@ def find_chunk_size(algorithm: "DiffusionAlgorithm[Any]") -> None:
     from algorithms.rollouts import Rollout
 
     policy, ranks, config = algorithm.policy, algorithm.ranks, algorithm.config
-    algorithm.chunk_size_found = True
     if ranks.sharded or policy.model.device.type not in PROBED_DEVICES:
+        algorithm.chunk_size_found = True
         return
     prompts, whole = [""] * (config.images_per_iteration // ranks.size), algorithm.requires(config).trajectory
     trained = list(algorithm.trained_parameters().values())
-    fit_chunk_size(policy, lambda: try_chunk(policy, trained, lambda: Rollout.empty(policy, prompts, whole)))
+    state = algorithm.optimizer.state if hasattr(algorithm, "optimizer") else {}
+
+    def storage() -> object:
+        moments = [torch.zeros_like(value) for value in trained for _ in range(2) if value not in state]
+        return moments, Rollout.empty(policy, prompts, whole)
+
+    fit_chunk_size(policy, lambda: try_chunk(policy, trained, storage))
     policy.chunk_size = min(ranks.gather_objects(policy.chunk_size))
+    algorithm.chunk_size_found = True

@@ -88,7 +88,9 @@ class DenoisingPolicy(nn.Module):
         Raises:
             ValueError: a level out of range, or another number of levels than steps.
         """
-        self.transition = make_transition(self._schedule, self.config.sampler, eta)
+        self.transition = make_transition(self._schedule, self.config.sampler, eta).to(self.model.device)
+        #: eta of all steps, or of each.
+        self.noise_levels = eta if isinstance(eta, int | float) else tuple(eta)
         #: Indices of the steps that have a density, int64.
         self.trainable_steps = self.transition.has_density.nonzero().flatten()
 
@@ -128,7 +130,8 @@ class DenoisingPolicy(nn.Module):
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
         The model's family combines the predictions without and with the prompt, both from one forward. A
-        guidance-distilled model takes the scale as an input instead. Not ``guided`` it is the one with the prompt.
+        guidance-distilled model takes the scale as an input instead. With ``guided=False`` it is the prediction with
+        the prompt alone.
         """
         if self._embeds_guidance:
             scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)

@@ -19,7 +19,7 @@ class Requirements:
     average: bool = False
     """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
     several_ranks: bool = False
-    """The update goes through ``sampled_chunks`` or ``row_chunks``, which share its rows among ranks."""
+    """The update works on this rank's rows only, through ``sampled_chunks`` or ``row_chunks``."""
 
 
 def check_config(name: str, needs: Requirements, config: AlgorithmConfig) -> None:
@@ -53,6 +53,13 @@ def check_ranks(name: str, needs: Requirements, config: AlgorithmConfig, ranks: 
     if ranks.sharded and config.optimizer == "adamw8bit":
         raise ValueError(
             "optimizer 'adamw8bit' does not know sharded weights (FSDP); take 'adamw', or launch with --multi_gpu."
+        )
+    each = config.images_per_iteration // getattr(config, "updates_per_iteration", 1) if needs.trajectory else 0
+    if ranks.sharded and each % ranks.size:
+        raise ValueError(
+            f"with sharded weights (FSDP) the images of an update ({each}) must be a multiple of the number of ranks "
+            f"({ranks.size}), so that all ranks make equally many forward passes; choose another images_per_iteration "
+            "or updates_per_iteration."
         )
     if config.num_envs % ranks.size:
         raise ValueError(

@@ -242,7 +242,8 @@ def collect(  # noqa: D417 - arguments are described in groups
         def sample() -> tuple[bool, Scores]:
             going = True
             for start in range(0, len(split.kept), env.num_envs):
-                going &= _sample_round(env, policy, rollout, start, noise, scoring, on_step, reference)
+                step = on_step if going else None
+                going &= _sample_round(env, policy, rollout, start, noise, scoring, step, reference)
             return going, scoring.result()
 
         going, scores = split.ranks.call(sample)
@@ -263,7 +264,7 @@ def _sample_round(
 ) -> bool:
     """Sample the images kept here from ``start`` on, one in each environment; False where ``on_step`` did.
 
-    Several ranks take the round to its end, so that they stop together after the rollout.
+    Several ranks finish the rollout first, so that they stop together.
     """
     kept, alone = rollout.split.kept[start : start + env.num_envs], rollout.split.ranks.size == 1
     mine, prompts = slice(start, start + len(kept)), [rollout.prompts[i] for i in kept]
@@ -296,7 +297,7 @@ def _sample_round(
             scores = scoring.submit(rollout.images[mine], prompts)
             if alone:
                 scoring.check()
-        going &= on_step is None or on_step(Step(observation["latent"], observation, info, scores))
+        going = going and (on_step is None or on_step(Step(observation["latent"], observation, info, scores)))
         if alone and not going:
             raise Interrupted
     return going

@@ -98,7 +98,8 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
                 loss = weighted_denoising_loss(output, target, scaled[chunk.images])  # w mean_D((target - output)^2)
                 self.backward(chunk.weight * loss.sum() / len(batch))
                 meter.add({"train/loss": loss}, chunk.weight)
-            meter.add({"train/grad_norm": self.step(optimizer)})
+            grad_norm = self.step(optimizer)
+            meter.add({"train/grad_norm": grad_norm})
             self.count_rows(len(batch), guided=self.config.cfg_training)
         size = effective_sample_size(weights)
         return meter.means() | {

@@ -90,7 +90,7 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         self.costs = {"reward_queries": 0, "forward_equivalents": 0, "images": 0, "seconds": 0.0}
         self.last_evaluation: Evaluation | None = None
         self.last_rollout_reward: float | None = None
-        #: Asked in evaluations, where callbacks are not called: True ends ``learn``, as a callback's False does.
+        #: Polled during evaluations, which call no callbacks; True ends ``learn``.
         self.should_stop: Callable[[], bool] = lambda: False
         #: Whether an update is under way, or was left by an error: the weights are between two iterations.
         self.updating = False

@@ -93,6 +93,7 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
             "steps": self.gradient_steps.state_dict(),
             "costs": self.costs,
             "chunk_size": self.policy.chunk_size,
+            "noise_levels": self.policy.noise_levels,
             "schedule": repr(self.learning_rate) if callable(self.learning_rate) else None,
             "reward": self.mdp.reward.state_dict() if isinstance(self.mdp.reward, WeightedSum) else None,
             "extra": self.extra_state(),
@@ -263,11 +264,16 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self._check_model(state["env"]["model"], state["model"])
-        self.set_parameters(unflatten(checkpoint.tensors))
-        self.load_extra_state(state["extra"])
+        self.load_extra_state(state["extra"])  # first: extra tensors may depend on it
+        groups = unflatten(checkpoint.tensors)
+        check_tensors(groups.get("extra", {}), self.extra_tensors())
+        self.set_parameters(groups)
         # What memory allowed in the saved run, unless another size is asked for.
         if self.config.policy.chunk_size == state["config"]["policy"]["chunk_size"]:
             self.policy.chunk_size = state["chunk_size"]
+        if self.config.policy.eta == from_dict(self.config_class, state["config"]).policy.eta:
+            levels = state["noise_levels"]  # as they were changed between iterations
+            self.policy.set_noise_levels(tuple(levels) if isinstance(levels, list) else levels)
         self.gradient_steps.load_state_dict(state["steps"])
         if isinstance(self.mdp.reward, WeightedSum) and state["reward"]:
             self.mdp.reward.load_state_dict(state["reward"])

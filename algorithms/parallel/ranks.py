@@ -4,8 +4,8 @@ Started by ``accelerate launch`` or ``torchrun``, each rank samples its share of
 them. Rewards are gathered, so that every rank computes the same advantages, and gradients are summed once per update,
 so that every rank steps to the same weights. With FSDP each rank keeps its part of them (see ``sharding.py``).
 
-Ranks exchange failures once per rollout. A rank that fails in an update raises its error and exits, and the launcher
-ends the others.
+Ranks exchange failures once per rollout, and when the first writes. A rank that fails in an update raises its error and
+exits, and the launcher ends the others.
 """
 
 import contextlib

@@ -108,19 +108,19 @@ class Split:
         owners = images % self.ranks.size
         mine = (owners == self.ranks.rank).nonzero().flatten().split(size)
         chunks = [(rows, images[rows]) for rows in mine if len(rows)]
-        other = mine[0].new_zeros(1), images.new_full((1,), self.ranks.rank)
-        for (rows, kept), weight in self.in_step(chunks, other):
+        padding = mine[0].new_zeros(1), images.new_full((1,), self.ranks.rank)
+        for (rows, kept), weight in self.in_step(chunks, padding):
             yield RowChunk(rows, kept, weight)
 
-    def in_step(self, chunks: Sequence[T], other: T) -> Iterator[tuple[T, int]]:
-        """Yield this rank's chunks with the weight 1; with sharded weights then others of weight 0. Collective.
+    def in_step(self, chunks: Sequence[T], padding: T) -> Iterator[tuple[T, int]]:
+        """Yield this rank's chunks (weight 1) and, with sharded weights, padding (weight 0). Collective.
 
-        Sharded weights are gathered in every forward pass, so all ranks must make as many as the one with most chunks.
+        Every forward pass gathers sharded weights, so all ranks must make equally many passes.
 
         Args:
             chunks: of this rank.
-            other: what to work on where this rank has fewer chunks.
+            padding: the chunk to repeat where this rank has fewer than another.
         """
         most = max(self.ranks.gather_objects(len(chunks))) if self.ranks.sharded else 0
         yield from ((chunk, 1) for chunk in chunks)
-        yield from ((other, 0) for _ in range(most - len(chunks)))
+        yield from ((padding, 0) for _ in range(most - len(chunks)))

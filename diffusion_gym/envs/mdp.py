@@ -101,7 +101,7 @@ class DenoisingMDP:
     def twin(self, num_envs: int, reward: RewardSpec | None = None, trusted: bool = False) -> "DenoisingMDP":
         """Return ``num_envs`` new episodes on the same model, prompts, steps and cache of encoded prompts.
 
-        They share the reward, also one that is set later on either side, unless ``reward`` gives them their own.
+        Both use the same reward, also after ``set_reward`` on either, unless ``reward`` is given.
         """
         shared = self.shared_reward if reward is None else SharedReward.of(reward)
         twin = copy.copy(self)

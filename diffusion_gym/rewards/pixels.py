@@ -67,8 +67,11 @@ def _parts(reward: RewardFunction) -> dict[str, RewardFunction]:
 
 
 def _scores(name: str, pixels: Callable[..., Any], images: Tensor, prompts: Sequence[str]) -> Tensor:
-    with settings_kept(f"the reward {name!r}"):
-        scores = pixels(images.clone(), list(prompts))
+    try:
+        with settings_kept(f"the reward {name!r}"):
+            scores = pixels(images.clone(), list(prompts))
+    except Exception as error:
+        raise RewardError(f"pixels of reward {name!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(scores, Tensor) or scores.shape != (len(prompts),):
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise RewardError(f"pixels of reward {name!r} must return a tensor of shape ({len(prompts)},), got {found}.")

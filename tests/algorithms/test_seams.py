@@ -138,6 +138,46 @@ def test_only_steps_with_noise_are_trained(make_env: Callable) -> None:
     assert algorithm.update(rollout)["train/log_ratio_abs_max"] < 1.0
 
 
+def test_levels_changed_between_iterations_are_resumed(make_env: Callable, tmp_path: Path) -> None:
+    """Bit for bit the run that was never stopped; an eta that is given when loading counts instead."""
+    env = make_env("exact-mixture", steps=5)
+    options: dict[str, Any] = {"trainable": "full", "images_per_iteration": 8, "num_envs": 8}
+    whole = DDPO(env, **options)
+    whole.policy.set_noise_levels((0.0, 1.0, 1.0, 0.0, 0.0))
+    whole.learn(8 * 5).save(tmp_path / "run")
+    resumed, other = DDPO.load(tmp_path / "run", env), DDPO.load(tmp_path / "run", env, eta=0.5)
+    assert resumed.policy.trainable_steps.tolist() == [1, 2]
+    assert other.policy.trainable_steps.tolist() == [0, 1, 2, 3, 4]
+    for algorithm in (whole, resumed):
+        algorithm.learn(8 * 5, reset_num_timesteps=False)
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())
+
+
+def test_an_interrupted_updates_gradient_is_dropped(make_env: Callable) -> None:
+    """The next learn warns, and begins with no gradient of the former update."""
+    algorithm = DDPO(make_env(), trainable="full", images_per_iteration=8, num_envs=8, updates_per_iteration=1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    algorithm.gradient_steps.after_backward = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        algorithm.learn(8 * 5)
+    assert (algorithm.updating, algorithm.num_timesteps) == (True, 0)
+    seen: list[bool] = []
+    algorithm.gradient_steps.after_backward = lambda: None
+    backward = algorithm.backward
+
+    def watch(loss: Tensor) -> None:
+        seen.append(all(value.grad is None for value in algorithm.policy.trainable_parameters().values()))
+        backward(loss)
+
+    algorithm.backward = watch  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="the last update was interrupted"):
+        algorithm.learn(8 * 5)
+    assert (seen[0], algorithm.updating) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("eta", "reason"), [((1.0, 0.5), "5"), ((1.0, 0.0, 2.0, 0.0, 0.0), r"must lie in \[0, 1\]"), ((), "eta must lie")]
 )
