@@ -77,6 +77,8 @@ def group_advantages(prompts: Sequence[str], rewards: Tensor, scale: str = "grou
         scale: which std divides: "group" (of the prompt's images), "batch" (of all images), or "none".
         others: whether the mean is that of the prompt's other images.
     """
+    if scale not in ("group", "batch", "none"):
+        raise ValueError(f"scale must be 'group', 'batch' or 'none', got {scale!r}.")
     batch = float(rewards.detach().cpu().double().std(correction=0))
 
     def relative(values: np.ndarray) -> np.ndarray:

@@ -36,7 +36,8 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
     start, so a resumed run equals one that never stopped.
 
     Started on several ranks (``accelerate launch``), each samples its share of the images and trains on it; the
-    configuration's numbers are those of all ranks together, so the run is that of one process up to float32 rounding.
+    configuration's numbers are those of all ranks together, so the run is that of one process up to float32 rounding
+    (with ``timestep_fraction`` below 1, other chunks draw other steps).
 
     A subclass gives ``config_class``, :meth:`requires` and :meth:`update`. It may replace :meth:`collect`,
     :meth:`sampling_weights` and :meth:`assign`, and keep state of its own with :meth:`extra_state` and
@@ -108,6 +109,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         Raises:
             Interrupted: a callback asked to stop.
         """
+        self._check_noise()  # the levels may have been changed since
         n = self.config.images_per_iteration
         first = self.iteration * n
         mdp, config, seed = self.mdp, self.config, self.config.seed
@@ -130,7 +132,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
                 seed,
                 [first + image for image in images],
                 updates=len(assigned),
-                whole_trajectory=self._whole_trajectory,
+                whole_trajectory=self._needs.trajectory,
                 on_step=on_step,
                 score_beside=config.rewards_beside_sampling,
                 split=Split(self.ranks, n),

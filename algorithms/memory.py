@@ -29,14 +29,12 @@ class OutOfMemory(MemoryError):  # noqa: N818 - named after torch's own
     """Memory ran out in the middle of training; ``chunk_size`` is the number of rows per forward pass."""
 
     def __init__(self, iteration: int, chunk_size: int, error: BaseException) -> None:
-        """Say what to do; ``error`` is the allocator's."""
-        reason = str(error).partition("\n")[0]
-        smaller = f"--policy.chunk-size {chunk_size // 2}, or " if chunk_size > 1 else ""
-        super().__init__(
-            f"memory ran out in iteration {iteration} with {chunk_size} rows per forward pass ({reason}). The last "
-            f"checkpoint stays; resume it with {smaller}{_SAVINGS}."
-        )
+        """Say what happened and what to do; ``error`` is the allocator's."""
         self.chunk_size = chunk_size
+        reason = str(error).partition("\n")[0]
+        self.what = f"memory ran out in iteration {iteration} with {chunk_size} rows per forward pass ({reason})"
+        smaller = f"with chunk_size={chunk_size // 2}, or " if chunk_size > 1 else "or begin again "
+        super().__init__(f"{self.what}; load the last checkpoint {smaller}with less to store: {_SAVINGS}.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,18 +26,18 @@ def check_config(name: str, needs: Requirements, config: AlgorithmConfig) -> Non
     """Raise ValueError for a configuration that the algorithm ``name`` cannot train with on any model."""
     policy = config.policy
     if (needs.density or needs.reference) and policy.sampler != "ddpm" and not policy.has_noise:
-        raise no_density(name, needs, config)
+        raise no_density(name, needs, policy.sampler, policy.eta)
     if needs.average and config.ema_decay == 0:
         raise ValueError(
             f"{name} needs the moving average of the weights, but ema_decay is 0; set it, for example to 0.9."
         )
 
 
-def no_density(name: str, needs: Requirements, config: AlgorithmConfig) -> ValueError:
+def no_density(name: str, needs: Requirements, sampler: str, eta: object) -> ValueError:
     """Return the error for a sampler none of whose steps has a density."""
     who = name if needs.density else "The KL to the starting model"
     return ValueError(
-        f"{who} needs a stochastic sampler, but with sampler={config.policy.sampler!r} and eta={config.policy.eta} "
+        f"{who} needs a stochastic sampler, but with sampler={sampler!r} and eta={eta} "
         "no step has a density; set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
     )
 

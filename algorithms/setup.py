@@ -111,23 +111,26 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
 
     def _setup_model(self) -> None:
         """Build the policy; subclasses add optimizer and statistics."""
-        needs = self.requires(self.config)
-        self._whole_trajectory = needs.trajectory
+        self._needs = self.requires(self.config)
         # peft draws new adapters from the global generator; here they belong to the run's seed, and the user's
         # generator is left as it was.
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
             self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
         self.ranks.share(self.policy.denoiser)
-        if (needs.density or needs.reference) and len(self.policy.trainable_steps) == 0:
-            raise no_density(type(self).__name__, needs, self.config)
-        self.reference = Reference(self.policy) if needs.reference else None
+        self._check_noise()
+        self.reference = Reference(self.policy) if self._needs.reference else None
         decay = self.config.ema_decay
         self.average = WeightAverage(self.policy.trainable_parameters(), decay) if decay else None
         loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)
         self.gradient_steps = GradientSteps(self.ranks, self.config, loss_scaler, self.average)
         check_held_out(self.mdp.prompts, self.config.evaluation)
         self.rollout_env = self._make_rollout_env(self.mdp)
+
+    def _check_noise(self) -> None:
+        """Raise ValueError where no step has a density and the algorithm needs one."""
+        if (self._needs.density or self._needs.reference) and len(self.policy.trainable_steps) == 0:
+            raise no_density(type(self).__name__, self._needs, self.config.policy.sampler, self.policy.noise_levels)
 
     def _make_rollout_env(self, mdp: DenoisingMDP) -> DenoiseVectorEnv:
         return DenoiseVectorEnv.sharing(mdp, self.config.num_envs // self.ranks.size, trusted=True)

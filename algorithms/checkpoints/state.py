@@ -152,6 +152,9 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
             if isinstance(load_path_or_dict, dict)
             else unflatten(read_checkpoint(load_path_or_dict).tensors)
         )
+        unknown = sorted(set(given) - {"policy", "optimizer", "average", "extra"})
+        if unknown:
+            raise ValueError(f"unknown group {unknown[0]!r}; expected policy, optimizer, average or extra.")
         averaged = self.policy.trainable_parameters()
         if self.average is not None and "average" in given:
             check_tensors(given["average"], averaged)

@@ -69,6 +69,7 @@ def prepare(spec: RunSpec, folder: Path) -> None:
     pipeline = folder / "pipeline"
     check_replaceable(pipeline, [file.relative_to(pipeline).as_posix() for file in pipeline.rglob("*.safetensors")])
     if _is_to_be_replaced(spec, folder):
+        write_json(folder / RUN, {**read_json(folder / RUN), "chunk_size": None})  # where memory ran out
         logs = [folder / name for name in (CHECKPOINT, BEST, METRICS, EVALUATIONS)]
         kept = [*folder.glob(f"{CHECKPOINTS}/[0-9]*.zip"), *_images_from(0, folder)]
         for file in [*logs, *kept, *folder.glob("tensorboard/events.out.tfevents.*")]:

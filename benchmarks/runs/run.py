@@ -132,9 +132,13 @@ def _learn(
             recorder.save()
         raise
     except OutOfMemory as error:
+        if error.chunk_size == 1:
+            raise
         smaller = {"chunk_size": error.chunk_size // 2}
         ranks.first(lambda: write_json(folder / RUN, read_json(folder / RUN) | smaller))
-        raise
+        raise MemoryError(
+            f"{error.what}. The last checkpoint stays; the same command resumes there with {smaller['chunk_size']}."
+        ) from error
     except RewardError as error:
         recorder.save()  # likewise
         raise RewardError(
@@ -233,7 +237,7 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
     algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
     tried = read_json(folder / RUN).get("chunk_size") if (folder / RUN).exists() else None
     if tried is not None:  # memory ran out with twice as many rows per forward pass
-        algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, max(1, tried))
+        algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)
     prompts, held_out = algorithm.mdp.prompts, spec.config.evaluation.held_out_prompts  # also the model's own
     spec.safeguards.check_prompts(prompts, spec.config.evaluation)
     if "recognised" in spec.metrics:

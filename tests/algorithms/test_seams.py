@@ -153,6 +153,14 @@ def test_levels_changed_between_iterations_are_resumed(make_env: Callable, tmp_p
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())
 
 
+def test_levels_without_noise_are_refused_before_anything_is_sampled(make_env: Callable) -> None:
+    algorithm = DDPO(make_env("exact-mixture", steps=5), trainable="full", images_per_iteration=8, num_envs=8)
+    algorithm.policy.set_noise_levels((0.0,) * 5)
+    with pytest.raises(ValueError, match=r"DDPO needs a stochastic sampler, but with .* no step has a density"):
+        algorithm.learn(8 * 5)
+    assert algorithm.costs["reward_queries"] == 0
+
+
 def test_an_interrupted_updates_gradient_is_dropped(make_env: Callable) -> None:
     """The next learn warns, and begins with no gradient of the former update."""
     algorithm = DDPO(make_env(), trainable="full", images_per_iteration=8, num_envs=8, updates_per_iteration=1)

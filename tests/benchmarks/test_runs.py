@@ -12,7 +12,7 @@ from PIL import Image
 
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config.base import override
-from algorithms.memory import OutOfMemory
+from benchmarks.runs.folder import log_lines
 from benchmarks.runs.progress import ProgressBar
 from benchmarks.runs.recorder import Progress
 from benchmarks.runs.run import read_run, run
@@ -95,11 +95,24 @@ def test_a_run_that_ran_out_of_memory_resumes_in_smaller_chunks(
         return forward(self, latents, *rest)
 
     monkeypatch.setattr(ExactDenoiser, "forward", scarce)
-    with pytest.raises(OutOfMemory, match=r"--policy\.chunk-size 4"):
+    with pytest.raises(MemoryError, match=r"with 8 rows per forward pass .* the same command resumes there with 4"):
         run(spec, tmp_path)
     passes.clear()
     assert run(spec, tmp_path).complete
     assert max(passes) == 4
+
+
+def test_another_run_in_the_place_of_one_that_ran_out_of_memory_has_its_own_chunk_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(spec_of("ddpo-is"), config=override(spec_of("ddpo-is").config, updates_per_iteration=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(ExactDenoiser, "forward", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA")))
+        with pytest.raises(MemoryError, match="with 8 rows"):
+            run(spec, tmp_path)
+    other = dataclasses.replace(spec, config=override(spec.config, seed=3))
+    assert run(other, tmp_path).complete
+    assert {line["train/chunk_size"] for line in log_lines(tmp_path, "metrics.jsonl") if "train/loss" in line} == {8}
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:

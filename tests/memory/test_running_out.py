@@ -73,9 +73,7 @@ def test_later_it_is_an_error_and_the_checkpoint_resumes_in_smaller_chunks(
     algorithm = small_run(trainable="full", evaluation=EvaluationConfig(images=3))
     algorithm.save(tmp_path / "run")
     Scarce(algorithm, 2, sampling=sampling, after=after)
-    with pytest.raises(
-        OutOfMemory, match=r"iteration \d with 4 rows per forward pass.*--policy.chunk-size 2"
-    ) as raised:
+    with pytest.raises(OutOfMemory, match=r"iteration \d with 4 rows per forward pass.*chunk_size=2") as raised:
         trained(algorithm)
     assert raised.value.chunk_size == 4
     resumed = DDPO.load(tmp_path / "run", chunk_size=raised.value.chunk_size // 2)
