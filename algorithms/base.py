@@ -109,7 +109,8 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         Raises:
             Interrupted: a callback asked to stop.
         """
-        self._check_noise()  # the levels may have been changed since
+        if len(self.policy.trainable_steps) == 0:  # the noise levels may have been changed since
+            self._check_noise()
         n = self.config.images_per_iteration
         first = self.iteration * n
         mdp, config, seed = self.mdp, self.config, self.config.seed
