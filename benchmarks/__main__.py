@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 _PROGRAM = "diffusion-gym"
+_WORLD = ["pretrain", "emoji-world"]
 _TRAIN = (
     "Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run, also with changes "
     "(--seed 1)."
@@ -115,6 +116,9 @@ def _run(given: Sequence[str]) -> int:
     """Read the named command's own options alone, so that an error speaks of no other command's, and run it."""
     _check_text(given)
     first, rest = given[0] if given else "", list(given[1:])
+    if given[:2] == _WORLD:
+        kind, run = (_lazy.found(f"benchmarks.pretrain:{name}") for name in ("WorldConfig", "pretrain_world"))
+        return run(parse(kind, rest[1:], " ".join([_PROGRAM, *_WORLD])))
     if first in COMMANDS:
         _check_one_process(first)
         options, command = COMMANDS[first]
