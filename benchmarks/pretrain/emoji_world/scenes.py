@@ -14,7 +14,7 @@ from benchmarks.pretrain.emoji_world.render import SIDE, Scenes, render, tints
 from benchmarks.pretrain.emoji_world.sprites import SIZES, Sprites
 
 KIND_SHARES = {
-    "single_object": 0.15, "two_object": 0.15, "counting": 0.2, "colors": 0.15, "position": 0.2, "color_attr": 0.15,
+    "single_object": 0.15, "two_object": 0.15, "counting": 0.16, "colors": 0.13, "position": 0.3, "color_attr": 0.15,
 }  # fmt: skip
 """How often each kind is drawn for the denoiser."""
 

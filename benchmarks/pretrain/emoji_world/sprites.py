@@ -71,7 +71,7 @@ def _shades(sprite: Image.Image) -> Image.Image:
     grey, ink = array[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32), array[..., 3] > 127
     low, high = np.percentile(grey[ink], [3, 90])
     shade = np.clip((grey - low) / max(float(high - low), 1.0), 0.0, 1.0) * 255
-    return Image.fromarray(np.dstack([shade] * 3 + [array[..., 3]]).astype(np.uint8), "RGBA")
+    return Image.fromarray(np.dstack([shade] * 3 + [array[..., 3]]).astype(np.uint8))
 
 
 def _squared(sprite: Image.Image, size: int) -> np.ndarray:
