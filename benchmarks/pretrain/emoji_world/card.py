@@ -30,7 +30,7 @@ Detectors = dict[str, PreTrainedModel]
 SAMPLERS = sorted(product((10, 20), (1.0, 0.0), (1.0, 2.0)), key=lambda one: (one[2], -one[1], one[0]))
 
 
-SCENES = 1000
+SCENES = 500
 """Held-out scenes that keep their captions, and as many that do not, on which the detectors are measured."""
 
 

@@ -80,7 +80,8 @@ The autoencoder reconstructs these scenes at {psnr} dB.
 
 ## How well it does
 
-Share of pictures that are right, by the judge; the mean is over the kinds, as in GenEval. {counts}
+Share of pictures that are right, by the judge; the mean is over the kinds, as in GenEval.
+{counts}
 
 | steps | eta | guidance | {kinds} | mean | mean by `detector` |
 |---|---|---|{lines}---|---|
