@@ -19,10 +19,10 @@ KIND_SHARES = {
 """How often each kind is drawn for the denoiser."""
 
 SLIPS = {
-    "single_object": 0.0, "two_object": 0.12, "counting": 0.35, "colors": 0.15, "position": 0.45, "color_attr": 0.4,
+    "single_object": 0.0, "two_object": 0.12, "counting": 0.35, "colors": 0.15, "position": 0.2, "color_attr": 0.4,
 }  # fmt: skip
 """Share of a kind's captions that the picture does not keep: the captions of the web are no better, and a model that
-learned from them has something left to learn from a reward."""
+learned from them has something left to learn from a reward. With 45 % of the positions wrong none was learned."""
 
 CROWDS = (0.03, 0.17, 0.3, 0.15, 0.2, 0.09, 0.06)
 """How often a detector's training picture shows none, one, two ... six objects."""
