@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 _SENTENCES = {"RewardError", "DivergedError", "WriteError", "RankError"}
 
 _PROGRAM = "diffusion-gym"
+_WORLD = ["pretrain", "emoji-world"]
 _TRAIN = (
     "Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run, also with changes "
     "(--seed 1)."
@@ -104,6 +105,9 @@ def _run(given: Sequence[str]) -> int:
     """Read the named command's own options only, so that an error speaks of no other command's, and run it."""
     _check_text(given)
     first, rest = given[0] if given else "", list(given[1:])
+    if given[:2] == _WORLD:
+        kind, run = (_lazy.found(f"benchmarks.pretrain:{name}") for name in ("WorldConfig", "pretrain_world"))
+        return run(parse(kind, rest[1:], " ".join([_PROGRAM, *_WORLD])))
     if first in COMMANDS:
         _check_one_process(first)
         options, command = COMMANDS[first]

@@ -124,7 +124,8 @@ def time_parts(pipe: StableDiffusionPipeline, rows: int = 64) -> dict[str, Any]:
     """Time the UNet and the decoder in float32 on one thread, in milliseconds a row, best of five."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    latents, times = torch.randn(rows, 4, 8, 8), torch.randint(0, 1000, (rows,))
+    channels = pipe.unet.config.in_channels
+    latents, times = torch.randn(rows, channels, 8, 8), torch.randint(0, 1000, (rows,))
     with torch.no_grad():
         states = pipe.text_encoder(tokenize(pipe.tokenizer, ["cat"] * rows)).last_hidden_state
 

@@ -58,7 +58,7 @@ class RewardModelsConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Train the embedded model emoji-animals and its reward models; the defaults made the shipped weights."""
+    """Train emoji-animals and its reward models; the defaults made the shipped ones. Or else: pretrain emoji-world."""
 
     only: Literal["all", "generator", "reward-models"] = "all"
     """What to make: the pipeline with its judge, the reward models of the pipeline in ``output``, or both."""

@@ -49,9 +49,12 @@ def _merge(spelling: Sequence[str], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(merged)
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """Return a CLIP tokenizer whose single tokens are the captions' words; any other text is spelled in bytes."""
-    words = {word for caption in captions() for word in caption.split()}
+def build_tokenizer(texts: Iterable[str] | None = None) -> CLIPTokenizer:
+    """Return a CLIP tokenizer whose single tokens are the words of ``texts``; any other text is spelled in bytes.
+
+    The texts are the captions of emoji-animals by default.
+    """
+    words = {word for text in (captions() if texts is None else texts) for word in text.split()}
     merges = learn_merges(words)
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in merges), START, END]

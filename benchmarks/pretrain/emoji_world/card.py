@@ -1,0 +1,129 @@
+"""Measures emoji-world as it was saved: autoencoder, detectors, and the share of right pictures of each kind."""
+
+import platform
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.pretrain.card import time_parts
+from benchmarks.pretrain.emoji_world.captions import captions
+from benchmarks.pretrain.emoji_world.facts import KINDS
+from benchmarks.pretrain.emoji_world.geneval import Found, detect, is_right, shown
+from benchmarks.pretrain.emoji_world.prompts import Record, all_facts, prompt_sets, record
+from benchmarks.pretrain.emoji_world.scenes import World
+from benchmarks.pretrain.emoji_world.vae import psnr, reconstruct
+from benchmarks.pretrain.pipeline import generate
+
+Detectors = dict[str, PreTrainedModel]
+
+#: Steps, eta and guidance of each row of the card; the first is the project's default.
+SAMPLERS = sorted(product((10, 20), (1.0, 0.0), (1.0, 2.0)), key=lambda one: (one[2], -one[1], one[0]))
+
+
+SCENES = 500
+"""Held-out scenes that keep their captions, and as many that do not, on which the detectors are measured."""
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Turn uint8 pictures into float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def share(hits: Sequence[bool]) -> float:
+    """Return the share of true entries, rounded to four digits."""
+    return round(mean(map(float, hits)), 4)
+
+
+def score_renders(world: World, detectors: Detectors, vae: torch.nn.Module, rows: int) -> dict[str, Any]:
+    """Compare each detector's verdicts with the truth, on renders that keep their captions and on ones that do not."""
+    torch.manual_seed(123_456)
+    known = {one["prompt"]: one for kind in KINDS for one in (record(kind, facts) for facts in all_facts(kind))}
+    pictures, truths, records = [], [], []
+    slips = world.slips
+    for slip in (0.0, 1.0):
+        world.slips = torch.full_like(slips, slip)
+        scenes, caption = world.captioned(rows)
+        found, drawn = shown(scenes, world.sprites), world.draw(scenes)
+        for index, text in enumerate(captions()[place] for place in caption.tolist()):
+            if text in known:
+                pictures.append(drawn[index])
+                truths.append(is_right(found[index], known[text]))
+                records.append(known[text])
+    world.slips = slips
+    renders = torch.stack(pictures)
+    copies = torch.cat([reconstruct(vae, part) for part in renders.split(128)])
+    result: dict[str, Any] = {"scenes": len(renders), "truly_right": share(truths)}
+    result["psnr_db"] = round(psnr(renders, copies), 2)
+    for name, detector in detectors.items():
+        for what, images in (("renders", renders), ("reconstructions", copies)):
+            verdicts = [is_right(*both) for both in zip(detect(detector, images), records, strict=True)]
+            agree = [seen == true for seen, true in zip(verdicts, truths, strict=True)]
+            result[f"{name}_right_on_{what}"] = share(agree)
+    return result
+
+
+def score_prompts(
+    pipe: StableDiffusionPipeline, detectors: Detectors, records: Sequence[Record], seeds: int, sampler: Sequence[float]
+) -> dict[str, Any]:
+    """Generate ``seeds`` pictures of each prompt, none picked; return the share that each detector calls right."""
+    steps, eta, guidance = sampler
+    found: dict[str, list[list[Found]]] = {name: [] for name in detectors}
+    rows = [(seed * 100_000 + index, one) for seed in range(seeds) for index, one in enumerate(records)]
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        prompts, numbers = [one["prompt"] for _, one in part], [number for number, _ in part]
+        images = to_pixels(generate(pipe, prompts, numbers, int(steps), eta, guidance))
+        for name, detector in detectors.items():
+            found[name] += detect(detector, images)
+    result: dict[str, Any] = {"steps": steps, "eta": eta, "guidance": guidance, "images": len(rows)}
+    kinds = [kind for kind in KINDS if any(one["tag"] == kind for one in records)]
+    for name, every in found.items():
+        verdicts = [(one["tag"], is_right(seen, one)) for (_, one), seen in zip(rows, every, strict=True)]
+        by_kind = {kind: share([right for tag, right in verdicts if tag == kind]) for kind in kinds}
+        result[name] = {**by_kind, "mean": round(mean(by_kind.values()), 4)}
+    return result
+
+
+def measure(pipe: StableDiffusionPipeline, world: World, detectors: Detectors, seeds: int) -> dict[str, Any]:
+    """Return everything of the card that is measured on the reloaded weights."""
+    sets = prompt_sets()
+    few = max(1, seeds // 4)
+    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "vae": pipe.vae, **detectors}
+    rest = {name: records for name, records in sets.items() if name != "benchmark"}
+    return {
+        "parameters": {name: sum(value.numel() for value in part.parameters()) for name, part in parts.items()},
+        "renders": score_renders(world, detectors, pipe.vae, SCENES),
+        "benchmark": [
+            score_prompts(pipe, detectors, sets["benchmark"], few if index else seeds, sampler)
+            for index, sampler in enumerate(SAMPLERS)
+        ],
+        "sets": {name: score_prompts(pipe, detectors, some, few, SAMPLERS[0]) for name, some in rest.items()},
+        "milliseconds_per_row_one_thread": time_parts(pipe, rows=32),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def draw_grid(pipe: StableDiffusionPipeline, path: Path, columns: int = 12) -> None:
+    """Save two rows of pictures of each kind at the default sampler, of prompts spread over the benchmark."""
+    prompts = []
+    for kind in KINDS:
+        texts = [one["prompt"] for one in prompt_sets()["benchmark"] if one["tag"] == kind]
+        prompts += [texts[index * len(texts) // (2 * columns) % len(texts)] for index in range(2 * columns)]
+    images = generate(pipe, prompts, range(len(prompts)))
+    rows = [torch.cat(list(images[start : start + columns]), dim=2) for start in range(0, len(images), columns)]
+    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).contiguous().numpy()).save(path, optimize=True)
