@@ -94,7 +94,8 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
         f"{spec.algorithm} on {one_line(spec.task.model)} toward {one_line(spec.task.reward)}: {spec.total_queries} "
         f"reward queries, {torch.get_num_threads()} threads{per_rank}, folder {folder}"
     )
-    checkpoint, stop = folder / CHECKPOINT, StopSignal("a checkpoint is written after this step")
+    checkpoint = folder / CHECKPOINT
+    stop = StopSignal("a checkpoint is written after this step, or after the update under way")
     try:
         with ProgressBar(spec.total_queries) as bar, stop:
 

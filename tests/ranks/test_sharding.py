@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import algorithms.base
+import algorithms.setup
 from algorithms import DDPO
 from algorithms.checkpoints.file import read_checkpoint
 from algorithms.parallel.sharding import check_sharded, shard
@@ -166,8 +166,8 @@ def test_moments_of_8_bits_are_refused(monkeypatch: pytest.MonkeyPatch, exact: d
     class TwoRanks:
         rank, size, sharded, is_first = 0, 2, True, True
 
-    monkeypatch.setattr(algorithms.base, "current_ranks", TwoRanks)
-    monkeypatch.setattr(algorithms.base, "check_optimizer", lambda config: None)
+    monkeypatch.setattr(algorithms.setup, "current_ranks", TwoRanks)
+    monkeypatch.setattr(algorithms.setup, "check_optimizer", lambda config: None)
     with pytest.raises(ValueError, match="optimizer 'adamw8bit' does not know sharded weights"):
         DDPO(gymnasium.make("DiffusionDenoise-v0", **exact), trainable="full", optimizer="adamw8bit")
 
