@@ -250,7 +250,8 @@ PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "texts as latents": (lambda: ddpo().predict(observation(latent=np.array(["a"] * 4, dtype=object))), TypeError, "latent must be an array of numbers"),
     "NaN latents": (lambda: ddpo().predict(observation(latent=np.full((4, 2, 1, 1), NAN, np.float32))), ValueError, "latent holds NaN or infinity"),
     # parameters and checkpoints
-    "parameters without a policy": (lambda: ddpo().set_parameters({"weights": {}}), ValueError, "lacks 'log_stds'.*3 missing"),
+    "parameters without a policy": (lambda: ddpo().set_parameters({"average": {}}), ValueError, "lacks 'log_stds'.*3 missing"),
+    "parameters of an unknown group": (lambda: ddpo().set_parameters({"weights": {}}), ValueError, "unknown group 'weights'; expected policy"),
     "parameters as a list": (lambda: ddpo().set_parameters([1]), TypeError, r"expected a checkpoint's path, or a readable binary file.*got list"),
     "NaN weights": (lambda: ddpo().set_parameters({"policy": {k: NAN * v for k, v in parameters()["policy"].items()}}), ValueError, "holds NaN or infinity; weights and moments must be finite"),
     "moments of another model": (lambda: ddpo().set_parameters(parameters(optimizer={"conv/exp_avg": torch.zeros(1)})), ValueError, "optimizer's 'conv/exp_avg' .*fits no weight"),

@@ -32,7 +32,8 @@ SPOILING = {"detector": Spoiling(), "judge": Spoiling(blur=0.9, noise=0.2, contr
 def run_stages(config: WorldConfig) -> None:
     """Run the stages that ``config.only`` names and that are not finished."""
     torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision("high")
+    if torch.device(config.device).type == "cuda":  # a setting of the process; the run's own process ends with it
+        torch.set_float32_matmul_precision("high")
     world = make_world(config)
     parts = {}
     for name, make in STAGES.items():
