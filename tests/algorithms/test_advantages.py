@@ -70,7 +70,7 @@ def test_the_log_says_which_way_rewards_go(make_env: Callable, sample: Callable)
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float16, torch.float64])
 def test_integer_rewards_give_fractional_advantages(dtype: torch.dtype) -> None:
-    """An ``empty_like`` of integer rewards truncates every advantage (FIELD.md, trap 5); here +-0.447 and +-1.34."""
+    """An ``empty_like`` of integer rewards truncates every advantage, as in ddpo-pytorch; here +-0.447 and +-1.34."""
     advantages = PerPromptStatistics(4, 4).update(["cat"] * 4, torch.tensor([0, 1, 2, 3], dtype=dtype))
     assert advantages.tolist() == pytest.approx([z / math.sqrt(1.25) for z in (-1.5, -0.5, 0.5, 1.5)], rel=2e-6)
     assert advantages.dtype == torch.float32

@@ -68,7 +68,7 @@ def test_mean_takes_the_root_of_the_ratio_and_divides_the_bound() -> None:
 
 
 def test_default_bound_is_the_papers_clip_range() -> None:
-    """1e-4 on the mean log-ratio of 64 x 64 x 4 = 16,384 dimensions; FIELD.md gives 4e-4 for 4 x 32 x 32."""
+    """1e-4 on the mean log-ratio of 64 x 64 x 4 = 16,384 dimensions, and 4e-4 for 4 x 32 x 32."""
     assert log_ratio_bound(1.64, 16_384, "mean") == pytest.approx(1e-4, rel=2e-3)
     assert log_ratio_bound(1.64, 4 * 32 * 32, "mean") == pytest.approx(4e-4, rel=2e-3)
     assert log_ratio_bound(1.64, 16_384, "sum") == 1.64

@@ -108,7 +108,7 @@ def test_steps_without_density_are_left_out(make_env: Callable) -> None:
 def test_stable_diffusion_grids_with_a_deterministic_end(
     make_env: Callable, sample: Callable, with_scheduler: Callable, spacing: dict[str, Any]
 ) -> None:
-    """Where ddpo-pytorch and trl give NaN (FIELD.md, trap 2) T - 1 steps are trained and the weights stay finite."""
+    """Where ddpo-pytorch and trl give NaN, T - 1 steps are trained and the weights stay finite."""
     env = make_env(with_scheduler(**spacing), steps=4, reward="compressibility", prompts=["cat"])
     algorithm = Trained(env, trainable="full", num_envs=4, images_per_iteration=4, updates_per_iteration=1)
     rollout = sample(algorithm, 4)

@@ -165,7 +165,7 @@ def test_any_schedulers_config_gives_diffusers_ddim_grid(scheduler: Any) -> None
 
 
 def _expected_zero_steps(sampler: str, spacing: str, offset: int, alpha_to_one: bool, steps: int) -> set[int]:
-    """The deterministic steps at eta > 0, by the words of DESIGN.md: only the last can be one."""
+    """The deterministic steps at eta > 0, only the last can be one."""
     last_time = {"leading": offset, "linspace": 0, "trailing": round(1000 / steps) - 1}[spacing]
     ends_clean = sampler == "ddpm" or alpha_to_one  # a_prev = 1
     stands_still = last_time == 0  # prev clamps to time 0, which is t itself

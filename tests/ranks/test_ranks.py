@@ -63,7 +63,7 @@ def test_a_penalty_and_an_average_are_those_of_one_process(exact_reports: Report
 
 @BOTH
 def test_weights_differ_where_gradients_are_not_synchronised(exact_reports: Reports, name: str) -> None:
-    """The defect of trl 0.23.1 (FIELD.md): without it this file's equalities would say nothing."""
+    """The defect of trl 0.23.1, whose ranks diverge: without it this file's equalities would say nothing."""
     first, second = exact_reports[f"{name} unsynchronised"]
     assert distance(first["tensors"], second["tensors"]) > 1e-3
 
