@@ -203,7 +203,7 @@ class Rollout:
         )
 
 
-def collect(  # noqa: D417 - arguments are described in groups
+def collect(
     env: DenoiseVectorEnv,
     policy: DenoisingPolicy,
     prompts: Sequence[str],
@@ -221,11 +221,14 @@ def collect(  # noqa: D417 - arguments are described in groups
     """Denoise and score one image per prompt, ``env.num_envs`` images at a time. Collective.
 
     Args:
-        env, policy: on one model; the environment's reward and prompt encoder are used.
-        prompts, images: n texts, and the run's number of each image; None counts from 0.
-        seed, streams: key all noise, with the image's number: any split over ranks and rounds draws the same.
+        env: its reward and prompt encoder are used.
+        policy: on the environment's model.
+        prompts: n texts.
+        seed: keys all noise, with the image's number: any split over ranks and rounds draws the same.
+        images: the run's number of each image; None counts from 0.
         updates: how many updates the images are assigned to, equally many neighbours to each.
         whole_trajectory: store all latents and log-probabilities, or the finished latents alone.
+        streams: of the initial latents and of the steps' noise.
         on_step: called after every step of the environments; False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
         reference: the starting model, if the KL to it is to be measured: one more forward per row.
