@@ -272,7 +272,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
             "train/learning_rate": self._current_rate,
             "train/n_updates": self._n_updates,
             **({"train/loss_scale": steps.loss_scaler.get_scale()} if steps.loss_scaler.is_enabled() else {}),
-            "train/skipped_updates": steps.skipped,
+            "train/skipped_updates": steps.skipped.total,
         }
         for name, value in values.items():
             self.logger.record(name, value)

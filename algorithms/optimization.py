@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,12 +17,21 @@ class DivergedError(RuntimeError):
     """Training cannot continue: more gradients in a row than allowed were not finite."""
 
 
+@dataclass
+class SkippedUpdates:
+    """Updates whose gradient was not finite."""
+
+    total: int = 0
+    """Since training began."""
+    in_a_row: int = 0
+    """Since the last update that was made, not counting overflows in float16."""
+
+
 class GradientSteps:
     """Backward passes and optimizer steps.
 
     Attributes:
-        skipped: updates skipped since training began.
-        skipped_in_a_row: updates skipped since the last one that was made, not counting overflows in float16.
+        skipped: counts of skipped updates.
         made: updates made.
         after_backward: called after every backward pass, for a progress bar.
     """
@@ -32,7 +42,7 @@ class GradientSteps:
         """Args: average: takes in the weights after each update."""
         self._ranks, self._config, self._average = ranks, config, average
         self.loss_scaler = loss_scaler
-        self.skipped = self.skipped_in_a_row = self.made = 0
+        self.skipped, self.made = SkippedUpdates(), 0
         self.after_backward: Callable[[], None] = lambda: None
 
     def backward(self, loss: Tensor) -> None:
@@ -62,19 +72,19 @@ class GradientSteps:
             if self._average is not None:
                 self._average.update()
             self.made += 1
-            self.skipped_in_a_row = 0
+            self.skipped.in_a_row = 0
         self.loss_scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if not finite:
-            self.skipped += 1
-            self.skipped_in_a_row += not overflowed
-            if self.skipped_in_a_row > self._config.max_skipped_updates:
+            self.skipped.total += 1
+            self.skipped.in_a_row += not overflowed
+            if self.skipped.in_a_row > self._config.max_skipped_updates:
                 raise DivergedError(self._diverged(float(norm)))
         return norm
 
     def _diverged(self, norm: float) -> str:
         return (
-            f"{self.skipped_in_a_row} updates in a row were skipped, because the norm of their gradient was {norm}; "
+            f"{self.skipped.in_a_row} updates in a row were skipped, because the norm of their gradient was {norm}; "
             f"expected a finite one, and max_skipped_updates allows {self._config.max_skipped_updates}. The weights "
             "and moments are those before them. Look for rewards of extreme size, lower learning_rate or clip_range, "
             "or compute in float32 (autocast 'none'); then resume from the last checkpoint."
@@ -84,15 +94,14 @@ class GradientSteps:
         """Return the counts and the loss scale, JSON-serialisable."""
         return {
             "made": self.made,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped": asdict(self.skipped),
             "loss_scaler": self.loss_scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.made, self.skipped = state["made"], state["skipped"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.made = state["made"]
+        self.skipped.total, self.skipped.in_a_row = state["skipped"]["total"], state["skipped"]["in_a_row"]
         if state["loss_scaler"]:
             self.loss_scaler.load_state_dict(state["loss_scaler"])
 

@@ -124,6 +124,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         self.average = WeightAverage(self.policy.trainable_parameters(), decay) if decay else None
         loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.policy.computes_in_float16)
         self.gradient_steps = GradientSteps(self.ranks, self.config, loss_scaler, self.average)
+        #: Counts of updates that were skipped because their gradient was not finite.
+        self.skipped = self.gradient_steps.skipped
         check_held_out(self.mdp.prompts, self.config.evaluation)
         self.rollout_env = self._make_rollout_env(self.mdp)
 

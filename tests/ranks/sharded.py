@@ -89,7 +89,7 @@ def not_finite(name: str) -> Report:
         return step(optimizer)
 
     algorithm.backward, algorithm.step = spoil, count  # type: ignore[method-assign]
-    return learn(algorithm, 1) | {"skipped": algorithm.gradient_steps.skipped}
+    return learn(algorithm, 1) | {"skipped": algorithm.skipped.total}
 
 
 def estimated(name: str) -> Report:

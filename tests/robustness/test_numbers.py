@@ -85,7 +85,7 @@ def test_strange_rewards_leave_finite_weights_and_logs(build: Build, name: str, 
     algorithm.learn(2 * ITERATION)
     assert algorithm.iteration == 2
     assert all_finite(algorithm)
-    assert algorithm.gradient_steps.skipped == 0
+    assert algorithm.skipped.total == 0
     assert all(math.isfinite(value) for line in lines for value in line.values())
 
 
@@ -168,7 +168,7 @@ def spoil(algorithm: DiffusionAlgorithm[Any], value: float, updates: set[int]) -
     parameter = next(iter(algorithm.policy.trainable_parameters().values()))
 
     def hook(gradient: Tensor) -> Tensor:
-        tried = algorithm._n_updates + algorithm.gradient_steps.skipped
+        tried = algorithm._n_updates + algorithm.skipped.total
         if tried not in updates:
             return gradient
         spoiled = gradient.clone()
@@ -196,10 +196,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(build: Bui
     step(value * sum(p.sum() for p in parameters.values()))
     assert equal(dict(parameters), before)
     assert all(equal(optimizer.state[p], moments[key]) for key, p in parameters.items())
-    steps = algorithm.gradient_steps
-    assert (steps.skipped, steps.skipped_in_a_row, algorithm._n_updates) == (1, 1, 1)
+    assert (algorithm.skipped.total, algorithm.skipped.in_a_row, algorithm._n_updates) == (1, 1, 1)
     step(sum(p.sum() for p in parameters.values()))
-    assert (steps.skipped, steps.skipped_in_a_row, algorithm._n_updates) == (1, 0, 2)
+    assert (algorithm.skipped.total, algorithm.skipped.in_a_row, algorithm._n_updates) == (1, 0, 2)
     assert not equal(dict(parameters), before)
 
 
@@ -212,7 +211,7 @@ def test_training_goes_on_after_skipped_updates(build: Build, name: str, tmp_pat
 
     def log(metrics: Any) -> None:
         ordinary(metrics)
-        counts.append(algorithm.gradient_steps.skipped)
+        counts.append(algorithm.skipped.total)
 
     algorithm._log = log  # type: ignore[method-assign]
     algorithm.learn(5 * ITERATION)
@@ -220,10 +219,10 @@ def test_training_goes_on_after_skipped_updates(build: Build, name: str, tmp_pat
     assert all_finite(algorithm)
     algorithm.save(tmp_path / "run")
     state = read_checkpoint(tmp_path / "run").state["steps"]
-    assert (state["skipped"], state["skipped_in_a_row"]) == (2, 0)
+    assert state["skipped"] == {"total": 2, "in_a_row": 0}
     each = 3 if name == "sb3-ppo" else algorithm.config.updates_per_iteration
     assert state["made"] == 5 * each - 2
-    assert type(algorithm).load(tmp_path / "run", algorithm.get_env()).gradient_steps.skipped == 2
+    assert type(algorithm).load(tmp_path / "run", algorithm.get_env()).skipped.total == 2
 
 
 @pytest.mark.parametrize("limit", [0, 3])
@@ -234,7 +233,7 @@ def test_too_many_in_a_row_stop_the_run(build: Build, name: str, limit: int) -> 
     message = rf"^{limit + 1} updates in a row were skipped.*was (nan|inf); expected a finite one.*allows {limit}\."
     with pytest.raises(DivergedError, match=message):
         algorithm.learn(100 * ITERATION)
-    assert algorithm.gradient_steps.skipped_in_a_row == limit + 1
+    assert algorithm.skipped.in_a_row == limit + 1
     assert equal(algorithm.get_parameters()["policy"], before)
 
 
@@ -242,7 +241,7 @@ def test_skipped_updates_with_good_ones_between_do_not_stop_it(build: Build) -> 
     algorithm = build("ddpo-is", first, max_skipped_updates=1)
     spoil(algorithm, torch.nan, set(range(0, 1000, 2)))
     algorithm.learn(3 * ITERATION)
-    assert (algorithm.gradient_steps.skipped, algorithm._n_updates) == (6, 6)
+    assert (algorithm.skipped.total, algorithm._n_updates) == (6, 6)
 
 
 def test_the_command_line_says_why_and_keeps_the_checkpoint(
@@ -277,4 +276,4 @@ def test_the_command_line_says_why_and_keeps_the_checkpoint(
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["train/skipped_updates"] for line in log] == [0, 0, 0, 1, 2]
     state = read_checkpoint(tmp_path / "run" / "checkpoint.zip").state
-    assert (state["iteration"], state["steps"]["skipped"], state["steps"]["skipped_in_a_row"]) == (5, 2, 2)
+    assert (state["iteration"], state["steps"]["skipped"]) == (5, {"total": 2, "in_a_row": 2})
