@@ -27,7 +27,7 @@ def first_run(loaded: str, step: str, expected: str) -> Iterator[None]:
         expected: the kind of model that works.
 
     Raises:
-        ValueError: in place of what was raised inside, save for a lack of memory.
+        ValueError: in place of what was raised inside, except for a lack of memory.
     """
     import torch
 

@@ -5,7 +5,7 @@ import copy
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import gymnasium
@@ -261,20 +261,20 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
         # As in Stable-Baselines3: checks that only a new training needs are left out.
         algorithm = cls(env, config, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
         algorithm._setup_model()
-        algorithm._restore(checkpoint)
+        algorithm._restore(checkpoint, set(kwargs))
         return algorithm
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint, given: Collection[str]) -> None:
+        """Restore a checkpoint's state, except the sizes and noise levels whose options ``load`` was ``given``."""
         state = checkpoint.state
         self._check_model(state["env"]["model"], state["model"])
         self.load_extra_state(state["extra"])  # first: extra tensors may depend on it
         groups = unflatten(checkpoint.tensors)
         check_tensors(groups.get("extra", {}), self.extra_tensors())
         self.set_parameters(groups)
-        # What memory allowed in the saved run, unless another size is asked for.
-        if self.config.policy.chunk_size == state["config"]["policy"]["chunk_size"]:
-            self.policy.chunk_size = state["chunk_size"]
-        if self.config.policy.eta == from_dict(self.config_class, state["config"]).policy.eta:
+        if not {"chunk_size", "policy"} & set(given):
+            self.policy.chunk_size = state["chunk_size"]  # what memory allowed in the saved run
+        if not {"eta", "policy"} & set(given):
             levels = state["noise_levels"]  # as they were changed between iterations
             self.policy.set_noise_levels(tuple(levels) if isinstance(levels, list) else levels)
         self.gradient_steps.load_state_dict(state["steps"])

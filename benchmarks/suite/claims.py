@@ -35,7 +35,7 @@ class Claim:
 
 
 def _rwr_every(images: int) -> Variant:
-    """Return RWR with ten trained rows per image, however many images an iteration has: five updates of 128 for 64."""
+    """Return RWR with ten trained rows per image: 64 images per iteration get five updates of 128 rows."""
     return Variant("rwr", {"images_per_iteration": images, "updates_per_iteration": images * 5 // 64})
 
 

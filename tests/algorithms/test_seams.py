@@ -145,9 +145,10 @@ def test_levels_changed_between_iterations_are_resumed(make_env: Callable, tmp_p
     whole = DDPO(env, **options)
     whole.policy.set_noise_levels((0.0, 1.0, 1.0, 0.0, 0.0))
     whole.learn(8 * 5).save(tmp_path / "run")
-    resumed, other = DDPO.load(tmp_path / "run", env), DDPO.load(tmp_path / "run", env, eta=0.5)
+    resumed = DDPO.load(tmp_path / "run", env)
     assert resumed.policy.trainable_steps.tolist() == [1, 2]
-    assert other.policy.trainable_steps.tolist() == [0, 1, 2, 3, 4]
+    for given in (0.5, whole.config.policy.eta):  # also where it is the configuration's own
+        assert DDPO.load(tmp_path / "run", env, eta=given).policy.trainable_steps.tolist() == [0, 1, 2, 3, 4]
     for algorithm in (whole, resumed):
         algorithm.learn(8 * 5, reset_num_timesteps=False)
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())

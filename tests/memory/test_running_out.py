@@ -101,6 +101,7 @@ def test_the_size_is_kept_in_the_checkpoint(small_run: Callable, tmp_path: Path)
     algorithm.save(tmp_path / "run")
     assert DDPO.load(tmp_path / "run").policy.chunk_size == 1
     assert DDPO.load(tmp_path / "run", chunk_size=2).policy.chunk_size == 2  # asked for: another machine, perhaps
+    assert DDPO.load(tmp_path / "run", chunk_size=4).policy.chunk_size == 4  # also the size that was asked for first
 
 
 def test_when_one_row_does_not_fit_it_says_what_saves_memory(small_run: Callable) -> None:
