@@ -66,6 +66,11 @@ class DDPOConfig(AlgorithmConfig):
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"timestep_fraction must lie in (0, 1], got {self.timestep_fraction}.")
         check_statistics(self.statistics_buffer, self.statistics_min_count)
+        if self.advantages == "running" and self.advantage_scale != "group":
+            raise ValueError(
+                f"advantage_scale {self.advantage_scale!r} has no effect on running advantages, which divide by each "
+                "prompt's running std; set advantages to 'group' or 'leave-one-out'."
+            )
         if self.advantages != "running" and self.images_per_prompt < 2:
             raise ValueError(
                 f"advantages {self.advantages!r} compare the images of one prompt in an iteration, but "

@@ -50,6 +50,11 @@ def test_groups_of_one_image_are_refused() -> None:
         DDPOConfig(advantages="group")
 
 
+def test_a_scale_without_effect_is_refused() -> None:
+    with pytest.raises(ValueError, match="advantage_scale 'batch' has no effect on running advantages"):
+        DDPOConfig(advantage_scale="batch")
+
+
 class Trailing(DiffusionAlgorithm[DDPOConfig]):
     """The score function on rollouts of a slower average of the weights, which is neither evaluated nor exported."""
 
