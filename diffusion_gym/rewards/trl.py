@@ -40,7 +40,9 @@ class _FromTRL:
         self._function, self._metadata = reward_fn, metadata
         self.required_metadata = getattr(reward_fn, "required_metadata", ()) if metadata is None else ()
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Tensor:
         """Return (n,).
 
         Raises:
@@ -51,7 +53,7 @@ class _FromTRL:
             for prompt in prompts:
                 self.check_metadata(prompt, {})
             metadata = [self._metadata[prompt] for prompt in prompts]
-        result = self._function(images.float() / 255, tuple(prompts), tuple(metadata))
+        result = self._function(images.float() / 255, tuple(prompts), tuple(metadata or [{} for _ in prompts]))
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"expected a pair (scores, metadata) as for trl, got {type(result).__name__}")
         scores = result[0]
