@@ -59,7 +59,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
 
     ## Rewards
     0 until the last step, then the reward of the decoded image and its prompt: ``reward(images, prompts)``, or
-    ``reward(images, prompts, metadata)``, with images (n, 3, H, W), uint8. Nothing is discounted or normalised here; advantages are the algorithm's business.
+    ``reward(images, prompts, metadata)``, with images (n, 3, H, W), uint8. Nothing is discounted or normalised here;
+    advantages are the algorithm's business.
 
     ## Starting State
     x_T is standard normal, from ``torch.Generator().manual_seed(seed)`` as a diffusers pipeline draws it; the prompt

@@ -41,7 +41,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
     ``info`` has an entry and a mask ``_entry`` a key, as Gymnasium's vector environments do; with either output they
     are NumPy arrays, except ``image``: (n, H, W, 3) in NumPy and (n, 3, H, W) in torch, zeros where ``_image`` is
-    false. With SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
+    false. ``metadata`` is an array of n dictionaries. With SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
