@@ -1,6 +1,5 @@
 """Prompts as records: a text, and what else is known of it; and sets of them."""
 
-import copy
 import hashlib
 import json
 import math
@@ -69,7 +68,7 @@ class Prompt:
 
     def metadata_copy(self) -> dict[str, Any]:
         """Return the metadata for somebody who may change them."""
-        return copy.deepcopy(dict(self.metadata))
+        return {name: _copied(value) for name, value in self.metadata.items()}
 
     def describe(self, weighted: bool = False) -> str | dict[str, Any]:
         """Return the record as JSON that :func:`load_prompts` takes: the text alone, where there is nothing else.
@@ -270,6 +269,13 @@ def _plain(value: Any, what: str) -> Any:
         f"{what} must be texts, numbers, lists, and mappings with texts as names, as JSON holds them; got "
         f"{type(value).__name__}: {value!r}."
     )
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of what :func:`_plain` returned; many times quicker than deepcopy."""
+    if isinstance(value, dict):
+        return {name: _copied(each) for name, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _encodable(text: str, what: str = "the prompt") -> str:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from diffusion_gym.prompt_records import Prompt
@@ -30,7 +31,8 @@ def metadata_arguments(
     by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)][2:3]
     is_third = any(each.default is each.empty or each.name == "metadata" for each in by_place)
     is_named = any(each.name == "metadata" and each.kind is not each.VAR_KEYWORD for each in parameters)
-    if not is_third and not is_named:
+    is_bound = isinstance(function, partial) and "metadata" in function.keywords  # to metadata of the user's own
+    if not is_third and (is_bound or not is_named):
         return [], {}
     given = [{} for _ in range(n)] if metadata is None else [copy.deepcopy(dict(each)) for each in metadata]
     return ([given], {}) if is_third else ([], {"metadata": given})

@@ -1,6 +1,7 @@
 """Rewards with a third argument, the prompts' metadata; what they need is checked before anything is sampled."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def make(reward: Any, prompts: Any, **more: Any) -> gymnasium.Env:
         (by_name, [2, 5]),
         (two, [1, 1]),
         (squared, [4, 4]),
+        (partial(by_name, power=2), [4, 25]),
+        (partial(lambda images, prompts, metadata: torch.tensor(metadata), metadata=[8.0, 9.0]), [8, 9]),  # its own
         (Named(), [2, 5]),
         ({third: 10.0, two: 1.0}, [21, 51]),
         (WeightedSum({WeightedSum({Named(): 2.0}): 1.0, two: -1.0}), [3, 9]),
