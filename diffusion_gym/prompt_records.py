@@ -24,7 +24,7 @@ class Prompt:
 
     Attributes:
         text: what the model reads.
-        weight: how often it is drawn in training, a positive number in any unit.
+        weight: how often it is drawn in training, a positive number in any unit; prompts are equal whatever it is.
         negative_prompt: what the picture is not to show, for model families that read it.
         image: a picture's path, or a picture, for model families that are conditioned on one.
         metadata: every further field, as JSON: name -> text, number, list or mapping. Rewards may read it.

@@ -28,28 +28,29 @@ def metadata_arguments(
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some built-in callables have no signature
         return [], {}
-    by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)][2:3]
-    is_third = any(each.default is each.empty or each.name == "metadata" for each in by_place)
-    is_named = any(each.name == "metadata" and each.kind is not each.VAR_KEYWORD for each in parameters)
+    third = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)][2:3]
+    is_third = any(each.default is each.empty or each.name == "metadata" for each in third)
+    by_name = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     is_bound = isinstance(function, partial) and "metadata" in function.keywords  # to metadata of the user's own
-    if not is_third and (is_bound or not is_named):
+    if not is_third and (is_bound or "metadata" not in by_name):
         return [], {}
     given = [{} for _ in range(n)] if metadata is None else [copy.deepcopy(dict(each)) for each in metadata]
     return ([given], {}) if is_third else ([], {"metadata": given})
 
 
-def check_metadata(reward: Callable[..., object], records: Sequence[Prompt]) -> None:
+def check_metadata(reward: Callable[..., object], records: Sequence[Prompt], kind: str = "reward") -> None:
     """Raise ValueError, naming reward, field and prompt, for a record that lacks what a reward or metric needs.
 
     It says so by an attribute ``required_metadata``, names of fields, or by a method ``check_metadata(prompt,
-    metadata)``, of a text and a mapping, which raises ValueError; it may have both, or neither.
+    metadata)``, of a text and a mapping, which raises ValueError; it may have both, or neither. ``kind`` is what the
+    error calls it.
     """
     from diffusion_gym.rewards.base import reward_name
     from diffusion_gym.rewards.combine import WeightedSum
 
     if isinstance(reward, WeightedSum):
         for part in reward.rewards.values():
-            check_metadata(part, records)
+            check_metadata(part, records, kind)
         return
     needed: Sequence[str] = getattr(reward, "required_metadata", ())
     check = getattr(reward, "check_metadata", None)
@@ -58,7 +59,7 @@ def check_metadata(reward: Callable[..., object], records: Sequence[Prompt]) -> 
             if name not in record.metadata:
                 has = f"has {sorted(record.metadata)}" if record.metadata else "has no metadata"
                 raise ValueError(
-                    f"the reward {reward_name(reward)!r} needs the field {name!r} of every prompt, but {record.text!r} "
+                    f"the {kind} {reward_name(reward)!r} needs the field {name!r} of every prompt, but {record.text!r} "
                     f"{has}; add the field to its record, as in {{'prompt': {record.text!r}, {name!r}: ...}}."
                 )
         if check is not None:
@@ -66,5 +67,5 @@ def check_metadata(reward: Callable[..., object], records: Sequence[Prompt]) -> 
                 check(record.text, record.metadata_copy())
             except ValueError as error:
                 raise ValueError(
-                    f"the reward {reward_name(reward)!r} cannot score the prompt {record.text!r}: {error}"
+                    f"the {kind} {reward_name(reward)!r} cannot score the prompt {record.text!r}: {error}"
                 ) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from algorithms import DDPO, RWR, SB3PPO, EvaluationConfig
@@ -93,6 +94,23 @@ def test_the_log_names_records_that_share_a_text_apart(make_env: Callable) -> No
     means = {name.partition("/")[2]: value for name, value in logged.items() if name.startswith("reward_by_prompt/")}
     assert means.keys() == {"north (1)", "north (2)", "south"}
     assert means["north (2)"] > 500 > means["north (1)"] > -500 > means["south"]
+
+
+def test_stable_baselines_sees_the_metadata(make_env: Callable) -> None:
+    """In ``infos`` of callbacks and of its environment."""
+    algorithm, seen = build(make_env), []
+
+    class Notes(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.extend((info["prompt"], info["metadata"]) for info in self.locals["infos"])
+            return True
+
+    algorithm.learn(12 * STEPS, Notes())
+    assert sum(row == ("north", {"offset": 1000.0}) for row in seen) == 4 * STEPS
+    env = algorithm.get_env()
+    env.set_options({"prompts": [RECORDS[1]] * env.num_envs})
+    env.reset()
+    assert [info["metadata"] for info in env.reset_infos] == [{"offset": 1000.0}] * env.num_envs
 
 
 @pytest.mark.parametrize("cls", [DDPO, RWR, SB3PPO])

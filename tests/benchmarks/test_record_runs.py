@@ -62,7 +62,7 @@ def test_rewards_and_metrics_get_the_metadata_which_the_folder_holds(spec: RunSp
 def test_a_field_that_a_metric_needs_is_named_before_anything_is_sampled(spec: RunSpec, tmp_path: Path) -> None:
     without = [{key: value for key, value in line.items() if key != "tag"} | {"prompt": "south"} for line in LINES]
     (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, without)), encoding="utf-8")
-    with pytest.raises(ValueError, match="the reward 'tag' needs the field 'tag' of every prompt, but 'south' has"):
+    with pytest.raises(ValueError, match="the metric 'tag' needs the field 'tag' of every prompt, but 'south' has"):
         run(spec, tmp_path / "run")
     assert not (tmp_path / "run" / "evaluations.jsonl").exists()
 

@@ -96,6 +96,7 @@ def make(reward: Any, prompts: Any, **more: Any) -> gymnasium.Env:
         (by_name, [2, 5]),
         (two, [1, 1]),
         (squared, [4, 4]),
+        (lambda images, prompts, *metadata: torch.full((2,), float(len(metadata))), [0, 0]),
         (partial(by_name, power=2), [4, 25]),
         (partial(lambda images, prompts, metadata: torch.tensor(metadata), metadata=[8.0, 9.0]), [8, 9]),  # its own
         (Named(), [2, 5]),
