@@ -155,6 +155,7 @@ def test_evaluations_keep_the_metadata_and_score_with_them(make_env: Callable, t
     assert (found.held_out.rewards.round(decimals=-3) / 1000).tolist() == [7, 8] * 3
 
 
+@pytest.mark.filterwarnings("ignore:the reward .needy. gave")  # it depends on the record alone
 def test_a_normalised_part_is_measured_with_metadata(make_env: Callable) -> None:
     reward = WeightedSum([RewardTerm(shifted, normalise=True), RewardTerm(Needy(), 0.0)])
     iterate(build(make_env, reward=reward, prompts=RECORDS[:2]))
