@@ -32,7 +32,7 @@ class PerPromptStatistics:
         """Add rewards, and return their advantages ``(r - mean) / (std + 1e-6)``.
 
         Args:
-            prompts: n texts.
+            prompts: n texts, or keys of prompts (``rollout.keys``).
             rewards: (n,), any real dtype.
 
         Returns:
@@ -72,7 +72,7 @@ def group_advantages(prompts: Sequence[str], rewards: Tensor, scale: str = "grou
     get 0.
 
     Args:
-        prompts: n texts.
+        prompts: n texts, or keys of prompts (``rollout.keys``).
         rewards: (n,).
         scale: which std divides: "group" (of the prompt's images), "batch" (of all images), or "none".
         others: whether the mean is that of the prompt's other images.
@@ -105,7 +105,7 @@ def softmax_weights(prompts: Sequence[str], rewards: Tensor, beta: float, standa
     """Weights of RWR: per prompt, a softmax of the rewards over beta (Black et al. 2023, section 4.2 and appendix D.3).
 
     Args:
-        prompts: n texts.
+        prompts: n texts, or keys of prompts (``rollout.keys``).
         rewards: (n,).
         beta: temperature, smaller is greedier: the reciprocal of the paper's beta, an inverse temperature.
         standardise: over each prompt's images first, so that beta means the same for kilobytes and for scores near 1;
@@ -133,7 +133,7 @@ def top_fraction_weights(prompts: Sequence[str], rewards: Tensor, fraction: floa
     nearly all earn the same, which of them are fitted is not left to their order.
 
     Args:
-        prompts: n texts.
+        prompts: n texts, or keys of prompts (``rollout.keys``).
         rewards: (n,).
         fraction: of each prompt's images to keep, in (0, 1].
 

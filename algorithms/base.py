@@ -14,7 +14,7 @@ from torch import Tensor
 
 from algorithms.evaluation import calibrate_reward, evaluate
 from algorithms.memory import OutOfMemory, find_chunk_size, is_out_of_memory
-from algorithms.metrics import BY_PROMPT, log_names, rollout_metrics, warn_of_equal_rewards
+from algorithms.metrics import log_names, prompt_labels, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
 from algorithms.requirements import Requirements as Requirements
 from algorithms.rollouts import Interrupted, OnStep, Rollout, SampledChunk, collect
@@ -76,6 +76,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         )
         self._committed_timesteps = self.num_timesteps
         self._forget_interrupted_update()
+        self._check_held_out(self.mdp)  # the reward may have been changed since
         self.update_learning_rate(total_timesteps)
         self._callback_locals = CallbackLocals(locals())
         callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]
@@ -129,7 +130,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
             rollout = collect(
                 self.rollout_env,
                 self.policy,
-                [mdp.prompts[order[image]] for image in images],
+                [mdp.records[order[image]] for image in images],
                 seed,
                 [first + image for image in images],
                 updates=len(assigned),
@@ -249,7 +250,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         """Return the rollout's metrics, and note its rewards where Stable-Baselines3 looks for the latest episodes."""
         mdp = self.mdp
         reward = mdp.reward
-        metrics = rollout_metrics(rollout, reward, by_prompt=len(mdp.prompts) <= BY_PROMPT)
+        metrics = rollout_metrics(rollout, reward, prompt_labels(mdp.prompt_set))
         self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
         if self.ranks.is_first:
             warn_of_equal_rewards(rollout, reward, self._equal_rewards)
@@ -280,7 +281,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
 
     def log_names(self) -> dict[str, str]:
         """Return names in the log's keys -> the prompts and reward parts they stand for, where these differ."""
-        return log_names(self.mdp.reward, self.mdp.prompts)
+        return log_names(self.mdp.reward, prompt_labels(self.mdp.prompt_set))
 
     def _evaluate_if_due(self, final: bool = False) -> None:
         config = self.config.evaluation

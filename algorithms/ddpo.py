@@ -42,9 +42,9 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
     def advantages(self, rollout: Rollout) -> Tensor:
         """Return each image's advantage A, (n,), float32; ``config.advantages`` says against which baseline."""
         if self.config.advantages == "running":
-            return self.statistics.update(rollout.prompts, rollout.rewards)
+            return self.statistics.update(rollout.keys, rollout.rewards)
         others = self.config.advantages == "leave-one-out"
-        return group_advantages(rollout.prompts, rollout.rewards, self.config.advantage_scale, others)
+        return group_advantages(rollout.keys, rollout.rewards, self.config.advantage_scale, others)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Compute advantages once, then make one gradient step on each share of the images."""
@@ -76,7 +76,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             self.count_rows(transitions, reference=transitions if config.kl_penalty > 0 else 0)
         metrics = meter.means()
         if config.advantages != "running":
-            metrics["train/groups_without_spread"] = share_without_spread(rollout.prompts, rollout.rewards)
+            metrics["train/groups_without_spread"] = share_without_spread(rollout.keys, rollout.rewards)
         return metrics | {
             "train/advantage_mean": float(advantages.mean()),
             "train/advantage_abs_mean": float(advantages.abs().mean()),

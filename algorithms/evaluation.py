@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from algorithms.rollouts import OnStep, Rollout, collect
 from algorithms.seeding import EVALUATION_STREAMS
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
+from diffusion_gym.prompts import Prompt, evaluation_prompts, load_prompts
 from diffusion_gym.rewards import RewardSpec, WeightedSum
 
 _CALIBRATION_IMAGES = 64
@@ -38,6 +39,7 @@ class Evaluation:
         kl_to_start: (n,), float32, on the CPU, where it was measured: the sum over the steps of the exact KL to the
             starting model, nats.
         held_out: the same on held-out prompts, if there are any.
+        metadata: the n prompts' metadata.
     """
 
     iteration: int
@@ -47,6 +49,7 @@ class Evaluation:
     parts: dict[str, Tensor] = field(default_factory=dict)
     kl_to_start: Tensor | None = None
     held_out: "Evaluation | None" = None
+    metadata: list[Mapping[str, Any]] = field(default_factory=list)
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
         """Mean, std and standard error over the images; mean and std of each part; the same of ``held_out``.
@@ -94,16 +97,16 @@ def evaluate(
     Raises:
         Interrupted: ``on_step`` returned False; see :func:`algorithms.rollouts.collect`.
     """
-    evaluation = _evaluate_on(mdp.prompts, mdp, policy, config, iteration, reference, ranks, on_step)
+    evaluation = _evaluate_on(mdp.records, mdp, policy, config, iteration, reference, ranks, on_step)
     if config.evaluation.held_out_prompts is None:
         return evaluation
-    texts = resolve_prompts(config.evaluation.held_out_prompts)
-    held_out = _evaluate_on(texts, mdp, policy, config, iteration, None, ranks, on_step)
+    records = load_prompts(config.evaluation.held_out_prompts).records
+    held_out = _evaluate_on(records, mdp, policy, config, iteration, None, ranks, on_step)
     return dataclasses.replace(evaluation, held_out=held_out)
 
 
 def _evaluate_on(
-    texts: Sequence[str],
+    records: Sequence[Prompt],
     mdp: DenoisingMDP,
     policy: DenoisingPolicy,
     config: AlgorithmConfig,
@@ -112,16 +115,18 @@ def _evaluate_on(
     ranks: Ranks,
     on_step: OnStep | None,
 ) -> Evaluation:
-    n, prompts = config.evaluation.images, evaluation_prompts(texts, config.evaluation.images)
+    n, prompts = config.evaluation.images, evaluation_prompts(records, config.evaluation.images)
     rollout = _denoise(prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step)
     images = rollout.split.gather(rollout.images)[:n]
     parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
     kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()
-    return Evaluation(iteration, prompts, rollout.rewards[:n].cpu(), images.cpu(), parts, kl)
+    metadata = [record.metadata for record in prompts]
+    texts = [record.text for record in prompts]
+    return Evaluation(iteration, texts, rollout.rewards[:n].cpu(), images.cpu(), parts, kl, metadata=metadata)
 
 
 def _denoise(
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     mdp: DenoisingMDP,
     policy: DenoisingPolicy,
     config: AlgorithmConfig,
@@ -162,10 +167,11 @@ def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: Algorit
     reward = mdp.reward
     if not isinstance(reward, WeightedSum) or not reward.needs_calibration:
         return
-    prompts = evaluation_prompts(mdp.prompts, _CALIBRATION_IMAGES)
+    prompts = evaluation_prompts(mdp.records, _CALIBRATION_IMAGES)
     rollout = _denoise(prompts, mdp, policy, config, ranks, _nothing)
     images = rollout.split.gather(rollout.images)[:_CALIBRATION_IMAGES]
-    ranks.call(lambda: reward.calibrate(images, prompts))
+    texts, metadata = [record.text for record in prompts], [record.metadata for record in prompts]
+    ranks.call(lambda: reward.calibrate(images, texts, metadata))
     if ranks.size > 1:  # a reward that never says the same twice must still mean the same to all ranks
         reward.load_state_dict(ranks.gather_objects(reward.state_dict())[0])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from algorithms.parallel.ranks import ALONE, Ranks
 from algorithms.rollouts import Rollout
 from diffusion_gym.naming import log_name
+from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import RewardFunction, WeightedSum, reward_name
 
 #: Above this many prompts, each prompt's mean would drown the log.
@@ -17,10 +18,15 @@ BY_PROMPT = 16
 _PART_NAME = 21  # with _below_floor behind it a key still fits into a table
 
 
-def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -> dict[str, float]:
-    """Return statistics of a rollout's rewards and of a combined reward's parts; with ``by_prompt`` each prompt's mean.
+def rollout_metrics(rollout: Rollout, reward: RewardFunction, labels: Mapping[str, str]) -> dict[str, float]:
+    """Return statistics of a rollout's rewards and of a combined reward's parts, and means by prompt.
 
     For a part with a floor, also the share of images below it.
+
+    Args:
+        rollout: with rewards.
+        reward: that gave them.
+        labels: key of a prompt's record -> its name in the log, of those prompts whose mean is logged.
     """
     rewards = rollout.rewards.cpu().double()  # large rewards overflow float32 once they are summed or squared
     metrics = {
@@ -35,9 +41,10 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, by_prompt: bool) -
         metrics |= {f"{key}_mean": float(scores.mean()), f"{key}_std": float(scores.std(correction=0))}
         if name in floors:
             metrics[f"{key}_below_floor"] = float((scores < floors[name]).float().mean())
-    for prompt in dict.fromkeys(rollout.prompts) if by_prompt else ():
-        chosen = torch.tensor([text == prompt for text in rollout.prompts])
-        metrics[f"reward_by_prompt/{log_name(prompt)}"] = float(rewards[chosen].mean())
+    for key in dict.fromkeys(rollout.keys):
+        if key in labels:
+            chosen = torch.tensor([other == key for other in rollout.keys])
+            metrics[f"reward_by_prompt/{log_name(labels[key])}"] = float(rewards[chosen].mean())
     return metrics
 
 
@@ -49,7 +56,7 @@ def part_name(reward: str) -> str:
 def warn_of_equal_rewards(rollout: Rollout, reward: RewardFunction, warned: set[str]) -> None:
     """Warn, once per name in ``warned``, of a reward or part that gave all images of each prompt the same score."""
     for name, scores in {reward_name(reward): rollout.rewards, **rollout.parts}.items():
-        what = None if name in warned else _equal(scores.tolist(), rollout.prompts)
+        what = None if name in warned else _equal(scores.tolist(), rollout.keys)
         if what is not None:
             warned.add(name)
             warnings.warn(f"the reward {name!r} gave {what}: there is nothing in it to learn from.", stacklevel=2)
@@ -66,11 +73,15 @@ def _equal(scores: Sequence[float], prompts: Sequence[str]) -> str | None:
     return None
 
 
-def log_names(reward: RewardFunction, prompts: Sequence[str]) -> dict[str, str]:
+def prompt_labels(prompts: PromptSet) -> dict[str, str]:
+    """Return key of a prompt's record -> its name in the log; none where there are too many to log each."""
+    return prompts.labels if len(prompts.records) <= BY_PROMPT else {}
+
+
+def log_names(reward: RewardFunction, labels: Mapping[str, str]) -> dict[str, str]:
     """Return names in the log's keys -> the prompts and reward parts they stand for, where these differ."""
     parts = reward.names if isinstance(reward, WeightedSum) else []
-    shown = prompts if len(prompts) <= BY_PROMPT else []
-    names = {**{log_name(text): text for text in shown}, **{part_name(text): text for text in parts}}
+    names = {**{log_name(text): text for text in labels.values()}, **{part_name(text): text for text in parts}}
     return {name: text for name, text in names.items() if name != text}
 
 

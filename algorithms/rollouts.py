@@ -10,6 +10,7 @@ importance ratio is exactly 1, on any processor whose kernels are deterministic.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from algorithms.scoring import Scoring
 from algorithms.seeding import TRAINING_STREAMS, Noise, Streams
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
+from diffusion_gym.prompt_records import Prompt, PromptLike, as_prompt
 from diffusion_gym.rewards import Scores
 
 #: Called after every step of the environments; False stops.
@@ -60,7 +62,7 @@ class Rollout:
         log_probs: (T, m), float32, joint log-density of each step relative to its mean, nats (see
             :meth:`Gaussian.relative_log_prob`); NaN where it has none; empty for endpoints.
         conditioning: name -> (m, ...), one row per image: the denoiser's inputs beside latents and time.
-        prompts: n texts.
+        records: n prompts.
         rewards: (n,), float32.
         images: (m, 3, H, W), uint8.
         split: which of the n images are kept here.
@@ -74,7 +76,7 @@ class Rollout:
     latents: Tensor
     log_probs: Tensor
     conditioning: Conditioning
-    prompts: list[str]
+    records: list[Prompt]
     rewards: Tensor
     images: Tensor
     split: Split
@@ -85,7 +87,17 @@ class Rollout:
 
     def __len__(self) -> int:
         """Return n."""
-        return len(self.prompts)
+        return len(self.records)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """N texts, which several records may share."""
+        return [record.text for record in self.records]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """What tells the n records apart, for statistics and groups; of a prompt that is only a text the text."""
+        return [record.key for record in self.records]
 
     @property
     def is_whole(self) -> bool:
@@ -166,7 +178,7 @@ class Rollout:
     def empty(
         cls,
         policy: DenoisingPolicy,
-        prompts: Sequence[str],
+        prompts: Sequence[PromptLike],
         whole_trajectory: bool,
         device: torch.device | str | None = None,
         split: Split | None = None,
@@ -193,7 +205,7 @@ class Rollout:
             latents=new(steps + 1 if whole_trajectory else 1, n, *model.latent_shape),
             log_probs=new(steps if whole_trajectory else 0, n),
             conditioning={name: new(n, *shape, dtype=dtype) for name, (shape, dtype) in policy.conditioning.items()},
-            prompts=list(prompts),
+            records=[as_prompt(prompt, "a prompt") for prompt in prompts],
             rewards=new(len(prompts)),
             images=new(n, *model.image_shape, dtype=torch.uint8),
             split=split,
@@ -206,7 +218,7 @@ class Rollout:
 def collect(
     env: DenoiseVectorEnv,
     policy: DenoisingPolicy,
-    prompts: Sequence[str],
+    prompts: Sequence[PromptLike],
     seed: int,
     images: Sequence[int] | None = None,
     *,
@@ -223,7 +235,7 @@ def collect(
     Args:
         env: its reward and prompt encoder are used.
         policy: on the environment's model.
-        prompts: n texts.
+        prompts: n texts or records.
         seed: keys all noise, with the image's number: any split over ranks and rounds draws the same.
         images: the run's number of each image; None counts from 0.
         updates: how many updates the images are assigned to, equally many neighbours to each.
@@ -237,8 +249,8 @@ def collect(
     Raises Interrupted where ``on_step`` returned False; RewardError or RankError where a rank failed.
     """
     split, kl = split or Split.alone(len(prompts)), reference is not None
-    env.mdp.prompt_cache(prompts)  # all prompts on every rank: one that cannot be encoded fails on all at once
-    rollout = Rollout.empty(policy, prompts, whole_trajectory, None, split, env.num_envs, updates, kl)
+    records = env.mdp.usable(prompts)  # all prompts on every rank: one that cannot be encoded fails on all at once
+    rollout = Rollout.empty(policy, records, whole_trajectory, None, split, env.num_envs, updates, kl)
     noise = Noise(seed, streams, range(len(prompts)) if images is None else images)
     with Scoring(env.mdp.reward, score_beside) as scoring:
 
@@ -270,10 +282,10 @@ def _sample_round(
     Several ranks finish the rollout first, so that they stop together.
     """
     kept, alone = rollout.split.kept[start : start + env.num_envs], rollout.split.ranks.size == 1
-    mine, prompts = slice(start, start + len(kept)), [rollout.prompts[i] for i in kept]
+    mine, records = slice(start, start + len(kept)), [rollout.records[i] for i in kept]
     if env.num_envs != len(kept) or not env.mdp.trusted:
         env = DenoiseVectorEnv.sharing(env.mdp, len(kept), trusted=True)
-    observation, _ = env.reset(seed=noise.seeds(kept), options={"prompts": prompts})
+    observation, _ = env.reset(seed=noise.seeds(kept), options={"prompts": records})
     rollout.latents[0, mine] = observation["latent"]
     for name, stored in rollout.conditioning.items():
         stored[mine] = observation[name]
@@ -297,7 +309,7 @@ def _sample_round(
         scores = None
         if t == env.num_inference_steps - 1:
             rollout.images[mine] = info["image"]
-            scores = scoring.submit(rollout.images[mine], prompts)
+            scores = scoring.submit(rollout.images[mine], records)
             if alone:
                 scoring.check()
         going = going and (on_step is None or on_step(Step(observation["latent"], observation, info, scores)))

@@ -59,13 +59,13 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
 
     def _check_groups(self) -> None:
         """Raise ValueError where the first iteration has a prompt with one image, whose weight is 1 for any reward."""
-        config, texts = self.config, self.mdp.prompts
+        config, keys = self.config, [record.key for record in self.mdp.records]
         n, group = config.images_per_iteration, config.images_per_prompt
-        order = prompt_order(config.seed, len(texts), group, 0, n, self.mdp.prompt_weights)
-        alone = sum(count == 1 for count in Counter(texts[index] for index in order).values())
+        order = prompt_order(config.seed, len(keys), group, 0, n, self.mdp.prompt_weights)
+        alone = sum(count == 1 for count in Counter(keys[index] for index in order).values())
         if alone:
             raise ValueError(
-                f"RWR compares images of the same prompt, but with images_per_prompt={group} and {len(set(texts))} "
+                f"RWR compares images of the same prompt, but with images_per_prompt={group} and {len(set(keys))} "
                 f"prompts {alone} of an iteration's {n} images are the only ones of their prompt. Set "
                 f"images_per_prompt to {divisor(n, 16)}, or sample at least two images per prompt."
             )
@@ -73,8 +73,8 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
     def weights(self, rollout: Rollout) -> Tensor:
         """Each image's weight in the loss, (n,), averaging 1."""
         if self.config.sparse:
-            return top_fraction_weights(rollout.prompts, rollout.rewards, self.config.top_fraction)
-        return softmax_weights(rollout.prompts, rollout.rewards, self.config.beta, self.config.standardise)
+            return top_fraction_weights(rollout.keys, rollout.rewards, self.config.top_fraction)
+        return softmax_weights(rollout.keys, rollout.rewards, self.config.beta, self.config.standardise)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Weigh the data set, then fit the denoiser to it with a fresh optimizer."""

@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from diffusion_gym.prompt_records import Prompt
 from diffusion_gym.rewards import RewardFunction, Scores, score_images
 from diffusion_gym.rewards.guard import restorations
 
@@ -29,18 +31,19 @@ class Scoring(contextlib.AbstractContextManager["Scoring"]):
         if beside:  # a new thread has its own number of torch threads, on which rounding depends
             self._executor = ThreadPoolExecutor(1, "rewards", torch.set_num_threads, (torch.get_num_threads(),))
 
-    def submit(self, images: Tensor, prompts: Sequence[str]) -> Future[Scores]:
+    def submit(self, images: Tensor, records: Sequence[Prompt]) -> Future[Scores]:
         """Score a round's images (n, 3, H, W), uint8, or have the thread score them; failures are kept."""
+        given = (self._reward, images, [each.text for each in records], [each.metadata for each in records])
         if self._executor is not None and _leave_settings.get(id(self._reward)) is self._reward:
-            self._rounds.append(self._executor.submit(score_images, self._reward, images, prompts))
+            self._rounds.append(self._executor.submit(score_images, *given))
         else:
-            self._rounds.append(self._score(images, prompts))
+            self._rounds.append(self._score(*given))
         return self._rounds[-1]
 
-    def _score(self, images: Tensor, prompts: Sequence[str]) -> Future[Scores]:
+    def _score(self, *given: Any) -> Future[Scores]:
         round_, before = Future[Scores](), len(restorations)
         try:
-            round_.set_result(score_images(self._reward, images, prompts))
+            round_.set_result(score_images(*given))
         except Exception as error:
             round_.set_exception(error)
         if len(restorations) == before:

@@ -24,6 +24,7 @@ from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 from diffusion_gym.paths import user_path
+from diffusion_gym.prompts import load_prompts
 
 
 class BuiltAlgorithm(SavedAlgorithm[Config]):
@@ -126,8 +127,14 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         self.gradient_steps = GradientSteps(self.ranks, self.config, loss_scaler, self.average)
         #: Counts of updates that were skipped because their gradient was not finite.
         self.skipped = self.gradient_steps.skipped
-        check_held_out(self.mdp.prompts, self.config.evaluation)
+        self._check_held_out(self.mdp)
         self.rollout_env = self._make_rollout_env(self.mdp)
+
+    def _check_held_out(self, mdp: DenoisingMDP) -> None:
+        """Raise ValueError for held-out prompts that are trained on, or that model or reward cannot use."""
+        check_held_out(mdp.prompts, self.config.evaluation)
+        if self.config.evaluation.held_out_prompts is not None:
+            mdp.check(load_prompts(self.config.evaluation.held_out_prompts).records)
 
     def _check_noise(self) -> None:
         """Raise ValueError where no step has a density and the algorithm needs one."""
@@ -144,7 +151,7 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
             ValueError: an environment of another model or number of steps, or with held-out prompts.
         """
         mdp = find_mdp(env, self.config.policy.trains_text)
-        check_held_out(mdp.prompts, self.config.evaluation)
+        self._check_held_out(mdp)
         reason = difference(fingerprint(self.mdp.model), fingerprint(mdp.model))
         if reason is not None or mdp.num_inference_steps != self.mdp.num_inference_steps:
             raise ValueError(

@@ -3,16 +3,18 @@
 :func:`load_prompts` resolves names; ``NAME@train`` and ``NAME@held-out`` are the two sides of a fixed split.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.paths import user_path
 from diffusion_gym.prompt_files import FORMATS as FORMATS
-from diffusion_gym.prompt_files import PromptSet as PromptSet
-from diffusion_gym.prompt_files import prompt_item, read_prompts, weighted
+from diffusion_gym.prompt_files import read_prompts
+from diffusion_gym.prompt_records import Prompt as Prompt
+from diffusion_gym.prompt_records import PromptLike, as_prompt
+from diffusion_gym.prompt_records import PromptSet as PromptSet
 
 #: The 45 common animals of the paper's aesthetic and alignment tasks (Black et al. 2023, appendix).
 ANIMALS: tuple[str, ...] = (
@@ -28,8 +30,9 @@ ACTIVITIES: tuple[str, ...] = ("washing dishes", "riding a bike", "playing chess
 #: Classes 0 to 397 of ImageNet-1k are animals, 398 ("abacus") begins the things.
 IMAGENET_ANIMALS = 398
 
-#: What ``prompts=`` accepts: a set's name, a file, or prompts, each a text or ``{"prompt": text, "weight": number}``.
-PromptSpec = str | Path | Sequence[str | Mapping[str, Any]]
+#: What ``prompts=`` accepts: a set's name, a file, or prompts, each a text or a record ``{"prompt": text, ...}``.
+PromptSpec = str | Path | Sequence[PromptLike]
+_Item = TypeVar("_Item")
 
 
 def with_article(noun: str) -> str:
@@ -54,8 +57,8 @@ def imagenet_animals() -> tuple[str, ...]:
     return tuple(labels.index_to_description(i).partition(",")[0].strip() for i in range(IMAGENET_ANIMALS))
 
 
-#: Named prompt sets. A new set is one line here: its name and a function without arguments.
-PROMPT_SETS: dict[str, Callable[[], tuple[str, ...]]] = {
+#: Named prompt sets. A new set is one line here: its name and a function without arguments, of texts or records.
+PROMPT_SETS: dict[str, Callable[[], Sequence[PromptLike]]] = {
     "activities": animal_activities,
     "animals": lambda: ANIMALS,
     "animals-activities": animal_activities,  # the older name of "activities"
@@ -79,11 +82,13 @@ def load_prompts(prompts: PromptSpec) -> PromptSet:
     Args:
         prompts: a key of :data:`PROMPT_SETS`, or a path (with a suffix or a separator) of a UTF-8 file in one of the
             :data:`FORMATS` (``.txt`` has one prompt per line); both may end in ``@train`` or ``@held-out`` for one side
-            of the split. Or the prompts themselves, as texts or objects ``{"prompt": text, "weight": number}``.
+            of the split. Or the prompts themselves, as texts, :class:`Prompt`, or mappings ``{"prompt": text}`` with
+            ``weight``, ``negative_prompt``, ``image`` and any further fields, their metadata.
 
     Raises:
-        ValueError: an unknown set, an unreadable file, a weight that is not positive, or no prompt at all.
-        TypeError: something that is not text.
+        ValueError: an unknown set, an unreadable file, a weight that is not positive, an image that is not there, or no
+            prompt at all.
+        TypeError: something that is no prompt, or metadata that JSON cannot hold.
     """
     if isinstance(prompts, Path):
         prompts = str(prompts)
@@ -96,7 +101,7 @@ def load_prompts(prompts: PromptSpec) -> PromptSet:
         raise TypeError(f"prompts must be a set's name, a file or a sequence of texts, got {type(prompts).__name__}.")
     if len(prompts) == 0:
         raise ValueError("prompts is empty; expected at least one prompt.")
-    return weighted([prompt_item(item, f"prompts[{index}]") for index, item in enumerate(prompts)])
+    return _records(prompts)
 
 
 def check_prompts(prompts: PromptSpec) -> None:
@@ -106,10 +111,10 @@ def check_prompts(prompts: PromptSpec) -> None:
         load_prompts(prompts)
 
 
-def evaluation_prompts(texts: Sequence[str], n: int) -> list[str]:
+def evaluation_prompts(prompts: Sequence[_Item], n: int) -> list[_Item]:
     """Return n prompts: all in turn, or, of more than n, evenly spaced ones (the first of ImageNet's are all fish)."""
-    count = len(texts)
-    return [texts[i % count] if count <= n else texts[i * count // n] for i in range(n)]
+    count = len(prompts)
+    return [prompts[i % count] if count <= n else prompts[i * count // n] for i in range(n)]
 
 
 def held_out_indices(name: str, count: int) -> list[int]:
@@ -136,9 +141,13 @@ def _split(name: str, prompts: PromptSet, split: str) -> PromptSet:
     )
 
 
+def _records(prompts: Sequence[PromptLike]) -> PromptSet:
+    return PromptSet.of([as_prompt(item, f"prompts[{index}]") for index, item in enumerate(prompts)])
+
+
 def _named(name: str) -> PromptSet:
     if name in PROMPT_SETS:
-        return PromptSet(PROMPT_SETS[name]())
+        return _records(PROMPT_SETS[name]())
     if Path(name).suffix or "/" in name or "\\" in name:
         return read_prompts(user_path(name))
     raise ValueError(

@@ -18,7 +18,6 @@ from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.single import DenoiseEnv
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import DiffusionModel
-from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import WeightedSum
 
 
@@ -210,7 +209,7 @@ def describe_env(mdp: DenoisingMDP) -> dict[str, Any]:
     return {
         "model": mdp.model.name,
         "reward": mdp.reward_spec,
-        "prompts": PromptSet(mdp.prompts, mdp.prompt_weights).describe(),
+        "prompts": mdp.prompt_set.describe(),
         "num_inference_steps": mdp.num_inference_steps,
         "device": str(mdp.model.device),
         "dtype": mdp.model.dtype,

@@ -15,7 +15,7 @@ from algorithms.config.base import override
 from benchmarks.runs.pictures import check_picture_file, grid
 from benchmarks.runs.spec import TaskConfig
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
-from diffusion_gym.prompts import FORMATS, PROMPT_SETS, resolve_prompts
+from diffusion_gym.prompts import FORMATS, PROMPT_SETS, Prompt, load_prompts
 from diffusion_gym.recommended import recommended_for
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
         task.vae_tiling,
         config.trains_text,
     )
-    texts = [prompt for prompt in prompts for _ in range(options.images)]
-    env = DenoiseVectorEnv.sharing(mdp, min(len(texts), config.chunk_size))
+    drawn_prompts = [record for record in mdp.records for _ in range(options.images)]
+    env = DenoiseVectorEnv.sharing(mdp, min(len(drawn_prompts), config.chunk_size))
     policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
     averaged: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if spec is not None and file is not None:
@@ -149,7 +149,7 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
         policies.append(algorithm.policy)
         averaged = algorithm.averaged()
     with averaged:
-        drawn = [_draw(env, policy, texts, options.seed) for policy in policies]
+        drawn = [_draw(env, policy, drawn_prompts, options.seed) for policy in policies]
     rows = torch.stack(drawn, 1)
     per_prompt = rows.reshape(len(prompts), options.images, len(drawn), *drawn[0].shape[1:]).transpose(1, 2)
     picture = grid(per_prompt.flatten(0, 2), options.images * len(drawn), options.scale)
@@ -157,11 +157,11 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
     return picture, f"{len(prompts)} prompts x {options.images} pictures ({sides})"
 
 
-def _prompts(given: tuple[str, ...]) -> Sequence[str]:
+def _prompts(given: tuple[str, ...]) -> Sequence[str | Prompt]:
     """Return the prompts that a single word names as a set or a file; otherwise the given texts."""
     source = given[0].removesuffix("@train").removesuffix("@held-out")
     if len(given) == 1 and (source in PROMPT_SETS or Path(source).suffix.lower() in FORMATS or _is_file(source)):
-        return resolve_prompts(given[0])
+        return load_prompts(given[0]).records
     return given
 
 
@@ -171,10 +171,10 @@ def _is_file(text: str) -> bool:
     return False
 
 
-def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, texts: list[str], seed: int) -> Tensor:
+def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, prompts: list[Prompt], seed: int) -> Tensor:
     """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU."""
     from algorithms.memory import fit_chunk_size
     from algorithms.rollouts import collect
 
-    rollout = fit_chunk_size(policy, lambda: collect(env, policy, texts, seed, whole_trajectory=False))
+    rollout = fit_chunk_size(policy, lambda: collect(env, policy, prompts, seed, whole_trajectory=False))
     return rollout.images.cpu()

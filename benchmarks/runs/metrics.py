@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffusion_gym import _lazy
-from diffusion_gym.prompts import ANIMALS
+from diffusion_gym.prompts import ANIMALS, Prompt
 from diffusion_gym.rewards import check_reward, resolve_reward
 
 if TYPE_CHECKING:
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
     from algorithms import DiffusionAlgorithm
     from diffusion_gym.models import DiffusionModel
+    from diffusion_gym.rewards import RewardFunction
 
-Metric: TypeAlias = "Callable[[Tensor, Sequence[str]], float]"
+#: ``(images, prompts)`` or, as a reward, ``(images, prompts, metadata)`` -> a number.
+Metric: TypeAlias = "Callable[..., float]"
 #: A measure of the policy itself instead of its images.
 PolicyMetric: TypeAlias = "Callable[[DiffusionAlgorithm], float]"
 #: The embedded model, whose pictures the judge knows, and their shape.
@@ -123,12 +126,43 @@ def check_metric(name: str) -> None:
 
 def resolve_metric(name: str, device: str) -> Metric:
     """Return a metric of :data:`METRICS`, or the mean of a reward, whose models run on ``device``."""
-    if name in METRICS:
-        return METRICS[name]
-    from diffusion_gym.rewards.base import evaluate_reward
+    return METRICS[name] if name in METRICS else RewardMean(resolve_reward(name), device)
 
-    reward = resolve_reward(name)
-    return lambda images, prompts: float(evaluate_reward(reward, images.to(device), prompts).mean())
+
+@dataclass(frozen=True)
+class RewardMean:
+    """A reward's mean as a metric.
+
+    Attributes:
+        reward: scores the images.
+        device: where its models run.
+    """
+
+    reward: RewardFunction
+    device: str
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> float:
+        """Return the mean over images (n, 3, H, W), uint8."""
+        from diffusion_gym.rewards.base import evaluate_reward
+
+        return float(evaluate_reward(self.reward, images.to(self.device), prompts, metadata).mean())
+
+
+def measure(metric: Metric, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> float:
+    """Return a metric of images (n, 3, H, W), uint8, which is given their prompts' metadata if it takes them."""
+    from diffusion_gym.rewards.metadata import metadata_arguments
+
+    more, named = metadata_arguments(metric, len(prompts), metadata)
+    return metric(images, prompts, *more, **named)
+
+
+def check_needs(metric: Metric, records: Sequence[Prompt]) -> None:
+    """Raise ValueError for a prompt that lacks the metadata that a metric, or a reward as one, needs."""
+    from diffusion_gym.rewards.metadata import check_metadata
+
+    check_metadata(metric.reward if isinstance(metric, RewardMean) else metric, records, "metric")
 
 
 def is_distance(name: str) -> bool:

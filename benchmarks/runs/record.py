@@ -72,6 +72,9 @@ class Run:
         folder: where its files are, from the comparison's folder.
         stopped_early: why it was stopped before its budget was spent; None where it was not.
         best: metric, value and iteration of ``best.zip``, where it is kept.
+        metadata: of each evaluation image's prompt; empty where no prompt has any.
+        held_out_prompts: of each held-out evaluation image; empty where none are held out, or the run is older.
+        held_out_metadata: likewise.
     """
 
     task: str
@@ -86,6 +89,9 @@ class Run:
     folder: str = ""
     stopped_early: str | None = None
     best: dict[str, Any] | None = None
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    held_out_prompts: list[str] = field(default_factory=list)
+    held_out_metadata: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -105,6 +111,7 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         """Return the run as JSON."""
         ended = {"stopped_early": self.stopped_early, "best": self.best}
+        shown = {name: getattr(self, name) for name in ("metadata", "held_out_prompts", "held_out_metadata")}
         return {
             "folder": self.folder,
             "task": self.task,
@@ -117,6 +124,7 @@ class Run:
             "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
             "provenance": self.provenance,
             **{name: value for name, value in ended.items() if value is not None},
+            **{name: value for name, value in shown.items() if value},
         }
 
     @classmethod

@@ -17,10 +17,11 @@ from algorithms.evaluation import Evaluation
 from algorithms.parallel.ranks import current_ranks
 from benchmarks.runs.folder import CHECKPOINT, EVALUATIONS, IMAGES, keep_checkpoint
 from benchmarks.runs.jsonlines import append_line
-from benchmarks.runs.metrics import is_distance, resolve_distance, resolve_metric
+from benchmarks.runs.metrics import check_needs, is_distance, measure, resolve_distance, resolve_metric
 from benchmarks.runs.pictures import dispensable, grid
 from benchmarks.runs.spec import RunSpec, Writing
 from diffusion_gym.models import check_device
+from diffusion_gym.prompts import load_prompts
 
 GRID_COLUMNS = 10
 
@@ -83,6 +84,10 @@ class Recorder(BaseCallback):
         return self.model  # type: ignore[return-value]
 
     def _on_training_start(self) -> None:
+        held_out = self.spec.config.evaluation.held_out_prompts
+        for metric in self.metrics.values():
+            check_needs(metric, self.algorithm.mdp.records)
+            check_needs(metric, load_prompts(held_out).records if held_out else ())
         self.algorithm.gradient_steps.after_backward = self._on_backward
         self.algorithm.should_stop = self._is_to_stop
 
@@ -131,7 +136,7 @@ class Recorder(BaseCallback):
             return
         self._recorded = evaluation.iteration
         with self.algorithm.averaged():  # as the evaluation's images were drawn
-            distances = {name: measure(self.algorithm) for name, measure in self.distances.items()}
+            distances = {name: distance(self.algorithm) for name, distance in self.distances.items()}
         self._ranks.first(lambda: self._write_evaluation(evaluation, distances))
 
     def _write_evaluation(self, evaluation: Evaluation, distances: dict[str, float]) -> None:
@@ -155,7 +160,8 @@ class Recorder(BaseCallback):
         with dispensable(path):
             picture.save(content, "png")
             write_atomically(path, content.getvalue())
-        metrics = {name: metric(evaluation.images, evaluation.prompts) for name, metric in self.metrics.items()}
+        shown = evaluation.images, evaluation.prompts, evaluation.metadata
+        metrics = {name: measure(metric, *shown) for name, metric in self.metrics.items()}
         line: dict[str, Any] = {
             "rewards": _rounded(evaluation.rewards),
             "metrics": metrics | evaluation.distances(),

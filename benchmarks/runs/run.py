@@ -8,7 +8,7 @@ and, at the end, the tuned weights in diffusers' own format beside a model card 
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from benchmarks.runs.recorder import OnProgress, Recorder
 from benchmarks.runs.resuming import begin, check_same, is_finished, prepare, record_reward_files, rewind
 from benchmarks.runs.spec import RunSpec, Writing
 from benchmarks.runs.watch import safeguard_callbacks
-from diffusion_gym.prompts import evaluation_prompts, resolve_prompts
+from diffusion_gym.prompts import Prompt, evaluation_prompts, load_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardError, file_digests
 
 OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
@@ -201,6 +201,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
             folder=within,
             stopped_early=data.get("stopped_early"),
             best=data.get("best"),
+            **{name: data[name] for name in ("metadata", "held_out_prompts", "held_out_metadata") if name in data},
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{str(folder / RUN)!r} is not a run as written by train or compare: {error!r}.") from error
@@ -212,12 +213,22 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
+    held_out = spec.config.evaluation.held_out_prompts
+    others = _shown(load_prompts(held_out).records, spec) if held_out else {}
     return {
         "image_shape": algorithm.mdp.model.image_shape,
-        "prompts": evaluation_prompts(algorithm.mdp.prompts, spec.config.evaluation.images),
+        **_shown(algorithm.mdp.records, spec),
+        **{f"held_out_{name}": value for name, value in others.items()},
         "log_names": algorithm.log_names(),
         "device": str(algorithm.mdp.model.device),
     }
+
+
+def _shown(records: Sequence[Prompt], spec: RunSpec) -> dict[str, Any]:
+    """Return the text of each evaluation image's prompt, and its metadata if any prompt has some."""
+    shown = evaluation_prompts(records, spec.config.evaluation.images)
+    metadata = [record.metadata for record in shown]
+    return {"prompts": [record.text for record in shown]} | ({"metadata": metadata} if any(metadata) else {})
 
 
 def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:

@@ -49,8 +49,8 @@ class TaskConfig:
         tyro.conf.arg(
             metavar="SET|FILE",
             help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file with one prompt per line "
-            "(.txt), or with weights (.jsonl, .json, .csv, .tsv); either with @train or @held-out behind it for one "
-            "side of its split.",
+            "(.txt), or of records with weights and metadata (.jsonl, .json, .csv, .tsv); either with @train or "
+            "@held-out behind it for one side of its split.",
             help_behavior_hint="(default: the model's own)",
         ),
     ] = None

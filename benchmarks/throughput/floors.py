@@ -11,6 +11,7 @@ from algorithms import DiffusionAlgorithm
 from algorithms.rollouts import collect
 from diffusion_gym.models import Conditioning
 from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.rewards.metadata import metadata_arguments
 
 _Batch = tuple[Tensor, Tensor, Conditioning]
 #: Of pictures that are decoded together: one of 512 x 512, or 64 of 64 x 64.
@@ -30,7 +31,7 @@ class Floor:
         self.algorithm, self.policy = algorithm, algorithm.policy
         self.updates, self.rows_per_update = updates, rows_per_update
         n = algorithm.config.images_per_iteration
-        prompts = [algorithm.mdp.prompts[i % len(algorithm.mdp.prompts)] for i in range(n)]
+        prompts = [algorithm.mdp.records[i % len(algorithm.mdp.records)] for i in range(n)]
         self.rollout = collect(algorithm.rollout_env, self.policy, prompts, algorithm.config.seed)
         # A learning rate of 0 costs as much as any other, and changes no weight.
         self.parameters = list(self.policy.trainable_parameters().values())
@@ -46,7 +47,7 @@ class Floor:
 
     def decoding(self, chunk: int) -> None:
         """Decode one rollout's pictures, so many at a time, and reward them."""
-        model = self.algorithm.mdp.model
+        model, n = self.algorithm.mdp.model, len(self.rollout)
         with torch.no_grad():
             parts = self.rollout.final_latents.split(chunk)
             if isinstance(model, PipelineModel):  # whose decode() has a size of its own
@@ -54,7 +55,9 @@ class Floor:
                 images = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             else:
                 images = torch.cat([model.decode(part) for part in parts])
-            self.algorithm.mdp.reward(images, self.rollout.prompts)
+            reward, records = self.algorithm.mdp.reward, self.rollout.records
+            more, named = metadata_arguments(reward, n, [record.metadata for record in records])
+            reward(images, self.rollout.prompts, *more, **named)
 
     def sizes(self, phase: str, chunk: int) -> list[int]:
         """Return the sizes to try: around the program's ``chunk``; for decoding 1 to 16 pictures, if they are small."""

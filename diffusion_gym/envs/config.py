@@ -1,10 +1,14 @@
 """Turns the arguments of ``make`` and ``make_vec`` into a denoising MDP; shared by both environments."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from diffusion_gym.choices import DEFAULT_MODEL as DEFAULT_MODEL
 from diffusion_gym.envs.mdp import DenoisingMDP, SharedReward
 from diffusion_gym.models import DiffusionModel, ModelDtype, load_model
 from diffusion_gym.prompts import PromptSpec, load_prompts
 from diffusion_gym.rewards import RewardSpec
+from diffusion_gym.rewards.metadata import check_metadata
 
 DEFAULT_REWARD = "compressibility"
 
@@ -30,10 +34,12 @@ def build_mdp(
             raise TypeError(f"{name} must be True or False, got {value!r}.")
     shared = SharedReward.of(reward)
     named = None if prompts is None else load_prompts(prompts)
+    if named is not None:
+        check_metadata(shared.function, named.records)
     loaded = load_model(model, device, dtype, vae_tiling)
     drawn = load_prompts(loaded.default_prompts) if named is None else named
     steps = loaded.recommended.num_inference_steps if num_inference_steps is None else num_inference_steps
-    mdp = DenoisingMDP(loaded, shared, drawn.texts, steps, num_envs, drawn.weights, prompt_tokens)
+    mdp = DenoisingMDP(loaded, shared, drawn, steps, num_envs, prompt_tokens)
     mdp.prompt_cache.tell_apart(drawn.texts)
     mdp.prompt_cache(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
@@ -43,3 +49,14 @@ def check_render_mode(render_mode: str | None) -> None:
     """Raise ValueError unless the mode is None or ``"rgb_array"``."""
     if render_mode not in (None, "rgb_array"):
         raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}.")
+
+
+def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> dict[str, Any]:
+    """Return reset's options, refusing keys that this environment does not know."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options must be a mapping or None, got {type(options).__name__}.")
+    given = dict(options or {})
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown reset option {unknown[0]!r}; expected one of {sorted(allowed)}.")
+    return given

@@ -7,7 +7,7 @@ step and 0 before. The environment holds no denoiser: the policy owns the model'
 import copy
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch import Tensor
 from diffusion_gym.envs.prompt_cache import PromptCache
 from diffusion_gym.envs.results import Scored, Transitions
 from diffusion_gym.models import Conditioning, DiffusionModel
+from diffusion_gym.prompt_records import Prompt, PromptLike, PromptSet, check_fields
 from diffusion_gym.rewards import RewardFunction, RewardSpec, resolve_reward, score_images
+from diffusion_gym.rewards.metadata import check_metadata
 
 #: Latents and actions lie in [-LATENT_BOUND, LATENT_BOUND]: far beyond any trajectory (which stays within 10), and
 #: finite because Stable-Baselines3 refuses infinite bounds.
@@ -55,10 +57,9 @@ class DenoisingMDP:
         self,
         model: DiffusionModel,
         reward: SharedReward,
-        prompts: Sequence[str],
+        prompts: PromptSet,
         num_inference_steps: int,
         num_envs: int,
-        prompt_weights: Sequence[float] | None = None,
         prompt_tokens: bool = False,
         trusted: bool = False,
     ) -> None:
@@ -68,17 +69,18 @@ class DenoisingMDP:
         for the device, and finished images are not scored, because the rollout scores them.
 
         Raises:
-            ValueError: num_inference_steps or num_envs out of range, or prompt tokens of a family that has none to
-                train with.
+            ValueError: num_inference_steps or num_envs out of range, prompt tokens of a family that has none to train
+                with, or a prompt that model or reward cannot use (:meth:`check`).
         """
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
-        self.model, self.prompts = model, tuple(prompts)
-        self.prompt_weights = None if prompt_weights is None else tuple(prompt_weights)
+        self.model, self.prompt_set = model, prompts
+        self.records, self.prompts, self.prompt_weights = prompts.records, prompts.texts, prompts.weights
         self.prompt_tokens, self.trusted = prompt_tokens, trusted
         if prompt_tokens and not model.token_limits:
-            model.tokenize(prompts[:1])  # says why there are none
+            model.tokenize(prompts.texts[:1])  # says why there are none
         self.shared_reward = reward
+        self.check(prompts.records)
         self.schedule = model.schedule(num_inference_steps)
         #: T, the length of an episode.
         self.num_inference_steps = self.schedule.num_inference_steps
@@ -94,7 +96,7 @@ class DenoisingMDP:
         self._prompt_rng: list[np.random.Generator | None] = [None] * num_envs
         self.latents = torch.zeros(num_envs, *self.model.latent_shape, device=self.model.device)
         self.step_index = np.full(num_envs, self.num_inference_steps, dtype=np.int64)
-        self.row_prompts: list[str] = [""] * num_envs
+        self.row_records = [Prompt("")] * num_envs
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
 
@@ -104,10 +106,16 @@ class DenoisingMDP:
         Both use the same reward, also after ``set_reward`` on either, unless ``reward`` is given.
         """
         shared = self.shared_reward if reward is None else SharedReward.of(reward)
+        check_metadata(shared.function, () if reward is None else self.records)
         twin = copy.copy(self)
         twin.shared_reward, twin.trusted = shared, trusted
         twin._begin(num_envs)
         return twin
+
+    def check(self, records: Sequence[Prompt]) -> None:
+        """Raise ValueError for a record with a field that the model does not read, or without one the reward needs."""
+        check_fields(records, self.model.prompt_fields, self.model.name)
+        check_metadata(self.reward, records)
 
     @property
     def reward(self) -> RewardFunction:
@@ -120,8 +128,9 @@ class DenoisingMDP:
         return self.shared_reward.spec
 
     def set_reward(self, reward: RewardSpec) -> None:
-        """Replace the terminal reward, here and in all twins."""
+        """Replace the terminal reward, here and in all twins; raises ValueError if a prompt lacks what it needs."""
         fresh = SharedReward.of(reward)
+        check_metadata(fresh.function, self.records)
         self.shared_reward.function, self.shared_reward.spec = fresh.function, fresh.spec
 
     def observation_space(self) -> spaces.Dict:
@@ -141,20 +150,19 @@ class DenoisingMDP:
         """The space of one row's action, the next latent."""
         return spaces.Box(-LATENT_BOUND, LATENT_BOUND, self.model.latent_shape, np.float32)
 
-    def reset(self, rows: Sequence[int], seeds: Sequence[int | None], prompts: Sequence[str] | None) -> None:
+    def reset(self, rows: Sequence[int], seeds: Sequence[int | None], prompts: Sequence[PromptLike] | None) -> None:
         """Start new episodes in some rows.
 
         Args:
             rows: indices of the rows.
             seeds: one for each of ``rows``; None continues the row's streams (or seeds them from the system).
-            prompts: one text for each of ``rows``, or None to draw from the environment's own prompts.
+            prompts: one text or record for each of ``rows``, or None to draw from the environment's own prompts.
 
         Raises:
-            ValueError: a seed that is no integer in [0, 2^63), or prompts whose number is not the rows'.
+            ValueError: a seed that is no integer in [0, 2^63), prompts whose number is not the rows', or one that the
+                model or the reward cannot use.
         """
-        if prompts is not None:
-            self._check_prompts(prompts, len(rows))
-            self.prompt_cache(prompts)  # refuses what the model cannot encode before anything has moved
+        given = None if prompts is None else self._records(prompts, len(rows))
         for seed in seeds:
             _check_seed(seed)
         for row, seed in zip(rows, seeds, strict=True):
@@ -166,13 +174,13 @@ class DenoisingMDP:
             assert rng is not None
             # One CPU generator per image, as in diffusers' randn_tensor.
             fresh.append(torch.randn(self.model.latent_shape, generator=noise))
-            if prompts is None:
+            if given is None:
                 index = self._draw_prompt(rng)
-                self.prompt_index[row], self.row_prompts[row] = index, self.prompts[index]
+                record = self.records[index]
             else:
-                text = prompts[position]
-                self.row_prompts[row] = text
-                self.prompt_index[row] = self.prompts.index(text) if text in self.prompts else -1
+                record = given[position]
+                index = self.prompt_set.index(record)
+            self.prompt_index[row], self.row_records[row] = index, record
         latents = self.latents.clone()
         latents[list(rows)] = torch.stack(fresh).to(self.model.device)
         self.latents = latents
@@ -200,16 +208,21 @@ class DenoisingMDP:
         if self.trusted:
             self._check_bounds(self.latents[rows].abs().max())
             return Transitions(rewards, finished, self.model.decode(self.latents[rows]))
-        scored = self.score(self.latents[rows], [self.row_prompts[row] for row in rows])
+        scored = self.score(self.latents[rows], [self.row_records[row] for row in rows])
         rewards[rows] = scored.rewards
         return Transitions(rewards, finished, scored.images)
 
-    def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
+    def score(self, latents: Tensor, prompts: Sequence[PromptLike]) -> Scored:
         """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does.
+
+        Args:
+            latents: (n, c, h, w).
+            prompts: n texts or records.
 
         Raises:
             TypeError: latents that are no tensor.
-            ValueError: another shape, another number of prompts, or values that are not finite.
+            ValueError: another shape, another number of prompts, values that are not finite, or a prompt without the
+                metadata that the reward needs.
         """
         if not isinstance(latents, Tensor):
             raise TypeError(f"the latents to score must be a tensor, got {type(latents).__name__}.")
@@ -218,8 +231,12 @@ class DenoisingMDP:
                 f"expected finite latents to score, of shape {(len(prompts), *self.model.latent_shape)} for "
                 f"{len(prompts)} prompts, got shape {tuple(latents.shape)}, finite: {bool(latents.isfinite().all())}."
             )
+        records = self.prompt_set.find(prompts)
+        self.check(records)
         images = self.model.decode(latents)
-        scores = score_images(self.reward, images, prompts)
+        scores = score_images(
+            self.reward, images, [record.text for record in records], [record.metadata for record in records]
+        )
         return Scored(images, scores.rewards, scores.parts)
 
     def observation(self) -> dict[str, Tensor]:
@@ -233,7 +250,7 @@ class DenoisingMDP:
         else:
             timesteps = self._times[self.step_index.tolist()][:, None]
         if self._conditioning is None:
-            self._conditioning = self.conditioning_of(self.row_prompts)
+            self._conditioning = self.conditioning_of([record.text for record in self.row_records])
         return {"latent": self.latents, "timestep": timesteps, **self._conditioning}
 
     def conditioning_of(self, prompts: Sequence[str]) -> Conditioning:
@@ -294,17 +311,22 @@ class DenoisingMDP:
         weights = np.asarray(self.prompt_weights)
         return int(rng.choice(len(weights), p=weights / weights.sum()))
 
-    @staticmethod
-    def _check_prompts(prompts: Sequence[str], n: int) -> None:
+    def _records(self, prompts: Sequence[PromptLike], n: int) -> list[Prompt]:
+        """Return the records of prompts given to reset, after all checks: nothing has moved yet."""
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise TypeError(
-                f"options['prompts'] must be a list of {n} texts, got {type(prompts).__name__} {prompts!r}."
+                f"options['prompts'] must be a list of {n} texts or records, got {type(prompts).__name__} {prompts!r}."
             )
         if len(prompts) != n:
             raise ValueError(f"options['prompts'] must hold {n} texts, one for each environment, got {len(prompts)}.")
-        for position, text in enumerate(prompts):
-            if not isinstance(text, str):
-                raise TypeError(f"options['prompts'][{position}] must be text, got {type(text).__name__}.")
+        return self.usable(prompts, "options['prompts']")
+
+    def usable(self, prompts: Sequence[PromptLike], what: str = "prompts") -> list[Prompt]:
+        """Return the records of texts or records, encoded; raises as :meth:`check`, or for what cannot be encoded."""
+        records = self.prompt_set.find(prompts, what)
+        self.check(records)
+        self.prompt_cache([record.text for record in records])
+        return records
 
     def _seed(self, row: int, seed: int | None) -> None:
         if seed is None and self._noise[row] is not None:
@@ -320,14 +342,3 @@ def _check_seed(seed: object) -> None:
         return
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < _MAX_SEED:
         raise ValueError(f"a seed must be an integer in [0, 2^63), got {seed!r}.")
-
-
-def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> dict[str, Any]:
-    """Return reset's options, refusing keys that this environment does not know."""
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options must be a mapping or None, got {type(options).__name__}.")
-    given = dict(options or {})
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
-        raise ValueError(f"unknown reset option {unknown[0]!r}; expected one of {sorted(allowed)}.")
-    return given

@@ -1,7 +1,7 @@
 """``gymnasium.make("DiffusionDenoise-v0")``: one image per episode."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -13,11 +13,13 @@ from diffusion_gym.envs.config import (
     DEFAULT_MODEL,
     DEFAULT_REWARD,
     build_mdp,
+    check_options,
     check_render_mode,
 )
-from diffusion_gym.envs.mdp import DenoisingMDP, check_options
+from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.results import Scored
 from diffusion_gym.models import DiffusionModel, ModelDtype
+from diffusion_gym.prompt_records import Prompt, PromptLike
 from diffusion_gym.prompts import PromptSpec
 from diffusion_gym.rewards import RewardSpec
 
@@ -56,13 +58,14 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     second text encoder ``prompt_tokens_2``: what a policy needs that encodes the prompt itself.
 
     ## Rewards
-    0 until the last step, then the reward of the decoded image and its prompt: ``reward(images, prompts)`` with images
-    (n, 3, H, W), uint8. Nothing is discounted or normalised here; advantages are the algorithm's business.
+    0 until the last step, then the reward of the decoded image and its prompt: ``reward(images, prompts)``, or
+    ``reward(images, prompts, metadata)``, with images (n, 3, H, W), uint8. Nothing is discounted or normalised here;
+    advantages are the algorithm's business.
 
     ## Starting State
     x_T is standard normal, from ``torch.Generator().manual_seed(seed)`` as a diffusers pipeline draws it; the prompt
     is drawn from the prompt set, by its weights if it has any, with a stream of its own, or set with
-    ``reset(options={"prompts": ["a cat"]})``. ``reset()`` without a seed continues both streams.
+    ``reset(options={"prompts": ["a cat"]})``, as text or record. ``reset()`` without a seed continues both streams.
 
     ## Episode End
     Terminated after T steps; never truncated. A further ``step`` raises RuntimeError.
@@ -73,7 +76,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | key | type | meaning |
     |---|---|---|
     | prompt | ``str`` | the episode's text |
-    | prompt_index | ``int`` | its place in the prompt set, -1 for a text from elsewhere |
+    | metadata | ``dict`` | the further fields of the prompt's record |
+    | prompt_index | ``int`` | its place in the prompt set, -1 for a prompt from elsewhere |
     | step_index | ``int`` | steps taken, 0 to T |
     | image | ``(H, W, 3)``, uint8 | after the last step alone: the image that was rewarded |
 
@@ -84,8 +88,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | argument | type | default | meaning |
     |---|---|---|---|
     | model | ``str``, folder or model | ``"emoji-animals"`` | also ``"exact-gaussian"``, ``"exact-mixture"`` (as flows ``"exact-flow-gaussian"``, ``"exact-flow-mixture"``), a diffusers folder or a hub id |
-    | reward | ``str``, callable or mapping | ``"compressibility"`` | a registered name, ``"path/to/file.py:function"``, ``"name:weight,..."``, a callable ``(images (n, 3, H, W) uint8, prompts) -> (n,)``, or a mapping of either to weights |
-    | prompts | ``str`` or list | the model's own | a prompt set's name, a file, or a list of texts or ``{"prompt": text, "weight": number}`` |
+    | reward | ``str``, callable or mapping | ``"compressibility"`` | a registered name, ``"path/to/file.py:function"``, ``"name:weight,..."``, a callable ``(images (n, 3, H, W) uint8, prompts[, metadata]) -> (n,)``, or a mapping of either to weights |
+    | prompts | ``str`` or list | the model's own | a prompt set's name, a file, or a list of texts or records ``{"prompt": text, ...}`` |
     | num_inference_steps | ``int`` | the model's own | T: 10 on emoji-animals and the exact models, 50 on Stable Diffusion |
     | render_mode | ``str`` | ``None`` | ``"rgb_array"``: ``render()`` shows the present latent decoded |
     | device | ``str`` | ``"cpu"`` | of the model: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
@@ -129,16 +133,16 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         """Replace the terminal reward."""
         self.mdp.set_reward(reward)
 
-    def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
-        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does."""
+    def score(self, latents: Tensor, prompts: Sequence[PromptLike]) -> Scored:
+        """Decode finished latents (n, c, h, w) and reward the images of n texts or records, as the last step does."""
         return self.mdp.score(latents, prompts)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; ``options={"prompts": [text]}`` sets its prompt."""
+        """Start an episode; ``options={"prompts": [prompt]}`` sets its prompt, a text or a record."""
         prompts = check_options(options, ("prompts",)).get("prompts")
-        if isinstance(prompts, str):
+        if isinstance(prompts, str | Prompt | Mapping):
             prompts = [prompts]
         if seed is None and self._np_random is None:
             seed = secrets.randbits(63)
@@ -178,7 +182,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     def _info(self) -> dict[str, Any]:
         mdp = self.mdp
         return {
-            "prompt": mdp.row_prompts[0],
+            "prompt": mdp.row_records[0].text,
+            "metadata": mdp.row_records[0].metadata_copy(),
             "prompt_index": int(mdp.prompt_index[0]),
             "step_index": int(mdp.step_index[0]),
         }

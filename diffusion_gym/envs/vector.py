@@ -13,11 +13,13 @@ from diffusion_gym.envs.config import (
     DEFAULT_MODEL,
     DEFAULT_REWARD,
     build_mdp,
+    check_options,
     check_render_mode,
 )
-from diffusion_gym.envs.mdp import DenoisingMDP, check_options
+from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.results import Scored, Transitions
 from diffusion_gym.models import DiffusionModel, ModelDtype
+from diffusion_gym.prompt_records import PromptLike
 from diffusion_gym.prompts import PromptSpec
 from diffusion_gym.rewards import RewardSpec
 
@@ -39,7 +41,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
     ``info`` has an entry and a mask ``_entry`` a key, as Gymnasium's vector environments do; with either output they
     are NumPy arrays, except ``image``: (n, H, W, 3) in NumPy and (n, 3, H, W) in torch, zeros where ``_image`` is
-    false. With SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
+    false. ``metadata`` is an array of n dictionaries. With SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
@@ -110,8 +112,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         """Replace the terminal reward."""
         self.mdp.set_reward(reward)
 
-    def score(self, latents: Tensor, prompts: Sequence[str]) -> Scored:
-        """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does."""
+    def score(self, latents: Tensor, prompts: Sequence[PromptLike]) -> Scored:
+        """Decode finished latents (n, c, h, w) and reward the images of n texts or records, as the last step does."""
         return self.mdp.score(latents, prompts)
 
     def reset(
@@ -121,8 +123,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
         Args:
             seed: s gives environment i the seed s + i; or one seed (or None) for each environment.
-            options: ``prompts``: one text for each environment that is reset; ``reset_mask``: (n,), bool, array or
-                tensor.
+            options: ``prompts``: one text or record for each environment that is reset; ``reset_mask``: (n,), bool,
+                array or tensor.
         """
         given = check_options(options, self._OPTIONS)
         mask = self._reset_mask(given.get("reset_mask"))
@@ -205,7 +207,8 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
     def _info(self, mask: np.ndarray, result: Transitions | None = None) -> dict[str, Any]:
         mdp = self.mdp
         info: dict[str, Any] = {
-            "prompt": np.array(mdp.row_prompts, dtype=object),
+            "prompt": np.array([record.text for record in mdp.row_records], dtype=object),
+            "metadata": np.array([record.metadata_copy() for record in mdp.row_records], dtype=object),
             "prompt_index": mdp.prompt_index.copy(),
             "step_index": mdp.step_index.copy(),
         }

@@ -65,6 +65,8 @@ class DiffusionModel(ABC):
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     scheduler_config: Mapping[str, Any]
     recommended: Recommended = Recommended()
+    #: Which of a prompt's fields ``negative_prompt`` and ``image`` the family reads beside its text.
+    prompt_fields: ClassVar[frozenset[str]] = frozenset()
     #: The prompts without a choice of the user's.
     default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
 

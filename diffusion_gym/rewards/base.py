@@ -4,18 +4,23 @@ import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion_gym.rewards.guard import settings_kept
+from diffusion_gym.rewards.metadata import Arguments, metadata_arguments
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Any callable of this signature, a plain function too; scores finished images."""
+    """Any callable of this signature, a plain function too; scores finished images.
+
+    One with a third parameter, or one named ``metadata``, is also given each prompt's metadata: n mappings. It may say
+    what it needs of them, see :func:`~diffusion_gym.rewards.metadata.check_metadata`.
+    """
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return one score per image, higher is better.
@@ -37,10 +42,14 @@ class DifferentiableReward(Protocol):
         """Return (n,); see :class:`Reward`."""
 
     def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return the scores of images (n, 3, H, W), float32 in [0, 1], and n texts: (n,), float32."""
+        """Return the scores of images (n, 3, H, W), float32 in [0, 1], and n texts: (n,), float32.
+
+        With a third parameter it is given the metadata too, as ``__call__`` is.
+        """
 
 
-RewardFunction = Callable[[Tensor, Sequence[str]], Tensor]
+#: ``(images, prompts)`` or ``(images, prompts, metadata)`` -> (n,).
+RewardFunction = Callable[..., Tensor]
 #: What ``reward=`` accepts: a text as in :mod:`diffusion_gym.rewards.spec` (``"name"``, ``"name:weight,name:weight"``,
 #: ``"file.py:function"``), a mapping of such texts or callables to weights, or a callable.
 RewardSpec = str | RewardFunction | Mapping[str | RewardFunction, float]
@@ -52,14 +61,14 @@ def reward_name(reward: Callable[..., object]) -> str:
     return str(name or type(reward).__name__)
 
 
-def check_takes(function: Callable[..., object], count: int, expected: str) -> None:
-    """Raise TypeError, with what was expected, for a function that cannot be called with so many arguments."""
+def check_takes(function: Callable[..., object], arguments: Arguments, expected: str) -> None:
+    """Raise TypeError, with what was expected, for a function that cannot be called with such arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in callables have no signature
         return
     try:
-        signature.bind(*[None] * count)
+        signature.bind(*arguments[0], **arguments[1])
     except TypeError:
         raise TypeError(f"the reward {reward_name(function)!r} takes {signature}; expected {expected}.") from None
 
@@ -68,10 +77,18 @@ class RewardError(RuntimeError):
     """A reward failed, or did not return one finite score per image."""
 
 
-def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Tensor:
+def evaluate_reward(
+    reward: RewardFunction, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+) -> Tensor:
     """Return the checked scores of the images.
 
-    The reward gets copies of images and prompts, and settings of the process that it changes are restored
+    Args:
+        reward: scores the images.
+        images: (n, 3, H, W), uint8.
+        prompts: n texts.
+        metadata: n mappings, for a reward that takes them; None is an empty one for each image.
+
+    The reward gets copies of images, prompts and metadata, and settings of the process that it changes are restored
     (:func:`~diffusion_gym.rewards.guard.settings_kept`).
 
     Returns:
@@ -82,11 +99,16 @@ def evaluate_reward(reward: RewardFunction, images: Tensor, prompts: Sequence[st
             the reward and, where one row is to blame, its prompt.
     """
     name = reward_name(reward)
+    more, named = metadata_arguments(reward, len(prompts), metadata)
     try:
         with settings_kept(f"the reward {name!r}"), torch.profiler.record_function("reward"):
-            scores = reward(images.clone(), list(prompts))
+            scores = reward(images.clone(), list(prompts), *more, **named)
     except Exception as error:
-        why = str(error) if isinstance(error, RewardError) else f"{error!r}{_place(error)}"
+        why = (
+            str(error)
+            if isinstance(error, RewardError)
+            else repr(error) + _place(error) + _missing(error, prompts, metadata)
+        )
         raise RewardError(
             f"reward {name!r} failed on {len(prompts)} images (prompts {_some(prompts)}): {why}"
         ) from error
@@ -99,6 +121,11 @@ def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[st
     Raises:
         RewardError: not a tensor, a wrong shape, or a score that is not finite; the message has the reward's ``name``.
     """
+    if isinstance(scores, tuple) and len(scores) == 2 and isinstance(scores[1], Mapping):
+        raise RewardError(
+            f"reward {name!r} must return a tensor of shape ({len(prompts)},), got a pair with metadata, as functions "
+            "of trl's and ddpo-pytorch's do; diffusion_gym.rewards.from_trl adapts them."
+        )
     try:
         scores = scores.tolist() if isinstance(scores, np.ndarray) else scores  # in any byte order and direction
         scores = torch.as_tensor(scores).detach().to_dense()
@@ -127,6 +154,15 @@ def _place(error: BaseException) -> str:
     """Return the line of the reward's own code where an error arose; the frame above is :func:`evaluate_reward`'s."""
     frames = traceback.extract_tb(error.__traceback__)[1:2]
     return "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in frames)
+
+
+def _missing(error: BaseException, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> str:
+    """Return which prompt lacks the field of metadata that a reward looked up."""
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    lacking = [
+        prompt for prompt, row in zip(prompts, metadata or (), strict=False) if key is not None and key not in row
+    ]
+    return f"; the metadata of the prompt {lacking[0]!r} has no {key!r}" if lacking else ""
 
 
 def _some(prompts: Sequence[str]) -> str:

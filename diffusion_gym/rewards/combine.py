@@ -10,6 +10,9 @@ from torch import Tensor
 
 from diffusion_gym.rewards.base import RewardFunction, check_scores, evaluate_reward, reward_name
 
+#: n mappings, or None for an empty one for each image.
+Metadata = Sequence[Mapping[str, Any]] | None
+
 
 @dataclass(frozen=True)
 class RewardTerm:
@@ -103,19 +106,19 @@ class WeightedSum:
         self._rewards[name] = reward
         return name
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata = None) -> Tensor:
         """Return (n,), float32."""
-        return self.combine(self.parts(images, prompts))
+        return self.combine(self.parts(images, prompts, metadata))
 
-    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def pixels(self, images: Tensor, prompts: Sequence[str], metadata: Metadata = None) -> Tensor:
         """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1], if all parts have one."""
         from diffusion_gym.rewards.pixels import reward_pixels
 
-        return reward_pixels(self, images, prompts).rewards
+        return reward_pixels(self, images, prompts, metadata).rewards
 
-    def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def parts(self, images: Tensor, prompts: Sequence[str], metadata: Metadata = None) -> dict[str, Tensor]:
         """Return each reward's own scores, name -> (n,), float32."""
-        return {name: evaluate_reward(reward, images, prompts) for name, reward in self._rewards.items()}
+        return {name: evaluate_reward(reward, images, prompts, metadata) for name, reward in self._rewards.items()}
 
     def combine(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the sum of the terms, (n,), from :meth:`parts`.
@@ -153,7 +156,7 @@ class WeightedSum:
         """Return whether the mean and std of a reward to normalise are still unknown."""
         return any(name not in self._statistics for name in self._normalised())
 
-    def calibrate(self, images: Tensor, prompts: Sequence[str]) -> None:
+    def calibrate(self, images: Tensor, prompts: Sequence[str], metadata: Metadata = None) -> None:
         """Measure mean and std (population, in float64) of the rewards to normalise.
 
         Raises:
@@ -162,7 +165,8 @@ class WeightedSum:
         """
         measured = {}
         for name in self._normalised():
-            scores = evaluate_reward(self._rewards[name], images, prompts).cpu().double()  # MPS has no float64
+            scores = evaluate_reward(self._rewards[name], images, prompts, metadata)
+            scores = scores.cpu().double()  # in this order: MPS has no float64
             mean, std = float(scores.mean()), float(scores.std(correction=0))
             if std <= 1e-6 * max(1.0, abs(mean)):
                 raise ValueError(
@@ -197,14 +201,20 @@ class WeightedSum:
         return floors
 
 
-def score_images(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Scores:
+def score_images(reward: RewardFunction, images: Tensor, prompts: Sequence[str], metadata: Metadata = None) -> Scores:
     """Return the reward of each image and, of a combined reward, the parts' scores; no gradients.
+
+    Args:
+        reward: scores the images.
+        images: (n, 3, H, W), uint8.
+        prompts: n texts.
+        metadata: n mappings, for rewards that take them; None is an empty one for each image.
 
     Raises:
         RewardError: see :func:`~diffusion_gym.rewards.base.evaluate_reward`; of a combined reward, naming the part.
     """
     with torch.no_grad():
         if not isinstance(reward, WeightedSum):
-            return Scores(evaluate_reward(reward, images, prompts))
-        parts = reward.parts(images, prompts)
+            return Scores(evaluate_reward(reward, images, prompts, metadata))
+        parts = reward.parts(images, prompts, metadata)
         return Scores(check_scores(reward.name, reward.combine(parts), images, prompts), parts)

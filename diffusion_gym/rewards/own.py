@@ -14,6 +14,7 @@ from typing import Any
 
 from diffusion_gym.rewards.base import RewardFunction, check_takes
 from diffusion_gym.rewards.guard import settings_kept
+from diffusion_gym.rewards.metadata import metadata_arguments
 from diffusion_gym.rewards.spec import check_file
 
 
@@ -25,7 +26,7 @@ def load_function(path: Path, function: str) -> RewardFunction:
 
     Args:
         path: relative to the working directory, or absolute.
-        function: its name; any callable ``(images, prompts) -> scores`` will do.
+        function: its name; any callable ``(images, prompts) -> scores`` will do, also with metadata behind prompts.
 
     Raises:
         ValueError: no such file, one that fails to run, or one without such a function; see :func:`check_callable`.
@@ -126,10 +127,11 @@ def check_callable(reward: object) -> RewardFunction:
             f"reward must be a name, 'name:weight,...', 'path/to/file.py:function', a mapping to weights or a callable "
             f"(images, prompts) -> scores, got {type(reward).__name__}."
         )
+    more, named = metadata_arguments(reward, 0, None)
     check_takes(
         reward,
-        2,
-        "(images, prompts), images (n, 3, H, W) uint8 and n texts, and a score for each; "
-        "diffusion_gym.rewards.from_trl adapts a function of trl's, (images, prompts, metadata)",
+        ([None, None, *more], named),
+        "(images, prompts) or (images, prompts, metadata), images (n, 3, H, W) uint8, n texts and n mappings, and a "
+        "score for each; diffusion_gym.rewards.from_trl adapts a function of trl's",
     )
     return reward

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.rewards.base import DifferentiableReward, RewardError, RewardFunction, reward_name
-from diffusion_gym.rewards.combine import Scores, WeightedSum
+from diffusion_gym.rewards.combine import Metadata, Scores, WeightedSum
 from diffusion_gym.rewards.guard import settings_kept
+from diffusion_gym.rewards.metadata import metadata_arguments
 
 
 def differentiable(function: RewardFunction) -> DifferentiableReward:
     """Make a differentiable reward of a function of float images: ``(images in [0, 1], prompts) -> (n,)``.
+
+    It may take the prompts' metadata as a third argument, as any reward.
 
     The reward scores uint8 images with the same function, divided by 255::
 
@@ -23,8 +26,8 @@ def differentiable(function: RewardFunction) -> DifferentiableReward:
     """
 
     @functools.wraps(function)
-    def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return function(images / 255, prompts)
+    def reward(images: Tensor, *arguments: Any, **metadata: Any) -> Tensor:
+        return function(images / 255, *arguments, **metadata)
 
     vars(reward)["pixels"] = function
     return cast(DifferentiableReward, reward)
@@ -43,20 +46,24 @@ def check_differentiable(reward: RewardFunction) -> None:
             )
 
 
-def reward_pixels(reward: RewardFunction, images: Tensor, prompts: Sequence[str]) -> Scores:
+def reward_pixels(reward: RewardFunction, images: Tensor, prompts: Sequence[str], metadata: Metadata = None) -> Scores:
     """Return the reward of each image with its gradient, and the parts of a combined reward.
 
     Args:
         reward: a :class:`~diffusion_gym.rewards.base.DifferentiableReward`, or a weighted sum of such.
         images: (n, 3, H, W), float32 in [0, 1].
         prompts: n texts.
+        metadata: n mappings, for rewards that take them; None is an empty one for each image.
 
     Raises:
         ValueError: a reward that has no gradient; see :func:`check_differentiable`.
         RewardError: scores that are not (n,), not finite, or do not depend on the images.
     """
     check_differentiable(reward)
-    parts = {name: _scores(name, part.pixels, images, prompts) for name, part in _parts(reward).items()}  # type: ignore[attr-defined]
+    parts = {
+        name: _scores(name, part.pixels, images, prompts, metadata)  # type: ignore[attr-defined]
+        for name, part in _parts(reward).items()
+    }
     if isinstance(reward, WeightedSum):
         return Scores(reward.combine(parts), {name: scores.detach() for name, scores in parts.items()})
     return Scores(next(iter(parts.values())))
@@ -66,10 +73,13 @@ def _parts(reward: RewardFunction) -> dict[str, RewardFunction]:
     return reward.rewards if isinstance(reward, WeightedSum) else {reward_name(reward): reward}
 
 
-def _scores(name: str, pixels: Callable[..., Any], images: Tensor, prompts: Sequence[str]) -> Tensor:
+def _scores(
+    name: str, pixels: Callable[..., Any], images: Tensor, prompts: Sequence[str], metadata: Metadata
+) -> Tensor:
+    more, named = metadata_arguments(pixels, len(prompts), metadata)
     try:
         with settings_kept(f"the reward {name!r}"):
-            scores = pixels(images.clone(), list(prompts))
+            scores = pixels(images.clone(), list(prompts), *more, **named)
     except Exception as error:
         raise RewardError(f"pixels of reward {name!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(scores, Tensor) or scores.shape != (len(prompts),):

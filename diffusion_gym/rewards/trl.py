@@ -21,14 +21,14 @@ def from_trl(reward_fn: TRLReward, metadata: Mapping[str, Any] | None = None) ->
         reward_fn: is given images (n, 3, H, W), float32 in [0, 1], n texts and n metadata, and returns a pair: n scores
             (a tensor, an array or a list), or as in Flow-GRPO a mapping from names to such scores, of which ``"avg"``
             or the only one is the reward; and metadata, which nothing here uses.
-        metadata: of each prompt, by its text; without it every prompt has ``{}``.
+        metadata: of each prompt, by its text; without it that of the prompts' records is given.
 
     Raises:
         TypeError: something that cannot be called with these three arguments.
     """
     if not callable(reward_fn):
         raise TypeError(f"from_trl takes a function of trl's, got {type(reward_fn).__name__}.")
-    check_takes(reward_fn, 3, "trl's (images, prompts, metadata)")
+    check_takes(reward_fn, ([None] * 3, {}), "trl's (images, prompts, metadata)")
     return _FromTRL(reward_fn, metadata)
 
 
@@ -38,15 +38,22 @@ class _FromTRL:
     def __init__(self, reward_fn: TRLReward, metadata: Mapping[str, Any] | None) -> None:
         self.name = reward_name(reward_fn)
         self._function, self._metadata = reward_fn, metadata
+        self.required_metadata = getattr(reward_fn, "required_metadata", ()) if metadata is None else ()
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Tensor:
         """Return (n,).
 
         Raises:
-            ValueError: a prompt without metadata, where there is some.
+            ValueError: a prompt without metadata, where a mapping of it was given.
             TypeError: no pair, or several scores without a total.
         """
-        result = self._function(images.float() / 255, tuple(prompts), tuple(map(self._of, prompts)))
+        if self._metadata is not None:
+            for prompt in prompts:
+                self.check_metadata(prompt, {})
+            metadata = [self._metadata[prompt] for prompt in prompts]
+        result = self._function(images.float() / 255, tuple(prompts), tuple(metadata or [{} for _ in prompts]))
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"expected a pair (scores, metadata) as for trl, got {type(result).__name__}")
         scores = result[0]
@@ -56,9 +63,7 @@ class _FromTRL:
             scores = scores.get(TOTAL, next(iter(scores.values())))
         return scores if isinstance(scores, Tensor) else torch.as_tensor(scores)
 
-    def _of(self, prompt: str) -> Any:
-        if self._metadata is None:
-            return {}
-        if prompt not in self._metadata:
+    def check_metadata(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Raise ValueError for a prompt without metadata, where a mapping of it was given."""
+        if self._metadata is not None and prompt not in self._metadata:
             raise ValueError(f"from_trl was given metadata, but none of the prompt {prompt!r}")
-        return self._metadata[prompt]

@@ -1,17 +1,17 @@
 """Prompt alignment (Black et al. 2023, section 5.3): a VLM describes the image, BERTScore compares with the prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from diffusion_gym.models.base import ModelDtype
-from diffusion_gym.rewards.clip_score import check_template
 from diffusion_gym.rewards.models.bertscore import load_bertscore
 from diffusion_gym.rewards.models.captioner import Describe, load_captioner
 from diffusion_gym.rewards.models.served import ServedCaptioner
 from diffusion_gym.rewards.models.weights import check_placement, embedded
+from diffusion_gym.rewards.templates import fields, fill
 
 #: The paper's question and its wording of the prompt (appendix; their code uses the same).
 QUESTION = "Answer concisely: what is going on in this image?"
@@ -30,8 +30,8 @@ class VLMAlignment:
         model: folder or hub id of the vision-language model; with ``url``, its name there.
         bert: folder or hub id of BERTScore's encoder.
         url: root of an OpenAI-compatible API, as ``http://host:8000/v1``.
-        question: to the model about each image.
-        template: the reference text, with ``{prompt}`` in the prompt's place.
+        question: to the model about each image; may hold ``{prompt}``, and ``{field}`` for a field of its metadata.
+        template: the reference text, with ``{prompt}`` or such fields.
         layer: of the encoder, see :class:`~diffusion_gym.rewards.models.bertscore.BERTScore`.
         baseline: a number or file for BERTScore's rescaling. It changes the scale of the reward, not its order.
         max_new_tokens: longest description.
@@ -63,7 +63,8 @@ class VLMAlignment:
     def __post_init__(self) -> None:
         """Load the models that run here; raises ValueError for settings that do not fit, or missing weights."""
         check_placement(self.chunk_size, self.device)
-        check_template(self.template)
+        if not fields(self.template):
+            raise ValueError(f"the template must hold {{prompt}}, or a field of its metadata, got {self.template!r}.")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
         self._describe = self._captioner()
@@ -83,11 +84,24 @@ class VLMAlignment:
     def __deepcopy__(self, memo: dict[int, Any]) -> "VLMAlignment":
         return self
 
-    def describe(self, images: Tensor) -> list[str]:
-        """Return what the model says of each image of (n, 3, H, W), uint8."""
-        return self._describe(images, self.question)
+    @property
+    def required_metadata(self) -> list[str]:
+        """The fields that question and template name."""
+        return [name for name in fields(self.question + self.template) if name != "prompt"]
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def describe(self, images: Tensor, questions: Sequence[str] | None = None) -> list[str]:
+        """Return what the model answers about each image of (n, 3, H, W), uint8.
+
+        Args:
+            images: to describe.
+            questions: n texts; None asks :attr:`question` about each.
+        """
+        return self._describe(images, self.question if questions is None else questions)
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Tensor:
         """Return (n,), float32."""
-        references = [self.template.replace("{prompt}", prompt) for prompt in prompts]
-        return self._bertscore(self.describe(images), references, images.device).to(images.device)
+        rows = list(zip(prompts, metadata or [{}] * len(prompts), strict=True))
+        questions, references = ([fill(text, *row) for row in rows] for text in (self.question, self.template))
+        return self._bertscore(self.describe(images, questions), references, images.device).to(images.device)

@@ -95,7 +95,7 @@ def test_info(env: gymnasium.Env, each_model: dict[str, Any]) -> None:
     infos = [first[1], *(step[4] for step in steps)]
     model, prompts = load_model(each_model["model"]), each_model["prompts"]
     for index, info in enumerate(infos):
-        expected = {"prompt", "prompt_index", "step_index"} | ({"image"} if index == 3 else set())
+        expected = {"prompt", "metadata", "prompt_index", "step_index"} | ({"image"} if index == 3 else set())
         assert set(info) == expected
         assert info["step_index"] == index
         assert info["prompt"] == prompts[info["prompt_index"]] == infos[0]["prompt"]

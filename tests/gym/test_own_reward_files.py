@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import algorithms
-from diffusion_gym.rewards import evaluate_reward, from_trl, resolve_reward, reward_name
+from diffusion_gym.rewards import RewardError, evaluate_reward, from_trl, resolve_reward, reward_name
 
 IMAGES = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 
@@ -171,5 +171,5 @@ def test_what_is_no_function_of_trl_is_refused_and_trls_own_finds_the_adapter() 
         from_trl(lambda images, prompts: None)  # type: ignore[arg-type, misc]
     with pytest.raises(TypeError, match="from_trl takes a function of trl's, got str"):
         from_trl("aesthetic")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"'brightness' takes .*expected \(images, prompts\).*from_trl adapts"):
-        resolve_reward(brightness)  # type: ignore[arg-type]
+    with pytest.raises(RewardError, match=r"must return .* got a pair with metadata.*from_trl adapts"):
+        evaluate_reward(resolve_reward(lambda images, prompts, metadata: (torch.zeros(2), {})), HALF, ["a", "b"])

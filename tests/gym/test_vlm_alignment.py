@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_gym.prompts import Prompt
 from diffusion_gym.rewards import RewardError, VLMAlignment, evaluate_reward, resolve_reward
+from diffusion_gym.rewards.metadata import check_metadata
 from diffusion_gym.rewards.models.bertscore import BERTScore
 from diffusion_gym.rewards.models.captioner import Captioner
 from diffusion_gym.rewards.models.served import ServedCaptioner
@@ -185,6 +187,30 @@ def test_a_server_that_dies_in_the_middle_is_named(chat_server: Callable[..., An
     server.stop()
     with pytest.raises(RewardError, match=r"in 3 attempts .*Connection refused"):
         evaluate_reward(reward, pictures(), PROMPTS)
+
+
+def test_questions_may_name_fields_of_the_metadata(chat_server: Callable[..., Any], tiny_rewards: Path) -> None:
+    """Each image has its record's question, behind a server and in this process; a missing field is named at once."""
+    server, images = chat_server(), pictures(4)
+    rows = [{"thing": "cat", "n": 2}, {"thing": "dog", "n": 1}] * 2
+    options = "question=Are there {n} {thing}s in {prompt}?&template=The answer is {thing}"
+    reward = resolve_reward(f"vlm_alignment?url={server.url}&model=tiny&concurrency=2&{options}")
+    scores = evaluate_reward(reward, images, PROMPTS[:4], rows)
+    levels = [int(picture.mean()) for picture in server.pictures]
+    asked = [request["messages"][0]["content"][1]["text"] for request in server.requests]
+    in_order = [text for _, text in sorted(zip(levels, asked, strict=True))]  # the pictures grow brighter
+    assert in_order == [
+        f"Are there {row['n']} {row['thing']}s in {prompt}?" for row, prompt in zip(rows, PROMPTS, strict=False)
+    ]
+    said = [server.describe(picture.permute(1, 2, 0).numpy()) for picture in images]
+    wanted = [f"The answer is {row['thing']}" for row in rows]
+    torch.testing.assert_close(scores, BERTScore(str(tiny_rewards / "bert"))(said, wanted))
+
+    here = resolve_reward(f"vlm_alignment?max_new_tokens=4&{options}")
+    captioner = Captioner(str(tiny_rewards / "captioner"), max_new_tokens=4)
+    assert captioner(images, asked) == [captioner(images[i : i + 1], text)[0] for i, text in enumerate(asked)]
+    with pytest.raises(ValueError, match="the reward 'vlm_alignment' needs the field 'n' of every prompt, but 'a' has"):
+        check_metadata(here, [Prompt("a", metadata={"thing": "cat"})])
 
 
 @pytest.mark.parametrize("status", ["400", "401", "404"])

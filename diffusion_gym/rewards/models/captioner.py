@@ -16,9 +16,9 @@ from diffusion_gym_torchvision import repair_torchvision
 
 
 class Describe(Protocol):
-    """Answers one question about each of several images."""
+    """Answers a question about each of several images, one for all or one for each."""
 
-    def __call__(self, images: Tensor, question: str) -> list[str]:
+    def __call__(self, images: Tensor, question: str | Sequence[str]) -> list[str]:
         """Return n texts for (n, 3, H, W), uint8."""
 
 
@@ -107,8 +107,14 @@ class Captioner:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Captioner":
         return self
 
-    def __call__(self, images: Tensor, question: str) -> list[str]:
-        """Return n texts for (n, 3, H, W), uint8."""
+    def __call__(self, images: Tensor, question: str | Sequence[str]) -> list[str]:
+        """Return n texts for (n, 3, H, W), uint8; images with one question go through the model together."""
+        if not isinstance(question, str):
+            found: dict[int, str] = {}
+            for each in dict.fromkeys(question):
+                which = [i for i, other in enumerate(question) if other == each]
+                found |= zip(which, self(images[which], each), strict=True)
+            return [found[i] for i in range(len(images))]
         device = torch.device(self._device or images.device)
         self._model.to(device)
         answers: list[str] = []

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from email.message import Message
@@ -80,7 +81,7 @@ class ServedCaptioner:
         self._server = f"the server at {self._endpoint}{through}"
         self._jitter = random.Random()
 
-    def __call__(self, images: Tensor, question: str) -> list[str]:
+    def __call__(self, images: Tensor, question: str | Sequence[str]) -> list[str]:
         """Return n texts for (n, 3, H, W), uint8, in the images' order.
 
         Raises:
@@ -89,7 +90,9 @@ class ServedCaptioner:
         pictures, stop = to_pillow(images), threading.Event()
         failures: list[BaseException] = []
 
-        def ask(picture: Image.Image) -> str:
+        questions = [question] * len(images) if isinstance(question, str) else question
+
+        def ask(picture: Image.Image, question: str) -> str:
             if stop.is_set():  # a thread that is free again may be quicker than the cancelling below
                 raise CancelledError
             try:
@@ -101,7 +104,7 @@ class ServedCaptioner:
 
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="captioner")
         try:
-            return list(pool.map(ask, pictures))
+            return list(pool.map(ask, pictures, questions))
         except Exception:
             raise failures[0] from None
         finally:  # also after Ctrl-C: the other requests end their pauses and give up

@@ -1,0 +1,193 @@
+"""Prompts as records: published formats load as they are, and the environment draws, shows and checks them."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from PIL import Image
+
+import diffusion_gym
+from diffusion_gym.models import DiffusionModel, load_model
+from diffusion_gym.prompts import Prompt, PromptSet, load_prompts
+
+#: As GenEval's evaluation_metadata.jsonl and Flow-GRPO's train_metadata.jsonl are written, by their fields.
+GENEVAL = (
+    '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}\n'
+    '{"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}], '
+    '"prompt": "a photo of two clocks"}\n'
+    '{"tag": "position", "include": [{"class": "bench", "count": 1}, {"class": "dog", "count": 1, "position": '
+    '["right of", 0]}], "prompt": "a photo of a dog right of a bench"}\n'
+)
+#: Two records that share a text, and one that is only a text.
+SHARED = [{"prompt": "north", "side": 1}, {"prompt": "north", "side": 2}, "south"]
+
+
+def make(prompts: Any, reward: Any = "exact-linear", model: Any = "exact-mixture", **more: Any) -> gymnasium.Env:
+    """Make an environment of two steps."""
+    return gymnasium.make(
+        diffusion_gym.ENV_ID, model=model, reward=reward, prompts=prompts, num_inference_steps=2, **more
+    )
+
+
+def test_genevals_lines_load_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "evaluation_metadata.jsonl").write_text(GENEVAL, encoding="utf-8")
+    loaded = load_prompts(tmp_path / "evaluation_metadata.jsonl")
+    lines = [json.loads(line) for line in GENEVAL.splitlines()]
+    assert loaded.texts == ("a photo of a bench", "a photo of two clocks", "a photo of a dog right of a bench")
+    assert loaded.weights is None
+    assert [{"prompt": record.text, **record.metadata} for record in loaded.records] == lines
+    assert loaded.records[2].metadata["include"][1]["position"] == ["right of", 0]
+    assert loaded == load_prompts(lines)  # a plain list of dicts
+    assert json.loads(json.dumps(loaded.describe())) == lines
+    assert load_prompts(json.loads(json.dumps(loaded.describe()))) == loaded
+
+
+def test_flow_grpos_text_files_have_no_metadata(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text('a sign that says "Open"\na storefront\n', encoding="utf-8")
+    records = load_prompts(tmp_path / "train.txt").records
+    assert [(record.text, record.metadata, record.key) for record in records] == [
+        ('a sign that says "Open"', {}, 'a sign that says "Open"'),
+        ("a storefront", {}, "a storefront"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("table.csv", "Prompt,Weight,Tag,count\na fox,2,colour,3\na fox,1,,4\na dog,1\n"),
+        ("table.tsv", "prompt\tweight\tTag\tcount\na fox\t2\tcolour\t3\na fox\t1\t\t4\na dog\t1\n"),
+    ],
+)
+def test_a_tables_further_columns_are_text(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    loaded = load_prompts(tmp_path / name)
+    assert [record.metadata for record in loaded.records] == [
+        {"Tag": "colour", "count": "3"},
+        {"Tag": "", "count": "4"},
+        {},
+    ]
+    assert loaded.weights == (2.0, 1.0, 1.0)
+    assert load_prompts(loaded.describe()) == loaded
+
+
+def test_an_image_is_a_path_beside_the_file_or_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.new("RGB", (2, 2), (255, 0, 0))
+    (tmp_path / "pictures").mkdir()
+    picture.save(tmp_path / "pictures" / "red.png")
+    line = {"prompt": "bluer", "image": "pictures/red.png", "negative_prompt": "red", "kind": "edit"}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    record = load_prompts(tmp_path / "edits.jsonl").records[0]
+    assert record == Prompt("bluer", 1, "red", tmp_path / "pictures" / "red.png", {"kind": "edit"})
+    monkeypatch.chdir(tmp_path)
+    assert load_prompts(load_prompts("edits.jsonl").describe()) == load_prompts("edits.jsonl")
+
+    in_python = load_prompts([{"prompt": "bluer", "image": picture}, Prompt("bluer", image=Image.new("RGB", (2, 2)))])
+    assert in_python.records[0].image is picture
+    assert len({record.key for record in in_python.records}) == 2
+    with pytest.raises(ValueError, match=r"the image of 'bluer' was given as a picture, .* JSON; save it, and give"):
+        in_python.describe()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "message"),
+    [
+        ([{"prompt": "a", "tag": {1, 2}}], TypeError, "the metadata of 'a' must be texts, numbers, .*got set"),
+        ([{"prompt": "a", "tag": {1: 2}}], TypeError, "mappings with texts as names, .*got dict: {1: 2}"),
+        ([{"prompt": "a", 1: 2}], ValueError, r"prompts\[0\] must hold 'prompt', .*further fields with texts as names"),
+        ([{"prompt": "a", "image": 3}], TypeError, "the image of 'a' must be a path or a PIL image, got int"),
+        ([{"prompt": "a", "tag": "\ud800"}], ValueError, "the metadata of 'a' holds half of a surrogate pair"),
+    ],
+)
+def test_what_no_record_can_hold(prompts: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_prompts(prompts)
+
+
+def test_splits_pick_records(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": "same", "weight": i + 1, "i": i}) for i in range(6)))
+    assert [record.metadata["i"] for record in load_prompts(f"{file}@train").records] == [0, 1, 2, 3, 5]
+    assert load_prompts(f"{file}@held-out").records[0].metadata == {"i": 4}
+    assert load_prompts(f"{file}@train").weights == (1, 2, 3, 4, 6)
+
+
+def test_the_environment_draws_records_and_shows_their_metadata() -> None:
+    env = make(SHARED)
+    seen = {}
+    for seed in range(20):
+        _, info = env.reset(seed=seed)
+        seen[info["prompt_index"]] = (info["prompt"], info["metadata"])
+        info["metadata"]["side"] = "written by the user"
+    assert seen.keys() == {0, 1, 2}
+    _, info = env.reset(options={"prompts": [SHARED[1]]})
+    assert (info["prompt"], info["prompt_index"], info["metadata"]) == ("north", 1, {"side": 2})
+    *_, info = env.step(env.action_space.sample() / 1000)
+    assert info["metadata"] == {"side": 2}
+    _, info = env.reset(options={"prompts": [Prompt("east", metadata={"side": 9})]})
+    assert (info["prompt_index"], info["metadata"]) == (-1, {"side": 9})
+    with pytest.raises(ValueError, match=r"'north', a text that 2 records of the prompt set share; give the record"):
+        env.reset(options={"prompts": ["north"]})
+    _, info = make([SHARED[1]]).reset(options={"prompts": ["north"]})  # a text that only one record has is that record
+    assert (info["prompt_index"], info["metadata"]) == (0, {"side": 2})
+
+
+def test_a_vector_environments_metadata_restart_with_their_episodes() -> None:
+    env = gymnasium.make_vec(
+        diffusion_gym.ENV_ID,
+        num_envs=3,
+        model="exact-mixture",
+        reward="exact-linear",
+        prompts=SHARED,
+        num_inference_steps=2,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    _, info = env.reset(seed=0, options={"prompts": [SHARED[1], SHARED[0], "south"]})
+    assert info["metadata"].dtype == object
+    assert info["metadata"].tolist() == [{"side": 2}, {"side": 1}, {}]
+    assert info["_metadata"].tolist() == [True] * 3
+    for _ in range(2):
+        *_, info = env.step(np.zeros(env.action_space.shape, np.float32))
+    assert info["final_info"]["metadata"].tolist() == [{"side": 2}, {"side": 1}, {}]
+    records = load_prompts(SHARED).records
+    assert [records[i].metadata for i in info["prompt_index"]] == info["metadata"].tolist()
+
+
+def test_records_with_one_text_are_no_mistake_to_the_model(tiny_sd: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make([{"prompt": "a cat", "n": 1}, {"prompt": "a cat", "n": 2}], "compressibility", str(tiny_sd))
+
+
+@pytest.mark.parametrize("field", ["negative_prompt", "image"])
+def test_a_field_that_the_model_does_not_read_is_refused_at_once(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (2, 2)).save(file)
+    record = {"prompt": "north", field: str(file)}
+    message = f"the prompt 'north' has the field '{field}', which the model 'exact-mixture' does not read; leave it"
+    with pytest.raises(ValueError, match=message):
+        make(["south", record])
+    env = make(["north"])
+    with pytest.raises(ValueError, match=message):
+        env.reset(options={"prompts": [record]})
+    monkeypatch.setattr(type(load_model("exact-mixture")), "prompt_fields", frozenset({field}))
+    _, info = make([record]).reset(seed=0)
+    assert info["metadata"] == {}
+    assert DiffusionModel.prompt_fields == frozenset()
+
+
+def test_keys_are_the_texts_of_plain_prompts_and_tell_others_apart() -> None:
+    plain = PromptSet(("a", "b"), (1.0, 2.0))
+    assert [record.key for record in plain.records] == ["a", "b"]  # with weights too, as old checkpoints name them
+    one, two = Prompt("a", metadata={"x": 1, "y": (1, 2)}), Prompt("a", 3.0, metadata={"y": [1, 2], "x": 1})
+    assert one.key == two.key != "a"
+    assert len({one.key, Prompt("a", negative_prompt="x").key, Prompt("a").key}) == 3
+    assert hash(one) == hash(two)
+    shared = load_prompts(SHARED)
+    assert list(shared.labels.values()) == ["north (1)", "north (2)", "south"]
