@@ -34,7 +34,8 @@ class TaskConfig:
     """The model, and what it is tuned toward."""
 
     model: str = DEFAULT_MODEL
-    """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
+    """emoji-animals or emoji-world (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub
+    id."""
     reward: Annotated[
         str,
         tyro.conf.arg(
@@ -64,7 +65,8 @@ class TaskConfig:
     vae_tiling: bool = False
     """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Measured at evaluations beside reward and diversity: clip_diversity, recognised (embedded model), or a reward."""
+    """Measured at evaluations beside reward and diversity: clip_diversity, recognised (emoji-animals), judge
+    and judge-KIND (emoji-world; judge-counting), or a reward."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class DiffusionModel(ABC):
     scheduler_config: Mapping[str, Any]
     recommended: Recommended = Recommended()
     #: The prompts without a choice of the user's.
-    default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
+    default_prompts: str | tuple[str, ...] = "animals"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""

@@ -151,7 +151,7 @@ def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], 
 def _check_name(name: str) -> None:
     if name == "judge":
         raise ValueError(
-            "'judge' is a metric and never a reward, so that it can tell when a reward is hacked; train on geneval, and "
+            "'judge' is a metric and never a reward, so that it can tell when a reward is hacked; train on geneval and "
             "watch --metrics judge."
         )
     if name not in REWARDS:

@@ -1,7 +1,8 @@
 """What a prompt asks for, in the fields of GenEval's evaluation_metadata.jsonl."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's kinds of prompts, the values of ``tag``."""
@@ -12,7 +13,8 @@ RELATIONS = ("left of", "right of", "above", "below")
 EXAMPLE = '{"prompt": "a photo of two cats", "tag": "counting", "include": [{"class": "cat", "count": 2}]}'
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked:
     """Objects of one class that a picture must show."""
 
     name: str
@@ -25,7 +27,8 @@ class Asked(NamedTuple):
     """One of ``RELATIONS``, and the index of the earlier entry to which each of them must lie so."""
 
 
-class Request(NamedTuple):
+@dataclass(frozen=True)
+class Request:
     """Everything that a prompt asks for."""
 
     tag: str
@@ -91,7 +94,7 @@ def _asked(prompt: str, entry: Any, place: int) -> Asked:
     if not _is_whole(target) or not 0 <= target < place:
         _refuse(
             prompt,
-            f"asks that {name!r} be {relation} object {target!r}; expected the index of an earlier object, below {place}",
+            f"asks that {name!r} be {relation} object {target!r}; expected an earlier object's index, below {place}",
         )
     return Asked(name, count, colour, (relation, target))
 
@@ -100,7 +103,9 @@ def _name(prompt: str, entry: Any, more: tuple[str, ...]) -> str:
     """Return an entry's class, once its fields are known to be ``class``, ``count`` and some of ``more``."""
     known = ("class", "count", *more)
     if not isinstance(entry, Mapping) or not {"class", "count"} <= set(entry) <= set(known):
-        _refuse(prompt, f"has the object {entry!r}; expected the fields 'class' and 'count', and of others {list(more)}")
+        _refuse(
+            prompt, f"has the object {entry!r}; expected the fields 'class' and 'count', and of others {list(more)}"
+        )
     if not isinstance(entry["class"], str) or not entry["class"].strip():
         _refuse(prompt, f"has the class {entry['class']!r}; expected a name such as 'cat'")
     return str(entry["class"])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from diffusion_gym.choices import ASSETS
+from diffusion_gym.choices import ASSETS, EMOJI_WORLD
 from diffusion_gym.rewards.geneval.protocol import Rules, Verdict, counted, groups, judge
 from diffusion_gym.rewards.geneval.request import Request, read_request
 from diffusion_gym.rewards.models.clip import Clip, load_clip
@@ -20,7 +20,7 @@ from diffusion_gym.rewards.models.weights import check_placement
 Metadata = Sequence[Mapping[str, Any]]
 Score = Literal["graded", "share", "strict"]
 
-WORLD = ASSETS / "emoji-world"
+WORLD = ASSETS / EMOJI_WORLD
 """The embedded model that this reward's own detector and the gold judge know."""
 
 
@@ -73,7 +73,9 @@ class GenEval:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """Return (n,), float32, of images (n, 3, H, W), uint8, n texts and their metadata."""
         verdicts = self.explain(images, prompts, metadata)
-        scores = [float(verdict.right if self.score == "strict" else getattr(verdict, self.score)) for verdict in verdicts]
+        scores = [
+            float(verdict.right if self.score == "strict" else getattr(verdict, self.score)) for verdict in verdicts
+        ]
         return torch.tensor(scores, device=images.device)
 
     def explain(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> list[Verdict]:
@@ -129,9 +131,7 @@ def _coloured(
     asked = [
         (row, one)
         for row, request in enumerate(requests)
-        for entry, group in zip(
-            request.include, groups(counted(found[row], request.tag, rules), request), strict=True
-        )
+        for entry, group in zip(request.include, groups(counted(found[row], request.tag, rules), request), strict=True)
         if entry.colour is not None
         for one in group
     ]

@@ -148,9 +148,7 @@ class Detector:
         if self._post is None:
             inputs = self._processor(images=pictures, **more).to(device)
             outputs = self.model(**inputs)
-            return list(
-                self._processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
-            )
+            return list(self._processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes))
         prefix = "a photo of a " if self._kind.startswith("owl") else ""
         texts = [[prefix + name for name in names] for names in queries]
         inputs = self._processor(text=texts, images=pictures, padding=True, **more).to(device)
