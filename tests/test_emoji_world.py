@@ -23,8 +23,9 @@ from benchmarks.pretrain.emoji_world.render import shown  # noqa: E402
 from benchmarks.pretrain.emoji_world.scenes import World  # noqa: E402
 from benchmarks.pretrain.emoji_world.sprites import Sprites  # noqa: E402
 from benchmarks.pretrain.vae import to_bytes  # noqa: E402
+from benchmarks.runs.metrics import METRICS  # noqa: E402
 from diffusion_gym.models.loading import ASSETS  # noqa: E402
-from diffusion_gym.rewards.geneval import examine, judge, read_request  # noqa: E402
+from diffusion_gym.rewards.geneval import GenEval, examine, judge, read_request  # noqa: E402
 from diffusion_gym.rewards.models.detection import Found, load_detector  # noqa: E402
 
 FONT, SHIPPED, CPU = WorldConfig().font, ASSETS / "emoji-world", torch.device("cpu")
@@ -138,6 +139,19 @@ def test_shipped_detectors_see_renders(world: World, name: str) -> None:
         for truth, guess, one in zip(seen, examine(to_bytes(images), requests, detector), asked, strict=True):
             verdicts.append(is_right(truth, one) == guess.right)
     assert sum(verdicts) / len(verdicts) >= 0.97
+
+
+@needs_font
+def test_the_reward_and_the_gold_judge_score_renders(world: World) -> None:
+    """Right pictures and pictures that break their prompts, of each kind; what the reward saw is there to show."""
+    reward, gold = GenEval(score="strict", chunk_size=32), METRICS["judge"]
+    for slip, low, high in ((0.0, 0.95, 1.0), (1.0, 0.0, 0.3)):
+        images, _, asked = pictures(world, 64, slip)
+        given = to_bytes(images), [one["prompt"] for one in asked], asked
+        verdicts = reward.explain(*given)
+        assert low <= sum(verdict.right for verdict in verdicts) / len(verdicts) <= high
+        assert low <= gold(*given) <= high
+        assert all(verdict.right == (not verdict.reasons) for verdict in verdicts)
 
 
 def test_training_resumes_from_its_state(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from diffusion_gym.rewards.geneval.request import Asked, Request
+from diffusion_gym.rewards.geneval.request import MOST, Asked, Request
 from diffusion_gym.rewards.models.detection import Found
 
 
@@ -27,7 +27,7 @@ class Rules:
     """An object counts if the detector is surer of it."""
     counting_threshold: float = 0.9
     """The same in counting prompts."""
-    most: int = 16
+    most: int = MOST
     """Objects of a class that are looked at."""
     max_overlap: float = 1.0
     """Of two objects of a class whose intersection over union is at least this, the less sure one does not count; 1

@@ -10,6 +10,9 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 RELATIONS = ("left of", "right of", "above", "below")
 """How an object may be asked to lie to an earlier one of its prompt."""
 
+MOST = 16
+"""Objects of a class that GenEval looks at."""
+
 EXAMPLE = '{"prompt": "a photo of two cats", "tag": "counting", "include": [{"class": "cat", "count": 2}]}'
 
 
@@ -114,8 +117,8 @@ def _name(prompt: str, entry: Any, more: tuple[str, ...]) -> str:
 def _count(prompt: str, entry: Mapping[str, Any]) -> int:
     """Return an entry's number of objects."""
     count = entry["count"]
-    if not _is_whole(count) or count < 1:
-        _refuse(prompt, f"has the count {count!r} of {entry['class']!r}; expected a whole number of at least 1")
+    if not _is_whole(count) or not 1 <= count <= MOST:
+        _refuse(prompt, f"has the count {count!r} of {entry['class']!r}; expected a whole number from 1 to {MOST}")
     return int(count)
 
 

@@ -130,14 +130,22 @@ class Detector:
         """
         device = torch.device(self._device or images.device)
         self.model.to(device)
-        found: list[list[Found]] = []
-        for start in range(0, len(images), chunk_size):
-            part, asked = images[start : start + chunk_size], list(classes[start : start + chunk_size])
-            index = torch.arange(chunk_size).clamp(max=len(part) - 1)
-            queries = [asked[place] for place in index.tolist()]
-            results = self._detect(part[index.to(part.device)], queries, threshold, device)
-            found += [self._found(*both, images.shape) for both in zip(results, asked, strict=False)]
-        return found
+        found: dict[int, list[Found]] = {}
+        for rows in self._chunks(classes, chunk_size):
+            padded = [*rows, *rows[-1:] * (chunk_size - len(rows))]
+            results = self._detect(images[padded], [classes[row] for row in padded], threshold, device)
+            for row, result in zip(rows, results, strict=False):
+                found[row] = self._found(result, classes[row], images.shape)
+        return [found[row] for row in range(len(images))]
+
+    def _chunks(self, classes: Sequence[Sequence[str]], size: int) -> list[list[int]]:
+        """Return which images are looked at together; zero-shot, those with as many queries as each other.
+
+        OWL-ViT fills up the queries of an image with empty ones, which can win against its own.
+        """
+        numbers = [0 if self.labels is not None else len(names) for names in classes]
+        alike = [[row for row, number in enumerate(numbers) if number == one] for one in sorted(set(numbers))]
+        return [rows[start : start + size] for rows in alike for start in range(0, len(rows), size)]
 
     def _detect(
         self, images: Tensor, queries: Sequence[Sequence[str]], threshold: float, device: torch.device
