@@ -199,6 +199,10 @@ def test_a_detectors_objects_are_transformers_own(folders: dict[str, str], kind:
     asks = dict(zip(("cat", "mouse", "sofa", "orange", "person"), names, strict=True))
     seen = Detector(folders[kind])(images(), [names] * 3, 0.0, chunk_size=2)
     assert any(seen)
+    one_asked = Detector(folders[kind])(images(), [("couch",)] * 3, 0.0, chunk_size=3)
+    assert [[asks.get(each.name, each.name) for each in objects] for objects in one_asked] == [
+        [each.name for each in objects] for objects in seen
+    ], "what is not asked for is seen too"
     for picture, objects in zip(images(), seen, strict=True):
         with torch.no_grad():
             output = model(**processor(images=picture, return_tensors="pt"))

@@ -121,12 +121,13 @@ class Detector:
 
         Args:
             images: (n, 3, H, W), uint8.
-            classes: of each image, the names of the classes that are asked for; objects of these alone are returned.
+            classes: of each image, the names of the classes that are asked for, which are a zero-shot detector's queries.
             threshold: least confidence.
             chunk_size: images at a time; the last ones are padded.
 
         Returns:
-            Of each image its objects, the surest first, under the names that were asked, boxes within the image.
+            Of each image its objects, the surest first, boxes within the image; those that are asked for under the names
+            that they are asked by, others under the detector's.
         """
         device = torch.device(self._device or images.device)
         self.model.to(device)
@@ -167,7 +168,7 @@ class Detector:
         return list(self._post(outputs=outputs, threshold=threshold, target_sizes=sizes, **chosen))
 
     def _found(self, result: Mapping[str, Any], asked: Sequence[str], shape: torch.Size) -> list[Found]:
-        """Return the objects of one image that are asked for."""
+        """Return the objects of one image."""
         height, width = shape[2:]
         names = {self.label_of(name): name for name in asked}
         objects = []
@@ -175,11 +176,11 @@ class Detector:
             self._names(result, asked), result["scores"].tolist(), result["boxes"].tolist(), strict=True
         ):
             colour, label = ("", name) if self.labels is None else self.labels.get(name, ("", name))
-            if label in names:
+            if self.labels is not None or label in names:
                 left, top, right, bottom = (
                     min(max(value, 0.0), float(limit)) for value, limit in zip(box, (width, height) * 2, strict=True)
                 )
-                objects.append(Found(names[label], colour, (left, top, right, bottom), score))
+                objects.append(Found(names.get(label, label), colour, (left, top, right, bottom), score))
         return sorted(objects, key=lambda one: -one.confidence)
 
     def _names(self, result: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
