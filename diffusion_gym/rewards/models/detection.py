@@ -121,13 +121,13 @@ class Detector:
 
         Args:
             images: (n, 3, H, W), uint8.
-            classes: of each image, the names of the classes that are asked for, which are a zero-shot detector's queries.
+            classes: of each image, the names of the classes that are asked for: the queries, if it is zero-shot.
             threshold: least confidence.
             chunk_size: images at a time; the last ones are padded.
 
         Returns:
-            Of each image its objects, the surest first, boxes within the image; those that are asked for under the names
-            that they are asked by, others under the detector's.
+            Of each image its objects, the surest first, boxes within the image; those that are asked for under the
+            names by which they are asked for, others under the detector's.
         """
         device = torch.device(self._device or images.device)
         self.model.to(device)
