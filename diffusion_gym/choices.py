@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 DEFAULT_MODEL = "emoji-animals"
+EMOJI_WORLD = "emoji-world"
 ASSETS = Path(__file__).parent / "assets"
 #: Models that ship with the package: their names resolve to folders, and nothing else knows them.
-EMBEDDED = (DEFAULT_MODEL,)
+EMBEDDED = (DEFAULT_MODEL, EMOJI_WORLD)
 EXACT_MODELS = ("exact-gaussian", "exact-mixture", "exact-flow-gaussian", "exact-flow-mixture")
 #: Precision of a model's frozen networks.
 ModelDtype = Literal["float32", "bfloat16", "float16"]

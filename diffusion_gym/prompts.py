@@ -4,10 +4,11 @@
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
+from diffusion_gym.choices import ASSETS, EMOJI_WORLD
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.paths import user_path
 from diffusion_gym.prompt_files import FORMATS as FORMATS
@@ -57,11 +58,21 @@ def imagenet_animals() -> tuple[str, ...]:
     return tuple(labels.index_to_description(i).partition(",")[0].strip() for i in range(IMAGENET_ANIMALS))
 
 
-#: Named prompt sets. A new set is one line here: its name and a function without arguments, of texts or records.
-PROMPT_SETS: dict[str, Callable[[], Sequence[PromptLike]]] = {
+#: The prompt files of emoji-world: the training set, and what is held out of it.
+_WORLD = ("train", "benchmark", "held-out", "held-out-counts", "held-out-objects", "held-out-pairs")
+
+
+def _world_file(name: str) -> Path:
+    """Return a prompt file of emoji-world."""
+    return ASSETS / EMOJI_WORLD / "prompts" / f"{name}.jsonl"
+
+
+#: Named prompt sets. A new set is one line here: its name and a function without arguments, for prompts or their file.
+PROMPT_SETS: dict[str, Callable[[], Sequence[PromptLike] | Path]] = {
     "activities": animal_activities,
     "animals": lambda: ANIMALS,
     "animals-activities": animal_activities,  # the older name of "activities"
+    **{f"{EMOJI_WORLD}-{name}".removesuffix("-train"): partial(_world_file, name) for name in _WORLD},
     "imagenet-animals": imagenet_animals,
     "other-animals": lambda: ANIMALS[10:],  # to be held out where ten-animals are trained on
     "ten-animals": lambda: ANIMALS[:10],
@@ -147,7 +158,8 @@ def _records(prompts: Sequence[PromptLike]) -> PromptSet:
 
 def _named(name: str) -> PromptSet:
     if name in PROMPT_SETS:
-        return _records(PROMPT_SETS[name]())
+        prompts = PROMPT_SETS[name]()
+        return read_prompts(prompts) if isinstance(prompts, Path) else _records(prompts)
     if Path(name).suffix or "/" in name or "\\" in name:
         return read_prompts(user_path(name))
     raise ValueError(

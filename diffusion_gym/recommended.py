@@ -4,8 +4,9 @@ A folder carries them as ``training.json``, with the names that ``DDPO(env, ...)
 
     {"num_inference_steps": 10, "any": {"targets": ["all"], "learning_rate": 0.002}, "ddpo-is": {"clip_range": 2.0}}
 
-"any" is for every algorithm; the section of an algorithm's name is for that one alone, and overrides "any". The
-families' settings are here, apart from their classes, so that the command line reads its defaults without torch.
+"any" is for every algorithm; the section of an algorithm's name is for that one alone, and overrides "any". "prompts"
+beside them may name the prompt set to begin with. The families' settings are here, apart from their classes, so that
+the command line reads its defaults without torch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 FILE = "training.json"
 #: The section for every algorithm.
 ANY = "any"
-_STEPS = "num_inference_steps"
+_STEPS, _PROMPTS = "num_inference_steps", "prompts"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Recommended:
     """An algorithm's name, or "any" -> fields of its configuration, also of the dataclasses inside it."""
     source: str = "the model's family"
     """Where they come from, for messages."""
+    prompts: str | None = None
+    """The prompt set to begin with; None takes the family's."""
 
     def settings(self, algorithm: str) -> dict[str, Any]:
         """Return the fields that an algorithm takes."""
@@ -129,17 +132,21 @@ def in_folder(source: str, family: Recommended) -> Recommended:
     file = Path(source) / FILE
     if not file.is_file():
         return family
-    expected = f'a mapping such as {{"{_STEPS}": 10, "{ANY}": {{"learning_rate": 0.002}}}}'
+    expected = f'a mapping such as {{"{_STEPS}": 10, "{_PROMPTS}": "animals", "{ANY}": {{"learning_rate": 0.002}}}}'
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(text := file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{str(file)!r} is not JSON ({error}); expected {expected}.") from error
-    steps = data.pop(_STEPS, family.num_inference_steps) if isinstance(data, dict) else None
-    if type(steps) is not int or steps < 1 or not all(isinstance(section, dict) for section in data.values()):
+    steps, prompts = family.num_inference_steps, family.prompts
+    if isinstance(data, dict):
+        steps, prompts = data.pop(_STEPS, steps), data.pop(_PROMPTS, prompts)
+    sound = type(steps) is int and steps >= 1 and isinstance(prompts, str | None)
+    if not sound or not isinstance(data, dict) or not all(isinstance(section, dict) for section in data.values()):
         raise ValueError(
-            f"{str(file)!r} holds {json.dumps(data)[:80]}; expected {expected}, its numbers of steps at least 1."
+            f"{str(file)!r} holds {' '.join(text.split())[:80]}; expected {expected}, its numbers of steps at least 1."
         )
-    return Recommended(steps, {name: _with_tuples(section) for name, section in data.items()}, str(file))
+    sections = {name: _with_tuples(section) for name, section in data.items()}
+    return Recommended(steps, sections, str(file), prompts)
 
 
 def _with_tuples(section: dict[str, Any]) -> dict[str, Any]:

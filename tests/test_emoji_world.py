@@ -1,4 +1,4 @@
-"""The world of emoji-world: captions match scenes, GenEval's protocol by hand, prompt sets, the training loop."""
+"""The world of emoji-world: captions match scenes, detectors see them, prompt sets, the training loop."""
 
 import json
 from itertools import permutations
@@ -18,12 +18,15 @@ from benchmarks.pretrain.emoji_world.config import Stage  # noqa: E402
 from benchmarks.pretrain.emoji_world.detectors import Detecting, Spoiling, build_detector  # noqa: E402
 from benchmarks.pretrain.emoji_world.facts import KINDS, NAMES, labels  # noqa: E402
 from benchmarks.pretrain.emoji_world.fit import fit, restore  # noqa: E402
-from benchmarks.pretrain.emoji_world.folder import load_detector  # noqa: E402
-from benchmarks.pretrain.emoji_world.geneval import Found, detect, is_right, relations, shown  # noqa: E402
 from benchmarks.pretrain.emoji_world.prompts import UNSEEN, Record, all_facts, prompt_sets, record  # noqa: E402
+from benchmarks.pretrain.emoji_world.render import shown  # noqa: E402
 from benchmarks.pretrain.emoji_world.scenes import World  # noqa: E402
 from benchmarks.pretrain.emoji_world.sprites import Sprites  # noqa: E402
+from benchmarks.pretrain.vae import to_bytes  # noqa: E402
+from benchmarks.runs.metrics import METRICS  # noqa: E402
 from diffusion_gym.models.loading import ASSETS  # noqa: E402
+from diffusion_gym.rewards.geneval import GenEval, examine, judge, read_request  # noqa: E402
+from diffusion_gym.rewards.models.detection import Found, load_detector  # noqa: E402
 
 FONT, SHIPPED, CPU = WorldConfig().font, ASSETS / "emoji-world", torch.device("cpu")
 needs_font = pytest.mark.skipif(not FONT.is_file(), reason="needs the Noto Color Emoji font (fonts-noto-color-emoji)")
@@ -38,6 +41,11 @@ def world() -> World:
 def records() -> dict[str, Record]:
     """Return the record of every prompt."""
     return {one["prompt"]: one for kind in KINDS for one in (record(kind, facts) for facts in all_facts(kind))}
+
+
+def is_right(found: list[Found], one: Record) -> bool:
+    """Return GenEval's verdict on a picture with these objects."""
+    return judge(found, read_request(one["prompt"], one)).right
 
 
 def pictures(world: World, rows: int, slip: float) -> tuple[torch.Tensor, list[list[Found]], list[Record]]:
@@ -79,38 +87,6 @@ def test_boxes_hold_the_ink(world: World) -> None:
     assert not differs.any()
 
 
-def found(name: str, left: int = 0, top: int = 0, colour: str = "", confidence: float = 1.0) -> Found:
-    """Return an object of 20 x 20 pixels."""
-    return Found(name, colour, (left, top, left + 20, top + 20), confidence)
-
-
-def test_protocol_by_hand() -> None:
-    """Every kind, right and by a near miss: one too few or too many, swapped colours, the mirrored position."""
-    known = records()
-    fox, car = found("fox"), found("car", 40)
-    assert is_right([fox, car], known["a photo of a fox"])
-    assert not is_right([car, found("fox", confidence=0.29)], known["a photo of a fox"])
-    assert not is_right([fox], known["a photo of a fox and a car"])
-    foxes = [found("fox", 20 * place) for place in range(4)]
-    assert [is_right(foxes[:count], known["a photo of three foxes"]) for count in (2, 3, 4)] == [False, True, False]
-    assert not is_right([*foxes[:2], found("fox", 40, confidence=0.8)], known["a photo of three foxes"])
-    assert is_right([found("pig", colour="red")], known["a photo of a red pig"])
-    assert not is_right([found("pig")], known["a photo of a red pig"])
-    left = known["a photo of a fox left of a car"]
-    assert is_right([fox, car], left)
-    assert not is_right([found("fox", 40), found("car")], left)
-    bound = known["a photo of a red fox and a blue car"]
-    assert is_right([found("fox", colour="red"), found("car", colour="blue")], bound)
-    assert not is_right([found("fox", colour="blue"), found("car", colour="red")], bound)
-
-
-def test_relations_have_genevals_margin() -> None:
-    """Centres closer than a tenth of both sizes have no relation; a diagonal has two; a flat offset one."""
-    assert relations(found("fox"), found("car", 4)) == set()
-    assert relations(found("fox"), found("car", 30, 30)) == {"left of", "above"}
-    assert relations(found("fox", 30, 5), found("car")) == {"right of"}
-
-
 def test_prompt_sets_hold_out_what_they_name() -> None:
     """Training prompts have no unseen object, no held-out pair and no four; the shipped files are these sets."""
     sets = prompt_sets()
@@ -128,7 +104,10 @@ def test_prompt_sets_hold_out_what_they_name() -> None:
     held_out = [members for name, members in prompts.items() if name.startswith("held-out")]
     assert len(held_out) == 3
     assert not any(prompts["train"] & members for members in held_out)
-    for name, members in sets.items():
+    kinds = [sum(one["weight"] for one in sets["train"] if one["tag"] == kind) for kind in KINDS]
+    assert kinds == pytest.approx([kinds[0]] * len(KINDS))
+    together = [one for name, members in sets.items() if name.startswith("held-out") for one in members]
+    for name, members in {**sets, "held-out": together}.items():
         lines = (SHIPPED / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == members
 
@@ -151,14 +130,28 @@ def test_queries_are_matched_at_the_least_cost(world: World) -> None:
 @pytest.mark.parametrize("name", ["detector", "judge"])
 def test_shipped_detectors_see_renders(world: World, name: str) -> None:
     """The shipped detectors judge held-out renders, kept captions and broken ones, as the truth does."""
-    detector = load_detector(SHIPPED / name)
-    assert tuple(detector.config.id2label[index] for index in range(len(labels()))) == labels()
+    detector = load_detector(str(SHIPPED / name), None)
+    assert tuple(detector.model.config.id2label[index] for index in range(len(labels()))) == labels()
     verdicts = []
     for slip in (0.0, 1.0):
         images, seen, asked = pictures(world, 150, slip)
-        for truth, guess, one in zip(seen, detect(detector, images), asked, strict=True):
-            verdicts.append(is_right(truth, one) == is_right(guess, one))
+        requests = [read_request(one["prompt"], one) for one in asked]
+        for truth, guess, one in zip(seen, examine(to_bytes(images), requests, detector), asked, strict=True):
+            verdicts.append(is_right(truth, one) == guess.right)
     assert sum(verdicts) / len(verdicts) >= 0.97
+
+
+@needs_font
+def test_the_reward_and_the_gold_judge_score_renders(world: World) -> None:
+    """Right pictures and pictures that break their prompts, of each kind; what the reward saw is there to show."""
+    reward, gold = GenEval(score="strict", chunk_size=32), METRICS["judge"]
+    for slip, low, high in ((0.0, 0.95, 1.0), (1.0, 0.0, 0.3)):
+        images, _, asked = pictures(world, 64, slip)
+        given = to_bytes(images), [one["prompt"] for one in asked], asked
+        verdicts = reward.explain(*given)
+        assert low <= sum(verdict.right for verdict in verdicts) / len(verdicts) <= high
+        assert low <= gold(*given) <= high
+        assert all(verdict.right == (not verdict.reasons) for verdict in verdicts)
 
 
 def test_training_resumes_from_its_state(tmp_path: Path) -> None:

@@ -57,7 +57,12 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def save_pipeline(
-    folder: Path, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+    folder: Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    shipped: str = DEFAULT_MODEL,
 ) -> None:
     """Write the pipeline's folder, with the settings that the shipped one recommends; the parts are left in float16."""
     pipe = StableDiffusionPipeline(
@@ -71,7 +76,7 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder)
-    shutil.copyfile(ASSETS / DEFAULT_MODEL / FILE, folder / FILE)
+    shutil.copyfile(ASSETS / shipped / FILE, folder / FILE)
     _save_slow_tokenizer(tokenizer, folder / "tokenizer")
     clean_configs(folder)
 

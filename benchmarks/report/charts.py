@@ -23,6 +23,7 @@ _LOGGED = ("reward_queries", "forward_equivalents", "seconds", "images")  # the 
 _UNITS = {"compressibility": "reward (-kB)", "incompressibility": "reward (kB)"}
 _METRICS = {
     "recognised": "recognised (share of images)",
+    "judge": "right by the gold judge (share of images)",
     "diversity": "diversity (levels of 255)",
     "clip_score": "CLIP score (100 times the cosine)",
     "kl_to_start": "KL from the start (nats per image)",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from benchmarks.runs.gold_judge import GoldJudge
 from diffusion_gym import _lazy
+from diffusion_gym.choices import ASSETS, DEFAULT_MODEL, EMOJI_WORLD
 from diffusion_gym.prompts import ANIMALS, Prompt
 from diffusion_gym.rewards import check_reward, resolve_reward
+from diffusion_gym.rewards.geneval.request import TAGS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +27,10 @@ if TYPE_CHECKING:
 Metric: TypeAlias = "Callable[..., float]"
 #: A measure of the policy itself instead of its images.
 PolicyMetric: TypeAlias = "Callable[[DiffusionAlgorithm], float]"
-#: The embedded model, whose pictures the judge knows, and their shape.
-EMOJI, JUDGED_SHAPE = "emoji-animals", (3, 64, 64)
+#: The shape of the pictures that the embedded models' judges know.
+JUDGED_SHAPE = (3, 64, 64)
+#: The gold judge's metrics: of all pictures, and of those of one kind of prompts.
+JUDGES = {judge.name: judge for judge in map(GoldJudge, (None, *TAGS))}
 #: Logged beside the metrics if it is measured: the exact KL to the starting model, nats per image.
 KL_TO_START = "kl_to_start"
 #: Names of :data:`benchmarks.runs.exact_targets.DISTANCES`; ``?beta=NUMBER`` after them says which target (default 1).
@@ -63,30 +68,43 @@ METRICS: dict[str, Metric] = _lazy.Registry(
         "diversity": "algorithms.diversity:diversity",
         "clip_diversity": clip_diversity,
         "recognised": recognised,
+        **JUDGES,
     }
 )
 
 
+def check_worlds(metrics: Collection[str], model: DiffusionModel, prompts: Sequence[str]) -> None:
+    """Raise ValueError if one of the metrics judges the pictures of an embedded model, and ``model`` draws others."""
+    if "recognised" in metrics:
+        check_world(model, prompts)
+    for name in metrics:
+        if name in JUDGES:
+            _check_model(name, EMOJI_WORLD, model)
+
+
 def check_world(model: DiffusionModel, prompts: Sequence[str]) -> None:
-    """Raise ValueError for a model that draws no emoji animals, or prompts that ask for none.
-
-    A model draws them if it has the embedded model's vocabulary and picture size, as tuned and pretrained ones have.
-    """
-    from diffusion_gym.models.loading import ASSETS
-
-    vocabulary = json.loads((ASSETS / EMOJI / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
-    tokenizer = getattr(getattr(model, "pipe", None), "tokenizer", None)
-    known = {} if tokenizer is None else tokenizer.get_vocab()
-    if not vocabulary.items() <= known.items() or tuple(model.image_shape) != JUDGED_SHAPE:
-        raise ValueError(
-            f"the metric 'recognised' judges pictures of {EMOJI} and of models tuned from it alone, got "
-            f"{model.name!r}; take a reward as a metric instead, for example clip_score with its own weights."
-        )
+    """Raise ValueError for a model that draws no emoji animals, or prompts that ask for none."""
+    _check_model("recognised", DEFAULT_MODEL, model)
     other = next((prompt for prompt in prompts if _animal(prompt) is None), None)
     if other is not None:
         raise ValueError(
             f"the metric 'recognised' needs an animal in every prompt, got {other!r}; it knows those of the prompt set "
             "'animals'."
+        )
+
+
+def _check_model(metric: str, world: str, model: DiffusionModel) -> None:
+    """Raise ValueError for a model without the vocabulary and the picture size of an embedded one, its ``world``.
+
+    Tuned and pretrained ones have them too.
+    """
+    vocabulary = json.loads((ASSETS / world / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    tokenizer = getattr(getattr(model, "pipe", None), "tokenizer", None)
+    known = {} if tokenizer is None else tokenizer.get_vocab()
+    if not vocabulary.items() <= known.items() or tuple(model.image_shape) != JUDGED_SHAPE:
+        raise ValueError(
+            f"the metric {metric!r} judges pictures of {world} and of models tuned from it alone, got "
+            f"{model.name!r}; take a reward as a metric instead, for example clip_score with its own weights."
         )
 
 
@@ -141,9 +159,7 @@ class RewardMean:
     reward: RewardFunction
     device: str
 
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> float:
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> float:
         """Return the mean over images (n, 3, H, W), uint8."""
         from diffusion_gym.rewards.base import evaluate_reward
 
@@ -162,7 +178,7 @@ def check_needs(metric: Metric, records: Sequence[Prompt]) -> None:
     """Raise ValueError for a prompt that lacks the metadata that a metric, or a reward as one, needs."""
     from diffusion_gym.rewards.metadata import check_metadata
 
-    check_metadata(metric.reward if isinstance(metric, RewardMean) else metric, records, "metric")
+    check_metadata(metric.reward if isinstance(metric, RewardMean) else metric, records)
 
 
 def is_distance(name: str) -> bool:

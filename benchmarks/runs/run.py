@@ -34,7 +34,7 @@ from benchmarks.runs.folder import (
     write_json,
 )
 from benchmarks.runs.jsonlines import JSONLines
-from benchmarks.runs.metrics import check_world
+from benchmarks.runs.metrics import check_worlds
 from benchmarks.runs.model_card import CARD, CURVE, write_model_card
 from benchmarks.runs.ownership import claimed
 from benchmarks.runs.record import Evaluation, Run
@@ -251,6 +251,6 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
         algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)
     prompts, held_out = algorithm.mdp.prompts, spec.config.evaluation.held_out_prompts  # also the model's own
     spec.safeguards.check_prompts(prompts, spec.config.evaluation)
-    if "recognised" in spec.metrics:
-        check_world(algorithm.mdp.model, [*prompts, *(resolve_prompts(held_out) if held_out else ())])
+    if spec.metrics:
+        check_worlds(spec.metrics, algorithm.mdp.model, [*prompts, *(resolve_prompts(held_out) if held_out else ())])
     return algorithm

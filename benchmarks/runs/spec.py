@@ -34,7 +34,7 @@ class TaskConfig:
     """The model, and what it is tuned toward."""
 
     model: str = DEFAULT_MODEL
-    """emoji-animals (embedded), exact-gaussian, exact-mixture, a folder in diffusers' layout, or a hub id."""
+    """emoji-animals or emoji-world (embedded), exact-gaussian, exact-mixture, a diffusers folder, or a hub id."""
     reward: Annotated[
         str,
         tyro.conf.arg(
@@ -63,8 +63,15 @@ class TaskConfig:
     """Precision of the frozen networks."""
     vae_tiling: bool = False
     """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
-    metrics: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Measured at evaluations beside reward and diversity: clip_diversity, recognised (embedded model), or a reward."""
+    metrics: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="Measured at evaluations beside reward and diversity: clip_diversity, recognised (emoji-animals), "
+            "judge or judge-KIND (emoji-world; for example judge-counting), or a reward.",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = ()
+    """Names of metrics, or rewards, that are measured at evaluations."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""

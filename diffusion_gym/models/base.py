@@ -68,7 +68,7 @@ class DiffusionModel(ABC):
     #: Which of a prompt's fields ``negative_prompt`` and ``image`` the family reads beside its text.
     prompt_fields: ClassVar[frozenset[str]] = frozenset()
     #: The prompts without a choice of the user's.
-    default_prompts: ClassVar[str | tuple[str, ...]] = "animals"
+    default_prompts: str | tuple[str, ...] = "animals"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DiffusionModel":
         """Return itself: the model is read-only, and Gymnasium deep-copies the arguments of ``make``."""

@@ -9,7 +9,7 @@ fixed-point value over [-8, 8] (red the high byte, green the low byte), so rewar
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ _LEVELS = 2**16 - 1
 class ExactModel(DiffusionModel):
     """A Gaussian mixture as a diffusion model; each prompt names one component, ``"anywhere"`` and ``""`` all."""
 
-    default_prompts: ClassVar[tuple[str, ...]] = ("anywhere",)
+    default_prompts: str | tuple[str, ...] = ("anywhere",)
     recommended = EXACT
 
     def __init__(self, name: str, mixture: GaussianMixture, components: Sequence[str], device: torch.device) -> None:

@@ -85,6 +85,7 @@ class PipelineModel(ImageModel):
         """
         self.name, self.device, self.dtype, self.vae_tiling = name, device, dtype, vae_tiling
         self.recommended = in_folder(source, type(self).recommended)
+        self.default_prompts = self.recommended.prompts or type(self).default_prompts
         self.pipe = self._load(source).to(device)
         self.pipe.set_progress_bar_config(disable=True)
         for part in self.networks:

@@ -27,7 +27,7 @@ class UnconditionalPixels(PipelineModel):
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = PixelDenoiser
     has_lora_loader: ClassVar[bool] = False
-    default_prompts: ClassVar[tuple[str, ...]] = ("an image",)
+    default_prompts: str | tuple[str, ...] = ("an image",)
     recommended = PIXELS
 
     def _check_parts(self) -> None:

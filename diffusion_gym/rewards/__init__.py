@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.clip_score import ClipScore
     from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
     from diffusion_gym.rewards.exact import Linear, Quadratic
+    from diffusion_gym.rewards.geneval import GenEval
     from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
     from diffusion_gym.rewards.pixels import check_differentiable, differentiable, reward_pixels
     from diffusion_gym.rewards.trl import from_trl
@@ -36,6 +37,7 @@ __all__ = [
     "ClipScore",
     "Compressibility",
     "DifferentiableReward",
+    "GenEval",
     "Incompressibility",
     "Linear",
     "Quadratic",
@@ -66,6 +68,7 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
         "aesthetic": "diffusion_gym.rewards.aesthetic:Aesthetic",
         "clip_score": "diffusion_gym.rewards.clip_score:ClipScore",
         "compressibility": "diffusion_gym.rewards.jpeg:Compressibility",
+        "geneval": "diffusion_gym.rewards.geneval:GenEval",
         "incompressibility": "diffusion_gym.rewards.jpeg:Incompressibility",
         "vlm_alignment": "diffusion_gym.rewards.vlm_alignment:VLMAlignment",
         "exact-linear": "diffusion_gym.rewards.exact:Linear",
@@ -81,6 +84,7 @@ _MODULES = {
     "clip_score": ("ClipScore",),
     "combine": ("RewardTerm", "Scores", "WeightedSum", "score_images"),
     "exact": ("Linear", "Quadratic"),
+    "geneval": ("GenEval",),
     "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
     "pixels": ("check_differentiable", "differentiable", "reward_pixels"),
     "trl": ("from_trl",),
@@ -145,6 +149,11 @@ def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], 
 
 
 def _check_name(name: str) -> None:
+    if name == "judge":
+        raise ValueError(
+            "'judge' is a metric and never a reward, so that it can tell when a reward is hacked; train on geneval and "
+            "watch --metrics judge."
+        )
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}; expected one of {sorted(REWARDS)}, a function in a file "

@@ -16,6 +16,7 @@ from algorithms.config.base import override
 from algorithms.parallel.ranks import ALONE
 from diffusion_gym.models import check_device, load_model, recommended_for
 from diffusion_gym.models.loading import FAMILIES
+from diffusion_gym.prompts import resolve_prompts
 from diffusion_gym.recommended import BY_PIPELINE
 
 OWN = {
@@ -32,7 +33,7 @@ def own_folder(tiny_sd: str, tmp_path: Path) -> Callable[..., str]:
 
     def make(text: str = json.dumps(OWN)) -> str:
         folder = tmp_path / "own"
-        shutil.copytree(tiny_sd, folder)
+        shutil.copytree(tiny_sd, folder, dirs_exist_ok=True)
         (folder / "training.json").write_text(text, encoding="utf-8")
         return str(folder)
 
@@ -85,11 +86,21 @@ def test_a_file_that_cannot_be_used_is_named(own_folder: Callable[..., str], tex
     assert "training.json" in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["emoji-animals", "exact-mixture", "exact-flow-gaussian"])
+@pytest.mark.parametrize("name", ["emoji-animals", "emoji-world", "exact-mixture", "exact-flow-gaussian"])
 @pytest.mark.parametrize("config", [DDPOConfig, RWRConfig, SB3PPOConfig])
 def test_what_ships_recommends_what_fits(name: str, config: Any) -> None:
     assert config.for_model(name) != config()
     assert recommended_for(name) == load_model(name).recommended, "the same by name and loaded"
+
+
+def test_a_folder_names_the_prompts_to_begin_with(own_folder: Callable[..., str]) -> None:
+    """The embedded world has its own; a model without any has its family's; a list is refused."""
+    assert load_model("emoji-world").default_prompts == "emoji-world"
+    assert load_model("emoji-animals").default_prompts == "animals"
+    env = gymnasium.make(diffusion_gym.ENV_ID, model=own_folder('{"prompts": "ten-animals"}'))
+    assert env.unwrapped.mdp.prompts == resolve_prompts("ten-animals")
+    with pytest.raises(ValueError, match=r'holds \{"prompts": \["cat"\]\}; expected a mapping such as'):
+        recommended_for(own_folder('{"prompts": ["cat"]}'))
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -1,6 +1,7 @@
 """Measures of images: diversity by hand; the judge on pictures it cannot mistake."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from algorithms.diversity import diversity, embedding_diversity
 from benchmarks.__main__ import main
-from benchmarks.runs.metrics import METRICS, check_world, more_is_better
+from benchmarks.runs.metrics import METRICS, check_metric, check_world, check_worlds, more_is_better
 from benchmarks.runs.pictures import grid, read_grid
 from diffusion_gym.models import load_model
 from diffusion_gym.prompts import animal_activities
@@ -79,6 +80,34 @@ def test_the_judge_refuses_models_of_another_world_and_prompts_without_an_animal
             check_world(load_model(name), ["cat"])
     with pytest.raises(ValueError, match="needs an animal in every prompt, got 'an owl'"):
         check_world(emoji, ["cat", "an owl"])
+
+
+def test_the_gold_judge_looks_at_the_kind_that_it_is_asked_about() -> None:
+    """Nothing is on a grey picture; without a picture of the kind it is not a number; fields are needed."""
+    images = torch.full((2, 3, 64, 64), 200, dtype=torch.uint8)
+    fox = {"tag": "single_object", "include": [{"class": "fox", "count": 1}]}
+    assert METRICS["judge"](images, ["a fox"] * 2, [fox] * 2) == 0
+    assert METRICS["judge-single_object"](images, ["a fox"] * 2, [fox] * 2) == 0
+    assert math.isnan(METRICS["judge-counting"](images, ["a fox"] * 2, [fox] * 2))
+    check_metric("judge-color_attr")
+    for metadata, message in (
+        ({}, "has no field 'tag'"),
+        ({**fox, "include": [{"class": "dog", "count": 1}]}, "'dog'"),
+    ):
+        with pytest.raises(ValueError, match=f"the prompt 'a fox' .*{message}"):
+            METRICS["judge"].check_metadata("a fox", metadata)
+
+
+def test_each_judge_knows_its_own_world(tiny_sd: str) -> None:
+    animals, world = load_model("emoji-animals"), load_model("emoji-world")
+    check_worlds(["judge", "judge-counting", "diversity"], world, ["a photo of a fox"])
+    for model in (animals, load_model(tiny_sd)):
+        with pytest.raises(
+            ValueError, match="the metric 'judge' judges pictures of emoji-world and of models tuned from"
+        ):
+            check_worlds(["judge"], model, ["cat"])
+    with pytest.raises(ValueError, match="the metric 'recognised' judges pictures of emoji-animals"):
+        check_worlds(["recognised"], world, ["cat"])
 
 
 def test_a_run_is_refused_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def _make_vec(arguments: dict[str, Any]) -> Any:
     [
         (
             {"model": "nope"},
-            r"unknown model 'nope': expected one of \['emoji-animals', 'exact-gaussian', 'exact-mixture', 'exact-flow-",
+            r"unknown model 'nope': expected one of \['emoji-animals', 'emoji-world', 'exact-gaussian', 'exact-mix",
         ),
         ({"model": "./absent/folder"}, "unknown model './absent/folder': expected one of"),
         ({"reward": "nope"}, r"unknown reward 'nope'; expected one of \['aesthetic'"),

@@ -151,6 +151,14 @@ def test_activities_are_split_into_pairs_whose_halves_are_both_trained() -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("", 500), ("-benchmark", 320), ("-held-out", 368), ("-held-out-counts", 15), ("-held-out-objects", 191)],
+)
+def test_the_prompts_of_emoji_world(name: str, count: int) -> None:
+    assert len(resolve_prompts(f"emoji-world{name}")) == count
+
+
 @pytest.mark.parametrize(("name", "held_out"), [("animals", 9), ("imagenet-animals", 79), ("ten-animals", 2)])
 def test_of_other_sets_every_fifth_is_held_out(name: str, held_out: int) -> None:
     whole = resolve_prompts(name)

@@ -74,7 +74,7 @@ def test_strided_images_are_read_right() -> None:
     assert torch.equal(jpeg_kilobytes(last), jpeg_kilobytes(images))
 
 
-@pytest.mark.parametrize("name", sorted(REWARDS))
+@pytest.mark.parametrize("name", sorted(set(REWARDS) - {"geneval"}))  # it needs metadata: test_geneval.py
 def test_every_registered_reward_keeps_the_protocol(name: str, tiny_rewards: Path) -> None:
     reward = resolve_reward(name)
     assert isinstance(reward, Reward)

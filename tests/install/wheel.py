@@ -25,6 +25,9 @@ WANTED = (
     "benchmarks/report/templates/report.js",
     "benchmarks/runs/model_card.md.jinja",
     "benchmarks/assets/judge.safetensors",
+    "diffusion_gym/assets/emoji-world/detector/model.safetensors",
+    "diffusion_gym/assets/emoji-world/judge/model.safetensors",
+    "diffusion_gym/assets/emoji-world/prompts/train.jsonl",
 )
 EPISODE = """
 import sys

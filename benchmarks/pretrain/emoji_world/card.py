@@ -13,18 +13,20 @@ import transformers
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from benchmarks.pretrain.card import time_parts
 from benchmarks.pretrain.emoji_world.captions import captions
 from benchmarks.pretrain.emoji_world.facts import KINDS
-from benchmarks.pretrain.emoji_world.geneval import Found, detect, is_right, shown
 from benchmarks.pretrain.emoji_world.prompts import Record, all_facts, prompt_sets, record
+from benchmarks.pretrain.emoji_world.render import shown
 from benchmarks.pretrain.emoji_world.scenes import World
 from benchmarks.pretrain.emoji_world.vae import psnr, reconstruct
 from benchmarks.pretrain.pipeline import generate
+from benchmarks.pretrain.vae import to_bytes
+from diffusion_gym.rewards.geneval import examine, judge, read_request
+from diffusion_gym.rewards.models.detection import Detector
 
-Detectors = dict[str, PreTrainedModel]
+Detectors = dict[str, Detector]
 
 #: Steps, eta and guidance of each row of the card; the first is the project's default.
 SAMPLERS = sorted(product((10, 20), (1.0, 0.0), (1.0, 2.0)), key=lambda one: (one[2], -one[1], one[0]))
@@ -34,9 +36,10 @@ SCENES = 500
 """Held-out scenes that keep their captions, and as many that do not, on which the detectors are measured."""
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Turn uint8 pictures into float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
+def verdicts_of(detector: Detector, images: Tensor, records: Sequence[Record]) -> list[bool]:
+    """Return whether each picture, (n, 3, 64, 64) uint8, shows what its record asks, as a detector sees it."""
+    requests = [read_request(one["prompt"], one) for one in records]
+    return [verdict.right for verdict in examine(images, requests, detector, chunk_size=32)]
 
 
 def share(hits: Sequence[bool]) -> float:
@@ -57,7 +60,7 @@ def score_renders(world: World, detectors: Detectors, vae: torch.nn.Module, rows
         for index, text in enumerate(captions()[place] for place in caption.tolist()):
             if text in known:
                 pictures.append(drawn[index])
-                truths.append(is_right(found[index], known[text]))
+                truths.append(judge(found[index], read_request(text, known[text])).right)
                 records.append(known[text])
     world.slips = slips
     renders = torch.stack(pictures)
@@ -66,7 +69,7 @@ def score_renders(world: World, detectors: Detectors, vae: torch.nn.Module, rows
     result["psnr_db"] = round(psnr(renders, copies), 2)
     for name, detector in detectors.items():
         for what, images in (("renders", renders), ("reconstructions", copies)):
-            verdicts = [is_right(*both) for both in zip(detect(detector, images), records, strict=True)]
+            verdicts = verdicts_of(detector, to_bytes(images), records)
             agree = [seen == true for seen, true in zip(verdicts, truths, strict=True)]
             result[f"{name}_right_on_{what}"] = share(agree)
     return result
@@ -77,19 +80,19 @@ def score_prompts(
 ) -> dict[str, Any]:
     """Generate ``seeds`` pictures of each prompt, none picked; return the share that each detector calls right."""
     steps, eta, guidance = sampler
-    found: dict[str, list[list[Found]]] = {name: [] for name in detectors}
+    right: dict[str, list[bool]] = {name: [] for name in detectors}
     rows = [(seed * 100_000 + index, one) for seed in range(seeds) for index, one in enumerate(records)]
     for start in range(0, len(rows), 64):
         part = rows[start : start + 64]
         prompts, numbers = [one["prompt"] for _, one in part], [number for number, _ in part]
-        images = to_pixels(generate(pipe, prompts, numbers, int(steps), eta, guidance))
+        images = generate(pipe, prompts, numbers, int(steps), eta, guidance)
         for name, detector in detectors.items():
-            found[name] += detect(detector, images)
+            right[name] += verdicts_of(detector, images, [one for _, one in part])
     result: dict[str, Any] = {"steps": steps, "eta": eta, "guidance": guidance, "images": len(rows)}
     kinds = [kind for kind in KINDS if any(one["tag"] == kind for one in records)]
-    for name, every in found.items():
-        verdicts = [(one["tag"], is_right(seen, one)) for (_, one), seen in zip(rows, every, strict=True)]
-        by_kind = {kind: share([right for tag, right in verdicts if tag == kind]) for kind in kinds}
+    for name, verdicts in right.items():
+        pairs = [(one["tag"], verdict) for (_, one), verdict in zip(rows, verdicts, strict=True)]
+        by_kind = {kind: share([verdict for tag, verdict in pairs if tag == kind]) for kind in kinds}
         result[name] = {**by_kind, "mean": round(mean(by_kind.values()), 4)}
     return result
 
@@ -98,7 +101,12 @@ def measure(pipe: StableDiffusionPipeline, world: World, detectors: Detectors, s
     """Return everything of the card that is measured on the reloaded weights."""
     sets = prompt_sets()
     few = max(1, seeds // 4)
-    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "vae": pipe.vae, **detectors}
+    parts = {
+        "unet": pipe.unet,
+        "text_encoder": pipe.text_encoder,
+        "vae": pipe.vae,
+        **{name: one.model for name, one in detectors.items()},
+    }
     rest = {name: records for name, records in sets.items() if name != "benchmark"}
     return {
         "parameters": {name: sum(value.numel() for value in part.parameters()) for name, part in parts.items()},

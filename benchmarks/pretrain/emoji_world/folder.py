@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import AutoModelForObjectDetection, DetrImageProcessor, PreTrainedModel, YolosImageProcessor
+from transformers import DetrImageProcessor, PreTrainedModel, YolosImageProcessor
 
 from benchmarks.pretrain.card import folder_megabytes
 from benchmarks.pretrain.denoiser import TextToNoise
@@ -19,6 +19,7 @@ from benchmarks.pretrain.emoji_world.scenes import World
 from benchmarks.pretrain.emoji_world.sprites import Sprites
 from benchmarks.pretrain.pipeline import clean_configs, load_pipeline, replaced_folder, save_pipeline
 from benchmarks.pretrain.text import build_tokenizer
+from diffusion_gym.rewards.models.detection import Detector
 
 SHARPENING = {"detector": 1.5, "judge": 1.0}
 """Factor on each detector's class logits: as trained, the reward's detector was right more often than it was sure."""
@@ -31,7 +32,9 @@ def make_folder(
     scaling = json.loads((config.work / "scaling.json").read_text(encoding="utf-8"))["scaling_factor"]
     vae.register_to_config(scaling_factor=scaling)
     with replaced_folder(config.output) as folder:
-        save_pipeline(folder, vae.cpu(), model.text_encoder.cpu(), build_tokenizer(captions()), model.unet.cpu())
+        save_pipeline(
+            folder, vae.cpu(), model.text_encoder.cpu(), build_tokenizer(captions()), model.unet.cpu(), "emoji-world"
+        )
         for name, detector in detectors.items():
             save_detector(folder / name, detector.cpu(), SHARPENING[name])
         write_prompts(folder / "prompts")
@@ -41,7 +44,7 @@ def make_folder(
 def write_card(folder: Path, config: WorldConfig) -> None:
     """Measure what the folder holds and write card.json, grid.png and README.md into it."""
     world = World(Sprites.load(config.work / "sprites.npz"), torch.device("cpu"))
-    pipe, detectors = load_pipeline(folder), {name: load_detector(folder / name) for name in SHARPENING}
+    pipe, detectors = load_pipeline(folder), {name: Detector(str(folder / name)) for name in SHARPENING}
     card: dict[str, Any] = measure(pipe, world, detectors, config.seeds)
     files = {name: config.work / f"{name}.json" for name in ("vae", "denoiser", *SHARPENING)}
     card["training"] = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
@@ -64,8 +67,3 @@ def save_detector(folder: Path, model: PreTrainedModel, sharpening: float) -> No
     half = [0.5, 0.5, 0.5]
     kind(do_resize=False, do_pad=False, image_mean=half, image_std=half).save_pretrained(folder)
     clean_configs(folder)
-
-
-def load_detector(folder: Path) -> PreTrainedModel:
-    """Return a detector in float32, ready to detect."""
-    return AutoModelForObjectDetection.from_pretrained(folder).eval()

@@ -79,7 +79,8 @@ def set_of(kind: str, facts: Facts) -> str:
 def prompt_sets(most: int = 60) -> dict[str, list[Record]]:
     """Return the benchmark of all objects, the training set and three held-out sets, at most ``most`` of a kind each.
 
-    The prompts of a set are drawn at random from all that belong to it, the same ones every time.
+    The prompts of a set are drawn at random from all that belong to it, the same ones every time. Weights make the
+    kinds of the training set equally likely.
     """
     drawn: dict[str, list[Record]] = {}
     for kind in KINDS:
@@ -91,13 +92,16 @@ def prompt_sets(most: int = 60) -> dict[str, list[Record]]:
         for name, members in sets.items():
             limit = 2 * most if name == "train" else most
             chosen = random.Random(f"{kind} {name}").sample(members, min(limit, len(members)))
-            drawn.setdefault(name, []).extend(record(kind, facts) for facts in sorted(chosen))
+            more = {"weight": limit / len(chosen)} if name == "train" else {}
+            drawn.setdefault(name, []).extend({**record(kind, facts), **more} for facts in sorted(chosen))
     return drawn
 
 
 def write_prompts(folder: Path) -> None:
-    """Write each set as a file of JSON lines."""
+    """Write each set as a file of JSON lines, and the held-out sets together as ``held-out.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, records in prompt_sets().items():
+    sets = prompt_sets()
+    held_out = [one for name, records in sets.items() if name.startswith("held-out-") for one in records]
+    for name, records in {**sets, "held-out": held_out}.items():
         lines = "".join(json.dumps(one) + "\n" for one in records)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")

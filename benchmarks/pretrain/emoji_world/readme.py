@@ -37,9 +37,11 @@ Nothing was picked: the prompts are spread evenly over the benchmark, and the se
 | color_attr | a photo of a red fox and a blue car |
 
 Objects: {objects}. Colours: {colours}; an object is never asked for in a colour that it has anyway. Each of the files
-in `prompts/` holds records with GenEval's fields, as JSON lines: `benchmark` (all objects), `train`, and three sets
-that `train` has nothing of: `held-out-objects` (five objects), `held-out-pairs` (a fifth of the pairs of the other
-objects) and `held-out-counts` (four of an object).
+in `prompts/` holds records with GenEval's fields, as JSON lines: `benchmark` (all objects), `train`, whose weights make
+the kinds equally likely, and three sets that `train` has nothing of: `held-out-objects` (five objects),
+`held-out-pairs` (a fifth of the pairs of the other objects) and `held-out-counts` (four of an object); `held-out` is
+these three together. By name they are `emoji-world` (`train`), `emoji-world-benchmark`, `emoji-world-held-out` and so
+on: `--prompts emoji-world-held-out`.
 
 ## How it was made
 
@@ -67,9 +69,9 @@ The folder weighs {megabytes} MB; the weights are stored in float16 and were mea
 
 Both load with `AutoModelForObjectDetection`. They were trained on renders only, apart: other class, other seed, other
 blur, noise and contrast. A class is an object as it is ("fox") or in a colour ("red fox"). `detector` is for rewards;
-`judge` is the gold judge, a metric and never a reward. Each was asked about {scenes} held-out scenes, half of which
-break their captions, by GenEval's protocol and thresholds (confidence above 0.3, in counting prompts above 0.9;
-margin 0.1):
+`judge` is the gold judge, a metric (`--metrics judge`) and never a reward. Each was asked about {scenes} held-out
+scenes, half of which break their captions, by GenEval's protocol and thresholds (confidence above 0.3, in counting
+prompts above 0.9; margin 0.1):
 
 | | right about renders | about the autoencoder's reconstructions |
 |---|---|---|

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.pretrain.emoji_world.facts import COLOURS
+from benchmarks.pretrain.emoji_world.facts import COLOURS, NAMES
 from benchmarks.pretrain.emoji_world.sprites import SIZES, Sprites
+from diffusion_gym.rewards.models.detection import Found
 
 SIDE = 64
 """Height and width of a picture in pixels."""
@@ -81,3 +82,13 @@ def render(scenes: Scenes, sprites: Sprites, palette: Tensor) -> Tensor:
         opacity = found[..., 3:4] / 255.0 * (inside & (index >= 0)[every])[..., None]
         picture = torch.lerp(picture, ink, opacity)
     return (picture.round().permute(0, 3, 1, 2) / 127.5 - 1.0).contiguous()
+
+
+def shown(scenes: Scenes, sprites: Sprites) -> list[list[Found]]:
+    """Return what scenes truly show."""
+    colours, boxes = ["", *COLOURS], scenes.boxes(sprites).tolist()
+    pictures = []
+    for row in zip(scenes.objects.tolist(), scenes.colours.tolist(), boxes, strict=True):
+        objects = [one for one in zip(*row, strict=True) if one[0] >= 0]
+        pictures.append([Found(NAMES[index], colours[colour], tuple(box)) for index, colour, box in objects])
+    return pictures

@@ -83,6 +83,11 @@ class Clip:
         """
         return self._embed_inputs(self.preprocess(images), chunk_size)
 
+    @torch.no_grad()
+    def embed_crops(self, crops: Sequence[Tensor], chunk_size: int) -> Tensor:
+        """Embed one or more pictures of any sizes, each (3, H, W), uint8, as :meth:`embed_images` does."""
+        return self._embed_inputs(torch.cat([self.preprocess(crop[None]) for crop in crops]), chunk_size)
+
     def embed_pixels(self, images: Tensor, chunk_size: int) -> Tensor:
         """Embed pictures (n, 3, H, W), float32 in [0, 1], as :meth:`embed_images` does, with gradient to the pictures.
 
