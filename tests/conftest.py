@@ -1,6 +1,7 @@
 """What every test shares: one torch thread, the repair of torchvision, and a tiny genuine Stable Diffusion pipeline."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # --device auto would take a GPU, on which the tests' sums come out otherwise; name the GPUs to test on them.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Stable-Baselines3 makes a folder for every logger, even one that only prints: thousands per run of the tests.
+os.environ.setdefault("SB3_LOGDIR", os.path.join(tempfile.gettempdir(), "diffusion-gym-tests"))  # noqa: PTH118
 
 import pytest
 import torch
