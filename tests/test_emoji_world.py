@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffusion_gym_torchvision import repair_torchvision
 
@@ -15,9 +16,11 @@ from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.pretrain import WorldConfig, pretrain_world  # noqa: E402
 from benchmarks.pretrain.emoji_world.captions import captions  # noqa: E402
 from benchmarks.pretrain.emoji_world.config import Stage  # noqa: E402
+from benchmarks.pretrain.emoji_world.denoiser import OPEN, OPENS, Denoising  # noqa: E402
 from benchmarks.pretrain.emoji_world.detectors import Detecting, Spoiling, build_detector  # noqa: E402
 from benchmarks.pretrain.emoji_world.facts import KINDS, NAMES, labels  # noqa: E402
 from benchmarks.pretrain.emoji_world.fit import fit, restore  # noqa: E402
+from benchmarks.pretrain.emoji_world.folder import SCALING  # noqa: E402
 from benchmarks.pretrain.emoji_world.prompts import UNSEEN, Record, all_facts, prompt_sets, record  # noqa: E402
 from benchmarks.pretrain.emoji_world.render import shown  # noqa: E402
 from benchmarks.pretrain.emoji_world.scenes import World  # noqa: E402
@@ -176,6 +179,28 @@ def test_training_resumes_from_its_state(tmp_path: Path) -> None:
     torch.testing.assert_close(kept.weight, module.weight, atol=1e-3, rtol=1e-3)
 
 
+def test_the_order_of_two_objects_is_taught_one_way_round_first() -> None:
+    """Rows held back are not drawn at the start of the training, and as often as others at its end."""
+    seen: list[torch.Tensor] = []
+
+    def model(latents: torch.Tensor, times: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        seen.append(ids[:, 0])
+        return latents
+
+    tokens = torch.arange(10)[:, None].expand(-1, 16)
+    captions, held_back = torch.arange(10), torch.arange(10) >= 5
+    latents = torch.zeros(10, 16, 8, 8, dtype=torch.float16)
+    denoising = Denoising(model, latents, tokens, captions, torch.full((16,), -1), held_back)  # type: ignore[arg-type]
+    shares = []
+    for progress in (0.0, OPENS, (OPENS + OPEN) / 2, OPEN, 1.0):
+        denoising.set_progress(progress)
+        denoising.loss(4000)
+        shares.append(float((seen[-1] >= 5).float().mean()))
+    assert shares[:2] == [0.0, 0.0]
+    assert shares[2] == pytest.approx(0.9 * 0.25, abs=0.03)  # one in ten captions is emptied
+    assert shares[3:] == pytest.approx([0.9 * 0.5] * 2, abs=0.03)
+
+
 @needs_font
 @pytest.mark.slow
 def test_every_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,4 +221,9 @@ def test_every_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert image.shape == (64, 64, 3)
     assert "A note." in (output / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in "".join(file.read_text(encoding="utf-8") for file in output.rglob("*.json"))
+    start, more = config.work / "denoiser.safetensors", tmp_path / "more"
+    pretrain_world(WorldConfig(**{**vars(config), "only": "generator", "work": more, "start": start, "seed": 1}))
+    assert (more / SCALING).read_text(encoding="utf-8") == (config.work / SCALING).read_text(encoding="utf-8")
+    first, trained_on = (load_file(folder / "denoiser.safetensors") for folder in (config.work, more))
+    assert all((trained_on[name] - value).abs().max() < 0.1 for name, value in first.items())
     assert main(["pretrain", "emoji-world", "--only", "judge", "--work", str(config.work), "--judge.steps", "2"]) == 0

@@ -61,6 +61,9 @@ class WorldConfig:
     """Training of the reward's detector."""
     judge: Stage = field(default_factory=lambda: Stage(steps=20_000, batch=64, lr=1e-3))
     """Training of the gold judge."""
+    start: Path | None = None
+    """Weights from which the UNet and text encoder are trained on: the denoiser.safetensors of another work
+    folder, with its scaling.json beside it."""
     seeds: int = 4
     """Generated pictures per prompt in the card; the seeds are 0, 1, ..."""
     note: str = ""

@@ -99,9 +99,11 @@ def fit(
     device: torch.device,
     weights: Path,
     save_every: float = 30.0,
+    set_progress: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Train ``module``, which is on ``device``, and leave its averaged weights in it and in the file ``weights``.
 
+    ``set_progress`` is called before every step with the share of the training that is done, from 0 to 1.
     Every ``save_every`` seconds the file is written, and on a CPU the whole state beside it, from which the same call
     resumes. Returns the steps, seconds and loss, which are also in a ``.json`` file beside the weights.
     """
@@ -119,6 +121,8 @@ def fit(
     done = stage.progress(step, time.monotonic() - begun)
     while done < 1.0:
         trainer.set_progress(step, done)
+        if set_progress is not None:
+            set_progress(done)
         trainer.step()
         step += 1
         if device.type == "cuda" and step % 16 == 0:

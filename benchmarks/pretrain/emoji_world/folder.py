@@ -24,12 +24,15 @@ from diffusion_gym.rewards.models.detection import Detector
 SHARPENING = {"detector": 1.5, "judge": 1.0}
 """Factor on each detector's class logits: as trained, the reward's detector was right more often than it was sure."""
 
+SCALING = "scaling.json"
+"""Beside the denoiser's weights: the factor of the latents."""
+
 
 def make_folder(
     config: WorldConfig, vae: AutoencoderKL, model: TextToNoise, detectors: dict[str, PreTrainedModel]
 ) -> None:
     """Write the pipeline, its detectors and prompts, load them back, measure them and write the card."""
-    scaling = json.loads((config.work / "scaling.json").read_text(encoding="utf-8"))["scaling_factor"]
+    scaling = json.loads((config.work / SCALING).read_text(encoding="utf-8"))["scaling_factor"]
     vae.register_to_config(scaling_factor=scaling)
     with replaced_folder(config.output) as folder:
         save_pipeline(

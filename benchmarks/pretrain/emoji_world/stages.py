@@ -17,7 +17,7 @@ from benchmarks.pretrain.emoji_world.config import Stage, WorldConfig
 from benchmarks.pretrain.emoji_world.denoiser import Denoising, build_unet
 from benchmarks.pretrain.emoji_world.detectors import Detecting, Spoiling, build_detector, build_judge
 from benchmarks.pretrain.emoji_world.fit import fit, restore
-from benchmarks.pretrain.emoji_world.folder import make_folder
+from benchmarks.pretrain.emoji_world.folder import SCALING, make_folder
 from benchmarks.pretrain.emoji_world.scenes import World
 from benchmarks.pretrain.emoji_world.sprites import Sprites
 from benchmarks.pretrain.emoji_world.vae import build_vae, encode_pool, psnr, reconstruct, vae_loss
@@ -92,13 +92,20 @@ def make_denoiser(config: WorldConfig, world: World) -> TextToNoise:
         batch = 2048 if world.device.type == "cuda" else 64
         latents, caption = encode_pool(vae, world, config.pool, batch)
         scaling = round(float(latents[:20_000].float().std().reciprocal()), 5)
-        (config.work / "scaling.json").write_text(json.dumps({"scaling_factor": scaling}) + "\n", encoding="utf-8")
+        if config.start is not None:
+            scaling = json.loads((config.start.parent / SCALING).read_text(encoding="utf-8"))["scaling_factor"]
+            restore(model, config.start)
+        (config.work / SCALING).write_text(json.dumps({"scaling_factor": scaling}) + "\n", encoding="utf-8")
         # Some captions go without "a photo of", so that a bare prompt works too.
         short = torch.rand(len(caption), device=world.device) < 0.1
         table = tokenize(tokenizer, [*texts, *(text.removeprefix(PREFIX) for text in texts), ""]).to(world.device)
-        denoising = Denoising(model, latents * scaling, table, caption + short * len(texts), table[-1])
+        turned = torch.tensor([" right of " in text or " below " in text for text in texts], device=world.device)
+        denoising = Denoising(
+            model, latents * scaling, table, caption + short * len(texts), table[-1], held_back=turned[caption]
+        )
         print(f"latents: {len(latents)} scaled by {scaling}", flush=True)
-        fit(model, lambda: denoising.loss(stage.batch), stage, world.device, file)
+        loss = functools.partial(denoising.loss, stage.batch)
+        fit(model, loss, stage, world.device, file, set_progress=denoising.set_progress)
 
     return run_stage(config, "denoiser", 1, build, train)
 
