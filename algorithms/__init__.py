@@ -69,12 +69,12 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "awm": AlgorithmEntry(
         "algorithms.forward_process:ForwardProcess",
         ForwardProcessConfig(),
-        "Advantage-weighted denoising of the policy's own images, re-noised: no trajectories, any sampler.",
+        "Advantage-weighted denoising of the policy's own images: no trajectories, any sampler.",
     ),
     "nft": AlgorithmEntry(
         "algorithms.forward_process:ForwardProcess",
         ForwardProcessConfig.preset("nft"),
-        "DiffusionNFT: as awm, around a slower old policy, which samples.",
+        "DiffusionNFT: as awm, around an old policy that follows slowly, and samples.",
     ),
     "sb3-ppo": AlgorithmEntry(
         "algorithms.sb3_ppo:SB3PPO",
