@@ -16,7 +16,7 @@ class Requirements:
     density: bool = False
     """Steps have a density: eta 0 is refused."""
     reference: bool = False
-    """The starting model beside the policy, as ``self.reference``."""
+    """The starting model beside the policy, as ``self.reference``; its KL needs ``density`` too."""
     average: bool = False
     """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
     several_ranks: bool = False
