@@ -120,14 +120,19 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         assigned = self.assign()
         images = assigned.flatten().tolist()
         callback.on_rollout_start()
+        sampling = contextlib.ExitStack()
 
         def on_step(step: Step) -> bool:
             self.num_timesteps += len(step.latents) * self.ranks.size
             self._callback_locals.take(step)
             callback.update_locals(self._callback_locals)  # type: ignore[arg-type]
-            return callback.on_step()
+            sampling.close()  # callbacks see, and save, the weights in training
+            going = callback.on_step()
+            sampling.enter_context(self.sampling_weights())
+            return going
 
-        with self.sampling_weights():
+        with sampling:
+            sampling.enter_context(self.sampling_weights())
             rollout = collect(
                 self.rollout_env,
                 self.policy,

@@ -127,8 +127,7 @@ class ForwardProcessConfig(AdvantageConfig):
     draws_per_image: int = 2
     """Times and noises of an image in a pass; each costs a forward and a backward pass."""
     time_range: Annotated[tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 1.0)
-    """Of the sampler's times those in this range are trained, in shares of the training time: 1 is noise, 0 an image.
-    """
+    """Which of the sampler's times are trained, as shares of the training time: 1 is noise, 0 an image."""
     time_weight: Literal["output", "x_0", "min-snr"] = "output"
     """Weight of a time: errors of the model's own output, or of its x_0 divided by their mean size (as NFT), or of its
     x_0 times min(SNR, 5)."""
