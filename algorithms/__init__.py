@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from algorithms.config.algorithms import DDPOConfig, RWRConfig, SB3PPOConfig
+from algorithms.config.algorithms import PRESETS, DDPOConfig, ForwardProcessConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
     from algorithms.base import DiffusionAlgorithm, Requirements
     from algorithms.ddpo import DDPO
+    from algorithms.forward_process import ForwardProcess
     from algorithms.policy import DenoisingPolicy
     from algorithms.rwr import RWR
     from algorithms.sb3_ppo import SB3PPO
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALGORITHMS",
     "DDPO",
+    "PRESETS",
     "RWR",
     "SB3PPO",
     "AlgorithmConfig",
@@ -27,6 +29,8 @@ __all__ = [
     "DenoisingPolicy",
     "DiffusionAlgorithm",
     "EvaluationConfig",
+    "ForwardProcess",
+    "ForwardProcessConfig",
     "PolicyConfig",
     "RWRConfig",
     "Requirements",
@@ -62,6 +66,16 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "sparse-rwr": AlgorithmEntry(
         "algorithms.rwr:RWR", RWRConfig(sparse=True), "Reward-weighted regression on the best images alone."
     ),
+    "awm": AlgorithmEntry(
+        "algorithms.forward_process:ForwardProcess",
+        ForwardProcessConfig(),
+        "Advantage-weighted denoising of the policy's own images: no trajectories, any sampler.",
+    ),
+    "nft": AlgorithmEntry(
+        "algorithms.forward_process:ForwardProcess",
+        ForwardProcessConfig.preset("nft"),
+        "DiffusionNFT: as awm, around an old policy that follows slowly, and samples.",
+    ),
     "sb3-ppo": AlgorithmEntry(
         "algorithms.sb3_ppo:SB3PPO",
         SB3PPOConfig(),
@@ -75,6 +89,7 @@ __getattr__, __dir__ = _lazy.attributes(
         "DDPO": "algorithms.ddpo",
         "DenoisingPolicy": "algorithms.policy",
         "DiffusionAlgorithm": "algorithms.base",
+        "ForwardProcess": "algorithms.forward_process",
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",
         "SB3PPO": "algorithms.sb3_ppo",

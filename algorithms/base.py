@@ -16,6 +16,7 @@ from algorithms.evaluation import calibrate_reward, evaluate
 from algorithms.memory import OutOfMemory, find_chunk_size, is_out_of_memory
 from algorithms.metrics import log_names, prompt_labels, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
+from algorithms.reference import Reference
 from algorithms.requirements import Requirements as Requirements
 from algorithms.rollouts import Interrupted, OnStep, Rollout, SampledChunk, collect
 from algorithms.sb3.algorithm import Config
@@ -119,14 +120,19 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         assigned = self.assign()
         images = assigned.flatten().tolist()
         callback.on_rollout_start()
+        sampling = contextlib.ExitStack()
 
         def on_step(step: Step) -> bool:
             self.num_timesteps += len(step.latents) * self.ranks.size
             self._callback_locals.take(step)
             callback.update_locals(self._callback_locals)  # type: ignore[arg-type]
-            return callback.on_step()
+            sampling.close()  # callbacks see, and save, the weights in training
+            going = callback.on_step()
+            sampling.enter_context(self.sampling_weights())
+            return going
 
-        with self.sampling_weights():
+        with sampling:
+            sampling.enter_context(self.sampling_weights())
             rollout = collect(
                 self.rollout_env,
                 self.policy,
@@ -196,17 +202,16 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         return norm
 
     def count_rows(self, trained: int, guided: bool = True, reference: int = 0) -> None:
-        """Add to the cost: rows trained, forward and backward, and rows of the starting model, forward alone.
+        """Add to the cost: rows trained, forward and backward, and rows of models that stand still, forward alone.
 
         Args:
             trained: of all ranks.
-            guided: whether the guided prediction was trained, which with guidance takes two forwards per row.
-            reference: rows of the starting model.
+            guided: whether predictions were guided, which with guidance takes two forwards per row.
+            reference: rows of the starting model, or of another one that is not trained.
         """
         forwards = self.policy.forwards_per_row if guided else 1
         self.costs["forward_equivalents"] += FORWARDS_PER_TRAINED_ROW * trained * forwards
-        if reference:
-            self.costs["forward_equivalents"] += reference * self.policy.forwards_per_row
+        self.costs["forward_equivalents"] += reference * forwards
 
     # -- around the loop ----------------------------------------------------------------------------------------------
 
@@ -291,9 +296,14 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         going: OnStep = lambda step: not self.should_stop()  # noqa: E731
         with self.averaged():
             self.last_evaluation = evaluate(
-                self.mdp, self.policy, self.config, self.iteration, self.reference, self.ranks, going
+                self.mdp, self.policy, self.config, self.iteration, self.kl_reference, self.ranks, going
             )
         self._log(self.last_evaluation.metrics())
+
+    @property
+    def kl_reference(self) -> Reference | None:
+        """The starting model where evaluations measure the KL to it: where it is kept and some step has a density."""
+        return self.reference if len(self.policy.trainable_steps) else None
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the actions of the policy, with the averaged weights where there are any."""

@@ -110,7 +110,7 @@ class StopAtKL(EvaluationCallback):
 
     def _init_callback(self) -> None:
         super()._init_callback()
-        if self.algorithm.reference is None:
+        if self.algorithm.kl_reference is None:
             raise ValueError("StopAtKL needs the KL to the starting model, which is not measured; set kl_to_start.")
 
     def on_evaluation(self, evaluation: Evaluation) -> None:

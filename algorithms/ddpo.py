@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from algorithms.advantages import PerPromptStatistics, group_advantages, share_without_spread
-from algorithms.base import DiffusionAlgorithm, Requirements
+from algorithms.base import Requirements
 from algorithms.config.algorithms import DDPOConfig as DDPOConfig
 from algorithms.losses import importance_sampling_loss, kl_penalty_loss, ratio_statistics, score_function_loss
 from algorithms.metrics import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
+from algorithms.with_advantages import WithAdvantages
 
 
-class DDPO(DiffusionAlgorithm[DDPOConfig]):
+class DDPO(WithAdvantages[DDPOConfig]):
     """``DDPO("DiffusionDenoise-v0", trainable="full").learn(100_000)``."""
 
     config_class = DDPOConfig
@@ -28,28 +27,16 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
         reference = needs.reference or config.kl_penalty > 0
         return replace(needs, trajectory=True, density=True, reference=reference, several_ranks=True)
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.statistics = PerPromptStatistics(self.config.statistics_buffer, self.config.statistics_min_count)
-        self.optimizer = self.make_optimizer()
-
     def assign(self) -> Tensor:
         """Deal the images out to the updates at random."""
         source = generator(self.config.seed, Stream.UPDATES, self.iteration)
         images = torch.randperm(self.config.images_per_iteration, generator=source)
         return images.reshape(self.config.updates_per_iteration, -1)
 
-    def advantages(self, rollout: Rollout) -> Tensor:
-        """Return each image's advantage A, (n,), float32; ``config.advantages`` says against which baseline."""
-        if self.config.advantages == "running":
-            return self.statistics.update(rollout.keys, rollout.rewards)
-        others = self.config.advantages == "leave-one-out"
-        return group_advantages(rollout.keys, rollout.rewards, self.config.advantage_scale, others)
-
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Compute advantages once, then make one gradient step on each share of the images."""
         config, meter = self.config, Meter(self.ranks)
-        advantages = self.advantages(rollout).clamp(-config.advantage_clip, config.advantage_clip)
+        advantages = self.clipped_advantages(rollout)
         here, dimensions = rollout.split.here(advantages), rollout.latents[0, 0].numel()
         for update in range(rollout.updates):
             transitions = len(rollout.assigned(update)) * self._steps_per_image
@@ -74,13 +61,7 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             grad_norm = self.step(self.optimizer)
             meter.add({"train/grad_norm": grad_norm})
             self.count_rows(transitions, reference=transitions if config.kl_penalty > 0 else 0)
-        metrics = meter.means()
-        if config.advantages != "running":
-            metrics["train/groups_without_spread"] = share_without_spread(rollout.keys, rollout.rewards)
-        return metrics | {
-            "train/advantage_mean": float(advantages.mean()),
-            "train/advantage_abs_mean": float(advantages.abs().mean()),
-        }
+        return meter.means() | self.advantage_metrics(rollout, advantages)
 
     @property
     def _steps_per_image(self) -> int:
@@ -98,11 +79,3 @@ class DDPO(DiffusionAlgorithm[DDPOConfig]):
             return [trainable[i] for i in torch.randperm(len(trainable), generator=source)[:count].tolist()]
 
         return draw
-
-    def extra_state(self) -> dict[str, Any]:
-        """Return the per-prompt statistics."""
-        return {"statistics": self.statistics.state_dict()}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the per-prompt statistics."""
-        self.statistics.load_state_dict(state["statistics"])

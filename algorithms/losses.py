@@ -1,4 +1,4 @@
-"""The losses: DDPO with the score function and with importance sampling, the KL penalty, RWR's denoising loss."""
+"""The losses: DDPO's, the KL penalty, RWR's denoising loss, and those of the forward-process family."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_gym.transitions import Reduction
+from diffusion_gym.transitions import Reduction, Schedule
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,69 @@ def kl_penalty_loss(kl: Tensor, coefficient: float, dimensions: int, reduction: 
 def weighted_denoising_loss(model_output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """RWR (Black et al. 2023, section 4.2): ``w mean_D((target - output)^2)``, (m,)."""
     return weights * (model_output - target).square().flatten(1).mean(1)
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Return the mean square over all axes but the first, (m,)."""
+    return difference.square().flatten(1).mean(1)
+
+
+def time_weights(schedule: Schedule, times: Tensor, error: Tensor, kind: str) -> Tensor:
+    """Return the factors (m,) of squared errors of the network's output that make them those of another quantity.
+
+    Args:
+        schedule: of the model; its :meth:`Schedule.noised` says what the output is.
+        times: (m,), training times.
+        error: (m, ...), of the old policy's output, without gradients.
+        kind: "output" is 1. "x_0" measures in the predicted x_0, divided by the mean size of its error (DiffusionNFT).
+            "min-snr" takes min(SNR, 5) times the squared error of x_0 (Hang et al. 2023, arXiv 2303.09556).
+    """
+    if kind == "output":
+        return torch.ones(len(times), device=error.device)
+    one, zero = torch.ones(len(times), device=error.device), torch.zeros(len(times), device=error.device)
+    signal, of_x_0 = schedule.noised(one, zero, times)  # the factors of x_0 in x_t and in the target
+    noise, of_noise = schedule.noised(zero, one, times)
+    of_output = 1 / (of_x_0 - of_noise * signal / noise)  # d x_0 / d output, x_t held fixed
+    if kind == "min-snr":
+        return of_output.square() * (signal / noise).square().clamp(max=5.0)
+    size = (of_output.abs() * error.abs().flatten(1).mean(1)).clamp(min=1e-5)
+    return of_output.square() / size
+
+
+def forward_process_loss(
+    output: Tensor,
+    old: Tensor,
+    target: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    surrogate: str,
+    clip_range: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the advantage's term of the forward-process family, and the log-ratio, each (m,).
+
+    With the error ``l = w mean_D((output - target)^2)`` and ``d = output - old``: "regression" is ``A l`` (AWM's loss
+    without a ratio), "ratio" ``-A exp(l_old - l)`` with PPO's clipping (AWM, EPG), and "linear"
+    ``2 A w mean_D(d (old - target))``, the part of A l that is linear in d (NFT, RAM). All have one gradient at the
+    old policy.
+
+    Args:
+        output: (m, ...), with gradients.
+        old: (m, ...), of the old policy, without.
+        target: (m, ...), of the denoising loss.
+        advantages: (m,).
+        weights: (m,), w.
+        surrogate: "ratio", "regression" or "linear".
+        clip_range: of the ratio, around 1; 0 is none.
+    """
+    error, before = weights * mean_square(output - target), weights * mean_square(old - target)
+    log_ratio = before - error
+    if surrogate == "linear":
+        slope = ((output - old) * (old - target)).flatten(1).mean(1)
+        return 2 * advantages * weights * slope, log_ratio
+    if surrogate == "regression":
+        return advantages * error, log_ratio
+    ratio = log_ratio.exp()
+    if clip_range == 0:
+        return -advantages * ratio, log_ratio
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(-advantages * ratio, -advantages * clipped), log_ratio

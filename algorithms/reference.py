@@ -1,4 +1,4 @@
-"""The starting model beside the policy, to which the KL penalty and the logged KL are measured."""
+"""The starting model beside the policy, to which KL penalties, anchors and the logged KL are measured."""
 
 import contextlib
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class Reference:
 
         Before the first update it equals the policy's bit for bit, for the same chunk.
         """
-        with self._in_place():
+        with self.applied():
             return self._policy.distribution(rows)
 
     def kl(self, rows: Rows, gaussian: Gaussian) -> Tensor:
@@ -66,7 +66,8 @@ class Reference:
         return gaussian.kl(self.distribution(rows))
 
     @contextlib.contextmanager
-    def _in_place(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
+        """Give the policy the starting weights inside a ``with`` block."""
         if self._start is not None:
             with weights_replaced(self._trained, self._start):
                 yield

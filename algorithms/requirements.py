@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from algorithms.config.base import AlgorithmConfig, divisor
 from algorithms.parallel.ranks import Ranks
+from diffusion_gym.models import DiffusionModel
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Requirements:
     density: bool = False
     """Steps have a density: eta 0 is refused."""
     reference: bool = False
-    """The starting model beside the policy, as ``self.reference``."""
+    """The starting model beside the policy, as ``self.reference``; its KL needs ``density`` too."""
     average: bool = False
     """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
     several_ranks: bool = False
@@ -25,7 +26,7 @@ class Requirements:
 def check_config(name: str, needs: Requirements, config: AlgorithmConfig) -> None:
     """Raise ValueError for a configuration that the algorithm ``name`` cannot train with on any model."""
     policy = config.policy
-    if (needs.density or needs.reference) and policy.sampler != "ddpm" and not policy.has_noise:
+    if (needs.density or config.kl_to_start) and policy.sampler != "ddpm" and not policy.has_noise:
         raise no_density(name, needs, policy.sampler, policy.eta)
     if needs.average and config.ema_decay == 0:
         raise ValueError(
@@ -40,6 +41,15 @@ def no_density(name: str, needs: Requirements, sampler: str, eta: object) -> Val
         f"{who} needs a stochastic sampler, but with sampler={sampler!r} and eta={eta} "
         "no step has a density; set eta > 0 (DDPO uses 1, Flow-GRPO 0.7) and at least 2 steps."
     )
+
+
+def check_fitted_prediction(name: str, cfg_training: bool, model: DiffusionModel) -> None:
+    """Raise ValueError where a distilled model's prediction without guidance is to be fitted."""
+    if not cfg_training and model.embeds_guidance:
+        raise ValueError(
+            f"{name} with cfg_training=False fits the prediction without guidance, but {model.name} is distilled: it "
+            "takes the scale as an input and has no other prediction. Leave cfg_training at True."
+        )
 
 
 def check_ranks(name: str, needs: Requirements, config: AlgorithmConfig, ranks: Ranks) -> None:

@@ -20,6 +20,7 @@ from algorithms.config.algorithms import RWRConfig as RWRConfig
 from algorithms.config.base import divisor
 from algorithms.losses import weighted_denoising_loss
 from algorithms.metrics import Meter
+from algorithms.requirements import check_fitted_prediction
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator, prompt_order
 
@@ -49,11 +50,7 @@ class RWR(DiffusionAlgorithm[RWRConfig]):
                 model whose prediction without guidance is to be fitted.
         """
         super().__init__(env, config, _init_setup_model=_init_setup_model, **arguments)
-        if not self.config.cfg_training and self.mdp.model.embeds_guidance:
-            raise ValueError(
-                f"cfg_training=False fits the prediction without guidance, but {self.mdp.model.name} is distilled: it "
-                "takes the scale as an input and has no other prediction. Leave cfg_training at True."
-            )
+        check_fitted_prediction("RWR", self.config.cfg_training, self.mdp.model)
         if _init_setup_model:  # a checkpoint may also be loaded beside other prompts, to draw pictures of them
             self._check_groups()
 

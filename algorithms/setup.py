@@ -138,7 +138,7 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
 
     def _check_noise(self) -> None:
         """Raise ValueError where no step has a density and the algorithm needs one."""
-        if (self._needs.density or self._needs.reference) and len(self.policy.trainable_steps) == 0:
+        if (self._needs.density or self.config.kl_to_start) and len(self.policy.trainable_steps) == 0:
             raise no_density(type(self).__name__, self._needs, self.config.policy.sampler, self.policy.noise_levels)
 
     def _make_rollout_env(self, mdp: DenoisingMDP) -> DenoiseVectorEnv:

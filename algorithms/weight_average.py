@@ -62,10 +62,10 @@ class WeightAverage:
         self.load(named)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Average in the present weights."""
+    def update(self, decay: float | None = None) -> None:
+        """Average in the present weights, this time with another decay if one is given."""
         for name, value in self._named.items():
-            self.tensors[name].lerp_(value, 1 - self._decay)
+            self.tensors[name].lerp_(value, 1 - (self._decay if decay is None else decay))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from copies of other tensors: averages of an earlier run, or weights."""

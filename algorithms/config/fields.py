@@ -45,6 +45,13 @@ def check_statistics(buffer_size: int, min_count: int) -> None:
         )
 
 
+def check_range(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a pair of finite numbers that rise within [0, 1]."""
+    pair = isinstance(value, tuple) and len(value) == 2 and all(_is(item, float) for item in value)
+    if not (pair and 0 <= value[0] < value[1] <= 1):  # type: ignore[index]
+        raise ValueError(f"{name} must be two numbers that rise within [0, 1], such as (0.65, 1.0), got {value!r}.")
+
+
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 

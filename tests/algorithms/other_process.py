@@ -24,6 +24,7 @@ CASES = {
     **{name: (name, "exact-mixture", "full") for name in ALGORITHMS},
     "ddpo-is lora": ("ddpo-is", "tiny-sd", "lora"),
     "rwr lora": ("rwr", "tiny-sd", "lora"),
+    "nft lora": ("nft", "tiny-sd", "lora"),
 }
 IMAGES, STEPS, ITERATIONS = 8, 3, 3
 

@@ -18,7 +18,7 @@ from algorithms import ALGORITHMS, DDPO, DDPOConfig, EvaluationConfig
 from algorithms.evaluation import evaluate
 
 PROGRAM = Path(__file__).with_name("other_process.py")
-CASES = [*ALGORITHMS, "ddpo-is lora", "rwr lora"]
+CASES = [*ALGORITHMS, "ddpo-is lora", "rwr lora", "nft lora"]
 #: When the checkpoints are taken: after iteration 1; in the middle of iteration 2's rollout; at its end, before the
 #: update; and by Ctrl-C in the middle of it.
 MOMENTS = ["between", "in rollout", "end of rollout", "interrupted"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DDPOConfig, DiffusionAlgorithm, Requirements
@@ -104,6 +105,20 @@ def test_an_algorithm_samples_with_averaged_weights_and_keeps_them(make_env: Cal
         assert torch.equal(resumed.old.tensors[name], whole.old.tensors[name])
     assert not torch.equal(whole.old.tensors["means"], weights(whole)["means"])
     assert set(whole.get_parameters()) == {"policy", "optimizer", "extra"}
+
+
+def test_a_checkpoint_taken_in_a_rollout_has_the_weights_in_training(make_env: Callable, tmp_path: Path) -> None:
+    """Callbacks see them too, while the average samples before and after."""
+
+    class Save(BaseCallback):
+        def _on_step(self) -> bool:
+            return True if self.n_calls < 8 else bool(self.model.save(tmp_path / "run"))  # and stops in the third
+
+    algorithm = Trailing(make_env("exact-gaussian", steps=3), trainable="full", images_per_iteration=4, num_envs=4)
+    algorithm.learn(3 * 4 * 3, Save())
+    assert algorithm.iteration == 2
+    assert not torch.equal(algorithm.old.tensors["means"], weights(algorithm)["means"])
+    assert torch.equal(weights(Trailing.load(tmp_path / "run"))["means"], weights(algorithm)["means"])
 
 
 def test_the_rollout_is_that_of_the_sampling_weights(make_env: Callable) -> None:

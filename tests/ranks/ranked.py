@@ -401,6 +401,10 @@ def exact(folder: Path) -> dict[str, list[Report]]:
         note(f"{name} saved", 2, lambda name=name, file=file: saved(name, model, file))
         for size in (1, 2):
             note(f"{name} resumed {size}", size, lambda name=name, file=file: resumed(name, model, file))
+    anchored = {"anchor_start": 1.0, "anchor_everywhere": True, "updates_per_iteration": 2}
+    note("nft 2", 2, lambda: learn(build("nft", model, **anchored), ITERATIONS))
+    for size in (1, 2):
+        note(f"nft gradients {size}", size, lambda: gradients("nft", model))
     leash = {"kl_penalty": 0.5, "ema_decay": 0.5}
     for size in (1, 2):
         note(f"leashed {size}", size, lambda: learn(build("ddpo-is", model, **leash), ITERATIONS))
