@@ -1,4 +1,4 @@
-"""The metric ``judge``: the share of pictures that emoji-world's gold judge finds right; never a reward."""
+"""The metric ``judge``: GenEval's overall score by emoji-world's gold judge; never a reward."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffusion_gym.rewards.geneval.request import TAGS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -14,12 +16,19 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.models.detection import Detector
 
 
+#: GenEval's kinds of prompts -> what they are called in tables, charts and pictures.
+KINDS = dict(
+    zip(TAGS, ("one object", "two objects", "counting", "colours", "position", "colour and object"), strict=True)
+)
+
+
 @dataclass(frozen=True)
 class GoldJudge:
     """A metric by GenEval's strict protocol, with a detector that was trained apart from the reward's.
 
     Attributes:
-        tag: the kind of prompts whose pictures are looked at, one of GenEval's tags; None takes all.
+        tag: the kind of prompts whose pictures are looked at, one of GenEval's tags; None takes all, and each kind
+            that occurs counts alike, as in GenEval's overall score.
     """
 
     tag: str | None = None
@@ -30,7 +39,9 @@ class GoldJudge:
         return "judge" if self.tag is None else f"judge-{self.tag}"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> float:
-        """Return the share of right pictures of (n, 3, 64, 64), uint8; NaN if none is of the kind.
+        """Return the share of right pictures of (n, 3, 64, 64), uint8, the mean over the kinds of their prompts.
+
+        NaN if none is of the kind that is looked at.
 
         Raises:
             ValueError: as :meth:`check_metadata` does.
@@ -41,8 +52,11 @@ class GoldJudge:
         rows = [row for row, request in enumerate(requests) if self.tag in (None, request.tag)]
         if not rows:
             return math.nan
-        verdicts = examine(images[rows], [requests[row] for row in rows], gold_detector())
-        return sum(verdict.right for verdict in verdicts) / len(verdicts)
+        asked = [requests[row] for row in rows]
+        by_kind: dict[str, list[bool]] = {}
+        for request, verdict in zip(asked, examine(images[rows], asked, gold_detector()), strict=True):
+            by_kind.setdefault(request.tag, []).append(verdict.right)
+        return sum(sum(right) / len(right) for right in by_kind.values()) / len(by_kind)
 
     def check_metadata(self, prompt: str, metadata: Mapping[str, Any]) -> None:
         """Raise ValueError for a prompt without GenEval's fields, or about what emoji-world does not know."""
