@@ -8,8 +8,9 @@ from benchmarks.analysis.aggregate import Aggregate
 from benchmarks.analysis.curves import Curve, Curves
 from benchmarks.analysis.origin import Origin, of_metric, of_reward
 from benchmarks.analysis.statistics import Interval
-from benchmarks.analysis.tables import metric_names
+from benchmarks.analysis.tables import metric_names, overall_metric_names
 from benchmarks.charts import Chart, Rows
+from benchmarks.runs.gold_judge import JUDGE, kind_of
 from diffusion_gym.naming import file_name
 
 #: Costs that a curve can be drawn against: field of a point -> label.
@@ -51,6 +52,9 @@ class Shown:
 
 def label_of(metric: str) -> str:
     """Return what a metric is called on an axis."""
+    kind = kind_of(metric)
+    if kind is not None:
+        return f"right by the gold judge, {kind} (share of images)"
     return _METRICS.get(metric.partition("?")[0], metric)
 
 
@@ -77,13 +81,29 @@ def evaluation_charts(summary: Curves) -> list[Shown]:
             if points:
                 name, rows = f"{file_name(metric)}-{file_name(task)}", _over_costs(by_variant, points)
                 charts.append(Shown(Chart(name, task, label_of(metric), AXES, rows, zero=True), "curves", metric))
+    return [*charts, *_held_out_judge(summary)]
+
+
+def _held_out_judge(summary: Curves) -> list[Shown]:
+    """Return what the gold judge says of held-out prompts, one chart per task that has it."""
+    charts = []
+    for task, by_variant in summary.items():
+        points = {
+            name: _metric(curve, JUDGE, held_out=True)
+            for name, curve in by_variant.items()
+            if JUDGE in curve.held_out_metrics
+        }
+        if points:
+            label = f"{label_of(JUDGE)}, held-out prompts"
+            name, rows = f"held-out-{JUDGE}-{file_name(task)}", _over_costs(by_variant, points)
+            charts.append(Shown(Chart(name, task, label, AXES, rows, zero=True), "curves", f"held-out-{JUDGE}"))
     return charts
 
 
 def frontier_charts(summary: Curves) -> list[Shown]:
     """Return, for each task and measure, reward against the measure: the path of every variant from start to end."""
     charts = []
-    names = [name for name in metric_names(summary) if not name.startswith(_NO_FRONTIER)]
+    names = [name for name in overall_metric_names(summary) if not name.startswith(_NO_FRONTIER)]
     for task, by_variant in summary.items():
         for metric in sorted(names, key=lambda name: not name.startswith(_KL)):
             across = {name: curve.metrics[metric] for name, curve in by_variant.items() if metric in curve.metrics}
@@ -168,8 +188,9 @@ def _rewards(curve: Curve, held_out: bool = False) -> Rows:
     return [_point(value, of_reward(curve, index, field)) for index, value in enumerate(values)]
 
 
-def _metric(curve: Curve, metric: str) -> Rows:
-    return [_point(value, of_metric(curve, index, metric)) for index, value in enumerate(curve.metrics[metric])]
+def _metric(curve: Curve, metric: str, held_out: bool = False) -> Rows:
+    values = (curve.held_out_metrics if held_out else curve.metrics)[metric]
+    return [_point(value, of_metric(curve, index, metric, held_out)) for index, value in enumerate(values)]
 
 
 def _point(value: Interval, origin: Origin) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import jinja2
 from algorithms.checkpoints.published import published
 from benchmarks.analysis.aggregate import aggregate, improvements
 from benchmarks.analysis.curves import Curves, curves
-from benchmarks.analysis.notes import interval_note, score_note, shared_note
+from benchmarks.analysis.notes import interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.tables import (
     held_out_table,
     improvement_table,
+    judge_table,
     metric_names,
     peak_table,
     result_table,
@@ -113,6 +114,8 @@ def _tables(summary: Curves) -> dict[str, Any]:
     return {
         "results": result_table(summary) if summary else None,
         "note": interval_note(summary) if summary else None,
+        "judged": judge_table(summary),
+        "judge_note": judge_note(summary),
         "held_out": held_out_table(summary),
         "peaks": peak_table(summary),
         "pairs": improvement_table(pairs, summary),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 KINDS = dict(
     zip(TAGS, ("one object", "two objects", "counting", "colours", "position", "colour and object"), strict=True)
 )
+#: The metric of all kinds together.
+JUDGE = "judge"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class GoldJudge:
     @property
     def name(self) -> str:
         """Return the metric's name."""
-        return "judge" if self.tag is None else f"judge-{self.tag}"
+        return JUDGE if self.tag is None else f"{JUDGE}-{self.tag}"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> float:
         """Return the share of right pictures of (n, 3, 64, 64), uint8, the mean over the kinds of their prompts.
@@ -61,6 +63,12 @@ class GoldJudge:
     def check_metadata(self, prompt: str, metadata: Mapping[str, Any]) -> None:
         """Raise ValueError for a prompt without GenEval's fields, or about what emoji-world does not know."""
         _requests([prompt], [metadata])
+
+
+def kind_of(metric: str) -> str | None:
+    """Return what the kind of prompts of a metric ``judge-TAG`` is called; None for any other metric."""
+    name, _, tag = metric.partition("-")
+    return KINDS.get(tag) if name == JUDGE else None
 
 
 def gold_detector() -> Detector:
