@@ -33,6 +33,7 @@ from benchmarks.report.charts import (
 )
 from benchmarks.report.facts import duration, facts, settings, title
 from benchmarks.report.figures import write_figures
+from benchmarks.report.followed import blocks
 from benchmarks.report.gallery import galleries, write_pictures
 from benchmarks.report.source import Source
 
@@ -86,6 +87,7 @@ def _page(source: Source, summary: Curves, charts: Sequence[Shown], chosen: Mapp
         charts=drawn,
         priced=any(shown.section == "frontiers" for shown in charts),
         galleries=pictures,
+        followed=blocks(source.results, source.folder),
         runs=runs,
         facts=facts(source),
         provenance=source.results.provenance,

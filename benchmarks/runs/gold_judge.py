@@ -12,7 +12,7 @@ from diffusion_gym.rewards.geneval.request import TAGS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusion_gym.rewards.geneval import Request
+    from diffusion_gym.rewards.geneval import Request, Verdict
     from diffusion_gym.rewards.models.detection import Detector
 
 
@@ -48,16 +48,13 @@ class GoldJudge:
         Raises:
             ValueError: as :meth:`check_metadata` does.
         """
-        from diffusion_gym.rewards.geneval import examine
-
-        requests = _requests(prompts, metadata)
-        rows = [row for row, request in enumerate(requests) if self.tag in (None, request.tag)]
+        rows = [row for row, fields in enumerate(metadata) if self.tag in (None, fields.get("tag"))]
         if not rows:
             return math.nan
-        asked = [requests[row] for row in rows]
+        asked = [metadata[row] for row in rows]
         by_kind: dict[str, list[bool]] = {}
-        for request, verdict in zip(asked, examine(images[rows], asked, gold_detector()), strict=True):
-            by_kind.setdefault(request.tag, []).append(verdict.right)
+        for fields, verdict in zip(asked, verdicts(images[rows], [prompts[row] for row in rows], asked), strict=True):
+            by_kind.setdefault(fields["tag"], []).append(verdict.right)
         return sum(sum(right) / len(right) for right in by_kind.values()) / len(by_kind)
 
     def check_metadata(self, prompt: str, metadata: Mapping[str, Any]) -> None:
@@ -69,6 +66,17 @@ def kind_of(metric: str) -> str | None:
     """Return what the kind of prompts of a metric ``judge-TAG`` is called; None for any other metric."""
     name, _, tag = metric.partition("-")
     return KINDS.get(tag) if name == JUDGE else None
+
+
+def verdicts(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """Return what the gold judge sees in each of n pictures (n, 3, 64, 64), uint8.
+
+    Raises:
+        ValueError: a prompt without GenEval's fields, or about what emoji-world does not know.
+    """
+    from diffusion_gym.rewards.geneval import examine
+
+    return examine(images, _requests(prompts, metadata), gold_detector())
 
 
 def gold_detector() -> Detector:
