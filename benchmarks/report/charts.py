@@ -54,7 +54,7 @@ def label_of(metric: str) -> str:
     """Return what a metric is called on an axis."""
     kind = kind_of(metric)
     if kind is not None:
-        return f"right by the gold judge, {kind} (share of images)"
+        return f"right by the gold judge, {kind} (share)"
     return _METRICS.get(metric.partition("?")[0], metric)
 
 
@@ -75,28 +75,27 @@ def evaluation_charts(summary: Curves) -> list[Shown]:
             label = f"{_reward_label(task)}, held-out prompts"
             chart = Chart(f"held-out-{file_name(task)}", task, label, AXES, _over_costs(by_variant, held_out))
             charts.append(Shown(chart, "curves", "held-out"))
-    for metric in metric_names(summary):
-        for task, by_variant in summary.items():
-            points = {name: _metric(curve, metric) for name, curve in by_variant.items() if metric in curve.metrics}
-            if points:
-                name, rows = f"{file_name(metric)}-{file_name(task)}", _over_costs(by_variant, points)
-                charts.append(Shown(Chart(name, task, label_of(metric), AXES, rows, zero=True), "curves", metric))
-    return [*charts, *_held_out_judge(summary)]
+    names = overall_metric_names(summary)
+    charts += [shown for name in names for shown in _metric_charts(summary, name, name)]
+    charts += _metric_charts(summary, JUDGE, f"held-out-{JUDGE}", held_out=True)
+    kinds = [name for name in metric_names(summary) if name not in names]
+    return charts + [shown for name in kinds for shown in _metric_charts(summary, name, f"{JUDGE}-kinds")]
 
 
-def _held_out_judge(summary: Curves) -> list[Shown]:
-    """Return what the gold judge says of held-out prompts, one chart per task that has it."""
+def _metric_charts(summary: Curves, metric: str, figure: str, held_out: bool = False) -> list[Shown]:
+    """Return a metric's charts, one per task that has it, as panels of a figure."""
     charts = []
     for task, by_variant in summary.items():
         points = {
-            name: _metric(curve, JUDGE, held_out=True)
+            name: _metric(curve, metric, held_out)
             for name, curve in by_variant.items()
-            if JUDGE in curve.held_out_metrics
+            if metric in (curve.held_out_metrics if held_out else curve.metrics)
         }
         if points:
-            label = f"{label_of(JUDGE)}, held-out prompts"
-            name, rows = f"held-out-{JUDGE}-{file_name(task)}", _over_costs(by_variant, points)
-            charts.append(Shown(Chart(name, task, label, AXES, rows, zero=True), "curves", f"held-out-{JUDGE}"))
+            name, rows = f"{file_name(metric)}-{file_name(task)}", _over_costs(by_variant, points)
+            label = f"{label_of(metric).partition(' (')[0]}, held-out prompts" if held_out else label_of(metric)
+            chart = Chart(f"held-out-{name}" if held_out else name, task, label, AXES, rows, zero=True)
+            charts.append(Shown(chart, "curves", figure))
     return charts
 
 

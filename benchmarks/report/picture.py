@@ -16,7 +16,7 @@ _COLUMNS, _PROMPTS = len(KINDS), 2 * len(KINDS)
 _SIDE, _GAP, _MARGIN = 192, 16, 96  # pixels; at the width of a README page two thirds of it
 _FONT, _LINE = 20, 25
 _CHARACTERS = 20  # of a line below a picture
-_PROMPT_LINES, _MARK_LINES = 3, 4
+_PROMPT_LINES, _REASON_LINES = 3, 3
 _INK, _COLOURS = "#1c2024", {"right": "#1a7f37", "wrong": "#b3261e", "": "#5b6370"}
 
 
@@ -52,25 +52,37 @@ def follows_its_prompt(source: Source) -> Image.Image:
 
 
 def _drawn(chosen: Sequence[Pair]) -> Image.Image:
-    """Lay the pairs out in columns; the first prompts of all kinds above the second ones."""
-    bands = list(_bands(chosen))
-    heads, marks = _PROMPT_LINES * _LINE + 4, _MARK_LINES * _LINE + 8
-    height = heads + 2 * (_SIDE + marks)
-    columns = max(map(len, bands))
-    image = Image.new("RGB", (_MARGIN + columns * (_SIDE + _GAP), len(bands) * (height + _GAP)), "white")
-    sheet = _Sheet(ImageDraw.Draw(image), image, ImageFont.load_default(_FONT))
-    for band, members in enumerate(bands):
-        top = band * (height + _GAP)
-        for row, name in enumerate(("before", "after")):
-            below = top + heads + row * (_SIDE + marks)
-            sheet.text(_GAP // 2, below + _SIDE // 2 - _FONT // 2, name)
-            for column, pair in enumerate(members):
-                _place(sheet, _MARGIN + column * (_SIDE + _GAP), below, getattr(pair, name))
-        for column, pair in enumerate(members):
-            lines = _wrapped(pair.prompt, _PROMPT_LINES)
-            for place, line in enumerate(lines):  # the last line stands on the picture
-                sheet.text(_MARGIN + column * (_SIDE + _GAP), top + heads - 4 - (len(lines) - place) * _LINE, line)
+    """Lay the pairs out in columns: the first prompts of all kinds, and below them the second ones."""
+    bands = [_band(members) for members in _bands(chosen)]
+    image = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), "white")
+    for place, band in enumerate(bands):
+        image.paste(band, (0, sum(above.height for above in bands[:place])))
     return image
+
+
+def _band(members: Sequence[Pair]) -> Image.Image:
+    """Return a row of prompts with their two rows of pictures."""
+    prompts = [_wrapped(pair.prompt, _PROMPT_LINES) for pair in members]
+    heads = max(map(len, prompts)) * _LINE + _GAP
+    rows = [(name, [getattr(pair, name) for pair in members]) for name in ("before", "after")]
+    below = [(1 + max(len(_wrapped(one.reasons, _REASON_LINES)) for one in seen)) * _LINE + _GAP for _, seen in rows]
+    height = heads + 2 * _SIDE + sum(below)
+    image = Image.new("RGB", (_MARGIN + len(members) * (_SIDE + _GAP), height), "white")
+    sheet = _Sheet(ImageDraw.Draw(image), image, ImageFont.load_default(_FONT))
+    for column, lines in enumerate(prompts):
+        for place, line in enumerate(lines):  # the last line stands on the picture
+            sheet.text(_left(column), heads - 4 - (len(lines) - place) * _LINE, line)
+    top = heads
+    for (name, seen), space in zip(rows, below, strict=True):
+        sheet.text(_GAP // 2, top + _SIDE // 2 - _FONT // 2, name)
+        for column, one in enumerate(seen):
+            _place(sheet, _left(column), top, one)
+        top += _SIDE + space
+    return image
+
+
+def _left(column: int) -> int:
+    return _MARGIN + column * (_SIDE + _GAP)
 
 
 def _bands(chosen: Sequence[Pair]) -> Iterator[list[Pair]]:
@@ -92,7 +104,7 @@ def _place(sheet: _Sheet, x: int, y: int, seen: Seen) -> None:
         sheet.draw.line([(x + 3, top + 4), (x + 17, top + 18)], fill=ink, width=4)
         sheet.draw.line([(x + 17, top + 4), (x + 3, top + 18)], fill=ink, width=4)
     sheet.text(x + 26, top, seen.mark or "not judged", ink)
-    for place, line in enumerate(_wrapped(seen.reasons, _MARK_LINES - 1), 1):
+    for place, line in enumerate(_wrapped(seen.reasons, _REASON_LINES), 1):
         sheet.text(x, top + place * _LINE, line)
 
 
