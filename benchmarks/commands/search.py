@@ -96,10 +96,7 @@ def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[Settings, ...]]:
 
 @dataclass(frozen=True)
 class Search:
-    """Try several configurations of every algorithm, and rank them by their share of its best gain.
-
-    The gain is one of the evaluation reward; on geneval, of the gold judge.
-    """
+    """Try several settings of every algorithm, and rank them by share of its best gain, in reward or by the judge."""
 
     reward_queries: int = 2048
     """Reward queries of each run: the comparison's own, for a shorter budget favours steps that are too large."""

@@ -89,7 +89,7 @@ def pairs(run: Run, lines: Sequence[Evaluation], folder: Path, count: int = _SHO
     prompts = run.held_out_prompts if held_out else run.prompts
     metadata = run.held_out_metadata if held_out else run.metadata
     lines = [line for line in lines if picture_file(folder, run, line, held_out).is_file()]
-    if len(lines) < 2 or not metadata or any(fields.get("tag") not in KINDS for fields in metadata):
+    if len(lines) < 2 or not metadata or any(fields.get("tag") not in list(KINDS) for fields in metadata):
         return []
     chosen = spread(prompts, metadata, count)
     texts, asked = [prompts[index] for index in chosen], [metadata[index] for index in chosen]
