@@ -60,7 +60,7 @@ GENEVAL_TASK = Task(
 #: Plain ``compare``.
 DEFAULT_TASKS = {
     "geneval": replace(GENEVAL_TASK, evaluation_images=96),
-    "compressibility": replace(TASKS["compressibility"], reward_queries=768),
+    "compressibility": replace(TASKS["compressibility"], reward_queries=640),
 }
 #: ``compare --suite quick``.
 QUICK_TASKS = {
