@@ -1,6 +1,7 @@
 """The world of emoji-world: captions match scenes, detectors see them, prompt sets, the training loop."""
 
 import json
+from collections import Counter
 from itertools import permutations
 from pathlib import Path
 
@@ -21,13 +22,21 @@ from benchmarks.pretrain.emoji_world.detectors import Detecting, Spoiling, build
 from benchmarks.pretrain.emoji_world.facts import KINDS, NAMES, labels  # noqa: E402
 from benchmarks.pretrain.emoji_world.fit import fit, restore  # noqa: E402
 from benchmarks.pretrain.emoji_world.folder import SCALING  # noqa: E402
-from benchmarks.pretrain.emoji_world.prompts import UNSEEN, Record, all_facts, prompt_sets, record  # noqa: E402
+from benchmarks.pretrain.emoji_world.prompts import (  # noqa: E402
+    UNSEEN,
+    Record,
+    all_facts,
+    prompt_sets,
+    record,
+    together,
+)
 from benchmarks.pretrain.emoji_world.render import shown  # noqa: E402
 from benchmarks.pretrain.emoji_world.scenes import World  # noqa: E402
 from benchmarks.pretrain.emoji_world.sprites import Sprites  # noqa: E402
 from benchmarks.pretrain.vae import to_bytes  # noqa: E402
 from benchmarks.runs.metrics import METRICS  # noqa: E402
 from diffusion_gym.models.loading import ASSETS  # noqa: E402
+from diffusion_gym.prompts import evaluation_prompts  # noqa: E402
 from diffusion_gym.rewards.geneval import GenEval, examine, judge, read_request  # noqa: E402
 from diffusion_gym.rewards.models.detection import Found, load_detector  # noqa: E402
 
@@ -109,10 +118,25 @@ def test_prompt_sets_hold_out_what_they_name() -> None:
     assert not any(prompts["train"] & members for members in held_out)
     kinds = [sum(one["weight"] for one in sets["train"] if one["tag"] == kind) for kind in KINDS]
     assert kinds == pytest.approx([kinds[0]] * len(KINDS))
-    together = [one for name, members in sets.items() if name.startswith("held-out") for one in members]
-    for name, members in {**sets, "held-out": together}.items():
+    for name, members in {**sets, "held-out": together(sets)}.items():
         lines = (SHIPPED / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == members
+
+
+def test_held_out_prompts_are_of_all_kinds_alike_however_many_are_taken() -> None:
+    """24 of a kind, equally many of each set that has the kind; an evaluation's evenly spaced ones have every kind."""
+    sets = prompt_sets()
+    chosen = together(sets)
+    count = Counter(one["tag"] for one in chosen)
+    assert count.pop("single_object") == len(UNSEEN)
+    assert set(count.values()) == {24}
+    counting = [one["include"][0] for one in chosen if one["tag"] == "counting"]
+    assert sum(asked["class"] in UNSEEN for asked in counting) == 12
+    for n in range(12, 128):
+        for members in (chosen, sets["train"]):
+            assert {one["tag"] for one in evaluation_prompts(members, n)} == set(KINDS)
+    taken = Counter(one["tag"] for one in evaluation_prompts(chosen, 60))
+    assert max(taken[kind] for kind in count) - min(taken[kind] for kind in count) <= 1
 
 
 @needs_font

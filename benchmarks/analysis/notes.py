@@ -4,6 +4,7 @@ from benchmarks.analysis.aggregate import Aggregate, shared
 from benchmarks.analysis.curves import Curves
 from benchmarks.analysis.results import Results
 from benchmarks.analysis.tables import flat, metric_names
+from benchmarks.runs.gold_judge import JUDGE
 from diffusion_gym.naming import escaped
 
 
@@ -27,6 +28,16 @@ def interval_note(summary: Curves) -> str:
     if any(len(curve.runs) == 1 for _, _, curve in found):
         parts.append(f"Where there is one seed, {one}")
     return " ".join(parts)
+
+
+def judge_note(summary: Curves) -> str | None:
+    """Say what the gold judge's table shows; None if there is none."""
+    if JUDGE not in metric_names(summary):
+        return None
+    return (
+        "Share of pictures that the gold judge finds right, before to after. It is a detector that no reward uses; all "
+        "kinds together are the mean of the kinds, as in GenEval."
+    )
 
 
 def score_note(found: Aggregate) -> str:

@@ -54,10 +54,10 @@ def of_reward(curve: Curve, evaluation: int, field: str = "rewards") -> Origin:
     return at_evaluation(curve, evaluation, field, how)
 
 
-def of_metric(curve: Curve, evaluation: int, name: str) -> Origin:
-    """Return the origin of a metric and its interval."""
+def of_metric(curve: Curve, evaluation: int, name: str, held_out: bool = False) -> Origin:
+    """Return the origin of a metric and its interval, on held-out prompts if so asked."""
     how = "interquartile mean over the runs; 95 % bootstrap interval over runs" if len(curve.runs) > 1 else "as logged"
-    return at_evaluation(curve, evaluation, f"metrics.{name}", how)
+    return at_evaluation(curve, evaluation, f"{'held_out.' if held_out else ''}metrics.{name}", how)
 
 
 def of_cost(curve: Curve, evaluation: int, name: str) -> Origin:

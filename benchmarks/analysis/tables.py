@@ -9,6 +9,7 @@ from benchmarks.analysis.curves import Curve, Curves
 from benchmarks.analysis.origin import at_evaluation, of_cost, of_finals, of_metric, of_reward
 from benchmarks.analysis.statistics import Interval
 from benchmarks.analysis.table import Cell, Column, Name, Number, Table, bracketed, from_to
+from benchmarks.runs.gold_judge import JUDGE, KINDS, kind_of
 
 _TASK, _ALGORITHM = Column("task", is_text=True), Column("algorithm", is_text=True)
 
@@ -23,9 +24,14 @@ def metric_names(summary: Curves) -> list[str]:
     return list(dict.fromkeys(name for _, _, curve in flat(summary) for name in curve.metrics))
 
 
+def overall_metric_names(summary: Curves) -> list[str]:
+    """Return the metrics but those of one kind of prompts, which have a table of their own (`judge_table`)."""
+    return [name for name in metric_names(summary) if kind_of(name) is None]
+
+
 def result_table(summary: Curves) -> Table:
-    """Return rewards before and after with the interval, costs, and the other metrics."""
-    names = metric_names(summary)
+    """Return rewards before and after with the interval, costs, and the metrics of all prompts together."""
+    names = overall_metric_names(summary)
     costs = ("queries", "forwards", "seconds")
     columns = [_TASK, _ALGORITHM, *map(Column, ("before", "after", "95 % interval", *costs, *names))]
     return Table(columns, [_result_row(task, variant, curve, names) for task, variant, curve in flat(summary)])
@@ -50,11 +56,30 @@ def _result_row(task: str, variant: str, curve: Curve, names: Sequence[str]) -> 
     ]
 
 
-def start_to_end(curve: Curve, metric: str) -> Cell:
-    """Return a metric's start, and its end with the interval."""
-    values, end = curve.metrics[metric], len(curve.queries) - 1
-    first, last = (Number(f"{values[at].estimate:.2f}", of_metric(curve, at, metric)) for at in (0, end))
+def start_to_end(curve: Curve, metric: str, held_out: bool = False) -> Cell:
+    """Return a metric's start, and its end with the interval; of held-out prompts if so asked."""
+    values = (curve.held_out_metrics if held_out else curve.metrics)[metric]
+    first, last = (
+        Number(f"{values[at].estimate:.2f}", of_metric(curve, at, metric, held_out)) for at in (0, len(values) - 1)
+    )
     return [first, " to ", last, bracketed(values[-1])]
+
+
+def judge_table(summary: Curves) -> Table | None:
+    """Return the gold judge's shares of right pictures, of all kinds and of each, on trained and held-out prompts.
+
+    None if no run measured them.
+    """
+    names = [JUDGE, *(f"{JUDGE}-{tag}" for tag in KINDS)]
+    names = [name for name in names if name in metric_names(summary)]
+    rows: list[list[Cell]] = []
+    for task, variant, curve in flat(summary):
+        for prompts, found in (("trained", curve.metrics), ("held out", curve.held_out_metrics)):
+            if JUDGE in found:
+                cells = [start_to_end(curve, name, prompts != "trained") if name in found else [] for name in names]
+                rows.append([[task], [Name(variant)], [prompts], *cells])
+    columns = [_TASK, _ALGORITHM, Column("prompts", is_text=True)]
+    return Table([*columns, *(Column(kind_of(name) or "all kinds") for name in names)], rows) if rows else None
 
 
 def held_out_table(summary: Curves) -> Table | None:
@@ -144,12 +169,16 @@ def score_table(found: Aggregate, summary: Curves) -> Table:
 
 
 def peak_table(summary: Curves, names: Sequence[str] | None = None) -> Table | None:
-    """Return each metric's start, best moment and end, or None if there is none; ``names`` are some of the metrics."""
+    """Return each metric's start, best moment and end, or None if there is none.
+
+    ``names`` are the metrics to show; None takes all but those of one kind of prompts.
+    """
+    names = overall_metric_names(summary) if names is None else names
     rows = [
         _peak_row(task, variant, curve, name)
         for task, variant, curve in flat(summary)
         for name in curve.peaks
-        if names is None or name in names
+        if name in names
     ]
     columns = [_TASK, _ALGORITHM, Column("metric", is_text=True)]
     numbers = ("start", "best", "at queries", "end", "runs that end below their start")

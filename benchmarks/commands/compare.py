@@ -23,7 +23,7 @@ def _option(metavar: str, default: str) -> Any:
 
 
 _TABLE = "table.md"
-_DEFAULT_FOLDERS = {"jpeg": Path("runs/compare"), "quick": Path("runs/compare-quick")}
+_DEFAULT_FOLDERS = {"default": Path("runs/compare"), "quick": Path("runs/compare-quick")}
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,21 @@ class Compare:
     """RWR against DDPO: a suite of tasks, equal reward queries, one start, fixed evaluation noise."""
 
     suite: Annotated[
-        Literal["jpeg", "quick", "exact", "learned-rewards", "paper", "paper-claims", "leash", "baseline", "paper-sd"],
+        Literal[
+            "default",
+            "quick",
+            "composition",
+            "jpeg",
+            "exact",
+            "learned-rewards",
+            "paper",
+            "paper-claims",
+            "leash",
+            "baseline",
+            "paper-sd",
+        ],
         tyro.conf.arg(help="What is run: " + "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())),
-    ] = "jpeg"
+    ] = "default"
     """What is run."""
     reward_queries: Annotated[int | None, _option("INT", "the task's own")] = None
     """Reward queries of each run."""
@@ -42,8 +54,8 @@ class Compare:
     tasks: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
     """Some of the suite's tasks."""
     algorithms: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
-    """Some of what the suite compares; jpeg and quick also know sb3-ppo."""
-    folder: Annotated[Path | None, _option("PATH", "runs/SUITE; runs/compare for jpeg")] = None
+    """Some of what the suite compares; default, quick and jpeg also know sb3-ppo."""
+    folder: Annotated[Path | None, _option("PATH", "runs/SUITE; runs/compare for default")] = None
     """Where runs and report go. The same command resumes runs that were stopped, and skips complete ones."""
     results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
     """Results files of other days or machines: their complete runs with the same settings are taken over. The first is
@@ -62,7 +74,7 @@ class Compare:
 
     def __post_init__(self) -> None:
         """Refuse unknown names before anything is loaded."""
-        if self.quick and self.suite not in ("jpeg", "quick"):
+        if self.quick and self.suite not in ("default", "quick"):
             raise ValueError(f"--quick is --suite quick; leave out --quick or --suite {self.suite}.")
         suite = SUITES[self.suite_name]
         check_names("task", self.tasks if self.tasks is not None else suite.comparisons, suite.comparisons)
@@ -157,6 +169,8 @@ def summary_text(results: Results) -> str:
     parts = [
         tables.result_table(summary),
         notes.interval_note(summary),
+        tables.judge_table(summary),
+        notes.judge_note(summary),
         tables.held_out_table(summary),
         tables.improvement_table(pairs, summary),
         notes.shared_note(summary) if pairs else None,

@@ -11,12 +11,15 @@ import tyro
 from algorithms.config.base import override
 from benchmarks.runs.record import Run
 from benchmarks.runs.spec import RunSpec, check_names
-from benchmarks.suite import EMBEDDED, PAPER_TASKS, TASKS
+from benchmarks.suite import EMBEDDED, GENEVAL, GENEVAL_TASK, PAPER_TASKS, TASKS, Recipe, Task
 
 Settings = dict[str, object]
 
-#: Tasks to search on; those of plain ``compare`` need no reward model.
-SEARCH_TASKS = {**PAPER_TASKS, **TASKS}
+_ALIGNMENT, _GENEVAL = "vlm_alignment", "geneval"
+#: Tasks to search on; those of ``--suite jpeg``, the default, need no reward model.
+SEARCH_TASKS: dict[str, Task] = {**PAPER_TASKS, **TASKS, _GENEVAL: GENEVAL_TASK}
+#: Task -> the recipe whose settings a candidate changes; of other tasks ``EMBEDDED``.
+_RECIPES: dict[str, Recipe] = {_GENEVAL: GENEVAL}
 
 
 def _each(first: Sequence[Settings], second: Sequence[Settings]) -> tuple[Settings, ...]:
@@ -51,7 +54,6 @@ PAST_THE_EDGE: dict[str, tuple[Settings, ...]] = {
     "sparse-rwr": ({**_LARGE, "top_fraction": 0.1, "learning_rate": 3e-3},),
 }
 CANDIDATES: dict[str, tuple[Settings, ...]] = {name: (*SIX[name], *PAST_THE_EDGE[name]) for name in SIX}
-_ALIGNMENT = "vlm_alignment"
 
 
 def _ddpo_on_alignment(rate: float) -> tuple[Settings, ...]:
@@ -76,20 +78,25 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,
 }
+#: On emoji-world four strengths of an update; the rest is as its training.json recommends.
+GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
+    name: tuple({"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3, 2e-3)) for name in SIX
+}
+#: Task -> candidates of its own.
+_OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
 
 
 def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[Settings, ...]]:
     """Return each algorithm's candidates on a search's tasks; raise ValueError if they differ between tasks."""
-    if _ALIGNMENT not in tasks:
-        return CANDIDATES
-    if set(tasks) != {_ALIGNMENT}:
-        raise ValueError(f"{_ALIGNMENT} has candidates of its own; search on it alone, or on {sorted(TASKS)}.")
-    return ALIGNMENT_CANDIDATES
+    own = [name for name in tasks if name in _OWN_CANDIDATES]
+    if own and len(set(tasks)) > 1:
+        raise ValueError(f"{own[0]} has candidates of its own; search on it alone, or on {sorted(TASKS)}.")
+    return _OWN_CANDIDATES[own[0]] if own else CANDIDATES
 
 
 @dataclass(frozen=True)
 class Search:
-    """Try several configurations of every algorithm, six on two tasks, and rank them by share of its best gain."""
+    """Try several settings of every algorithm, and rank them by share of its best gain, in reward or by the judge."""
 
     reward_queries: int = 2048
     """Reward queries of each run: the comparison's own, for a shorter budget favours steps that are too large."""
@@ -127,7 +134,7 @@ class Search:
                 )
                 for algorithm in self.algorithms:
                     for index, changes in enumerate(candidates[algorithm]):
-                        spec = EMBEDDED.spec(task, algorithm, seed, **changes)
+                        spec = _RECIPES.get(name, EMBEDDED).spec(task, algorithm, seed, **changes)
                         spec = dataclasses.replace(spec, config=override(spec.config, images=96, every=10**6))
                         plan[f"{name}/{algorithm}-{index}/seed-{seed}"] = spec
         return plan
@@ -153,9 +160,10 @@ def search(options: Search) -> int:
 def ranking(runs: Sequence[Run]) -> str:
     """Return every candidate as a Markdown table, each algorithm's best first.
 
-    They are ranked by their gain as a share of the largest gain of their algorithm's candidates on the same task,
-    averaged over the tasks: so tasks count alike, whatever their units, and whatever other algorithms gain. Candidates
-    without a share, because none of their algorithm gained, are ranked by what they lose.
+    They are ranked by their gain, in reward or in the metric that the task names, as a share of the largest gain of
+    their algorithm's candidates on the same task, averaged over the tasks: so tasks count alike, whatever their units,
+    and whatever other algorithms gain. Candidates without a share, because none of their algorithm gained, are ranked
+    by what they lose.
     """
     from benchmarks.analysis.table import markdown
 
@@ -183,15 +191,24 @@ def ranking(runs: Sequence[Run]) -> str:
         gained = _mean([gain for gain in found if gain is not None])
         rows.setdefault(algorithm, []).append((share, gained, [algorithm, changes, *numbers]))
     header = ["algorithm", "setting", *(f"gain, {task}" for task in tasks), "share of its best gain"]
-    header += [f"recognised, {task}" for task in tasks]
+    header += [f"{_task(task).beside}, {task}" for task in tasks]
     lines = [row for found in rows.values() for *_, row in sorted(found, key=lambda one: one[:2], reverse=True)]
     return markdown(header, lines)
 
 
 def _ends(run: Run) -> tuple[float, float]:
-    """Return a run's gain in evaluation reward, and the share of animals recognised at its end."""
-    first, last = run.evaluations[0], run.evaluations[-1]
-    return last.mean_reward - first.mean_reward, last.metrics["recognised"]
+    """Return a run's gain in what its task is ranked by, and at its end the metric that is shown beside."""
+    task = _task(run.task)
+    first, last = (
+        line.mean_reward if task.ranked_by is None else line.metrics[task.ranked_by]
+        for line in (run.evaluations[0], run.evaluations[-1])
+    )
+    return last - first, run.evaluations[-1].metrics[task.beside]
+
+
+def _task(name: str) -> Task:
+    """Return a task that is searched on; of others' results, one that is ranked by its reward."""
+    return SEARCH_TASKS.get(name, TASKS["compressibility"])
 
 
 def _mean(values: list[float]) -> float:

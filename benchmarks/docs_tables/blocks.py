@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
-from benchmarks.analysis.notes import failure_note, interval_note, score_note, shared_note
+from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.statistics import Interval
 from benchmarks.analysis.table import bracketed, joined, markdown
 from benchmarks.analysis.tables import (
@@ -12,6 +12,7 @@ from benchmarks.analysis.tables import (
     flat,
     held_out_table,
     improvement_table,
+    judge_table,
     peak_table,
     result_table,
     score_table,
@@ -69,6 +70,11 @@ def _command(committed: Committed, tasks: Sequence[str] = ()) -> str:
 def _rewards(committed: Committed, words: Sequence[str]) -> str:
     summary = committed.only(words)
     return joined(result_table(summary), interval_note(summary))
+
+
+def _judge(committed: Committed, words: Sequence[str]) -> str | None:
+    summary = committed.only(words)
+    return joined(judge_table(summary), judge_note(summary)) or None
 
 
 def _held_out(committed: Committed, words: Sequence[str]) -> str | None:
@@ -204,6 +210,7 @@ def _figures(committed: Committed, words: Sequence[str]) -> str:
 
 KINDS: dict[str, _Kind] = {
     "rewards": _rewards,
+    "judge": _judge,
     "held-out": _held_out,
     "held-out-way": _held_out_way,
     "improvement": _improvement,

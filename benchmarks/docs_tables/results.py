@@ -10,7 +10,8 @@ from benchmarks.analysis.results import Results, read_results
 
 #: Folder of docs/results -> the command that makes its results.json; more options make a part of it.
 COMMANDS = {
-    "compare": "diffusion-gym compare --seeds 0 1 2 3 4",
+    "compare": "diffusion-gym compare --suite jpeg --seeds 0 1 2 3 4",
+    "composition": "diffusion-gym compare --suite composition",
     "exact": "diffusion-gym compare --suite exact",
     "learned-rewards": "diffusion-gym compare --suite learned-rewards",
     "leash": "diffusion-gym compare --suite leash",

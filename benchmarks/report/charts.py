@@ -8,8 +8,9 @@ from benchmarks.analysis.aggregate import Aggregate
 from benchmarks.analysis.curves import Curve, Curves
 from benchmarks.analysis.origin import Origin, of_metric, of_reward
 from benchmarks.analysis.statistics import Interval
-from benchmarks.analysis.tables import metric_names
+from benchmarks.analysis.tables import metric_names, overall_metric_names
 from benchmarks.charts import Chart, Rows
+from benchmarks.runs.gold_judge import JUDGE, kind_of
 from diffusion_gym.naming import file_name
 
 #: Costs that a curve can be drawn against: field of a point -> label.
@@ -51,6 +52,9 @@ class Shown:
 
 def label_of(metric: str) -> str:
     """Return what a metric is called on an axis."""
+    kind = kind_of(metric)
+    if kind is not None:
+        return f"right by the gold judge, {kind} (share)"
     return _METRICS.get(metric.partition("?")[0], metric)
 
 
@@ -71,19 +75,34 @@ def evaluation_charts(summary: Curves) -> list[Shown]:
             label = f"{_reward_label(task)}, held-out prompts"
             chart = Chart(f"held-out-{file_name(task)}", task, label, AXES, _over_costs(by_variant, held_out))
             charts.append(Shown(chart, "curves", "held-out"))
-    for metric in metric_names(summary):
-        for task, by_variant in summary.items():
-            points = {name: _metric(curve, metric) for name, curve in by_variant.items() if metric in curve.metrics}
-            if points:
-                name, rows = f"{file_name(metric)}-{file_name(task)}", _over_costs(by_variant, points)
-                charts.append(Shown(Chart(name, task, label_of(metric), AXES, rows, zero=True), "curves", metric))
+    names = overall_metric_names(summary)
+    charts += [shown for name in names for shown in _metric_charts(summary, name, name)]
+    charts += _metric_charts(summary, JUDGE, f"held-out-{JUDGE}", held_out=True)
+    kinds = [name for name in metric_names(summary) if name not in names]
+    return charts + [shown for name in kinds for shown in _metric_charts(summary, name, f"{JUDGE}-kinds")]
+
+
+def _metric_charts(summary: Curves, metric: str, figure: str, held_out: bool = False) -> list[Shown]:
+    """Return a metric's charts, one per task that has it, as panels of a figure."""
+    charts = []
+    for task, by_variant in summary.items():
+        points = {
+            name: _metric(curve, metric, held_out)
+            for name, curve in by_variant.items()
+            if metric in (curve.held_out_metrics if held_out else curve.metrics)
+        }
+        if points:
+            name, rows = f"{file_name(metric)}-{file_name(task)}", _over_costs(by_variant, points)
+            label = f"{label_of(metric).partition(' (')[0]}, held-out prompts" if held_out else label_of(metric)
+            chart = Chart(f"held-out-{name}" if held_out else name, task, label, AXES, rows, zero=True)
+            charts.append(Shown(chart, "curves", figure))
     return charts
 
 
 def frontier_charts(summary: Curves) -> list[Shown]:
     """Return, for each task and measure, reward against the measure: the path of every variant from start to end."""
     charts = []
-    names = [name for name in metric_names(summary) if not name.startswith(_NO_FRONTIER)]
+    names = [name for name in overall_metric_names(summary) if not name.startswith(_NO_FRONTIER)]
     for task, by_variant in summary.items():
         for metric in sorted(names, key=lambda name: not name.startswith(_KL)):
             across = {name: curve.metrics[metric] for name, curve in by_variant.items() if metric in curve.metrics}
@@ -168,8 +187,9 @@ def _rewards(curve: Curve, held_out: bool = False) -> Rows:
     return [_point(value, of_reward(curve, index, field)) for index, value in enumerate(values)]
 
 
-def _metric(curve: Curve, metric: str) -> Rows:
-    return [_point(value, of_metric(curve, index, metric)) for index, value in enumerate(curve.metrics[metric])]
+def _metric(curve: Curve, metric: str, held_out: bool = False) -> Rows:
+    values = (curve.held_out_metrics if held_out else curve.metrics)[metric]
+    return [_point(value, of_metric(curve, index, metric, held_out)) for index, value in enumerate(values)]
 
 
 def _point(value: Interval, origin: Origin) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from benchmarks.runs.pictures import check_picture_file
+
 #: Of a folder that cannot be reported on.
 NEITHER = (
     "holds neither a run nor a comparison; expected a folder written by train (with a run.json) or by compare (with "
@@ -19,6 +21,13 @@ class Report:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """A folder written by train or compare. The page is written into it, as report.html."""
+    picture: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
+    """Also write this picture, of a run on geneval: prompts, and what the model draws before and after, as judged."""
+
+    def __post_init__(self) -> None:
+        """Refuse a file that is no picture before anything is read."""
+        if self.picture is not None:
+            check_picture_file(self.picture)
 
 
 def report(options: Report) -> int:
@@ -29,6 +38,11 @@ def report(options: Report) -> int:
     from benchmarks.report.source import read_source
 
     source = read_source(options.folder)
+    if options.picture is not None:
+        from benchmarks.report.picture import write_picture
+
+        write_picture(source, options.picture)
+        print(f"picture: {options.picture}")
     page = write_report(source)
     runs = source.results.runs
     unfinished = sum(not run.complete for run in runs)

@@ -38,7 +38,7 @@ def galleries(results: Results, folder: Path) -> list[dict[str, Any]]:
     would mislead where the size of a JPEG is the reward.
     """
     by_task: dict[str, _Rows] = {}
-    for run, found in _rows(results, folder):
+    for run, found in rows_of(results, folder):
         by_task.setdefault(run.task, []).append((run, found))
     count, chosen = _fitted(by_task)
     drawn = {
@@ -67,7 +67,7 @@ def write_pictures(results: Results, folder: Path, into: Path) -> None:
         into: where the files go.
     """
     strips: dict[str, list[Tensor]] = {}
-    for run, found in _rows(results, folder):
+    for run, found in rows_of(results, folder):
         lines = [run.evaluations[index] for index in found]
         half = lines[-1].costs["reward_queries"] / 2
         middle = min(lines, key=lambda line: abs(line.costs["reward_queries"] - half))
@@ -82,16 +82,16 @@ def write_pictures(results: Results, folder: Path, into: Path) -> None:
 
 def _images(folder: Path, run: Run, line: Evaluation, count: int) -> Tensor:
     size = run.image_shape[1:]
-    return read_grid(_file(folder, run, line), min(count, len(line.rewards)), GRID_COLUMNS, size)
+    return read_grid(picture_file(folder, run, line), min(count, len(line.rewards)), GRID_COLUMNS, size)
 
 
-def _rows(results: Results, folder: Path) -> _Rows:
-    """Return the runs to show, and which of their evaluations have pictures."""
+def rows_of(results: Results, folder: Path) -> _Rows:
+    """Return the runs to show, the first seed of each variant, and which of their evaluations have pictures."""
     rows: _Rows = []
     seen = set()
     for run in results.runs:
         key = run.task, run.variant
-        found = [i for i, line in enumerate(run.evaluations) if _file(folder, run, line).is_file()]
+        found = [i for i, line in enumerate(run.evaluations) if picture_file(folder, run, line).is_file()]
         if key not in seen and found and run.image_shape[0] == 3:
             seen.add(key)
             rows.append((run, found))
@@ -102,7 +102,7 @@ def _fitted(by_task: Mapping[str, _Rows]) -> tuple[int, dict[str, _Rows]]:
     """Return pictures per frame, and which frames, so that all together have at most ``_PIXELS`` pixels."""
     for count, most in _SIZES:
         chosen = {task: _thinned(rows, most) for task, rows in by_task.items()}
-        pixels = sum(len(found) * math.prod(_shown_size(run)) for rows in chosen.values() for run, found in rows)
+        pixels = sum(len(found) * math.prod(shown_size(run)) for rows in chosen.values() for run, found in rows)
         if count * pixels <= _PIXELS:
             break
     return count, chosen
@@ -133,8 +133,9 @@ def _evenly(values: Sequence[_Number], most: int) -> list[_Number]:
     return [values[round(k * (len(values) - 1) / max(1, n - 1))] for k in range(n)]
 
 
-def _file(folder: Path, run: Run, line: Evaluation) -> Path:
-    return folder / run.folder / IMAGES / f"{line.iteration:06d}.png"
+def picture_file(folder: Path, run: Run, line: Evaluation, held_out: bool = False) -> Path:
+    """Return the file of an evaluation's grid, or of the one of its held-out prompts."""
+    return folder / run.folder / IMAGES / f"{line.iteration:06d}{'-held-out' if held_out else ''}.png"
 
 
 def _row(results: Results, run: Run, chosen: Sequence[int], folder: Path, count: int) -> dict[str, Any]:
@@ -142,14 +143,14 @@ def _row(results: Results, run: Run, chosen: Sequence[int], folder: Path, count:
     frames = []
     for index in chosen:
         line = run.evaluations[index]
-        with dispensable(_file(folder, run, line)):
+        with dispensable(picture_file(folder, run, line)):
             images = _images(folder, run, line, count)
             frames.append(
                 {
                     "evaluation": index,
                     "queries": line.costs["reward_queries"],
                     "shown": len(images),
-                    "picture": _data_url(grid(_shrunk(images, _shown_size(run)), _COLUMNS, gap=_GAP)),
+                    "picture": data_url(grid(shrunk(images, shown_size(run)), _COLUMNS, gap=_GAP)),
                 }
             )
     return {
@@ -158,26 +159,29 @@ def _row(results: Results, run: Run, chosen: Sequence[int], folder: Path, count:
         "run": results.runs.index(run),
         "prompts": run.prompts[:count],
         "gap": _GAP,
-        "size": _shown_size(run),
+        "size": shown_size(run),
         "full": size[1],
         "frames": frames,
     }
 
 
-def _shown_size(run: Run) -> tuple[int, int]:
+def shown_size(run: Run) -> tuple[int, int]:
+    """Return height and width of a run's pictures on the page."""
     height, width = run.image_shape[1:]
     scale = min(1.0, _SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return images (n, 3, H, W), uint8, with this height and width."""
     if tuple(images.shape[2:]) == size:
         return images
     values = torch.nn.functional.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
+    """Return a picture as an address that holds it, compressed without loss."""
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", lossless=True, method=3)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -11,10 +11,11 @@ import jinja2
 from algorithms.checkpoints.published import published
 from benchmarks.analysis.aggregate import aggregate, improvements
 from benchmarks.analysis.curves import Curves, curves
-from benchmarks.analysis.notes import interval_note, score_note, shared_note
+from benchmarks.analysis.notes import interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.tables import (
     held_out_table,
     improvement_table,
+    judge_table,
     metric_names,
     peak_table,
     result_table,
@@ -32,6 +33,7 @@ from benchmarks.report.charts import (
 )
 from benchmarks.report.facts import duration, facts, settings, title
 from benchmarks.report.figures import write_figures
+from benchmarks.report.followed import blocks
 from benchmarks.report.gallery import galleries, write_pictures
 from benchmarks.report.source import Source
 
@@ -85,6 +87,7 @@ def _page(source: Source, summary: Curves, charts: Sequence[Shown], chosen: Mapp
         charts=drawn,
         priced=any(shown.section == "frontiers" for shown in charts),
         galleries=pictures,
+        followed=blocks(source.results, source.folder),
         runs=runs,
         facts=facts(source),
         provenance=source.results.provenance,
@@ -113,6 +116,8 @@ def _tables(summary: Curves) -> dict[str, Any]:
     return {
         "results": result_table(summary) if summary else None,
         "note": interval_note(summary) if summary else None,
+        "judged": judge_table(summary),
+        "judge_note": judge_note(summary),
         "held_out": held_out_table(summary),
         "peaks": peak_table(summary),
         "pairs": improvement_table(pairs, summary),

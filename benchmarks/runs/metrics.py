@@ -29,7 +29,7 @@ Metric: TypeAlias = "Callable[..., float]"
 PolicyMetric: TypeAlias = "Callable[[DiffusionAlgorithm], float]"
 #: The shape of the pictures that the embedded models' judges know.
 JUDGED_SHAPE = (3, 64, 64)
-#: The gold judge's metrics: of all pictures, and of those of one kind of prompts.
+#: The gold judge's metrics: of all kinds of prompts together, and of one kind each.
 JUDGES = {judge.name: judge for judge in map(GoldJudge, (None, *TAGS))}
 #: Logged beside the metrics if it is measured: the exact KL to the starting model, nats per image.
 KL_TO_START = "kl_to_start"

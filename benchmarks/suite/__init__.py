@@ -4,14 +4,16 @@ To add a task, an algorithm's settings or a suite, add a few lines to the file o
 """
 
 from benchmarks.suite.claims import CLAIMS, Claim, Variant
-from benchmarks.suite.recipes import EMBEDDED, POLICY, SETTINGS, Recipe
+from benchmarks.suite.recipes import EMBEDDED, GENEVAL, POLICY, SETTINGS, Recipe
 from benchmarks.suite.suites import SUITES, Comparison, Suite
-from benchmarks.suite.tasks import EXACT_TASKS, PAPER_TASKS, PROMPTS, STABLE_DIFFUSION_TASKS, TASKS, Task
+from benchmarks.suite.tasks import EXACT_TASKS, GENEVAL_TASK, PAPER_TASKS, PROMPTS, STABLE_DIFFUSION_TASKS, TASKS, Task
 
 __all__ = [
     "CLAIMS",
     "EMBEDDED",
     "EXACT_TASKS",
+    "GENEVAL",
+    "GENEVAL_TASK",
     "PAPER_TASKS",
     "POLICY",
     "PROMPTS",

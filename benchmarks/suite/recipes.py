@@ -8,7 +8,8 @@ from algorithms import ALGORITHMS, AlgorithmConfig, EvaluationConfig, PolicyConf
 from algorithms.config.base import override
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.tasks import Task
-from diffusion_gym.choices import LoRAConfig
+from diffusion_gym.choices import EMOJI_WORLD, LoRAConfig
+from diffusion_gym.recommended import recommended_for
 
 #: Adapters on every layer: the embedded UNet has attention only at 4 x 4, so adapters on attention alone hardly change
 #: it, and training all weights fits the noise of the policy gradient as easily as its signal.
@@ -98,13 +99,36 @@ PAPER = Recipe(
 
 #: ``--suite quick``: two small iterations, with every part of the algorithm in them.
 _TWO_UPDATES = {"updates_per_iteration": 2, "batch_size": 32}
+_ONE_ROUND = {"images_per_iteration": 32, "num_envs": 32}
+_SMALL: dict[str, dict[str, object]] = {
+    "ddpo-is": {**_ONE_ROUND, "updates_per_iteration": 2},
+    "ddpo-sf": {**_ONE_ROUND},
+    "rwr": {**_ONE_ROUND, **_TWO_UPDATES},
+    "sparse-rwr": {**_ONE_ROUND, **_TWO_UPDATES},
+    "sb3-ppo": {**_ONE_ROUND},
+}
 QUICK = Recipe(
     POLICY,
-    {
-        **_with({"rwr": _TWO_UPDATES, "sparse-rwr": _TWO_UPDATES}, images_per_iteration=32, num_envs=32),
-        "sb3-ppo": {**_PPO, "images_per_iteration": 32, "num_envs": 32, "learning_rate": 2e-3},
-    },
+    {name: {**settings, **_SMALL[name]} for name, settings in EMBEDDED.settings.items()},
     evaluation_images=16,
+    queries_per_evaluation=32,
+)
+
+_RECOMMENDED = recommended_for(EMOJI_WORLD)
+
+
+def _on_emoji_world(*algorithms: str, **common: object) -> dict[str, dict[str, object]]:
+    return {name: {**_RECOMMENDED.settings(name), **common} for name in algorithms}
+
+
+#: Tasks on emoji-world: the settings that its training.json recommends, which ``train`` begins with too.
+GENEVAL = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "sb3-ppo"), queries_per_evaluation=1024)
+#: ``--suite composition``: the same, with more evaluations, and the KL to the starting model for the frontiers.
+COMPOSITION = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, kl_to_start=True), queries_per_evaluation=512)
+#: ``--suite quick``: as ``QUICK``, with these policies.
+QUICK_GENEVAL = Recipe(
+    PolicyConfig(),
+    {name: {**settings, **_SMALL[name]} for name, settings in GENEVAL.settings.items()},
     queries_per_evaluation=32,
 )
 

@@ -5,8 +5,29 @@ from dataclasses import dataclass, replace
 
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
-from benchmarks.suite.recipes import EMBEDDED, EXACT, LEASHED, PAPER, QUICK, STABLE_DIFFUSION, Recipe
-from benchmarks.suite.tasks import EXACT_TASKS, LEARNED_TASKS, PAPER_TASKS, STABLE_DIFFUSION_TASKS, TASKS, Task
+from benchmarks.suite.recipes import (
+    COMPOSITION,
+    EMBEDDED,
+    EXACT,
+    GENEVAL,
+    LEASHED,
+    PAPER,
+    QUICK,
+    QUICK_GENEVAL,
+    STABLE_DIFFUSION,
+    Recipe,
+)
+from benchmarks.suite.tasks import (
+    COMPOSITION_TASKS,
+    DEFAULT_TASKS,
+    EXACT_TASKS,
+    LEARNED_TASKS,
+    PAPER_TASKS,
+    QUICK_TASKS,
+    STABLE_DIFFUSION_TASKS,
+    TASKS,
+    Task,
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +38,8 @@ class Comparison:
     variants: Mapping[str, Variant]
     seeds: tuple[int, ...] | None = None
     """Seeds of this comparison; None is the suite's."""
+    recipe: Recipe | None = None
+    """How its runs are trained; None is the suite's."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +51,7 @@ class Suite:
     comparisons: Mapping[str, Comparison]
     """Name -> comparison; the name is the first folder of its runs."""
     recipe: Recipe
-    """How every run is trained."""
+    """How runs are trained."""
     seeds: tuple[int, ...]
     """One run per seed and variant."""
     on_request: tuple[str, ...] = ()
@@ -65,7 +88,8 @@ class Suite:
                 task = found.task if reward_queries is None else replace(found.task, reward_queries=reward_queries)
                 for name, variant in found.variants.items():
                     if name in variants:
-                        spec = self.recipe.spec(task, variant.algorithm, seed, **variant.changes)
+                        recipe = found.recipe or self.recipe
+                        spec = recipe.spec(task, variant.algorithm, seed, **variant.changes)
                         plan[f"{task_name}/{name}/seed-{seed}"] = spec
         return plan
 
@@ -85,6 +109,12 @@ def _algorithms_on(
         )
         for name, task in tasks.items()
     }
+
+
+def _beside_geneval(tasks: Mapping[str, Task], geneval: Recipe, others: Recipe) -> dict[str, Comparison]:
+    """Compare on ``geneval`` with a recipe of its own model, and on the other tasks with another."""
+    found = _algorithms_on(tasks, others)
+    return {**found, "geneval": replace(found["geneval"], recipe=geneval)}
 
 
 class _WhenAsked(Mapping[str, Comparison]):
@@ -126,17 +156,30 @@ _LEASH = {
 #: against one of this iteration's images only, five to eight per prompt, whose advantages average 0.
 _BASELINES = {"ddpo-is": Variant("ddpo-is"), "ddpo-is-newest": Variant("ddpo-is", {"statistics_buffer": 4})}
 
-#: Name -> suite. ``jpeg`` is what plain ``compare`` runs.
+#: Name -> suite. ``default`` is what plain ``compare`` runs.
 SUITES: dict[str, Suite] = {
-    "jpeg": Suite(
-        "JPEG rewards on the embedded model, minutes", _algorithms_on(TASKS, EMBEDDED), EMBEDDED, (0,), ("sb3-ppo",)
+    "default": Suite(
+        "prompts that can be checked (geneval) and compressibility, on the embedded models, minutes",
+        _beside_geneval(DEFAULT_TASKS, GENEVAL, EMBEDDED),
+        EMBEDDED,
+        (0,),
+        ("sb3-ppo",),
     ),
     "quick": Suite(
         "the same with 64 reward queries per run: does everything work?",
-        _algorithms_on({name: replace(task, reward_queries=64) for name, task in TASKS.items()}, QUICK),
+        _beside_geneval(QUICK_TASKS, QUICK_GENEVAL, QUICK),
         QUICK,
         (0,),
         ("sb3-ppo",),
+    ),
+    "composition": Suite(
+        "geneval on emoji-world and its held-out prompts, five seeds, hours",
+        _algorithms_on(COMPOSITION_TASKS, COMPOSITION),
+        COMPOSITION,
+        (0, 1, 2, 3, 4),
+    ),
+    "jpeg": Suite(
+        "JPEG rewards on emoji-animals, minutes", _algorithms_on(TASKS, EMBEDDED), EMBEDDED, (0,), ("sb3-ppo",)
     ),
     "exact": Suite(
         "Gaussians and mixtures whose best distributions are known, seconds per run",

@@ -1,10 +1,13 @@
 """The tasks: model, reward, prompts, what is measured beside the reward, held-out prompts, and the budget."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from benchmarks.runs.gold_judge import KINDS
 from benchmarks.runs.spec import TaskConfig
+from diffusion_gym.choices import EMOJI_WORLD
+from diffusion_gym.recommended import recommended_for
 
 #: Ten prompts, so that RWR, which compares images of the same prompt, has enough images of each.
 PROMPTS = "ten-animals"
@@ -22,17 +25,50 @@ class Task:
     """The budget of each run, the same for every algorithm."""
     evaluation_images: int | None = None
     """Images per evaluation, and as many on held-out prompts; None is the recipe's."""
+    ranked_by: str | None = None
+    """The metric whose gain ``search`` ranks by; None is the reward."""
+    beside: str = "recognised"
+    """The metric whose end ``search`` shows beside the gains."""
 
 
 def _embedded(reward: str, prompts: str, *metrics: str) -> TaskConfig:
     return TaskConfig(reward=reward, prompts=prompts, device="cpu", metrics=metrics)
 
 
-#: ``compare`` and ``compare --suite quick``: rewards that need no second model.
+#: ``compare --suite jpeg``: rewards that need no second model.
 TASKS: dict[str, Task] = {
     reward: Task(_embedded(reward, PROMPTS, "recognised", "diversity"))
     for reward in ("compressibility", "incompressibility")
 }
+
+#: Prompts that can be checked, on the embedded model that often gets them wrong; the gold judge is a metric alone.
+#: Search ranks by it, on the prompts that are trained on: the held-out ones are for what is reported. No evaluation
+#: shows a prompt twice, so diversity is not measured.
+GENEVAL_TASK = Task(
+    TaskConfig(
+        model=EMOJI_WORLD,
+        reward="geneval",
+        prompts=EMOJI_WORLD,
+        num_inference_steps=recommended_for(EMOJI_WORLD).num_inference_steps,
+        device="cpu",
+        metrics=("judge", *(f"judge-{kind}" for kind in KINDS)),
+    ),
+    held_out_prompts=f"{EMOJI_WORLD}-held-out",
+    ranked_by="judge",
+    beside="judge-position",
+)
+#: Plain ``compare``.
+DEFAULT_TASKS = {
+    "geneval": replace(GENEVAL_TASK, evaluation_images=96),
+    "compressibility": replace(TASKS["compressibility"], reward_queries=640),
+}
+#: ``compare --suite quick``.
+QUICK_TASKS = {
+    "geneval": replace(GENEVAL_TASK, evaluation_images=12, reward_queries=64),
+    "compressibility": replace(TASKS["compressibility"], reward_queries=64),
+}
+#: ``--suite composition``: the main job for as long as it gains, with each held-out prompt in every evaluation.
+COMPOSITION_TASKS = {"geneval": replace(GENEVAL_TASK, evaluation_images=125, reward_queries=8192)}
 
 #: Diversity compares pictures of one prompt, so it is left out if an evaluation shows each prompt at most once.
 _MEASURED = ("clip_score", "recognised", "diversity")

@@ -26,7 +26,7 @@ from benchmarks.runs.run import read_run
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run two algorithms on one task with 64 and 128 images, and return the folder and what was printed."""
     folder = tmp_path_factory.mktemp("compare")
-    command = ["compare", "--reward-queries", "64", "--tasks", "compressibility", "--processes", "1"]
+    command = ["compare", "--suite", "jpeg", "--reward-queries", "64", "--tasks", "compressibility", "--processes", "1"]
     command += ["--algorithms", "ddpo-is", "sparse-rwr", "--folder", str(folder)]
     command += ["--results", str(folder / "kept" / "results.json")]
     first, again = io.StringIO(), io.StringIO()

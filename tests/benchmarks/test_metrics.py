@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,16 @@ def test_the_gold_judge_looks_at_the_kind_that_it_is_asked_about() -> None:
     ):
         with pytest.raises(ValueError, match=f"the prompt 'a fox' .*{message}"):
             METRICS["judge"].check_metadata("a fox", metadata)
+
+
+def test_the_gold_judge_counts_kinds_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three right pictures of one kind and a wrong one of another: 1 and 0, GenEval's overall score is one half."""
+    single = {"tag": "single_object", "include": [{"class": "fox", "count": 1}]}
+    counting = {"tag": "counting", "include": [{"class": "fox", "count": 2}]}
+    verdicts = [SimpleNamespace(right=right) for right in (True, True, False, True)]
+    monkeypatch.setattr("diffusion_gym.rewards.geneval.examine", lambda *_: verdicts)
+    asked = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), ["foxes"] * 4, [single, single, counting, single]
+    assert METRICS["judge"](*asked) == 0.5
 
 
 def test_each_judge_knows_its_own_world(tiny_sd: str) -> None:

@@ -1,5 +1,7 @@
 """The search's ranking, on small results made here."""
 
+from dataclasses import replace
+
 from algorithms import ALGORITHMS
 from benchmarks.commands.search import CANDIDATES, ranking
 from benchmarks.runs.record import Evaluation, Run
@@ -15,6 +17,14 @@ def run(task: str, variant: str, gain: float, recognised: float = 0.5) -> Run:
     ]
     spec = RunSpec("rwr", ALGORITHMS["rwr"].config)
     return Run(task, variant, spec, True, lines, {}, {}, (3, 4, 4), [])
+
+
+def judged(variant: str, gain: float, before: float, after: float) -> Run:
+    """Return a run on geneval whose reward gains ``gain``, and which the gold judge finds better or worse."""
+    found = run("geneval", variant, gain)
+    shares = [{"judge": share, "judge-position": share / 2} for share in (before, after)]
+    lines = [replace(line, metrics=metrics) for line, metrics in zip(found.evaluations, shares, strict=True)]
+    return replace(found, evaluations=lines)
 
 
 def rows(*runs: Run) -> list[list[str]]:
@@ -39,6 +49,12 @@ def test_candidates_rank_by_the_share_of_their_own_algorithms_best() -> None:
     ]
     assert found[0][1] == ", ".join(f"{name} {value}" for name, value in CANDIDATES["rwr"][1].items())
     assert found[0][-1] == "0.25"
+
+
+def test_candidates_on_geneval_rank_by_the_gold_judge() -> None:
+    """Not by the reward, which may be hacked; what it says of positions stands beside."""
+    found = rows(judged("rwr-0", 0.9, 0.5, 0.6), judged("rwr-1", 0.1, 0.5, 0.7))
+    assert [row[2:] for row in found] == [["+0.200", "1.00", "0.35"], ["+0.100", "0.50", "0.30"]]
 
 
 def test_seeds_of_a_candidate_are_averaged_before_they_are_compared() -> None:

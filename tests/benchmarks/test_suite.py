@@ -15,9 +15,10 @@ from algorithms.seeding import prompt_order
 from benchmarks.__main__ import main
 from benchmarks.analysis.results import read_results
 from benchmarks.commands.compare import Compare
-from benchmarks.commands.search import ALIGNMENT_CANDIDATES, CANDIDATES, PAST_THE_EDGE, SIX, Search
+from benchmarks.commands.search import ALIGNMENT_CANDIDATES, CANDIDATES, GENEVAL_CANDIDATES, PAST_THE_EDGE, SIX, Search
+from benchmarks.commands.train import defaults
 from benchmarks.runs.spec import RunSpec, TaskConfig
-from benchmarks.suite import CLAIMS, EMBEDDED, SUITES, TASKS
+from benchmarks.suite import CLAIMS, EMBEDDED, GENEVAL, SUITES, TASKS
 from benchmarks.sweeps.dry_run import check, dry_run, evaluations
 from diffusion_gym import ENV_ID
 from diffusion_gym.prompts import resolve_prompts
@@ -47,7 +48,7 @@ def test_every_configuration_builds(name: str) -> None:
     assert len(plan) == sum(run[name] * len(c.seeds or suite.seeds) for name, c in suite.comparisons.items())
 
 
-@pytest.mark.parametrize("name", ["jpeg", "quick", "exact", "paper", "paper-sd"])
+@pytest.mark.parametrize("name", ["default", "quick", "composition", "jpeg", "exact", "paper", "paper-sd"])
 def test_algorithms_are_compared_fairly(name: str) -> None:
     for task in SUITES[name].comparisons:
         specs = {key.split("/")[1]: spec for key, spec in plan_of(name).items() if key.startswith(f"{task}/")}
@@ -120,6 +121,43 @@ def test_a_claims_pairs_are_among_its_variants(name: str) -> None:
     assert len({spec.total_queries for spec in specs}) == 1, "equal reward queries"
 
 
+@pytest.mark.parametrize("name", ["default", "composition"])
+def test_geneval_runs_with_the_settings_that_its_model_recommends(name: str) -> None:
+    """The suites and ``train --model emoji-world`` have one set of settings: those of the model's folder."""
+    for key, spec in plan_of(name).items():
+        if key.startswith("geneval/"):
+            own = defaults(spec.algorithm, "emoji-world")
+            config = override(spec.config, seed=own.algorithm.seed, kl_to_start=False)
+            assert dataclasses.replace(config, evaluation=own.algorithm.evaluation) == own.algorithm
+            assert spec.config.kl_to_start == (name == "composition")
+            assert spec.task.num_inference_steps == own.task.num_inference_steps
+            assert {"judge", "judge-counting", "judge-color_attr"} < set(spec.task.metrics)
+            assert spec.config.evaluation.held_out_prompts == "emoji-world-held-out"
+
+
+def test_plain_compare_is_the_default_suite() -> None:
+    plan = Compare().plan()
+    assert plan == plan_of("default")
+    assert {key.split("/")[0] for key in plan} == {"geneval", "compressibility"}
+    quick = Compare(quick=True).plan()
+    assert quick.keys() == plan.keys()
+    assert {spec.total_queries for spec in quick.values()} == {64}
+
+
+def test_the_search_on_geneval_changes_what_the_model_recommends() -> None:
+    """Held-out prompts are left to what is reported."""
+    plan = Search(tasks=("geneval",)).plan()
+    assert len(plan) == sum(map(len, GENEVAL_CANDIDATES.values()))
+    for spec in plan.values():
+        check(spec)
+        assert spec.config.evaluation.held_out_prompts is None
+    first = GENEVAL_CANDIDATES["rwr"][0]
+    changed = override(GENEVAL.config("rwr", 1000, **first), images=96, every=10**6)
+    assert plan["geneval/rwr-0/seed-1000"].config == changed
+    with pytest.raises(ValueError, match="geneval has candidates of its own; search on it alone"):
+        Search(tasks=("geneval", "compressibility"))
+
+
 def test_claims_with_five_seeds_have_no_runs_of_their_own() -> None:
     """Their runs are those of the paper's suite, so that the two pages cannot say different things."""
     papers = set(plan_of("paper").values())
@@ -171,16 +209,18 @@ def test_the_search_on_alignment_gives_no_algorithm_less_than_ddpo() -> None:
         Search(tasks=("vlm_alignment", "aesthetic"))
 
 
-def test_settings_of_plain_compare_are_those_of_its_results() -> None:
+def test_settings_of_the_jpeg_suite_are_those_of_its_results() -> None:
     """The committed five seeds would be taken over, not run again."""
     file = Path(__file__).parents[2] / "docs" / "results" / "compare" / "results.json"
     made = {run.spec for run in read_results(file).runs}
-    plan = Compare(seeds=(0, 1, 2, 3, 4)).plan()
+    plan = Compare(suite="jpeg", seeds=(0, 1, 2, 3, 4)).plan()
     assert set(plan.values()) == made
     assert EMBEDDED.spec(TASKS["compressibility"], "rwr", 3) in plan.values()
 
 
-@pytest.mark.parametrize("name", ["paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact"])
+@pytest.mark.parametrize(
+    "name", ["composition", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact"]
+)
 def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
     """So that the command beside the results goes on from them, and makes none of them again."""
     file = Path(__file__).parents[2] / "docs" / "results" / name / "results.json"
@@ -192,7 +232,7 @@ def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
     assert made.items() <= plan.items()
 
 
-@pytest.mark.parametrize("name", ["jpeg", "quick"])
+@pytest.mark.parametrize("name", ["default", "quick", "jpeg"])
 def test_ppo_is_compared_where_it_is_asked_for(name: str) -> None:
     """On the same task and evaluation, for the same reward queries, with about the forwards of DDPO-IS."""
     plan = Compare(suite=name, algorithms=("ddpo-is", "sb3-ppo"), seeds=(0,)).plan()  # type: ignore[arg-type]

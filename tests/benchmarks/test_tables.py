@@ -19,11 +19,12 @@ from benchmarks.analysis.curves import check_one_comparison, curves
 from benchmarks.analysis.notes import failure_note, interval_note, score_note
 from benchmarks.analysis.results import Results, read_results, write_results
 from benchmarks.analysis.statistics import pooled_interquartile_mean, stratified_bootstrap
-from benchmarks.analysis.table import Table
+from benchmarks.analysis.table import Number, Table
 from benchmarks.analysis.tables import (
     equal_reward_table,
     held_out_table,
     improvement_table,
+    judge_table,
     peak_table,
     result_table,
     score_table,
@@ -32,6 +33,7 @@ from benchmarks.commands.compare import summary_text
 from benchmarks.docs_tables.blocks import Block
 from benchmarks.docs_tables.command import blocks
 from benchmarks.docs_tables.results import Committed
+from benchmarks.report.charts import evaluation_charts
 from benchmarks.report.figures import probabilities
 from benchmarks.runs.record import Evaluation, Run, Scores
 from benchmarks.runs.spec import RunSpec, TaskConfig
@@ -381,6 +383,42 @@ def test_committed_results_are_read_whole() -> None:
 
 def test_the_documentation_says_what_its_results_say() -> None:
     assert main(["tables", "--docs", str(DOCS), "--check"]) == 0
+
+
+def test_the_gold_judge_has_a_table_of_kinds_on_trained_and_held_out_prompts(tmp_path: Path) -> None:
+    """Two seeds: their mean, with their range in brackets; the result table has the overall score alone."""
+
+    def judged(index: int, run: Run) -> dict[str, Any]:
+        lines = [
+            replace(
+                line,
+                metrics={"judge": place / 4, "judge-counting": place / 2},
+                held_out=Scores(rewards=line.rewards, metrics={"judge": 0.5 + index / 10, "judge-counting": 0.25}),
+            )
+            for place, line in enumerate(run.evaluations)
+        ]
+        return {"evaluations": lines}
+
+    results = changed(made({"geneval": {"a": [3.0, 4.0]}}), judged)
+    summary = curves(results.runs)
+    assert text(judge_table(summary)).splitlines() == [
+        "| task | algorithm | prompts | all kinds | counting |",
+        "|---|---|---|---|---|",
+        "| geneval | a | trained | 0.00 to 0.50 (0.50 to 0.50) | 0.00 to 1.00 (1.00 to 1.00) |",
+        "| geneval | a | held out | 0.55 to 0.55 (0.50 to 0.60) | 0.25 to 0.25 (0.25 to 0.25) |",
+    ]
+    assert text(result_table(summary)).splitlines()[0].endswith("| seconds | judge |")
+    cell = judge_table(summary).rows[1][3][0]  # type: ignore[union-attr]
+    assert isinstance(cell, Number)
+    assert cell.origin.field == "held_out.metrics.judge"
+    assert "all kinds together are the mean of the kinds" in summary_text(results)
+    assert judge_table(curves(RESULTS.runs)) is None
+    write_results(results, tmp_path / "results" / "composition" / "results.json")
+    shown = Block.parse("composition/judge").render(Committed(tmp_path, "composition"))
+    assert shown.startswith(text(judge_table(summary)))
+    names = {shown.chart.name: shown.figure for shown in evaluation_charts(summary)}
+    assert names["held-out-judge-geneval"] == "held-out-judge"
+    assert names["judge-counting-geneval"] == "judge-kinds"
 
 
 def test_the_table_of_the_readme_says_what_its_results_say() -> None:

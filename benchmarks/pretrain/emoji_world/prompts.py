@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.pretrain.emoji_world.captions import caption
 from benchmarks.pretrain.emoji_world.facts import COLOURS, KINDS, NAMES, NUMBERS, OBJECTS, RELATIONS
+from diffusion_gym.prompts import evaluation_prompts
 
 Facts = tuple[int, ...]
 Record = dict[str, Any]
@@ -97,11 +98,25 @@ def prompt_sets(most: int = 60) -> dict[str, list[Record]]:
     return drawn
 
 
+def together(sets: dict[str, list[Record]], most: int = 24) -> list[Record]:
+    """Return prompts of the held-out sets, at most ``most`` of a kind, shared equally by the sets that have the kind.
+
+    They are in the order of the kinds, and within a kind of the sets. So n evenly spaced ones, which an evaluation
+    takes, have every kind and set in its share; prompts that took turns would not: every fifth could be of one kind.
+    """
+    chosen: list[Record] = []
+    for kind in KINDS:
+        held_out = [records for name, records in sets.items() if name.startswith("held-out-")]
+        members = [of_kind for records in held_out if (of_kind := [one for one in records if one["tag"] == kind])]
+        for of_kind in members:
+            chosen += evaluation_prompts(of_kind, min(len(of_kind), most // len(members)))
+    return chosen
+
+
 def write_prompts(folder: Path) -> None:
-    """Write each set as a file of JSON lines, and the held-out sets together as ``held-out.jsonl``."""
+    """Write each set as a file of JSON lines, and of the held-out sets ``held-out.jsonl``, with all kinds alike."""
     folder.mkdir(parents=True, exist_ok=True)
     sets = prompt_sets()
-    held_out = [one for name, records in sets.items() if name.startswith("held-out-") for one in records]
-    for name, records in {**sets, "held-out": held_out}.items():
+    for name, records in {**sets, "held-out": together(sets)}.items():
         lines = "".join(json.dumps(one) + "\n" for one in records)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
