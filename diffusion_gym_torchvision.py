@@ -11,11 +11,15 @@ exported, timm, ``accelerate launch``. Hence a module of its own, which imports 
 before it needs torchvision, for a torch that does not: 2.4, or one that is told not to load extensions.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # where this module is imported before torch, torch needs it whole while it is imported itself
+    import torch
 
 _DECLARED: list[torch.library.Library] = []  # the declaration lives as long as the object does
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -26,6 +30,8 @@ def repair_torchvision() -> None:
 
     Does nothing where torchvision is absent, already imported or healthy.
     """
+    import torch  # calls this by itself, which then has nothing left to do
+
     if _DECLARED or "torchvision" in sys.modules or _loads():
         return
     library = torch.library.Library("torchvision", "DEF")
@@ -36,12 +42,16 @@ def repair_torchvision() -> None:
 
 def repair_beside_cpu_torch() -> None:
     """Do so for a torch without GPU support alone; for the others the index has the right torchvision."""
+    import torch
+
     if torch.version.cuda is None and torch.version.hip is None:
         repair_torchvision()
 
 
 def _loads() -> bool:
     """Whether torchvision is absent, or its compiled operators, which its import loads too, can be loaded."""
+    import torch
+
     found = importlib.util.find_spec("torchvision")
     if found is None:
         return True
