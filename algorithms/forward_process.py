@@ -120,12 +120,15 @@ class ForwardProcess(WithAdvantages[ForwardProcessConfig]):
             loss, seen = self._loss(self._noised(rollout, chunk, *draws), advantages[chunk.images], old)
             self.backward(chunk.weight * loss.sum() / len(rows))
             if elsewhere is not None:  # after the other's activations were freed
-                drift = self._drift_from_start(self._noised(rollout, chunk, *elsewhere))
-                self.backward(chunk.weight * config.anchor_start * drift.sum() / len(rows))
-                seen["train/drift_from_start"] = drift
+                noised = self._noised(rollout, chunk, *elsewhere)
+                pull, drifts = self._anchors(noised, old)
+                self.backward(chunk.weight * pull.sum() / len(rows))
+                seen |= drifts
             meter.add(seen, chunk.weight)
         meter.add({"train/grad_norm": self.step(self.optimizer)})
-        still = (old is not None) + (config.anchor_start > 0)
+        anchors = (config.anchor_old > 0) + (config.anchor_start > 0)
+        compared = old is not None and config.compares_output  # by the surrogate
+        still = anchors + compared if elsewhere is not None else (old is not None) + (config.anchor_start > 0)
         trained = 2 if elsewhere is not None else 1
         self.count_rows(trained * len(rows), guided=config.cfg_training, reference=still * len(rows))
 
@@ -151,8 +154,10 @@ class ForwardProcess(WithAdvantages[ForwardProcessConfig]):
     def _loss(self, noised: Noised, advantages: Tensor, old: WeightAverage | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss (m,) of the rows where advantages apply, and what is logged, each (m,)."""
         config = self.config
-        before = None if old is None else self._standing(old.applied(), noised)
-        start = self._start(noised) if config.anchor_start > 0 and not config.anchor_everywhere else None
+        here = not config.anchor_everywhere
+        compared = old is not None and (config.compares_output or (here and config.anchor_old > 0))
+        before = self._standing(old.applied(), noised) if old is not None and compared else None
+        start = self._start(noised) if config.anchor_start > 0 and here else None
         output = self._output(noised)
         before = output.detach() if before is None else before
         error = before - noised.target
@@ -160,20 +165,25 @@ class ForwardProcess(WithAdvantages[ForwardProcessConfig]):
         loss, log_ratio = forward_process_loss(
             output, before, noised.target, advantages, weights, config.surrogate, config.clip_range
         )
-        drift = mean_square(output - before)
-        loss = loss + config.anchor_old * weights * drift
         seen = {"train/denoising_error": mean_square(output - noised.target)}
-        if old is not None:
-            seen |= {"train/drift_from_old": drift, "train/log_ratio_abs": log_ratio.abs()}
+        if compared:
+            seen |= {"train/drift_from_old": mean_square(output - before), "train/log_ratio_abs": log_ratio.abs()}
+            loss = loss + config.anchor_old * here * weights * seen["train/drift_from_old"]
         if start is not None:
             seen["train/drift_from_start"] = mean_square(output - start)
             loss = loss + config.anchor_start * seen["train/drift_from_start"]
         return loss, seen | {"train/loss": loss}
 
-    def _drift_from_start(self, noised: Noised) -> Tensor:
-        """Return the output's mean squared distance from the starting model's, (m,), with gradients."""
-        start = self._start(noised)
-        return mean_square(self._output(noised) - start)
+    def _anchors(self, noised: Noised, old: WeightAverage | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return both anchors' loss (m,), and the mean squared distances, each (m,), for the log."""
+        config, still = self.config, dict[str, tuple[float, Tensor]]()
+        if old is not None and config.anchor_old > 0:
+            still["train/drift_from_old"] = config.anchor_old, self._standing(old.applied(), noised)
+        if config.anchor_start > 0:
+            still["train/drift_from_start"] = config.anchor_start, self._start(noised)
+        output = self._output(noised)
+        drifts = {name: mean_square(output - other) for name, (_, other) in still.items()}
+        return torch.stack([still[name][0] * drift for name, drift in drifts.items()]).sum(0), drifts
 
     def _start(self, noised: Noised) -> Tensor:
         assert self.reference is not None

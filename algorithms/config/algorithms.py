@@ -143,7 +143,8 @@ class ForwardProcessConfig(AdvantageConfig):
     anchor_start: float = 0.015
     """Weight of the squared distance of the output from the starting model's, in the advantages' units; 0: none."""
     anchor_everywhere: bool = False
-    """Hold on to the start at times of their own, uniform in training time; takes as many forwards again."""
+    """Both anchors hold at times of their own, uniform in training time, so that what time_range leaves out does not
+    drift; takes as many forwards again."""
     old_decay: float = 0.3
     """The old policy is a moving average with at most this decay, updated each iteration; 0: the weights that began the
     iteration."""
@@ -177,8 +178,8 @@ class ForwardProcessConfig(AdvantageConfig):
 
     def _check_use(self) -> None:
         """Raise ValueError for settings that would do nothing together."""
-        if self.anchor_everywhere and self.anchor_start == 0:
-            raise ValueError("anchor_everywhere needs an anchor_start above 0, for example 1.")
+        if self.anchor_everywhere and self.anchor_start == 0 and self.anchor_old == 0:
+            raise ValueError("anchor_everywhere needs an anchor_old or an anchor_start above 0, for example 1.")
         if self.paired_noise and self.images_per_prompt < 2:
             raise ValueError("paired_noise pairs the images of one prompt; set images_per_prompt to 2 or more.")
         if self.anchor_old > 0 and not self.has_old:
@@ -195,9 +196,14 @@ class ForwardProcessConfig(AdvantageConfig):
             raise ValueError("sample_old has no effect with old_decay 0, which samples with the present weights.")
 
     @property
+    def compares_output(self) -> bool:
+        """Whether the surrogate has the old policy's output in it."""
+        return self.surrogate != "regression"
+
+    @property
     def compares(self) -> bool:
         """Whether the loss has the old policy's output in it."""
-        return self.surrogate != "regression" or self.anchor_old > 0
+        return self.compares_output or self.anchor_old > 0
 
     @property
     def has_old(self) -> bool:

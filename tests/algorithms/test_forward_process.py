@@ -219,6 +219,8 @@ def counted(algorithm: ForwardProcess) -> list[int]:
 
 
 PROTOTYPE = {**NO_ANCHOR, "anchor_start": 1.0, "anchor_everywhere": True, "draws_per_image": 1}
+#: The recipe of emoji-world: the same anchor to a moving average.
+HELD = {**PROTOTYPE, "anchor_start": 0.0, "anchor_old": 1.0, "old_decay": 0.9, "old_warmup": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -230,6 +232,8 @@ PROTOTYPE = {**NO_ANCHOR, "anchor_start": 1.0, "anchor_everywhere": True, "draws
         ({**PRESETS["ram"], "updates_per_iteration": 2}, 5 + 2 * (3 + 2)),
         ({**PRESETS["epg"], "passes": 2, "anchor_start": 0.0}, 5 + 2 * 2 * (3 + 1)),
         (PROTOTYPE, 5 + 3 + 3 + 1),
+        (HELD, 5 + 3 + 3 + 1),
+        ({**PRESETS["nft"], "anchor_everywhere": True}, 5 + 2 * (3 + 1 + 3 + 2)),
         ({**PROTOTYPE, "guidance_scale": 2.0}, 2 * (5 + 3 + 3 + 1)),
         ({**PROTOTYPE, "guidance_scale": 2.0, "cfg_training": False}, 2 * 5 + 3 + 3 + 1),
     ],
@@ -251,6 +255,20 @@ def test_the_start_is_the_model_before_training(make_env: Callable, tiny_sd: str
     algorithm._log = lambda metrics: told.append(metrics["train/drift_from_start"])  # type: ignore
     algorithm.learn(2 * 8 * 2)
     assert told[0] == 0.0 < told[1]
+
+
+def test_an_anchor_to_the_moving_average_holds_back_and_lets_go(make_env: Callable) -> None:
+    """The policy moves less than without the anchor, and goes on moving, because the average follows."""
+    means = []
+    for options, updates in (({"old_decay": 0.0, "anchor_old": 0.0, "anchor_everywhere": False}, 3), ({}, 3), ({}, 40)):
+        algorithm = ForwardProcess(
+            make_env("exact-gaussian", reward="exact-linear", steps=5), trainable="full", learning_rate=0.05,
+            **{**SMALL, **HELD, "anchor_start": 0.0, "anchor_old": 20.0, **options},
+        )  # fmt: skip
+        means.append(float(algorithm.learn(updates * 16 * 5).policy.denoiser.means[0, 0].detach()))
+    free, held, later = means
+    assert 0.5 < held < 0.5 + 0.5 * (free - 0.5)
+    assert later > held + 0.01
 
 
 def test_nft_samples_with_its_old_policy_and_exports_the_new(make_env: Callable) -> None:
@@ -313,7 +331,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an anchor to itself": ({"old_decay": 0.0}, "anchor_old .* has no effect: with one update"),
     "an unused average": ({**NO_ANCHOR, "old_decay": 0.5}, "the moving average of old_decay is not used"),
     "sampling with itself": ({**NO_ANCHOR, "sample_old": True}, "sample_old has no effect with old_decay 0"),
-    "no anchor everywhere": ({"anchor_start": 0.0, "anchor_everywhere": True}, "needs an anchor_start above 0"),
+    "no anchor everywhere": (
+        {**NO_ANCHOR, "anchor_everywhere": True},
+        "needs an anchor_old or an anchor_start above 0",
+    ),
     "an old policy of decay 1": ({"old_decay": 1.0}, r"old_decay must lie in \[0, 1\)"),
     "pairs of one": ({"images_per_prompt": 1, "advantages": "running", "paired_noise": True}, "paired_noise pairs"),
     "KL without noise": ({"kl_to_start": True}, "The KL to the starting model needs a stochastic sampler"),

@@ -1,5 +1,6 @@
 """The text of emoji-world's model card, filled in from the numbers of card.json."""
 
+import textwrap
 from typing import Any
 
 from benchmarks.pretrain.emoji_world.facts import COLOURS, KINDS, NAMES
@@ -149,7 +150,7 @@ def model_card(card: dict[str, Any]) -> str:
         objects=", ".join(NAMES),
         colours=", ".join(COLOURS),
         training_rows="\n".join(training),
-        note=card["note"],
+        note=textwrap.fill(card["note"], 118, break_on_hyphens=False),
         **card["parameters"],
         forward=times["unet_forward"],
         both=times["unet_forward_backward"],
