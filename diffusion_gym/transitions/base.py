@@ -120,7 +120,12 @@ def noise_levels(eta: float | Sequence[float], steps: int, highest: float, meani
         ValueError: a level out of range, or another number of levels than steps.
     """
     levels = list(eta) if isinstance(eta, Sequence) else [eta] * steps
-    if len(levels) != steps or not all(0.0 <= level <= highest and math.isfinite(level) for level in levels):
+    if len(levels) != steps:
+        raise ValueError(
+            f"eta has {len(levels)} noise levels for {steps} denoising steps, got {eta}; give one number for all of "
+            f"them, or {steps}. A model may recommend levels that fit its own number of steps alone."
+        )
+    if not all(0.0 <= level <= highest and math.isfinite(level) for level in levels):
         bounds = f"lie in [0, {highest:g}]" if math.isfinite(highest) else "be finite and at least 0"
         raise ValueError(
             f"eta must {bounds} ({meaning}), one number for all steps or one for each of the {steps}, got {eta}."
