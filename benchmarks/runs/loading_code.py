@@ -45,7 +45,20 @@ _FLOW_SAMPLERS = {
         stepped = (1 - after) * (x - t * v) + kept * (x + (1 - t) * v) + std * noise""",
     ),
 }
+#: DDIM with noise levels that differ: diffusers' pipelines pass one eta on to all steps.
+_DDIM_STEP = """
+
+class Sampler(DDIMScheduler):
+    # the noise level of each step, as in training; diffusers has one for all
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None, **kwargs):
+        eta = {levels}[self.timesteps.tolist().index(int(timestep))]
+        return super().step(model_output, timestep, sample, eta=eta, generator=generator, **kwargs)
+
+"""
 _WIDTH = 100
+
+#: Noise levels: one for all steps, or one for each.
+Levels = float | tuple[float, ...]
 
 
 def loading_code(algorithm: DiffusionAlgorithm[Any]) -> str:
@@ -60,7 +73,7 @@ def loading_code(algorithm: DiffusionAlgorithm[Any]) -> str:
     one_file = model.exports_lora_file(algorithm.policy.lora)
     lines = [
         *_load(model, kind.__name__, one_file),
-        *scheduler_lines(model, sampler, algorithm.config.policy.eta),
+        *scheduler_lines(model, sampler, _finite_levels(algorithm) if sampler == "ddim" else levels_of(algorithm)),
         *_draw(algorithm, sampler, kind),
     ]
     return "\n".join([*_imports(lines, kind), "", *lines])
@@ -79,6 +92,12 @@ def used_sampler(algorithm: DiffusionAlgorithm[Any]) -> str:
     """Return the sampler's name, with "auto" resolved."""
     sampler = algorithm.config.policy.sampler
     return algorithm.policy.transition.schedule.samplers[0] if sampler == "auto" else sampler
+
+
+def levels_of(algorithm: DiffusionAlgorithm[Any]) -> Levels:
+    """Return the noise levels that the policy samples with: one number where all steps have the same."""
+    levels = algorithm.policy.noise_levels
+    return levels[0] if isinstance(levels, tuple) and len(set(levels)) == 1 else levels
 
 
 def base_name(model: str) -> str:
@@ -119,10 +138,11 @@ def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
     return [*lines, 'pipe.load_lora_weights(".")'] if one_file else lines
 
 
-def scheduler_lines(model: Any, sampler: str, eta: float) -> list[str]:
+def scheduler_lines(model: Any, sampler: str, levels: Levels) -> list[str]:
     """Return the lines that give the loaded pipeline a sampler's steps."""
     if sampler in _FLOW_SAMPLERS:
         title, mean = _FLOW_SAMPLERS[sampler]
+        eta = f"{levels}[k]" if isinstance(levels, tuple) else levels
         step = _FLOW_STEP.format(title=title, mean=mean.format(eta=eta))
         return [*step.split("\n"), "pipe.scheduler = Sampler.from_config(pipe.scheduler.config)"]
     import diffusers
@@ -132,7 +152,11 @@ def scheduler_lines(model: Any, sampler: str, eta: float) -> list[str]:
     used = kind.from_config(dict(model.scheduler_config)).config
     defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
     settings = {name: used[name] for name in defaults.keys() & used.keys() if used[name] != defaults[name]}
-    return _call(f"pipe.scheduler = {kind.__name__}", _keywords(dict(sorted(settings.items()))))
+    own = _DDIM_STEP.format(levels=levels).split("\n") if sampler == "ddim" and isinstance(levels, tuple) else []
+    name = "Sampler" if own else kind.__name__
+    if sampler == "ddpm" and levels != 1:
+        own = [f"# without the run's noise levels of {levels}, which diffusers' DDPM does not take"]
+    return [*own, *_call(f"pipe.scheduler = {name}", _keywords(dict(sorted(settings.items()))))]
 
 
 def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:
@@ -148,23 +172,31 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> l
     arguments = {**arguments, "num_inference_steps": steps}
     lines = []
     if sampler == "ddim":
-        asked, arguments["eta"] = policy.config.eta, _finite_eta(algorithm)
-        if arguments["eta"] != asked:
+        asked, levels = levels_of(algorithm), _finite_levels(algorithm)
+        if levels != asked:
             lines = [f"# eta {asked} in the run, where this step of diffusers gives NaN"]
-        elif "eta" not in inspect.signature(pipeline.__call__).parameters:
+        if not isinstance(levels, tuple):  # the scheduler above has those of each step
+            arguments["eta"] = levels
+        if "eta" in arguments and "eta" not in inspect.signature(pipeline.__call__).parameters:
             lines = [f"# without the run's eta of {arguments.pop('eta')}, which {pipeline.__name__} does not take"]
     return [*lines, *_call("image = pipe", _keywords(arguments), ".images[0]"), 'image.save("tuned.png")']
 
 
-def _finite_eta(algorithm: DiffusionAlgorithm[Any]) -> float:
-    """Return the run's eta, or a slightly smaller one if diffusers gives NaN, as at zero terminal SNR and eta 1."""
+def _finite_levels(algorithm: DiffusionAlgorithm[Any]) -> Levels:
+    """Return the noise levels, slightly smaller ones where diffusers gives NaN, as at zero terminal SNR and eta 1."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_config(dict(algorithm.policy.model.scheduler_config))
     scheduler.set_timesteps(algorithm.mdp.num_inference_steps)
-    eta, zeros = algorithm.config.policy.eta, torch.zeros(1, 1, 1, 1)
-    stepped = [scheduler.step(zeros, t, zeros, eta=eta, variance_noise=zeros).prev_sample for t in scheduler.timesteps]
-    return eta if bool(torch.cat(stepped).isfinite().all()) else eta * 0.99999
+    asked, zeros = levels_of(algorithm), torch.zeros(1, 1, 1, 1)
+    levels = asked if isinstance(asked, tuple) else [asked] * len(scheduler.timesteps)
+    stepped = [
+        scheduler.step(zeros, t, zeros, eta=eta, variance_noise=zeros).prev_sample
+        for t, eta in zip(scheduler.timesteps, levels, strict=True)
+    ]
+    if bool(torch.cat(stepped).isfinite().all()):
+        return asked
+    return tuple(eta * 0.99999 for eta in asked) if isinstance(asked, tuple) else asked * 0.99999
 
 
 def _keywords(arguments: dict[str, Any]) -> list[str]:

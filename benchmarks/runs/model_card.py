@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from algorithms import DiffusionAlgorithm
 from benchmarks.charts import Chart, figure, styles, write_figure
-from benchmarks.runs.loading_code import base_name, is_folder, loading_code, used_sampler
+from benchmarks.runs.loading_code import base_name, is_folder, levels_of, loading_code, used_sampler
 from benchmarks.runs.pictures import dispensable
 from benchmarks.runs.spec import RunSpec
 from diffusion_gym.naming import escaped, one_line
@@ -69,12 +69,18 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
         "per iteration",
         "budget": f"{costs['reward_queries']:,} reward queries, {algorithm.iteration} iterations, "
         f"{costs['forward_equivalents']:,} denoiser forwards",
-        "sampler": f"{used_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {policy.eta:g}, guidance "
-        f"scale {policy.guidance_scale:g}",
+        "sampler": f"{used_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {_levels(algorithm)}, "
+        f"guidance scale {policy.guidance_scale:g}",
         "precision": f"{spec.task.dtype}, autocast {policy.autocast}",
         "seed": str(config.seed),
         "made with": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
     }
+
+
+def _levels(algorithm: DiffusionAlgorithm[Any]) -> str:
+    """Return the noise level of all steps, or of each."""
+    levels = levels_of(algorithm)
+    return " ".join(f"{level:g}" for level in levels) if isinstance(levels, tuple) else f"{levels:g}"
 
 
 def _evaluation(evaluations: list[dict[str, Any]]) -> str:

@@ -56,6 +56,7 @@ def run_code(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.nda
         {"trainable": "full"},
         {"trainable": "lora", "train": "both", "guidance_scale": 3.0},
         {"trainable": "lora", "sampler": "ddpm"},
+        {"trainable": "lora", "eta": (1.0, 0.0)},
     ],
     ids=str,
 )
@@ -73,7 +74,15 @@ def test_a_card_and_its_code(
     assert {"diffusion-gym", "reinforcement-learning", "ddpo-is", kind} <= set(front["tags"])
     assert str(tmp_path) not in body
     assert tiny_sd not in body
-    for said in ("compressibility", "8 reward queries, 2 iterations", "| seed | 0 |", "2 steps", "torch "):
+    eta = " ".join(f"{level:g}" for level in policy["eta"]) if "eta" in policy else "1"
+    for said in (
+        f"eta {eta}, ",
+        "compressibility",
+        "8 reward queries, 2 iterations",
+        "| seed | 0 |",
+        "2 steps",
+        "torch ",
+    ):
         assert said in body
     assert re.search(r"reward -?\d+\.\d+ ± \d+\.\d+ before and -?\d+\.\d+ ± \d+\.\d+ after 2 iterations", body)
     assert Image.open(folder / "curve.png").width > 500

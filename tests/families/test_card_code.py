@@ -61,6 +61,8 @@ class Case:
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CASES = {
     "sd": Case("sd", {"eta": 0.5, "guidance_scale": 3.0}),
+    "sd, levels": Case("sd", {"eta": (1.0, 0.5, 0.0)}),
+    "sd, one level three times": Case("sd", {"eta": (0.5, 0.5, 0.5)}),
     "sd, guidance 0": Case("sd", {"guidance_scale": 0.0}),
     "sd, whole, ddpm": Case("sd", {"trainable": "full", "sampler": "ddpm"}),
     "sd, text": Case("sd", {"train": "both", "guidance_scale": 2.0}),
@@ -74,11 +76,13 @@ CASES = {
     "sdxl, Euler": Case("sdxl", {"train": "text_encoder"}, "EulerDiscreteScheduler", {**BETAS, "steps_offset": 1}),
     "sd3": Case("sd3", {"eta": 0.7, "guidance_scale": 3.0}),
     "sd3, cps": Case("sd3-dynamic-shift", {"eta": 0.5, "sampler": "cps", "trainable": "full"}),
+    "sd3, levels": Case("sd3", {"eta": (0.7, 0.3, 0.0)}),
     "sd3 without t5": Case("sd3-without-t5", {"trainable": "full"}),
     "flux": Case("flux", {"eta": 0.7, "guidance_scale": 3.5}),
     "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0}),
     "flux-schnell": Case("flux-schnell", {"sampler": "cps", "eta": 1.0}),
     "ddpm": Case("ddpm", {"eta": 0.5}),
+    "ddpm, levels": Case("ddpm", {"eta": (0.5, 1.0, 0.0)}),
     "ddpm, Euler": Case("ddpm", {"trainable": "full"}, "EulerDiscreteScheduler"),
     "ddpm, Euler, ddpm": Case("ddpm", {"sampler": "ddpm"}, "EulerDiscreteScheduler"),
 }
