@@ -159,7 +159,9 @@ class RewardMean:
     reward: RewardFunction
     device: str
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> float:
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> float:
         """Return the mean over images (n, 3, H, W), uint8."""
         from diffusion_gym.rewards.base import evaluate_reward
 
@@ -178,7 +180,7 @@ def check_needs(metric: Metric, records: Sequence[Prompt]) -> None:
     """Raise ValueError for a prompt that lacks the metadata that a metric, or a reward as one, needs."""
     from diffusion_gym.rewards.metadata import check_metadata
 
-    check_metadata(metric.reward if isinstance(metric, RewardMean) else metric, records)
+    check_metadata(metric.reward if isinstance(metric, RewardMean) else metric, records, "metric")
 
 
 def is_distance(name: str) -> bool:
