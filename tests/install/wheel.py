@@ -117,7 +117,8 @@ def main() -> None:
         say("installed beside torchrl, in both orders")
         say(run(python, "-c", EPISODE).strip())
         output = run(command, "compare", "--quick")
-        rows = [line for line in output.splitlines() if line.startswith(("| compressib", "| incompressib"))]
+        first_table = output.split("\nOne seed: ")[0]
+        rows = [line for line in first_table.splitlines() if line.startswith(("| geneval |", "| compressibility |"))]
         assert len(rows) == 8, output
         assert (empty / "runs" / "compare-quick" / "report.html").is_file()
         say("diffusion-gym compare --quick:\n" + "\n".join(rows))
