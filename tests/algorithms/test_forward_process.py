@@ -251,14 +251,14 @@ def test_the_start_is_the_model_before_training(make_env: Callable, tiny_sd: str
     env = make_env(tiny_sd, 2, "compressibility", prompts=["cat", "dog"])
     options = {**PROTOTYPE, "images_per_prompt": 4, "images_per_iteration": 8, "num_envs": 8}
     algorithm = ForwardProcess(env, trainable=trainable, learning_rate=0.01, eta=0.0, **options)
-    told: list[float] = []
-    algorithm._log = lambda metrics: told.append(metrics["train/drift_from_start"])  # type: ignore
+    logged: list[float] = []
+    algorithm._log = lambda metrics: logged.append(metrics["train/drift_from_start"])  # type: ignore
     algorithm.learn(2 * 8 * 2)
-    assert told[0] == 0.0 < told[1]
+    assert logged[0] == 0.0 < logged[1]
 
 
 def test_an_anchor_to_the_moving_average_holds_back_and_lets_go(make_env: Callable) -> None:
-    """The policy moves less than without the anchor, and goes on moving, because the average follows."""
+    """The policy moves less than without the anchor, and keeps moving, because the average follows."""
     means = []
     for options, updates in (({"old_decay": 0.0, "anchor_old": 0.0, "anchor_everywhere": False}, 3), ({}, 3), ({}, 40)):
         algorithm = ForwardProcess(

@@ -29,7 +29,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 NOISY = 1.3
-"""How far the times lean to the noisy end, where it is decided what is drawn and where: the density grows to this."""
+"""Times are ``1 - (1 - u)^1.3`` of uniform u: more at the noisy end, where it is decided what is drawn and where."""
 
 OPENS, OPEN = 0.15, 0.45
 """Shares of the training between which pictures that are held back at first come in."""
@@ -39,8 +39,8 @@ class Denoising:
     """The denoiser's loss on a pool of latents.
 
     Which of two objects is left of the other is learned only in this order: first every position prompt says "left of"
-    or "above", so that the first noun comes to mean the first place; then "right of" and "below" turn that round. All
-    four from the start taught the axis and nothing about the order, in 11,280 steps of 512.
+    or "above", so that the first noun comes to mean the first place; then "right of" and "below" turn that round. With
+    all four from the start the axis was learned, and nothing about the order.
     """
 
     def __init__(
