@@ -78,9 +78,21 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,
 }
-#: On emoji-world four strengths of an update; the rest is as its training.json recommends.
+#: On emoji-world four candidates for each algorithm, also for the younger one of its page; the rest is as its
+#: training.json recommends.
+_RWR_ON_GENEVAL: tuple[Settings, ...] = tuple({"learning_rate": rate} for rate in (2e-5, 6e-5, 2e-4, 6e-4))
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
-    name: tuple({"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3, 2e-3)) for name in SIX
+    "ddpo-is": (
+        *({"updates_per_iteration": 2, "learning_rate": rate} for rate in (7e-5, 1.5e-4, 3e-4)),
+        {"updates_per_iteration": 4, "learning_rate": 7e-5},
+    ),
+    "ddpo-sf": tuple({"learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)),
+    "rwr": _RWR_ON_GENEVAL,
+    "sparse-rwr": _RWR_ON_GENEVAL,
+    "awm": (
+        *({"learning_rate": rate} for rate in (1.5e-4, 3e-4, 6e-4)),
+        {"learning_rate": 3e-4, "anchor_start": 0.1},
+    ),
 }
 #: Task -> candidates of its own.
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
@@ -104,7 +116,9 @@ class Search:
     """Seeds that no reported run uses."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to search on."""
-    algorithms: tuple[str, ...] = tuple(CANDIDATES)
+    algorithms: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: all that have candidates)")
+    ] = ()
     """Algorithms to search for."""
     folder: Path = Path("runs/search")
     """Where runs and results go; the same command resumes where it was stopped."""
@@ -116,8 +130,8 @@ class Search:
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible numbers before anything is loaded."""
         check_names("task", self.tasks, SEARCH_TASKS)
-        check_names("algorithm", self.algorithms, CANDIDATES)
-        candidates_on(self.tasks)
+        known = candidates_on(self.tasks)
+        check_names("algorithm", self.algorithms or known, known)
         if self.reward_queries < 1 or self.processes < 0 or not self.seeds or min(self.seeds) < 0:
             raise ValueError(
                 f"expected reward_queries >= 1, processes >= 0 and seeds >= 0, got {self.reward_queries}, "
@@ -132,7 +146,7 @@ class Search:
                 task = dataclasses.replace(
                     SEARCH_TASKS[name], held_out_prompts=None, reward_queries=self.reward_queries
                 )
-                for algorithm in self.algorithms:
+                for algorithm in self.algorithms or candidates:
                     for index, changes in enumerate(candidates[algorithm]):
                         spec = _RECIPES.get(name, EMBEDDED).spec(task, algorithm, seed, **changes)
                         spec = dataclasses.replace(spec, config=override(spec.config, images=96, every=10**6))

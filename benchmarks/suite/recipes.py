@@ -105,6 +105,7 @@ _SMALL: dict[str, dict[str, object]] = {
     "ddpo-sf": {**_ONE_ROUND},
     "rwr": {**_ONE_ROUND, **_TWO_UPDATES},
     "sparse-rwr": {**_ONE_ROUND, **_TWO_UPDATES},
+    "awm": {**_ONE_ROUND},
     "sb3-ppo": {**_ONE_ROUND},
 }
 QUICK = Recipe(
@@ -122,9 +123,9 @@ def _on_emoji_world(*algorithms: str, **common: object) -> dict[str, dict[str, o
 
 
 #: Tasks on emoji-world: the settings that its training.json recommends, which ``train`` begins with too.
-GENEVAL = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "sb3-ppo"), queries_per_evaluation=1024)
+GENEVAL = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", "sb3-ppo"), queries_per_evaluation=1024)
 #: ``--suite composition``: the same, with more evaluations, and the KL to the starting model for the frontiers.
-COMPOSITION = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, kl_to_start=True), queries_per_evaluation=512)
+COMPOSITION = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", kl_to_start=True), queries_per_evaluation=1024)
 #: ``--suite quick``: as ``QUICK``, with these policies.
 QUICK_GENEVAL = Recipe(
     PolicyConfig(),

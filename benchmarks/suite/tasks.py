@@ -68,7 +68,7 @@ QUICK_TASKS = {
     "compressibility": replace(TASKS["compressibility"], reward_queries=64),
 }
 #: ``--suite composition``: the main job for as long as it gains, with each held-out prompt in every evaluation.
-COMPOSITION_TASKS = {"geneval": replace(GENEVAL_TASK, evaluation_images=125, reward_queries=8192)}
+COMPOSITION_TASKS = {"geneval": replace(GENEVAL_TASK, evaluation_images=125, reward_queries=3072)}
 
 #: Diversity compares pictures of one prompt, so it is left out if an evaluation shows each prompt at most once.
 _MEASURED = ("clip_score", "recognised", "diversity")
