@@ -21,8 +21,9 @@ from algorithms.requirements import Requirements as Requirements
 from algorithms.rollouts import Interrupted, OnStep, Rollout, SampledChunk, collect
 from algorithms.sb3.algorithm import Config
 from algorithms.sb3.callback_locals import CallbackLocals, Step
-from algorithms.seeding import prompt_order
+from algorithms.seeding import TRAINING_STREAMS, Noise, prompt_order
 from algorithms.setup import BuiltAlgorithm
+from algorithms.windows import Windows
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.
@@ -41,7 +42,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
     (with ``timestep_fraction`` below 1, other chunks draw other steps).
 
     A subclass gives ``config_class``, :meth:`requires` and :meth:`update`. It may replace :meth:`collect`,
-    :meth:`sampling_weights` and :meth:`assign`, and keep state of its own with :meth:`extra_state` and
+    :meth:`sampling_weights`, :meth:`assign`, :meth:`windows` and :meth:`noise`, and keep state of its own with :meth:`extra_state` and
     :meth:`extra_tensors`.
     """
 
@@ -120,7 +121,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         assigned = self.assign()
         images = assigned.flatten().tolist()
         callback.on_rollout_start()
-        sampling = contextlib.ExitStack()
+        sampling, split = contextlib.ExitStack(), Split(self.ranks, n)
 
         def on_step(step: Step) -> bool:
             self.num_timesteps += len(step.latents) * self.ranks.size
@@ -143,13 +144,17 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
                 whole_trajectory=self._needs.trajectory,
                 on_step=on_step,
                 score_beside=config.rewards_beside_sampling,
-                split=Split(self.ranks, n),
+                split=split,
+                keeps_means=self._needs.means,
+                windows=self.windows(images, split),
+                noise=self.noise([first + image for image in images]),
             )
         callback.on_rollout_end()
         self._callback_locals.forget()
         self.costs["reward_queries"] += n
         self.costs["images"] += n
-        self.costs["forward_equivalents"] += n * mdp.num_inference_steps * self.policy.forwards_per_row
+        rows = rollout.rows_sampled(mdp.num_inference_steps)
+        self.costs["forward_equivalents"] += rows * self.policy.forwards_per_row
         return rollout
 
     @abstractmethod
@@ -166,6 +171,19 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         Images of one row are sampled side by side, those of two rows never in one forward pass.
         """
         return torch.arange(self.config.images_per_iteration)[None]
+
+    def windows(self, images: Sequence[int], split: Split) -> Windows | None:
+        """Return which steps of the iteration's images have noise of their own; by default all are drawn alike.
+
+        Args:
+            images: n, in the order of :meth:`assign`.
+            split: which of them are kept on this rank.
+        """
+        return None
+
+    def noise(self, images: Sequence[int]) -> Noise:
+        """Return the random numbers of a rollout of images by their numbers in the run; by default each has its own."""
+        return Noise(self.config.seed, TRAINING_STREAMS, images)
 
     # -- for updates --------------------------------------------------------------------------------------------------
 

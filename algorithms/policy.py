@@ -19,7 +19,7 @@ from algorithms.sb3.observations import observation_tensors
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
-from diffusion_gym.transitions import Gaussian, make_transition
+from diffusion_gym.transitions import Gaussian, Transition, make_transition
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class DenoisingPolicy(nn.Module):
         Raises:
             ValueError: a level out of range, or another number of levels than steps.
         """
-        self.transition = make_transition(self._schedule, self.config.sampler, eta).to(self.model.device)
+        self.transition = self.with_noise(eta)
         #: eta of all steps, or of each.
         self.noise_levels = eta if isinstance(eta, int | float) else tuple(eta)
         #: Indices of the steps that have a density, int64.
@@ -144,10 +144,14 @@ class DenoisingPolicy(nn.Module):
         uncond, cond = output.chunk(2)
         return self.model.guide(uncond, cond, self.config.guidance_scale)
 
-    def distribution(self, rows: Rows) -> Gaussian:
-        """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients."""
+    def distribution(self, rows: Rows, transition: Transition | None = None) -> Gaussian:
+        """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients; of :attr:`transition`, or of another one."""
         output = self.model_output(rows.latents, self.transition.timesteps[rows.step_index], rows.conditioning)
-        return self.transition(output, rows.latents, rows.step_index)
+        return (self.transition if transition is None else transition)(output, rows.latents, rows.step_index)
+
+    def with_noise(self, eta: float | Sequence[float]) -> Transition:
+        """Return the policy's transition with other noise levels, as :meth:`set_noise_levels` takes them."""
+        return make_transition(self._schedule, self.config.sampler, eta).to(self.model.device)
 
     def blank_rows(self, n: int) -> Rows:
         """Return n rows of zeros, which take the time and memory of any others."""

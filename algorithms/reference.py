@@ -9,7 +9,7 @@ from torch import Tensor
 from algorithms.parallel.sharding import local
 from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.weight_average import weights_replaced
-from diffusion_gym.transitions import Gaussian
+from diffusion_gym.transitions import Gaussian, Transition
 
 
 class Reference:
@@ -46,15 +46,15 @@ class Reference:
         return 0 if self._start is None else sum(local(value).nbytes for value in self._start.values())
 
     @torch.no_grad()
-    def distribution(self, rows: Rows) -> Gaussian:
+    def distribution(self, rows: Rows, transition: Transition | None = None) -> Gaussian:
         """Return p(x_{t-1} | x_t, c) of the starting model for one chunk of rows, without gradients.
 
         Before the first update it equals the policy's bit for bit, for the same chunk.
         """
         with self.applied():
-            return self._policy.distribution(rows)
+            return self._policy.distribution(rows, transition)
 
-    def kl(self, rows: Rows, gaussian: Gaussian) -> Tensor:
+    def kl(self, rows: Rows, gaussian: Gaussian, transition: Transition | None = None) -> Tensor:
         """Exact KL(policy || start) of each step of a chunk, (m,), joint nats: ``|mu - mu_start|^2 / (2 s^2)``.
 
         A step without density counts 0.
@@ -62,8 +62,9 @@ class Reference:
         Args:
             rows: the chunk, m rows.
             gaussian: the policy's, for the same rows; gradients pass through it.
+            transition: of both; None is the policy's.
         """
-        return gaussian.kl(self.distribution(rows))
+        return gaussian.kl(self.distribution(rows, transition))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

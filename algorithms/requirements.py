@@ -13,6 +13,8 @@ class Requirements:
 
     trajectory: bool = False
     """Rollouts store all latents and log-probabilities, not the finished latents alone."""
+    means: bool = False
+    """Beside them the mean of every step, as it was sampled."""
     density: bool = False
     """Steps have a density: eta 0 is refused."""
     reference: bool = False

@@ -20,7 +20,9 @@ from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.reference import Reference
 from algorithms.sb3.callback_locals import Step
 from algorithms.scoring import Scoring
-from algorithms.seeding import TRAINING_STREAMS, Noise, Streams
+from algorithms.seeding import TRAINING_STREAMS, Noise, StepNoise, Streams
+from algorithms.chunks import Pass, SampledChunk
+from algorithms.windows import Windows
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
 from diffusion_gym.prompt_records import Prompt, PromptLike, as_prompt
@@ -32,25 +34,6 @@ OnStep = Callable[[Step], bool]
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
     """Training is to stop in a rollout or an evaluation, which is dropped."""
-
-
-@dataclass(frozen=True)
-class SampledChunk:
-    """Transitions of one step that were sampled in one forward pass, and are scored again in one.
-
-    Attributes:
-        images: positions of its m images among those kept on this rank.
-        rows: x_t, step and conditioning, m rows.
-        next_latents: (m, c, h, w), float32, x_{t-1} as it was sampled.
-        log_prob: (m,), float32, log-density of x_{t-1} under the policy that sampled, as :attr:`Rollout.log_probs`.
-        weight: multiplies the chunk's loss: 1, or 0 where the pass only keeps ranks in step.
-    """
-
-    images: slice
-    rows: Rows
-    next_latents: Tensor
-    log_prob: Tensor
-    weight: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +54,8 @@ class Rollout:
         parts: of a combined reward, name -> (n,), float32: each reward's own scores.
         kl_to_start: (n,), float32, where it was measured: the sum over the steps of the exact KL to the starting model,
             nats.
+        windows: which steps have noise of their own, where not all are drawn alike.
+        means: (T, m, c, h, w), float32, of the Gaussians that were drawn from, where they are kept.
     """
 
     latents: Tensor
@@ -84,6 +69,8 @@ class Rollout:
     updates: int = 1
     parts: dict[str, Tensor] = field(default_factory=dict)
     kl_to_start: Tensor | None = None
+    windows: Windows | None = None
+    means: Tensor | None = None
 
     def __len__(self) -> int:
         """Return n."""
@@ -119,7 +106,7 @@ class Rollout:
             self.rewards,
             self.images,
             *self.parts.values(),
-            *([] if self.kl_to_start is None else [self.kl_to_start]),
+            *(tensor for tensor in (self.kl_to_start, self.means) if tensor is not None),
         )
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -142,7 +129,23 @@ class Rollout:
         """Return :meth:`chunks` of all updates: all images kept here."""
         return [chunk for update in range(self.updates) for chunk in self.chunks(update, size)]
 
-    def rows(self, images: slice, step: int) -> Rows:
+    def passes(self, images: slice, step: int, size: int) -> list[Pass]:
+        """Return the forward passes that sample one step of neighbouring images of one update and round."""
+        if self.windows is None:
+            starts = range(images.start, images.stop, size)
+            chunks = [slice(start, min(start + size, images.stop)) for start in starts]
+            return [Pass(chunk, chunk) for chunk in chunks]
+        return [found for inside in (True, False) for found in self.windows.passes(images, step, size, inside)]
+
+    def rows_sampled(self, steps: int) -> int:
+        """Return how many rows all ranks' forward passes take to sample the images in T ``steps``. Collective."""
+        if self.windows is None:
+            return len(self) * steps
+        n = len(self)
+        mine = sum(p.num_rows for r in self.all_chunks(n) for step in range(steps) for p in self.passes(r, step, n))
+        return sum(self.split.ranks.gather_objects(mine))
+
+    def rows(self, images: slice | Tensor, step: int) -> Rows:
         """Return one step's rows of a chunk of images; they may share the rollout's memory."""
         latents = self.latents[step if self.is_whole else -1, images]
         index = torch.full((len(latents),), step, dtype=torch.long, device=latents.device)
@@ -160,10 +163,31 @@ class Rollout:
             draw: returns those of one chunk's images instead, equally many of ``steps`` for each chunk.
         """
         chunks = self.chunks(update, size)
-        mine = [(images, step) for images in chunks for step in (steps if draw is None else draw(images))]
-        for (images, step), weight in self.split.in_step(mine, (slice(0, 1), steps[0])):
-            rows, next_latents = self.rows(images, step), self.latents[step + 1, images]
-            yield SampledChunk(images, rows, next_latents, self.log_probs[step, images], weight)
+        mine = [(Pass(images, images), step) for images in chunks for step in (steps if draw is None else draw(images))]
+        yield from self._sampled(mine, steps[0])
+
+    def window_chunks(self, update: int, size: int) -> Iterator[SampledChunk]:
+        """Yield this rank's transitions of an update that lie in windows, each chunk as it was sampled."""
+        assert self.windows is not None
+        steps, regions = range(len(self.log_probs)), self.chunks(update, len(self))
+        mine = [(p, step) for r in regions for step in steps for p in self.windows.passes(r, step, size, inside=True)]
+        yield from self._sampled(mine, 0)
+
+    def _sampled(self, passes: Sequence[tuple[Pass, int]], blank: int) -> Iterator[SampledChunk]:
+        """Yield the chunks of passes and their steps; ``blank`` is the step of those that only keep ranks in step."""
+        one = slice(0, 1)
+        for (p, step), weight in self.split.in_step(passes, (Pass(one, one), blank)):
+            yield SampledChunk(
+                p.images,
+                self.rows(p.rows, step),
+                self.latents[step + 1, p.images],
+                self.log_probs[step, p.images],
+                weight,
+                step,
+                p.copies,
+                p.transition,
+                None if self.means is None else self.means[step, p.images],
+            )
 
     def rewarded(self, scores: Scores) -> "Rollout":
         """Return the rollout with scores and KL of all ranks' images, given those of the images here. Collective."""
@@ -185,6 +209,8 @@ class Rollout:
         round_size: int | None = None,
         updates: int = 1,
         measures_kl: bool = False,
+        keeps_means: bool = False,
+        windows: Windows | None = None,
     ) -> "Rollout":
         """Allocate storage for one image per prompt, on the policy's device or on another such as "meta".
 
@@ -212,6 +238,8 @@ class Rollout:
             round_size=n if round_size is None else round_size,
             updates=updates,
             kl_to_start=new(n).zero_() if measures_kl else None,
+            means=new(steps, n, *model.latent_shape) if keeps_means else None,
+            windows=windows,
         )
 
 
@@ -229,6 +257,9 @@ def collect(
     score_beside: bool = False,
     reference: Reference | None = None,
     split: Split | None = None,
+    keeps_means: bool = False,
+    windows: Windows | None = None,
+    noise: Noise | None = None,
 ) -> Rollout:
     """Denoise and score one image per prompt, ``env.num_envs`` images at a time. Collective.
 
@@ -245,13 +276,19 @@ def collect(
         score_beside: score each round's images in a thread while the next round is sampled; same results.
         reference: the starting model, if the KL to it is to be measured: one more forward per row.
         split: which images are sampled on this rank; None is all of them.
+        keeps_means: store the mean of every step beside the latents.
+        windows: of the images kept on this rank, where not all steps are drawn alike; with whole trajectories.
+        noise: the random numbers; None is each image's own, by ``seed``, ``streams`` and ``images``.
 
     Raises Interrupted where ``on_step`` returned False; RewardError or RankError where a rank failed.
     """
     split, kl = split or Split.alone(len(prompts)), reference is not None
     records = env.mdp.usable(prompts)  # all prompts on every rank: one that cannot be encoded fails on all at once
-    rollout = Rollout.empty(policy, records, whole_trajectory, None, split, env.num_envs, updates, kl)
-    noise = Noise(seed, streams, range(len(prompts)) if images is None else images)
+    rollout = Rollout.empty(
+        policy, records, whole_trajectory, None, split, env.num_envs, updates, kl, keeps_means, windows
+    )
+    if noise is None:
+        noise = Noise(seed, streams, range(len(prompts)) if images is None else images)
     with Scoring(env.mdp.reward, score_beside) as scoring:
 
         def sample() -> tuple[bool, Scores]:
@@ -289,22 +326,26 @@ def _sample_round(
     rollout.latents[0, mine] = observation["latent"]
     for name, stored in rollout.conditioning.items():
         stored[mine] = observation[name]
-    chunks = [chunk for chunk in rollout.all_chunks(policy.chunk_size) if mine.start <= chunk.start < mine.stop]
-    sources, going = noise.sources(kept), True
+    regions = [images for images in rollout.all_chunks(len(rollout)) if mine.start <= images.start < mine.stop]
+    step_noise, going = StepNoise(noise, kept, rollout.latents.shape[2:]), True
     for t in range(env.num_inference_steps):
-        z = torch.stack([torch.randn(rollout.latents.shape[2:], generator=source) for source in sources])
+        z = step_noise.draw(None if rollout.windows is None else rollout.windows.before(t)[mine])
         z = z.to(rollout.latents.device, non_blocking=True)
         after = t + 1 if rollout.is_whole else 0
         with torch.no_grad():
-            for chunk in chunks:
-                rows = rollout.rows(chunk, t)
-                gaussian = policy.distribution(rows)  # p(x_{t-1} | x_t, c)
+            for p in (p for images in regions for p in rollout.passes(images, t, policy.chunk_size)):
+                rows = rollout.rows(p.rows, t)
+                gaussian = policy.distribution(rows, p.transition)  # p(x_{t-1} | x_t, c)
                 if rollout.kl_to_start is not None and reference is not None:
-                    rollout.kl_to_start[chunk] += reference.kl(rows, gaussian)
-                x = gaussian.sample(z[chunk.start - start : chunk.stop - start])
-                rollout.latents[after, chunk] = x  # of an endpoint rollout in the place of x_t
+                    rollout.kl_to_start[p.images] += reference.kl(rows, gaussian)
+                if p.copies is not None:
+                    gaussian = gaussian.select(p.copies)
+                x = gaussian.sample(z[p.within(start)])
+                rollout.latents[after, p.images] = x  # of an endpoint rollout in the place of x_t
                 if rollout.is_whole:
-                    rollout.log_probs[t, chunk] = gaussian.relative_log_prob(x)
+                    rollout.log_probs[t, p.images] = gaussian.relative_log_prob(x)
+                if rollout.means is not None:
+                    rollout.means[t, p.images] = gaussian.mean
         observation, _, _, _, info = env.step(rollout.latents[after, mine])
         scores = None
         if t == env.num_inference_steps - 1:

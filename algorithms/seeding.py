@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class Stream(IntEnum):
@@ -45,19 +46,61 @@ class Noise:
         seed: the run's seed.
         streams: of the initial latents and of the steps' noise.
         images: the run's number of each image.
+        shared: images in a row, from a multiple of it on, that share their initial latents and :meth:`common` noise.
+        antithetic: whether two images in a row have opposite noise, from an even one on.
     """
 
     seed: int
     streams: Streams
     images: Sequence[int]
+    shared: int = 1
+    antithetic: bool = False
 
     def seeds(self, which: Sequence[int]) -> list[int]:
         """Return the environments' seeds, which fix the initial latents."""
-        return [derive_seed(self.seed, self.streams[0], self.images[i]) for i in which]
+        return [derive_seed(self.seed, self.streams[0], self._first_of(i, self.shared)) for i in which]
 
     def sources(self, which: Sequence[int]) -> list[torch.Generator]:
         """Return a generator of each image's step noise, on the CPU."""
-        return [generator(self.seed, self.streams[1], self.images[i]) for i in which]
+        pair = 2 if self.antithetic else 1
+        return [generator(self.seed, self.streams[1], self._first_of(i, pair)) for i in which]
+
+    def signs(self, which: Sequence[int]) -> list[int]:
+        """Return 1 or -1, by which each image's step noise is multiplied."""
+        return [-1 if self.antithetic and self.images[i] % 2 else 1 for i in which]
+
+    def common(self, which: Sequence[int]) -> list[torch.Generator]:
+        """Return a generator of the step noise that each image shares, on the CPU."""
+        return [generator(self.seed, self.streams[1], self._first_of(i, self.shared), 0) for i in which]
+
+    def _first_of(self, image: int, size: int) -> int:
+        return self.images[image] - self.images[image] % size
+
+
+class StepNoise:
+    """The noise of a round's images, one step after the other."""
+
+    def __init__(self, noise: Noise, which: Sequence[int], shape: Sequence[int]) -> None:
+        """Args: noise; which images; shape: of one latent."""
+        self._noise, self._which, self._shape = noise, which, shape
+        self._sources, self._common = noise.sources(which), list[torch.Generator]()
+        self._signs = torch.tensor(noise.signs(which)).reshape(-1, *[1] * len(shape))
+
+    def draw(self, common: Tensor | None = None) -> Tensor:
+        """Draw the next step's, (k, ...), standard normal, on the CPU.
+
+        Args:
+            common: (k,), bool, which images take what they share instead of their own: the same as in the step before,
+                or fewer. None is none.
+        """
+        z = self._drawn(self._sources) * self._signs
+        if common is None or not bool(common.any()):
+            return z
+        self._common = self._common or self._noise.common(self._which)
+        return torch.where(common.reshape(self._signs.shape), self._drawn(self._common), z)
+
+    def _drawn(self, sources: Sequence[torch.Generator]) -> Tensor:
+        return torch.stack([torch.randn(*self._shape, generator=source) for source in sources])
 
 
 def prompt_order(

@@ -26,6 +26,10 @@ class Gaussian:
         """Return D, of one latent."""
         return math.prod(self.mean.shape[1:])
 
+    def select(self, index: Tensor) -> "Gaussian":
+        """Return the Gaussians of some rows, or of a row several times."""
+        return Gaussian(self.mean[index], self.std[index])
+
     def sample(self, noise: Tensor) -> Tensor:
         """Return ``mean + std * noise``; noise: (n, ...), standard normal."""
         return self.mean + per_row(self.std, self.mean) * noise

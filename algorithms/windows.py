@@ -1,0 +1,63 @@
+"""Windows: the few steps of an image that have noise of their own and are trained, the same for a group of images.
+
+Where groups branch, the images of one prompt in a row share their first latents, and all noise before the window. Until
+its first step they are one image, which is denoised once; there each draws its own noise. So a group compares what that
+noise changed, and its first trained step is one row, whose Gaussian all its images were drawn from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algorithms.chunks import Pass
+from diffusion_gym.transitions import Transition
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which steps of each image have noise of their own and are trained.
+
+    Attributes:
+        first: (m,), int64, the first step of each image's window, of the m images that are kept on this rank.
+        groups: (m,), int64, rising, the group of each image; a group has one window.
+        length: steps of a window.
+        branched: whether a group is one image until its window's first step.
+        transition: what steps in the window are drawn with; others with the policy's.
+    """
+
+    first: Tensor
+    groups: Tensor
+    length: int
+    branched: bool
+    transition: Transition
+
+    def before(self, step: int) -> Tensor:
+        """Return which images share their noise with their group at this step, (m,), bool."""
+        return (self.first > step) & self.branched
+
+    def inside(self, step: int) -> Tensor:
+        """Return which images have this step in their window, (m,), bool."""
+        return (self.first <= step) & (step < self.first + self.length)
+
+    def passes(self, region: slice, step: int, size: int, inside: bool) -> Iterator[Pass]:
+        """Yield the forward passes of one step for neighbouring images: of those in their window, or of the others.
+
+        Args:
+            region: whole groups, for otherwise each part of one is denoised apart.
+            step: from 0, the noisiest.
+            size: rows per pass.
+            inside: which images.
+        """
+        images = torch.arange(region.start, region.stop)
+        _, group, counts = self.groups[region].unique_consecutive(return_inverse=True, return_counts=True)
+        one = self.branched & (self.first[region] >= step)
+        row = torch.where(one, region.start + (counts.cumsum(0) - counts)[group], images)
+        chosen = self.inside(step)[region] == inside
+        images, row = images[chosen], row[chosen]
+        rows, copies = row.unique(return_inverse=True)
+        for start in range(0, len(rows), size):
+            here = (copies >= start) & (copies < start + size)
+            transition = self.transition if inside else None
+            yield Pass(rows[start : start + size], images[here], copies[here] - start, transition)
