@@ -23,6 +23,7 @@ from benchmarks.pretrain.emoji_world.facts import KINDS, NAMES, labels  # noqa: 
 from benchmarks.pretrain.emoji_world.fit import fit, restore  # noqa: E402
 from benchmarks.pretrain.emoji_world.folder import SCALING  # noqa: E402
 from benchmarks.pretrain.emoji_world.prompts import (  # noqa: E402
+    LIKELY,
     UNSEEN,
     Record,
     all_facts,
@@ -117,7 +118,7 @@ def test_prompt_sets_hold_out_what_they_name() -> None:
     assert len(held_out) == 3
     assert not any(prompts["train"] & members for members in held_out)
     kinds = [sum(one["weight"] for one in sets["train"] if one["tag"] == kind) for kind in KINDS]
-    assert kinds == pytest.approx([kinds[0]] * len(KINDS))
+    assert kinds == pytest.approx([120 * LIKELY[kind] for kind in KINDS])
     for name, members in {**sets, "held-out": together(sets)}.items():
         lines = (SHIPPED / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == members

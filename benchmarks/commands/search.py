@@ -80,15 +80,15 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 }
 #: On emoji-world four candidates for each algorithm, also for the younger one of its page; the rest is as its
 #: training.json recommends.
-_RWR_ON_GENEVAL: tuple[Settings, ...] = tuple({"learning_rate": rate} for rate in (2e-5, 6e-5, 2e-4, 6e-4))
+_RWR_ON_GENEVAL: list[Settings] = [{"learning_rate": rate} for rate in (2e-5, 6e-5, 2e-4, 6e-4)]
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "ddpo-is": (
         *({"updates_per_iteration": 2, "learning_rate": rate} for rate in (7e-5, 1.5e-4, 3e-4)),
         {"updates_per_iteration": 4, "learning_rate": 7e-5},
     ),
-    "ddpo-sf": tuple({"learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)),
-    "rwr": _RWR_ON_GENEVAL,
-    "sparse-rwr": _RWR_ON_GENEVAL,
+    "ddpo-sf": (*({"learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)),),
+    "rwr": (*_RWR_ON_GENEVAL,),
+    "sparse-rwr": (*_RWR_ON_GENEVAL,),
     "awm": (
         *({"learning_rate": rate} for rate in (1.5e-4, 3e-4, 6e-4)),
         {"learning_rate": 3e-4, "anchor_start": 0.1},

@@ -20,6 +20,9 @@ UNSEEN = ("pig", "turtle", "butterfly", "tree", "guitar")
 LARGEST_SEEN = 3
 """The largest number in a training prompt."""
 
+LIKELY = {"single_object": 0.5, "two_object": 1, "counting": 1, "colors": 0.75, "position": 1.25, "color_attr": 1.5}
+"""How likely a training prompt is of a kind, beside the others: what the model already does teaches it little."""
+
 
 def record(kind: str, facts: Facts) -> Record:
     """Return the prompt of a kind and its facts, in the order of ``captions._RADICES``, with GenEval's fields."""
@@ -81,7 +84,7 @@ def prompt_sets(most: int = 60) -> dict[str, list[Record]]:
     """Return the benchmark of all objects, the training set and three held-out sets, at most ``most`` of a kind each.
 
     The prompts of a set are drawn at random from all that belong to it, the same ones every time. Weights make the
-    kinds of the training set equally likely.
+    kinds of the training set as likely as :data:`LIKELY` says.
     """
     drawn: dict[str, list[Record]] = {}
     for kind in KINDS:
@@ -93,7 +96,7 @@ def prompt_sets(most: int = 60) -> dict[str, list[Record]]:
         for name, members in sets.items():
             limit = 2 * most if name == "train" else most
             chosen = random.Random(f"{kind} {name}").sample(members, min(limit, len(members)))
-            more = {"weight": limit / len(chosen)} if name == "train" else {}
+            more = {"weight": LIKELY[kind] * limit / len(chosen)} if name == "train" else {}
             drawn.setdefault(name, []).extend({**record(kind, facts), **more} for facts in sorted(chosen))
     return drawn
 

@@ -39,7 +39,7 @@ Nothing was picked: the prompts are spread evenly over the benchmark, and the se
 
 Objects: {objects}. Colours: {colours}; an object is never asked for in a colour that it has anyway. Each of the files
 in `prompts/` holds records with GenEval's fields, as JSON lines: `benchmark` (all objects), `train`, whose weights make
-the kinds equally likely, and three sets that `train` has nothing of: `held-out-objects` (five objects),
+the harder kinds likelier, and three sets that `train` has nothing of: `held-out-objects` (five objects),
 `held-out-pairs` (a fifth of the pairs of the other objects) and `held-out-counts` (four of an object); `held-out` has
 at most 24 prompts of each kind from these three. By name they are `emoji-world` (`train`), `emoji-world-benchmark`,
 `emoji-world-held-out` and so on: `--prompts emoji-world-held-out`.
