@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from algorithms.config.algorithms import PRESETS, DDPOConfig, ForwardProcessConfig, RWRConfig, SB3PPOConfig
+from algorithms.config.algorithms import DDPOConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
+from algorithms.config.forward_process import PRESETS, ForwardProcessConfig
+from algorithms.config.grpo import GRPO_PRESETS, GRPOConfig
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
     from algorithms.base import DiffusionAlgorithm, Requirements
     from algorithms.ddpo import DDPO
     from algorithms.forward_process import ForwardProcess
+    from algorithms.grpo import GRPO
     from algorithms.policy import DenoisingPolicy
     from algorithms.rwr import RWR
     from algorithms.sb3_ppo import SB3PPO
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ALGORITHMS",
     "DDPO",
+    "GRPO",
+    "GRPO_PRESETS",
     "PRESETS",
     "RWR",
     "SB3PPO",
@@ -31,6 +36,7 @@ __all__ = [
     "EvaluationConfig",
     "ForwardProcess",
     "ForwardProcessConfig",
+    "GRPOConfig",
     "PolicyConfig",
     "RWRConfig",
     "Requirements",
@@ -76,6 +82,16 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
         ForwardProcessConfig.preset("nft"),
         "DiffusionNFT: as awm, around an old policy that follows slowly, and samples.",
     ),
+    **{
+        name: AlgorithmEntry("algorithms.grpo:GRPO", GRPOConfig.preset(name), summary)
+        for name, summary in {
+            "grpo": "DDPO-IS with advantages in groups, as Flow-GRPO.",
+            "grpo-fast": "Flow-GRPO-Fast: noise and training in two steps, at random in the first half.",
+            "mixgrpo": "MixGRPO: noise and training in four steps, which slide from noise to image.",
+            "flow-dppo": "As grpo, with a mask by the KL to the old policy in the place of the clip.",
+            "branched": "Groups are one image until one random step, which alone has noise and is trained.",
+        }.items()
+    },
     "sb3-ppo": AlgorithmEntry(
         "algorithms.sb3_ppo:SB3PPO",
         SB3PPOConfig(),
@@ -90,6 +106,7 @@ __getattr__, __dir__ = _lazy.attributes(
         "DenoisingPolicy": "algorithms.policy",
         "DiffusionAlgorithm": "algorithms.base",
         "ForwardProcess": "algorithms.forward_process",
+        "GRPO": "algorithms.grpo",
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",
         "SB3PPO": "algorithms.sb3_ppo",

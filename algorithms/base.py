@@ -12,13 +12,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
+from algorithms.chunks import SampledChunk
 from algorithms.evaluation import calibrate_reward, evaluate
 from algorithms.memory import OutOfMemory, find_chunk_size, is_out_of_memory
 from algorithms.metrics import log_names, prompt_labels, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
 from algorithms.reference import Reference
 from algorithms.requirements import Requirements as Requirements
-from algorithms.rollouts import Interrupted, OnStep, Rollout, SampledChunk, collect
+from algorithms.rollouts import Interrupted, OnStep, Rollout, collect
 from algorithms.sb3.algorithm import Config
 from algorithms.sb3.callback_locals import CallbackLocals, Step
 from algorithms.seeding import TRAINING_STREAMS, Noise, prompt_order

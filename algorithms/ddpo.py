@@ -1,18 +1,20 @@
 """Denoising diffusion policy optimisation: DDPO-SF and DDPO-IS (Black et al. 2023, section 4.3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from algorithms.base import Requirements
+from algorithms.chunks import SampledChunk
 from algorithms.config.algorithms import DDPOConfig as DDPOConfig
 from algorithms.losses import importance_sampling_loss, kl_penalty_loss, ratio_statistics, score_function_loss
 from algorithms.metrics import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
 from algorithms.with_advantages import WithAdvantages
+from diffusion_gym.transitions import Gaussian
 
 
 class DDPO(WithAdvantages[DDPOConfig]):
@@ -39,29 +41,55 @@ class DDPO(WithAdvantages[DDPOConfig]):
         advantages = self.clipped_advantages(rollout)
         here, dimensions = rollout.split.here(advantages), rollout.latents[0, 0].numel()
         for update in range(rollout.updates):
-            transitions = len(rollout.assigned(update)) * self._steps_per_image
-            for chunk in self.sampled_chunks(rollout, update, self._drawn_steps(rollout)):
-                new, gaussian = self.policy.log_prob(chunk.rows, chunk.next_latents)
-                old, advantage = chunk.log_prob, here[chunk.images]
-                if config.importance_sampling:  # equation 4: max(-A ratio, -A clip(ratio)), ratio = p / p_old
-                    loss = importance_sampling_loss(
-                        new, old, advantage, dimensions, config.log_prob_reduction, config.clip_range
-                    )
-                else:  # equation 3: -A log p(x_{t-1} | x_t, c)
-                    loss = score_function_loss(new, advantage, dimensions, config.log_prob_reduction)
-                seen = {}
+            transitions, rows = len(rollout.assigned(update)) * self._steps_per_image, 0
+            for chunk in self.chunks(rollout, update):
+                new, gaussian = chunk.log_prob_under(self.policy)
+                advantage = here[chunk.images]
+                loss, seen = self.surrogate(chunk, new, gaussian, advantage)
                 if config.kl_penalty > 0:
-                    assert self.reference is not None
-                    kl = self.reference.kl(chunk.rows, gaussian)
+                    kl = gaussian.kl(chunk.per_image(self._start(chunk)))
                     loss = loss + kl_penalty_loss(kl, config.kl_penalty, dimensions, config.log_prob_reduction)
-                    seen["train/kl_to_start"] = kl * len(self.policy.trainable_steps)  # nats per image
+                    seen["train/kl_to_start"] = kl * self._steps_with_density  # nats per image
                 self.backward(chunk.weight * loss.sum() / transitions)
-                ratios = ratio_statistics(new, old, advantage, config.clip_range)
+                rows += chunk.weight * len(chunk.rows)
+                ratios = ratio_statistics(new, chunk.log_prob, advantage, config.clip_range)
                 meter.add(seen | ratios.metrics() | {"train/loss": loss}, chunk.weight)
-            grad_norm = self.step(self.optimizer)
-            meter.add({"train/grad_norm": grad_norm})
-            self.count_rows(transitions, reference=transitions if config.kl_penalty > 0 else 0)
+            meter.add({"train/grad_norm": self.step(self.optimizer)})
+            rows = sum(self.ranks.gather_objects(rows))
+            self.count_rows(rows, reference=rows if config.kl_penalty > 0 else 0)
         return meter.means() | self.advantage_metrics(rollout, advantages)
+
+    def chunks(self, rollout: Rollout, update: int) -> Iterator[SampledChunk]:
+        """Yield the transitions that an update trains on."""
+        return self.sampled_chunks(rollout, update, self._drawn_steps(rollout))
+
+    def surrogate(
+        self, chunk: SampledChunk, new: Tensor, gaussian: Gaussian, advantages: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a chunk's images, (k,), and what is logged beside, each (k,).
+
+        Args:
+            chunk: with the log-density ``chunk.log_prob`` of the policy that sampled.
+            new: (k,), the present policy's, with gradients.
+            gaussian: the present policy's, of each image.
+            advantages: (k,).
+        """
+        config, dimensions = self.config, gaussian.dimensions
+        if config.importance_sampling:  # equation 4: max(-A ratio, -A clip(ratio)), ratio = p / p_old
+            loss = importance_sampling_loss(
+                new, chunk.log_prob, advantages, dimensions, config.log_prob_reduction, config.clip_range
+            )
+        else:  # equation 3: -A log p(x_{t-1} | x_t, c)
+            loss = score_function_loss(new, advantages, dimensions, config.log_prob_reduction)
+        return loss, {}
+
+    def _start(self, chunk: SampledChunk) -> Gaussian:
+        assert self.reference is not None
+        return self.reference.distribution(chunk.rows, chunk.transition)
+
+    @property
+    def _steps_with_density(self) -> int:
+        return len(self.policy.trainable_steps)
 
     @property
     def _steps_per_image(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from algorithms.base import Requirements
-from algorithms.config.algorithms import ForwardProcessConfig as ForwardProcessConfig
+from algorithms.config.forward_process import ForwardProcessConfig as ForwardProcessConfig
 from algorithms.losses import forward_process_loss, mean_square, time_weights
 from algorithms.metrics import Meter
 from algorithms.parallel.split import RowChunk

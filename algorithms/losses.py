@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_gym.transitions import Reduction, Schedule
+from diffusion_gym.transitions import Reduction, Schedule, Transition
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,42 @@ def ratio_statistics(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor,
     joint = log_prob - old_log_prob
     # expm1 keeps the digits that ``ratio - 1`` loses: at D = 16,384 a mean log-ratio of 3e-5 has a KL of 4.5e-10.
     return RatioStatistics(joint, torch.expm1(joint) - joint, (joint * advantages.sign() > clip_range).float())
+
+
+def masked_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    dimensions: int,
+    reduction: Reduction,
+    kl: Tensor,
+    limit: float,
+) -> tuple[Tensor, Tensor]:
+    """Return Flow-DPPO's loss (arXiv 2606.11025), ``-A ratio`` of the rows that may move, and which may not, each (m,).
+
+    A row is left out where its KL from the policy that sampled exceeds the limit and its gradient would raise it: where
+    A > 0 and ratio > 1, or A < 0 and ratio < 1.
+
+    Args:
+        log_prob, old_log_prob, advantages, dimensions, reduction: as :func:`importance_sampling_loss`'s.
+        kl: (m,), joint nats, ``|mu - mu_old|^2 / (2 s^2)``.
+        limit: joint nats.
+    """
+    log_ratio = (log_prob - old_log_prob) / (dimensions if reduction == "mean" else 1)
+    masked = (kl > limit) & (advantages * log_ratio > 0)
+    return -advantages * log_ratio.exp() * ~masked, masked
+
+
+def output_scales(transition: Transition) -> Tensor:
+    """Return ``|d mu / d output| / std`` of each step, (T,), float32; infinite where the std is 0.
+
+    The gradient of a step's log-density has this factor: of ten DDIM steps of a model that predicts v the ninth counts
+    a hundred times the first.
+    """
+    steps = torch.arange(len(transition.std), device=transition.std.device)
+    x_t = torch.zeros(len(steps), 1, device=transition.std.device)
+    low, high = (transition(torch.full_like(x_t, value), x_t, steps).mean for value in (0.0, 1e-3))
+    return ((high - low).flatten().abs() / 1e-3) / transition.std
 
 
 def kl_penalty_loss(kl: Tensor, coefficient: float, dimensions: int, reduction: Reduction) -> Tensor:

@@ -15,13 +15,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from algorithms.chunks import Pass, SampledChunk
 from algorithms.parallel.split import Split
 from algorithms.policy import DenoisingPolicy, Rows
 from algorithms.reference import Reference
 from algorithms.sb3.callback_locals import Step
 from algorithms.scoring import Scoring
 from algorithms.seeding import TRAINING_STREAMS, Noise, StepNoise, Streams
-from algorithms.chunks import Pass, SampledChunk
 from algorithms.windows import Windows
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning

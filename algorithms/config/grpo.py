@@ -1,0 +1,118 @@
+"""The configuration of GRPO and its relatives, apart from their class: reading it does not import torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from algorithms.config.algorithms import DDPOConfig
+from algorithms.config.base import PolicyConfig, override
+from algorithms.config.fields import check_range
+
+G = TypeVar("G", bound="GRPOConfig")
+
+_NOISE_FREE = PolicyConfig(eta=0.0)
+#: The published recipes, by their names, as fields of :class:`GRPOConfig` that differ from its defaults.
+GRPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "grpo": {},
+    "grpo-fast": {"window": 2, "window_range": (0.0, 0.5), "policy": _NOISE_FREE},
+    "mixgrpo": {"window": 4, "window_place": "sliding", "window_every": 25, "policy": _NOISE_FREE},
+    "flow-dppo": {"proximal": "mask"},
+    "branched": {"window": 1, "branched": True, "step_weight": "equal", "policy": _NOISE_FREE},
+}
+
+
+@dataclass(frozen=True)
+class GRPOConfig(DDPOConfig):
+    """GRPO: DDPO-IS with advantages in groups; the steps that are trained may be few, and groups may branch there."""
+
+    images_per_prompt: int = 8
+    """Images in a row with the same prompt: a group, whose rewards are compared."""
+    advantages: Literal["running", "group", "leave-one-out"] = "group"
+    """Baseline of the reward: each prompt's running mean and std, or this iteration's images of the prompt (as GRPO),
+    or the prompt's other images in it (as RLOO)."""
+    updates_per_iteration: int = 2
+    """Gradient updates per rollout, each on its own share of the groups."""
+    window: int = 0
+    """Steps with noise of their own, which alone are trained, the same ones for a group; 0: all steps with noise."""
+    window_eta: float = 1.0
+    """Noise of the steps in the window, as policy.eta; others have policy.eta, in Flow-GRPO-Fast and MixGRPO 0."""
+    window_place: Literal["random", "sliding"] = "random"
+    """Each group's window at random in each iteration, evenly spread; or one window that slides from noise to image."""
+    window_range: Annotated[tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 1.0)
+    """Which steps may lie in a window, as shares of those that can have noise: 0 is the noisiest."""
+    window_every: int = 1
+    """Iterations until a sliding window moves."""
+    window_stride: int = 1
+    """Steps by which a sliding window moves; after the last place it begins again."""
+    branched: bool = False
+    """A group shares its first latents and all noise before the window, where it is denoised once."""
+    antithetic: bool = False
+    """Two images in a row have opposite noise of their own."""
+    step_weight: Literal["likelihood", "equal"] = "likelihood"
+    """How much a step counts: as its likelihood has it, late steps most, or all steps equally in the model's output."""
+    proximal: Literal["clip", "mask"] = "clip"
+    """What bounds an update: PPO's clip_range, or leaving out rows with more than mask_kl that would go on (Flow-DPPO)."""
+    mask_kl: float = 0.65
+    """KL to the policy that sampled from which a row may be left out, joint nats; the paper's 1e-5 times its 65,536
+    dimensions. For proximal "mask"."""
+    centred_ratio: bool = False
+    """GRPO-Guard's ratio: log-ratios without their mean, and times the step's std, so that no step is clipped more."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later, or would do nothing."""
+        super().__post_init__()
+        if not self.importance_sampling:
+            raise ValueError("GRPO takes importance ratios; for the score function take DDPO with advantages='group'.")
+        for name in ("window_every", "window_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.window < 0 or self.window_eta <= 0 or self.mask_kl <= 0:
+            raise ValueError(
+                "window must be at least 0, window_eta and mask_kl positive, got "
+                f"{self.window}, {self.window_eta} and {self.mask_kl}."
+            )
+        check_range("window_range", self.window_range)
+        self._check_use()
+
+    def _check_use(self) -> None:
+        """Raise ValueError for settings that would do nothing, or contradict each other."""
+        if self.window and self.timestep_fraction < 1:
+            raise ValueError("a window says which steps are trained; leave timestep_fraction at 1, or set window to 0.")
+        if not self.window and (self.branched or self.window_place == "sliding"):
+            raise ValueError("branched and sliding windows need a window; set window to 1 or more.")
+        groups = self.images_per_iteration // self.images_per_prompt
+        if groups % self.updates_per_iteration:
+            raise ValueError(
+                f"updates_per_iteration ({self.updates_per_iteration}) must divide the {groups} groups of "
+                f"images_per_prompt ({self.images_per_prompt}) images in an iteration, which stay whole; set it to 1, "
+                "or images_per_iteration higher."
+            )
+        for name, needed in (("branched", 2), ("antithetic", 2)):
+            if getattr(self, name) and self.images_per_prompt % needed:
+                raise ValueError(
+                    f"{name} needs an even number of images_per_prompt, got {self.images_per_prompt}; 8 is usual."
+                )
+        if self.branched and self.num_envs % self.images_per_prompt:
+            raise ValueError(
+                f"branched groups are denoised as one, so num_envs ({self.num_envs}) must be a multiple of "
+                f"images_per_prompt ({self.images_per_prompt})."
+            )
+
+    @classmethod
+    def preset(cls: type[G], name: str, **changes: Any) -> G:
+        """Return a recipe, "grpo", "grpo-fast", "mixgrpo", "flow-dppo" or "branched", with changes.
+
+        Raises:
+            TypeError: an unknown field.
+            ValueError: an unknown name, or a refused value.
+        """
+        if name not in GRPO_PRESETS:
+            raise ValueError(f"unknown preset {name!r}; expected one of {sorted(GRPO_PRESETS)}.")
+        return override(cls(**GRPO_PRESETS[name]), **changes)
+
+    @classmethod
+    def variant(cls, **changes: Any) -> str:
+        """Return the branched form's name where it is asked for."""
+        return "branched" if changes.get("branched", False) else "grpo"
