@@ -106,7 +106,11 @@ def masked_loss(
     A > 0 and ratio > 1, or A < 0 and ratio < 1.
 
     Args:
-        log_prob, old_log_prob, advantages, dimensions, reduction: as :func:`importance_sampling_loss`'s.
+        log_prob: (m,), joint log-density with gradients, up to a constant that ``old_log_prob`` has too.
+        old_log_prob: (m,), of the policy that sampled.
+        advantages: (m,).
+        dimensions: D of one latent.
+        reduction: ``"mean"`` takes the D-th root of the ratio.
         kl: (m,), joint nats, ``|mu - mu_old|^2 / (2 s^2)``.
         limit: joint nats.
     """

@@ -27,6 +27,11 @@ def _each(first: Sequence[Settings], second: Sequence[Settings]) -> tuple[Settin
     return tuple({**one, **other} for one in first for other in second)
 
 
+def _rates(*rates: float, **common: object) -> tuple[Settings, ...]:
+    """Return a candidate for each learning rate, with what they have in common."""
+    return tuple({**common, "learning_rate": rate} for rate in rates)
+
+
 _RATES: list[Settings] = [{"learning_rate": rate} for rate in (1e-3, 2e-3, 3e-3)]
 _SMALL: Settings = {"images_per_iteration": 64, "updates_per_iteration": 5}
 _LARGE: Settings = {"images_per_iteration": 128, "updates_per_iteration": 10}
@@ -80,19 +85,16 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 }
 #: On emoji-world four candidates for each algorithm, also for the younger one of its page; the rest is as its
 #: training.json recommends.
-_RWR_ON_GENEVAL: list[Settings] = [{"learning_rate": rate} for rate in (2e-5, 6e-5, 2e-4, 6e-4)]
+_RWR_ON_GENEVAL: tuple[Settings, ...] = _rates(2e-5, 6e-5, 2e-4, 6e-4)
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "ddpo-is": (
-        *({"updates_per_iteration": 2, "learning_rate": rate} for rate in (7e-5, 1.5e-4, 3e-4)),
+        *_rates(7e-5, 1.5e-4, 3e-4, updates_per_iteration=2),
         {"updates_per_iteration": 4, "learning_rate": 7e-5},
     ),
-    "ddpo-sf": (*({"learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4, 4e-4)),),
-    "rwr": (*_RWR_ON_GENEVAL,),
-    "sparse-rwr": (*_RWR_ON_GENEVAL,),
-    "awm": (
-        *({"learning_rate": rate} for rate in (1.5e-4, 3e-4, 6e-4)),
-        {"learning_rate": 3e-4, "anchor_start": 0.1},
-    ),
+    "ddpo-sf": _rates(5e-5, 1e-4, 2e-4, 4e-4),
+    "rwr": _RWR_ON_GENEVAL,
+    "sparse-rwr": _RWR_ON_GENEVAL,
+    "awm": (*_rates(1.5e-4, 3e-4, 6e-4), {"learning_rate": 3e-4, "anchor_start": 0.1}),
 }
 #: Task -> candidates of its own.
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
