@@ -43,8 +43,8 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
     (with ``timestep_fraction`` below 1, other chunks draw other steps).
 
     A subclass gives ``config_class``, :meth:`requires` and :meth:`update`. It may replace :meth:`collect`,
-    :meth:`sampling_weights`, :meth:`assign`, :meth:`windows` and :meth:`noise`, and keep state of its own with :meth:`extra_state` and
-    :meth:`extra_tensors`.
+    :meth:`sampling_weights`, :meth:`assign`, :meth:`windows` and :meth:`noise`, and keep state of its own with
+    :meth:`extra_state` and :meth:`extra_tensors`.
     """
 
     # -- learning ---------------------------------------------------------------------------------------------------

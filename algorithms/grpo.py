@@ -54,8 +54,8 @@ class GRPO(DDPO):
         if len(self.steps) < config.window:
             raise ValueError(
                 f"a window of {config.window} steps does not fit in window_range {config.window_range}: of "
-                f"{policy.num_inference_steps} steps {len(steps)} can have noise, {len(self.steps)} of them there. Take "
-                "a smaller window, a wider range or more steps."
+                f"{policy.num_inference_steps} steps {len(steps)} can have noise, {len(self.steps)} of them there. "
+                "Take a smaller window, a wider range or more steps."
             )
         scales = output_scales(self.noisy)
         equal = scales[self.steps].mean() / scales

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from algorithms.config.base import AlgorithmConfig, Reduction, divisor
 from algorithms.config.fields import check_statistics
 
-_MAX_CLIP_RANGE = 700  # e to this many nats is the largest ratio that a float64 holds
+_MAX_CLIP_RANGE = 88  # e to this many nats is the largest ratio that a float32 holds
 
 
 @dataclass(frozen=True)

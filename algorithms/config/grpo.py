@@ -53,7 +53,7 @@ class GRPOConfig(DDPOConfig):
     step_weight: Literal["likelihood", "equal"] = "likelihood"
     """How much a step counts: as its likelihood has it, late steps most, or all steps equally in the model's output."""
     proximal: Literal["clip", "mask"] = "clip"
-    """What bounds an update: PPO's clip_range, or leaving out rows with more than mask_kl that would go on (Flow-DPPO)."""
+    """What bounds an update: PPO's clip_range, or to leave out rows that went beyond mask_kl (Flow-DPPO)."""
     mask_kl: float = 0.65
     """KL to the policy that sampled from which a row may be left out, joint nats; the paper's 1e-5 times its 65,536
     dimensions. For proximal "mask"."""
