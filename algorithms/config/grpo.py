@@ -89,15 +89,9 @@ class GRPOConfig(DDPOConfig):
                 f"images_per_prompt ({self.images_per_prompt}) images in an iteration, which stay whole; set it to 1, "
                 "or images_per_iteration higher."
             )
-        for name, needed in (("branched", 2), ("antithetic", 2)):
-            if getattr(self, name) and self.images_per_prompt % needed:
-                raise ValueError(
-                    f"{name} needs an even number of images_per_prompt, got {self.images_per_prompt}; 8 is usual."
-                )
-        if self.branched and self.num_envs % self.images_per_prompt:
+        if self.antithetic and self.images_per_prompt % 2:
             raise ValueError(
-                f"branched groups are denoised as one, so num_envs ({self.num_envs}) must be a multiple of "
-                f"images_per_prompt ({self.images_per_prompt})."
+                f"antithetic pairs need an even number of images_per_prompt, got {self.images_per_prompt}; 8 is usual."
             )
 
     @classmethod

@@ -18,6 +18,7 @@ from benchmarks.runs.recorder import Progress
 from benchmarks.runs.run import read_run, run
 from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 from diffusion_gym.models.exact_denoisers import ExactDenoiser
+from tests.builders.algorithms import KINDS
 
 TASK = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=4)
 
@@ -46,7 +47,7 @@ def test_specification_survives_json() -> None:
         assert RunSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_a_stopped_and_resumed_run_equals_one_never_stopped(algorithm: str, tmp_path: Path) -> None:
     spec = spec_of(algorithm)
     whole = run(spec, tmp_path / "whole")

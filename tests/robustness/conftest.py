@@ -8,9 +8,10 @@ import pytest
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
+from tests.builders.algorithms import KINDS
 
 
-@pytest.fixture(params=list(ALGORITHMS))
+@pytest.fixture(params=KINDS)
 def name(request: pytest.FixtureRequest) -> str:
     """Each algorithm of the registry."""
     return request.param

@@ -15,6 +15,7 @@ from benchmarks.runs.folder import log_lines
 from benchmarks.runs.run import read_run, run
 from benchmarks.runs.safeguards import Safeguards
 from benchmarks.runs.spec import RunSpec, TaskConfig
+from tests.builders.algorithms import KINDS
 
 TRAIN = ["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "full", "--threads", "1"]
 TRAIN += ["--images-per-iteration", "8", "--num-envs", "8", "--num-inference-steps", "2", "--reward-queries", "16"]
@@ -50,7 +51,7 @@ def contents(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", KINDS)
 def test_a_finished_run_made_longer_is_one_that_was_asked_for_at_once(name: str, tmp_path: Path) -> None:
     """Ended between two evaluations, whose extra last one is dropped, and stopped again on the way."""
     run(spec_of(name, 32), tmp_path / "whole")

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import diffusion_gym
-from algorithms import ALGORITHMS
 from algorithms.checkpoints.file import read_checkpoint
 from benchmarks.__main__ import main
 from benchmarks.commands.repeat import differences
 from benchmarks.runs.folder import log_lines
 from benchmarks.runs.run import read_run
+from tests.builders.algorithms import KINDS
 
 REPEAT = """
 import sys
@@ -39,12 +39,12 @@ OPTIONS += ["--policy.trainable", "full", "--evaluation.images", "4", "--seed", 
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of every algorithm in ``first``, and its repetition by another process in ``again``."""
     root = tmp_path_factory.mktemp("repeat")
-    for name in ALGORITHMS:
+    for name in KINDS:
         arguments = ["train", name, *OPTIONS, "--threads", "1", "--folder", str(root / "first" / name)]
         assert main([*arguments, *(["--updates-per-iteration", "2"] if name.endswith("rwr") else [])]) == 0
     source = str(Path(diffusion_gym.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "2"}  # not what the runs had
-    command = [sys.executable, "-c", REPEAT, *ALGORITHMS]
+    command = [sys.executable, "-c", REPEAT, *KINDS]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     (root / "said").write_text(done.stdout, encoding="utf-8")
@@ -58,7 +58,7 @@ def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", KINDS)
 def test_the_repetition_is_equal_to_the_bit(runs: Path, name: str) -> None:
     """Specification, curves, evaluations, weights, moments, statistics and counters; 40 queries are 3 iterations."""
     first, again = runs / "first" / name, runs / "again" / name

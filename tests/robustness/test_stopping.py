@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
 from algorithms.checkpoints.file import read_checkpoint
 from benchmarks.__main__ import main
 from benchmarks.runs.run import read_run
 from benchmarks.runs.stopping import Stopped, StopSignal, quiet_ctrl_c
+from tests.builders.algorithms import KINDS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals to this process")
 TRAIN = ["--model", "exact-mixture", "--reward", "exact-linear", "--policy.trainable", "full", "--threads", "1"]
@@ -90,7 +90,7 @@ def more(name: str) -> list[str]:
     return ["--updates-per-iteration", "2", *sizes] if name in ("ddpo-is", "rwr", "sparse-rwr") else sizes
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("place", ["rollout", "update", "chunk", "first evaluation", "last evaluation"])
 def test_the_first_signal_leaves_a_checkpoint_wherever_it_comes(
     name: str,
