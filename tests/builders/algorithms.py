@@ -2,8 +2,12 @@
 
 from algorithms import ALGORITHMS
 
-#: Further presets of GRPO: all of them pass its own tests and ``check_algorithm``, and "branched" stands for them here.
+#: Names that differ from another one of their class in numbers and losses alone: all pass ``check_algorithm`` and the
+#: tests of their class, and another name stands for them where a test is about runs, files or signals.
 _PRESETS = {"grpo", "grpo-fast", "mixgrpo", "flow-dppo"}
+_VARIANTS = {"ddpo-sf", "sparse-rwr"}
 
 #: One name for each class and kind of rollout.
-KINDS = [name for name in ALGORITHMS if name not in _PRESETS]
+KINDS = [name for name in ALGORITHMS if name not in _PRESETS | _VARIANTS]
+#: One name for each way to weigh images.
+WEIGHINGS = [name for name in ALGORITHMS if name not in _PRESETS]

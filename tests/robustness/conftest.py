@@ -8,10 +8,10 @@ import pytest
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
-from tests.builders.algorithms import KINDS
+from tests.builders.algorithms import WEIGHINGS
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=WEIGHINGS)
 def name(request: pytest.FixtureRequest) -> str:
     """Each algorithm of the registry."""
     return request.param
