@@ -204,6 +204,12 @@ def _made(committed: Committed, words: Sequence[str]) -> str:
     return joined(made, failure_note(committed.results), _command(committed))
 
 
+def _times(committed: Committed, words: Sequence[str]) -> str:
+    """Say how long a run's training took, without its evaluations."""
+    minutes = sorted(run.evaluations[-1].costs["seconds"] / 60 for run in committed.results.runs)
+    return f"A run's training took {minutes[0]:.1f} to {minutes[-1]:.1f} minutes, without its evaluations."
+
+
 def _figures(committed: Committed, words: Sequence[str]) -> str:
     return "\n\n".join(f"![{word}](results/{committed.name}/{word}.png)" for word in committed.drawn(words))
 
@@ -222,5 +228,6 @@ KINDS: dict[str, _Kind] = {
     "equal-reward": _equal_reward,
     "search": _search,
     "made": _made,
+    "times": _times,
     "figures": _figures,
 }

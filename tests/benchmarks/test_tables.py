@@ -416,6 +416,9 @@ def test_the_gold_judge_has_a_table_of_kinds_on_trained_and_held_out_prompts(tmp
     write_results(results, tmp_path / "results" / "composition" / "results.json")
     shown = Block.parse("composition/judge").render(Committed(tmp_path, "composition"))
     assert shown.startswith(text(judge_table(summary)))
+    assert (
+        Block.parse("composition/times").render(Committed(tmp_path, "composition")).startswith("A run's training took")
+    )
     names = {shown.chart.name: shown.figure for shown in evaluation_charts(summary)}
     assert names["held-out-judge-geneval"] == "held-out-judge"
     assert names["judge-counting-geneval"] == "judge-kinds"
