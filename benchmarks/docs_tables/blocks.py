@@ -10,6 +10,7 @@ from benchmarks.analysis.table import bracketed, joined, markdown
 from benchmarks.analysis.tables import (
     equal_reward_table,
     flat,
+    followed_table,
     held_out_table,
     improvement_table,
     judge_table,
@@ -75,6 +76,10 @@ def _rewards(committed: Committed, words: Sequence[str]) -> str:
 def _judge(committed: Committed, words: Sequence[str]) -> str | None:
     summary = committed.only(words)
     return joined(judge_table(summary), judge_note(summary)) or None
+
+
+def _followed(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(followed_table(committed.only(words))) or None
 
 
 def _held_out(committed: Committed, words: Sequence[str]) -> str | None:
@@ -217,6 +222,7 @@ def _figures(committed: Committed, words: Sequence[str]) -> str:
 KINDS: dict[str, _Kind] = {
     "rewards": _rewards,
     "judge": _judge,
+    "followed": _followed,
     "held-out": _held_out,
     "held-out-way": _held_out_way,
     "improvement": _improvement,
