@@ -181,7 +181,7 @@ SUITES: dict[str, Suite] = {
         (0, 1, 2, 3, 4),
     ),
     "follow": Suite(
-        "awm on geneval and its held-out prompts, three seeds, ten minutes each with --threads 2",
+        "awm on geneval and its held-out prompts, three seeds, minutes each with --threads 2",
         _algorithms_on(FOLLOW_TASKS, FOLLOW),
         FOLLOW,
         (0, 1, 2),

@@ -74,8 +74,8 @@ _WHOLE_GENEVAL = replace(
 )
 #: ``--suite composition``: with each held-out prompt in every evaluation.
 COMPOSITION_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=3072)}
-#: ``--suite follow``: the main job, for as long as two cores do in less than ten minutes.
-FOLLOW_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=10_240)}
+#: ``--suite follow``: the main job, for as long as it gains on held-out prompts.
+FOLLOW_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=6144)}
 
 #: Diversity compares pictures of one prompt, so it is left out if an evaluation shows each prompt at most once.
 _MEASURED = ("clip_score", "recognised", "diversity")
