@@ -15,7 +15,7 @@ from torch import Tensor
 from algorithms.chunks import SampledChunk
 from algorithms.evaluation import calibrate_reward, evaluate
 from algorithms.memory import OutOfMemory, find_chunk_size, is_out_of_memory
-from algorithms.metrics import log_names, prompt_labels, rollout_metrics, warn_of_equal_rewards
+from algorithms.metrics import log_names, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
 from algorithms.reference import Reference
 from algorithms.requirements import Requirements as Requirements
@@ -122,34 +122,30 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         assigned = self.assign()
         images = assigned.flatten().tolist()
         callback.on_rollout_start()
-        sampling, split = contextlib.ExitStack(), Split(self.ranks, n)
+        split, numbers = Split(self.ranks, n), [first + image for image in images]
 
         def on_step(step: Step) -> bool:
             self.num_timesteps += len(step.latents) * self.ranks.size
             self._callback_locals.take(step)
             callback.update_locals(self._callback_locals)  # type: ignore[arg-type]
-            sampling.close()  # callbacks see, and save, the weights in training
-            going = callback.on_step()
-            sampling.enter_context(self.sampling_weights())
-            return going
+            return callback.on_step()
 
-        with sampling:
-            sampling.enter_context(self.sampling_weights())
-            rollout = collect(
-                self.rollout_env,
-                self.policy,
-                [mdp.records[order[image]] for image in images],
-                seed,
-                [first + image for image in images],
-                updates=len(assigned),
-                whole_trajectory=self._needs.trajectory,
-                on_step=on_step,
-                score_beside=config.rewards_beside_sampling,
-                split=split,
-                keeps_means=self._needs.means,
-                windows=self.windows(images, split),
-                noise=self.noise([first + image for image in images]),
-            )
+        rollout = collect(
+            self.rollout_env,
+            self.policy,
+            [mdp.records[order[image]] for image in images],
+            seed,
+            numbers,
+            updates=len(assigned),
+            whole_trajectory=self._needs.trajectory,
+            weights=self.sampling_weights,
+            on_step=on_step,
+            score_beside=config.rewards_beside_sampling,
+            split=split,
+            keeps_means=self._needs.means,
+            windows=self.windows(images, split),
+            noise=self.noise(numbers),
+        )
         callback.on_rollout_end()
         self._callback_locals.forget()
         self.costs["reward_queries"] += n
@@ -274,7 +270,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         """Return the rollout's metrics, and note its rewards where Stable-Baselines3 looks for the latest episodes."""
         mdp = self.mdp
         reward = mdp.reward
-        metrics = rollout_metrics(rollout, reward, prompt_labels(mdp.prompt_set))
+        metrics = rollout_metrics(rollout, reward, mdp.prompt_set)
         self.last_rollout_reward = metrics["rollout/ep_rew_mean"]
         if self.ranks.is_first:
             warn_of_equal_rewards(rollout, reward, self._equal_rewards)
@@ -305,7 +301,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
 
     def log_names(self) -> dict[str, str]:
         """Return names in the log's keys -> the prompts and reward parts they stand for, where these differ."""
-        return log_names(self.mdp.reward, prompt_labels(self.mdp.prompt_set))
+        return log_names(self.mdp.reward, self.mdp.prompt_set)
 
     def _evaluate_if_due(self, final: bool = False) -> None:
         config = self.config.evaluation

@@ -148,7 +148,7 @@ def kl_penalty_loss(kl: Tensor, coefficient: float, dimensions: int, reduction: 
 
 def weighted_denoising_loss(model_output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """RWR (Black et al. 2023, section 4.2): ``w mean_D((target - output)^2)``, (m,)."""
-    return weights * (model_output - target).square().flatten(1).mean(1)
+    return weights * mean_square(model_output - target)
 
 
 def mean_square(difference: Tensor) -> Tensor:

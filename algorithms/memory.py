@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from diffusion_gym.prompt_records import Prompt
 from diffusion_gym.rewards import RewardError
 
 if TYPE_CHECKING:
@@ -109,13 +110,13 @@ def find_chunk_size(algorithm: "DiffusionAlgorithm[Any]") -> None:
     if ranks.sharded or policy.model.device.type not in PROBED_DEVICES:
         algorithm.chunk_size_found = True
         return
-    prompts, whole = [""] * (config.images_per_iteration // ranks.size), algorithm.requires(config).trajectory
+    records, whole = [Prompt("")] * (config.images_per_iteration // ranks.size), algorithm.requires(config).trajectory
     trained = list(algorithm.trained_parameters().values())
     state = algorithm.optimizer.state if hasattr(algorithm, "optimizer") else {}
 
     def storage() -> object:
         moments = [torch.zeros_like(value) for value in trained for _ in range(2) if value not in state]
-        return moments, Rollout.empty(policy, prompts, whole)
+        return moments, Rollout.empty(policy, records, whole)
 
     fit_chunk_size(policy, lambda: try_chunk(policy, trained, storage))
     policy.chunk_size = min(ranks.gather_objects(policy.chunk_size))

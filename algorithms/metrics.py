@@ -18,15 +18,15 @@ BY_PROMPT = 16
 _PART_NAME = 21  # with _below_floor behind it a key still fits into a table
 
 
-def rollout_metrics(rollout: Rollout, reward: RewardFunction, labels: Mapping[str, str]) -> dict[str, float]:
-    """Return statistics of a rollout's rewards and of a combined reward's parts, and means by prompt.
+def rollout_metrics(rollout: Rollout, reward: RewardFunction, prompts: PromptSet) -> dict[str, float]:
+    """Return statistics of a rollout's rewards and of a combined reward's parts, and of few prompts each one's mean.
 
     For a part with a floor, also the share of images below it.
 
     Args:
         rollout: with rewards.
         reward: that gave them.
-        labels: key of a prompt's record -> its name in the log, of those prompts whose mean is logged.
+        prompts: the environment's.
     """
     rewards = rollout.rewards.cpu().double()  # large rewards overflow float32 once they are summed or squared
     metrics = {
@@ -41,6 +41,7 @@ def rollout_metrics(rollout: Rollout, reward: RewardFunction, labels: Mapping[st
         metrics |= {f"{key}_mean": float(scores.mean()), f"{key}_std": float(scores.std(correction=0))}
         if name in floors:
             metrics[f"{key}_below_floor"] = float((scores < floors[name]).float().mean())
+    labels = _labels(prompts)
     for key in dict.fromkeys(rollout.keys):
         if key in labels:
             chosen = torch.tensor([other == key for other in rollout.keys])
@@ -73,15 +74,18 @@ def _equal(scores: Sequence[float], prompts: Sequence[str]) -> str | None:
     return None
 
 
-def prompt_labels(prompts: PromptSet) -> dict[str, str]:
+def _labels(prompts: PromptSet) -> dict[str, str]:
     """Return key of a prompt's record -> its name in the log; none where there are too many to log each."""
     return prompts.labels if len(prompts.records) <= BY_PROMPT else {}
 
 
-def log_names(reward: RewardFunction, labels: Mapping[str, str]) -> dict[str, str]:
+def log_names(reward: RewardFunction, prompts: PromptSet) -> dict[str, str]:
     """Return names in the log's keys -> the prompts and reward parts they stand for, where these differ."""
     parts = reward.names if isinstance(reward, WeightedSum) else []
-    names = {**{log_name(text): text for text in labels.values()}, **{part_name(text): text for text in parts}}
+    names = {
+        **{log_name(text): text for text in _labels(prompts).values()},
+        **{part_name(text): text for text in parts},
+    }
     return {name: text for name, text in names.items() if name != text}
 
 

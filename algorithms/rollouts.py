@@ -8,6 +8,7 @@ the same memory. Kernels then round as they did in sampling, and before the firs
 importance ratio is exactly 1, on any processor whose kernels are deterministic.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,11 +26,13 @@ from algorithms.seeding import TRAINING_STREAMS, Noise, StepNoise, Streams
 from algorithms.windows import Windows
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models import Conditioning
-from diffusion_gym.prompt_records import Prompt, PromptLike, as_prompt
+from diffusion_gym.prompt_records import Prompt, PromptLike
 from diffusion_gym.rewards import Scores
 
 #: Called after every step of the environments; False stops.
 OnStep = Callable[[Step], bool]
+#: Makes a context in which the policy has the weights that sample.
+Weights = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -202,7 +205,7 @@ class Rollout:
     def empty(
         cls,
         policy: DenoisingPolicy,
-        prompts: Sequence[PromptLike],
+        records: Sequence[Prompt],
         whole_trajectory: bool,
         device: torch.device | str | None = None,
         split: Split | None = None,
@@ -212,16 +215,16 @@ class Rollout:
         keeps_means: bool = False,
         windows: Windows | None = None,
     ) -> "Rollout":
-        """Allocate storage for one image per prompt, on the policy's device or on another such as "meta".
+        """Allocate storage for one image per record, on the policy's device or on another such as "meta".
 
         Raises:
             ValueError: the number of updates does not divide that of the images.
         """
-        if len(prompts) % updates:
+        if len(records) % updates:
             raise ValueError(
-                f"{len(prompts)} images cannot be assigned to {updates} updates equally; choose a divisor."
+                f"{len(records)} images cannot be assigned to {updates} updates equally; choose a divisor."
             )
-        split = Split.alone(len(prompts)) if split is None else split
+        split = Split.alone(len(records)) if split is None else split
         model, n, steps = policy.model, len(split.kept), policy.num_inference_steps
 
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -231,8 +234,8 @@ class Rollout:
             latents=new(steps + 1 if whole_trajectory else 1, n, *model.latent_shape),
             log_probs=new(steps if whole_trajectory else 0, n),
             conditioning={name: new(n, *shape, dtype=dtype) for name, (shape, dtype) in policy.conditioning.items()},
-            records=[as_prompt(prompt, "a prompt") for prompt in prompts],
-            rewards=new(len(prompts)),
+            records=list(records),
+            rewards=new(len(records)),
             images=new(n, *model.image_shape, dtype=torch.uint8),
             split=split,
             round_size=n if round_size is None else round_size,
@@ -253,6 +256,7 @@ def collect(
     updates: int = 1,
     whole_trajectory: bool = True,
     streams: Streams = TRAINING_STREAMS,
+    weights: Weights = contextlib.nullcontext,
     on_step: OnStep | None = None,
     score_beside: bool = False,
     reference: Reference | None = None,
@@ -272,6 +276,8 @@ def collect(
         updates: how many updates the images are assigned to, equally many neighbours to each.
         whole_trajectory: store all latents and log-probabilities, or the finished latents alone.
         streams: of the initial latents and of the steps' noise.
+        weights: gives the policy the weights that sample, for each step's forward passes alone, so that callbacks see,
+            and save, those in training.
         on_step: called after every step of the environments; False stops.
         score_beside: score each round's images in a thread while the next round is sampled; same results.
         reference: the starting model, if the KL to it is to be measured: one more forward per row.
@@ -295,7 +301,7 @@ def collect(
             going = True
             for start in range(0, len(split.kept), env.num_envs):
                 step = on_step if going else None
-                going &= _sample_round(env, policy, rollout, start, noise, scoring, step, reference)
+                going &= _sample_round(env, policy, rollout, start, noise, weights, scoring, step, reference)
             return going, scoring.result()
 
         going, scores = split.ranks.call(sample)
@@ -310,6 +316,7 @@ def _sample_round(
     rollout: Rollout,
     start: int,
     noise: Noise,
+    weights: Weights,
     scoring: Scoring,
     on_step: OnStep | None,
     reference: Reference | None,
@@ -332,7 +339,7 @@ def _sample_round(
         z = step_noise.draw(None if rollout.windows is None else rollout.windows.before(t)[mine])
         z = z.to(rollout.latents.device, non_blocking=True)
         after = t + 1 if rollout.is_whole else 0
-        with torch.no_grad():
+        with torch.no_grad(), weights():
             for p in (p for images in regions for p in rollout.passes(images, t, policy.chunk_size)):
                 rows = rollout.rows(p.rows, t)
                 gaussian = policy.distribution(rows, p.transition)  # p(x_{t-1} | x_t, c)

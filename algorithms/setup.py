@@ -132,8 +132,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
 
     def _check_held_out(self, mdp: DenoisingMDP) -> None:
         """Raise ValueError for held-out prompts that are trained on, or that model or reward cannot use."""
-        check_held_out(mdp.prompts, self.config.evaluation)
         if self.config.evaluation.held_out_prompts is not None:
+            check_held_out(mdp.prompts, self.config.evaluation)
             mdp.check(load_prompts(self.config.evaluation.held_out_prompts).records)
 
     def _check_noise(self) -> None:

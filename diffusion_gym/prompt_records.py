@@ -135,9 +135,9 @@ class PromptSet:
         """Return the prompts as JSON that :func:`load_prompts` takes; raises as :meth:`Prompt.describe`."""
         return [record.describe(self.weights is not None) for record in self.records]
 
-    def index(self, record: Prompt) -> int:
-        """Return a record's place, or -1 for one from elsewhere."""
-        return self._places.get(record.key, -1)
+    def indices(self, records: Sequence[Prompt]) -> list[int]:
+        """Return each record's place, or -1 for one from elsewhere."""
+        return [self._places.get(record.key, -1) for record in records]
 
     def find(self, prompts: Sequence[PromptLike], what: str = "prompts") -> list[Prompt]:
         """Return the records of prompts: of a text the set's record with this text, if there is one.

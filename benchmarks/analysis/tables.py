@@ -82,6 +82,25 @@ def judge_table(summary: Curves) -> Table | None:
     return Table([*columns, *(Column(kind_of(name) or "all kinds") for name in names)], rows) if rows else None
 
 
+def followed_table(summary: Curves) -> Table | None:
+    """Return the gold judge's share of right pictures of all kinds, before to after, on trained and held-out prompts.
+
+    None if no run measured it.
+    """
+    rows: list[list[Cell]] = [
+        [
+            [Name(variant)],
+            f"{curve.queries[-1]:,.0f}",
+            start_to_end(curve, JUDGE, False),
+            start_to_end(curve, JUDGE, True),
+        ]
+        for _, variant, curve in flat(summary)
+        if JUDGE in curve.held_out_metrics
+    ]
+    columns = ("reward queries", "trained prompts, right", "held-out prompts, right")
+    return Table([_ALGORITHM, *map(Column, columns)], rows) if rows else None
+
+
 def held_out_table(summary: Curves) -> Table | None:
     """Return rewards on trained and on held-out prompts side by side, or None if no prompts were held out."""
     columns = ("trained prompts", "95 % interval", "held-out prompts", "95 % interval", "share")

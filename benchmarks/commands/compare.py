@@ -35,6 +35,7 @@ class Compare:
             "default",
             "quick",
             "composition",
+            "follow",
             "jpeg",
             "exact",
             "learned-rewards",

@@ -85,7 +85,7 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 }
 #: On emoji-world four candidates for each algorithm, also for the younger one of its page; the rest is as its
 #: training.json recommends.
-_RWR_ON_GENEVAL: tuple[Settings, ...] = _rates(2e-5, 6e-5, 2e-4, 6e-4)
+_RWR_ON_GENEVAL: tuple[Settings, ...] = _rates(2e-5, 6e-6, 2e-6, 6e-7)  # from 2e-5 on it destroys the model
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "ddpo-is": (
         *_rates(7e-5, 1.5e-4, 3e-4, updates_per_iteration=2),

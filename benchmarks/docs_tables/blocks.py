@@ -10,6 +10,7 @@ from benchmarks.analysis.table import bracketed, joined, markdown
 from benchmarks.analysis.tables import (
     equal_reward_table,
     flat,
+    followed_table,
     held_out_table,
     improvement_table,
     judge_table,
@@ -75,6 +76,10 @@ def _rewards(committed: Committed, words: Sequence[str]) -> str:
 def _judge(committed: Committed, words: Sequence[str]) -> str | None:
     summary = committed.only(words)
     return joined(judge_table(summary), judge_note(summary)) or None
+
+
+def _followed(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(followed_table(committed.only(words))) or None
 
 
 def _held_out(committed: Committed, words: Sequence[str]) -> str | None:
@@ -204,6 +209,12 @@ def _made(committed: Committed, words: Sequence[str]) -> str:
     return joined(made, failure_note(committed.results), _command(committed))
 
 
+def _times(committed: Committed, words: Sequence[str]) -> str:
+    """Say how long a run's training took, without its evaluations."""
+    minutes = sorted(run.evaluations[-1].costs["seconds"] / 60 for run in committed.results.runs)
+    return f"A run's training took {minutes[0]:.1f} to {minutes[-1]:.1f} minutes, without its evaluations."
+
+
 def _figures(committed: Committed, words: Sequence[str]) -> str:
     return "\n\n".join(f"![{word}](results/{committed.name}/{word}.png)" for word in committed.drawn(words))
 
@@ -211,6 +222,7 @@ def _figures(committed: Committed, words: Sequence[str]) -> str:
 KINDS: dict[str, _Kind] = {
     "rewards": _rewards,
     "judge": _judge,
+    "followed": _followed,
     "held-out": _held_out,
     "held-out-way": _held_out_way,
     "improvement": _improvement,
@@ -222,5 +234,6 @@ KINDS: dict[str, _Kind] = {
     "equal-reward": _equal_reward,
     "search": _search,
     "made": _made,
+    "times": _times,
     "figures": _figures,
 }

@@ -39,7 +39,7 @@ class Tables:
 
 
 def tables(options: Tables) -> int:
-    """Rewrite every page's blocks, and draw the figures that they show; returns the exit status.
+    """Rewrite every page's blocks, the README's too, and draw the figures that they show; returns the exit status.
 
     Raises:
         ValueError: a block shows a figure for the first time, and a file of that name exists already.
@@ -52,7 +52,7 @@ def tables(options: Tables) -> int:
     shown: list[str] = []
     shown_before: set[str] = set()
     kept = functools.cache(functools.partial(Committed, options.docs))  # each file is read once
-    for page in sorted(options.docs.rglob("*.md")):
+    for page in [*sorted(options.docs.rglob("*.md")), *options.docs.parent.glob("README.md")]:
         before = page.read_text(encoding="utf-8")
         after = _rendered(before, kept)
         for block in blocks(before):

@@ -12,6 +12,7 @@ from benchmarks.analysis.results import Results, read_results
 COMMANDS = {
     "compare": "diffusion-gym compare --suite jpeg --seeds 0 1 2 3 4",
     "composition": "diffusion-gym compare --suite composition",
+    "follow": "diffusion-gym compare --suite follow --threads 2",
     "exact": "diffusion-gym compare --suite exact",
     "learned-rewards": "diffusion-gym compare --suite learned-rewards",
     "leash": "diffusion-gym compare --suite leash",
@@ -20,6 +21,7 @@ COMMANDS = {
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
     "search-six": "diffusion-gym search",
+    "search-geneval": "diffusion-gym search --tasks geneval",
     "search-alignment": "diffusion-gym search --tasks vlm_alignment",
 }
 #: Folder of docs/results -> others whose runs it takes over where they are the same.

@@ -23,6 +23,7 @@ from algorithms.memory import is_out_of_memory, too_little_memory
 from algorithms.parallel.sharding import local
 from algorithms.rollouts import Rollout
 from diffusion_gym.envs.mdp import DenoisingMDP
+from diffusion_gym.prompt_records import Prompt
 
 #: Below this size bitsandbytes keeps a tensor's moments in 32 bits.
 _SMALLEST_8_BIT = 4096
@@ -94,8 +95,9 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     policy, device = algorithm.policy, algorithm.policy.model.device
     trained = list(policy.trainable_parameters().values())
     weights, moments = _bytes(trained), _moment_bytes(trained, algorithm.config.optimizer)
-    averages = 0 if algorithm.average is None else weights
+    averages = (0 if algorithm.average is None else weights) + _bytes(algorithm.extra_tensors().values())
     images = algorithm.config.images_per_iteration // algorithm.ranks.size
+    trajectory = algorithm.requires(algorithm.config).trajectory
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
     stepping = weights if device.type == "cuda" else 0
     try:
@@ -111,7 +113,7 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         gradients=weights,
         moments=moments,
         kept=averages + (0 if algorithm.reference is None else algorithm.reference.nbytes),
-        rollout=Rollout.empty(policy, [""] * images, algorithm.requires(algorithm.config).trajectory, "meta").nbytes,
+        rollout=Rollout.empty(policy, [Prompt("")] * images, trajectory, "meta").nbytes,
         working=working,
         prompts=_prompt_bytes(algorithm.mdp),
         chunk_size=policy.chunk_size,

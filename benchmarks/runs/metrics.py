@@ -62,12 +62,21 @@ def clip_diversity(images: Tensor, prompts: Sequence[str]) -> float:
     return embedding_diversity(_clip().embed_images(images, chunk_size=16).cpu(), prompts)
 
 
+def sharpness(images: Tensor, prompts: Sequence[str]) -> float:
+    """Return the mean absolute Laplacian of the grey pictures, in levels of 255; blur lowers it."""
+    grey = images.double().mean(1)
+    inner, rows, columns = grey[:, 1:-1, 1:-1], grey[:, :, 1:-1], grey[:, 1:-1]
+    neighbours = rows[:, 2:] + rows[:, :-2] + columns[:, :, 2:] + columns[:, :, :-2]
+    return float((4 * inner - neighbours).abs().mean())
+
+
 #: Name -> metric over one evaluation's images.
 METRICS: dict[str, Metric] = _lazy.Registry(
     {
         "diversity": "algorithms.diversity:diversity",
         "clip_diversity": clip_diversity,
         "recognised": recognised,
+        "sharpness": sharpness,
         **JUDGES,
     }
 )

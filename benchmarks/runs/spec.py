@@ -66,8 +66,8 @@ class TaskConfig:
     metrics: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
-            help="Measured at evaluations beside reward and diversity: clip_diversity, recognised (emoji-animals), "
-            "judge or judge-KIND (emoji-world; for example judge-counting), or a reward.",
+            help="Measured at evaluations beside reward and diversity: clip_diversity, sharpness, recognised "
+            "(emoji-animals), judge or judge-KIND (emoji-world; for example judge-counting), or a reward.",
             help_behavior_hint="(default: none)",
         ),
     ] = ()

@@ -9,6 +9,7 @@ from benchmarks.suite.recipes import (
     COMPOSITION,
     EMBEDDED,
     EXACT,
+    FOLLOW,
     GENEVAL,
     LEASHED,
     PAPER,
@@ -21,6 +22,7 @@ from benchmarks.suite.tasks import (
     COMPOSITION_TASKS,
     DEFAULT_TASKS,
     EXACT_TASKS,
+    FOLLOW_TASKS,
     LEARNED_TASKS,
     PAPER_TASKS,
     QUICK_TASKS,
@@ -177,6 +179,12 @@ SUITES: dict[str, Suite] = {
         _algorithms_on(COMPOSITION_TASKS, COMPOSITION),
         COMPOSITION,
         (0, 1, 2, 3, 4),
+    ),
+    "follow": Suite(
+        "awm on geneval and its held-out prompts, three seeds, minutes each with --threads 2",
+        _algorithms_on(FOLLOW_TASKS, FOLLOW),
+        FOLLOW,
+        (0, 1, 2),
     ),
     "jpeg": Suite(
         "JPEG rewards on emoji-animals, minutes", _algorithms_on(TASKS, EMBEDDED), EMBEDDED, (0,), ("sb3-ppo",)

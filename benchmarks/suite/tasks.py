@@ -67,8 +67,15 @@ QUICK_TASKS = {
     "geneval": replace(GENEVAL_TASK, evaluation_images=12, reward_queries=64),
     "compressibility": replace(TASKS["compressibility"], reward_queries=64),
 }
-#: ``--suite composition``: the main job for as long as it gains, with each held-out prompt in every evaluation.
-COMPOSITION_TASKS = {"geneval": replace(GENEVAL_TASK, evaluation_images=125, reward_queries=3072)}
+_WHOLE_GENEVAL = replace(
+    GENEVAL_TASK,
+    config=replace(GENEVAL_TASK.config, metrics=(*GENEVAL_TASK.config.metrics, "sharpness")),
+    evaluation_images=125,
+)
+#: ``--suite composition``: with each held-out prompt in every evaluation.
+COMPOSITION_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=3072)}
+#: ``--suite follow``: the main job, for as long as it gains on held-out prompts.
+FOLLOW_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=6144)}
 
 #: Diversity compares pictures of one prompt, so it is left out if an evaluation shows each prompt at most once.
 _MEASURED = ("clip_score", "recognised", "diversity")

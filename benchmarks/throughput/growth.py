@@ -9,6 +9,7 @@ from benchmarks.throughput.iteration import build, iterate
 from benchmarks.throughput.options import Throughput
 from benchmarks.throughput.tables import PHASES
 from diffusion_gym.models import DiffusionModel, load_model
+from diffusion_gym.prompt_records import Prompt
 
 _CHUNK = 8  # divides every number of rows in the table, so that no row is padding
 _IMAGES = 16
@@ -42,7 +43,7 @@ def _grown(axis: str, options: Throughput, model: DiffusionModel) -> dict[str, A
         "latent_shape": list(model.latent_shape),
         "seconds": seconds,
         "milliseconds_an_image": {phase: 1e3 * value / options.images for phase, value in seconds.items()},
-        "rollout_megabytes": Rollout.empty(algorithm.policy, [""] * options.images, True).nbytes / 1e6,
+        "rollout_megabytes": Rollout.empty(algorithm.policy, [Prompt("")] * options.images, True).nbytes / 1e6,
     }
 
 

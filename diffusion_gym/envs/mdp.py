@@ -9,7 +9,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -65,8 +65,9 @@ class DenoisingMDP:
     ) -> None:
         """Build the grid and the spaces; prompts are encoded when first drawn.
 
-        With ``trusted`` actions are those of a rollout: they are checked when an episode ends, so that no step waits
-        for the device, and finished images are not scored, because the rollout scores them.
+        With ``trusted`` prompts and actions are those of a rollout: prompts are records that were checked once for all
+        its rounds, actions are checked when an episode ends, so that no step waits for the device, and finished images
+        are not scored, because the rollout scores them.
 
         Raises:
             ValueError: num_inference_steps or num_envs out of range, prompt tokens of a family that has none to train
@@ -97,6 +98,7 @@ class DenoisingMDP:
         self.latents = torch.zeros(num_envs, *self.model.latent_shape, device=self.model.device)
         self.step_index = np.full(num_envs, self.num_inference_steps, dtype=np.int64)
         self.row_records = [Prompt("")] * num_envs
+        self.row_metadata: list[dict[str, Any]] = [{} for _ in range(num_envs)]  # copies, which users may change
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
 
@@ -163,6 +165,7 @@ class DenoisingMDP:
                 model or the reward cannot use.
         """
         given = None if prompts is None else self._records(prompts, len(rows))
+        places = [] if given is None else self.prompt_set.indices(given)
         for seed in seeds:
             _check_seed(seed)
         for row, seed in zip(rows, seeds, strict=True):
@@ -178,9 +181,9 @@ class DenoisingMDP:
                 index = self._draw_prompt(rng)
                 record = self.records[index]
             else:
-                record = given[position]
-                index = self.prompt_set.index(record)
+                index, record = places[position], given[position]
             self.prompt_index[row], self.row_records[row] = index, record
+            self.row_metadata[row] = record.metadata_copy()
         latents = self.latents.clone()
         latents[list(rows)] = torch.stack(fresh).to(self.model.device)
         self.latents = latents
@@ -313,6 +316,8 @@ class DenoisingMDP:
 
     def _records(self, prompts: Sequence[PromptLike], n: int) -> list[Prompt]:
         """Return the records of prompts given to reset, after all checks: nothing has moved yet."""
+        if self.trusted:
+            return cast("list[Prompt]", list(prompts))
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise TypeError(
                 f"options['prompts'] must be a list of {n} texts or records, got {type(prompts).__name__} {prompts!r}."

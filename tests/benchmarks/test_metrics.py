@@ -109,6 +109,13 @@ def test_the_gold_judge_counts_kinds_alike(monkeypatch: pytest.MonkeyPatch) -> N
     assert METRICS["judge"](*asked) == 0.5
 
 
+def test_sharpness_by_hand() -> None:
+    """One pixel of 90 in 6 x 6: its Laplacian is 360 there and 90 beside it, four times, over 16 inner pixels."""
+    image = torch.zeros(1, 3, 6, 6, dtype=torch.uint8)
+    image[..., 2, 3] = 90
+    assert METRICS["sharpness"](image, ["a fox"]) == pytest.approx((360 + 4 * 90) / 16)
+
+
 def test_each_judge_knows_its_own_world(tiny_sd: str) -> None:
     animals, world = load_model("emoji-animals"), load_model("emoji-world")
     check_worlds(["judge", "judge-counting", "diversity"], world, ["a photo of a fox"])

@@ -121,7 +121,7 @@ def test_a_claims_pairs_are_among_its_variants(name: str) -> None:
     assert len({spec.total_queries for spec in specs}) == 1, "equal reward queries"
 
 
-@pytest.mark.parametrize("name", ["default", "composition"])
+@pytest.mark.parametrize("name", ["default", "composition", "follow"])
 def test_geneval_runs_with_the_settings_that_its_model_recommends(name: str) -> None:
     """The suites and ``train --model emoji-world`` have one set of settings: those of the model's folder."""
     for key, spec in plan_of(name).items():
@@ -219,7 +219,7 @@ def test_settings_of_the_jpeg_suite_are_those_of_its_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["composition", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact"]
+    "name", ["composition", "follow", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact"]
 )
 def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
     """So that the command beside the results goes on from them, and makes none of them again."""

@@ -416,6 +416,11 @@ def test_the_gold_judge_has_a_table_of_kinds_on_trained_and_held_out_prompts(tmp
     write_results(results, tmp_path / "results" / "composition" / "results.json")
     shown = Block.parse("composition/judge").render(Committed(tmp_path, "composition"))
     assert shown.startswith(text(judge_table(summary)))
+    assert (
+        Block.parse("composition/times").render(Committed(tmp_path, "composition")).startswith("A run's training took")
+    )
+    followed = Block.parse("composition/followed").render(Committed(tmp_path, "composition"))
+    assert followed.splitlines()[2].endswith("| 0.00 to 0.50 (0.50 to 0.50) | 0.55 to 0.55 (0.50 to 0.60) |")
     names = {shown.chart.name: shown.figure for shown in evaluation_charts(summary)}
     assert names["held-out-judge-geneval"] == "held-out-judge"
     assert names["judge-counting-geneval"] == "judge-kinds"
