@@ -19,7 +19,8 @@ from algorithms.metrics import log_names, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
 from algorithms.reference import Reference
 from algorithms.requirements import Requirements as Requirements
-from algorithms.rollouts import Interrupted, OnStep, Rollout, collect
+from algorithms.rollouts import Rollout
+from algorithms.sampling import Interrupted, OnStep, collect
 from algorithms.sb3.algorithm import Config
 from algorithms.sb3.callback_locals import CallbackLocals, Step
 from algorithms.seeding import TRAINING_STREAMS, Noise, prompt_order

@@ -16,7 +16,8 @@ from algorithms.parallel.ranks import ALONE, Ranks
 from algorithms.parallel.split import Split
 from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
-from algorithms.rollouts import OnStep, Rollout, collect
+from algorithms.rollouts import Rollout
+from algorithms.sampling import OnStep, collect
 from algorithms.seeding import EVALUATION_STREAMS
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
@@ -95,7 +96,7 @@ def evaluate(
     trajectories of the prompts that are trained on. Ranks share the images, and all return the whole.
 
     Raises:
-        Interrupted: ``on_step`` returned False; see :func:`algorithms.rollouts.collect`.
+        Interrupted: ``on_step`` returned False; see :func:`algorithms.sampling.collect`.
     """
     evaluation = _evaluate_on(mdp.records, mdp, policy, config, iteration, reference, ranks, on_step)
     if config.evaluation.held_out_prompts is None:

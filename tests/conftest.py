@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from algorithms import DiffusionAlgorithm
-from algorithms.rollouts import collect
+from algorithms.sampling import collect
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym_torchvision import repair_torchvision
 from tests.builders import pipelines, reward_models

@@ -174,7 +174,7 @@ def _is_file(text: str) -> bool:
 def _draw(env: DenoiseVectorEnv, policy: DenoisingPolicy, prompts: list[Prompt], seed: int) -> Tensor:
     """Return the policy's pictures, (n, 3, H, W), uint8, on the CPU."""
     from algorithms.memory import fit_chunk_size
-    from algorithms.rollouts import collect
+    from algorithms.sampling import collect
 
     rollout = fit_chunk_size(policy, lambda: collect(env, policy, prompts, seed, whole_trajectory=False))
     return rollout.images.cpu()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
-from algorithms.rollouts import collect
+from algorithms.sampling import collect
 from diffusion_gym.models import Conditioning
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.rewards.metadata import metadata_arguments

@@ -97,7 +97,7 @@ LAYERS = (
         (
             (
                 ("base.py", "the loop"),
-                ("rollouts.py", "sample and score"),
+                ("sampling.py", "sample and score"),
                 ("ddpo.py, rwr.py", "the updates"),
                 ("policy.py", "denoiser + sampler"),
                 ("losses, advantages", "the formulas"),

@@ -14,7 +14,8 @@ import torch
 
 import diffusion_gym
 from algorithms import DiffusionAlgorithm
-from algorithms.rollouts import Rollout, collect
+from algorithms.rollouts import Rollout
+from algorithms.sampling import collect
 
 MakeEnv = Callable[..., gymnasium.Env]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from algorithms import ALGORITHMS, DiffusionAlgorithm
-from algorithms.rollouts import collect
+from algorithms.sampling import collect
 from algorithms.seeding import Stream
 from diffusion_gym.rewards import Linear
 

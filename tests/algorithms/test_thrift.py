@@ -10,6 +10,7 @@ from torch import Tensor
 from algorithms import ALGORITHMS, DDPO, EvaluationConfig
 from algorithms.config.base import override
 from diffusion_gym.models import load_model
+from tests.builders.algorithms import WEIGHINGS
 
 ANIMALS = ["cat", "dog", "ant", "fish"]
 SMALL = {"images_per_iteration": 8, "images_per_prompt": 4, "num_envs": 4, "chunk_size": 4, "updates_per_iteration": 1}
@@ -45,7 +46,7 @@ def test_each_prompt_is_encoded_once_a_run(
     assert sorted(texts) == sorted([*ANIMALS, *([""] if guidance_scale > 1 else [])])
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sb3-ppo"])  # whose buffer is NumPy's
+@pytest.mark.parametrize("name", [name for name in WEIGHINGS if name != "sb3-ppo"])  # whose buffer is NumPy's
 def test_no_tensor_goes_to_numpy_and_none_comes_back(
     make_env: Callable, tiny_sd: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

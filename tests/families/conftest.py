@@ -10,7 +10,8 @@ import torch
 
 import diffusion_gym
 from algorithms import DiffusionAlgorithm
-from algorithms.rollouts import Rollout, collect
+from algorithms.rollouts import Rollout
+from algorithms.sampling import collect
 from tests.builders.families import FAMILIES, VARIANTS, Built
 from tests.builders.pipelines import SD_UNET, tiny_unet, tiny_vae
 

@@ -9,7 +9,8 @@ import pytest
 
 import diffusion_gym
 from algorithms import DDPO, RWR, DiffusionAlgorithm
-from algorithms.rollouts import Rollout, collect
+from algorithms.rollouts import Rollout
+from algorithms.sampling import collect
 
 STEPS, PROMPTS = 3, ["cat", "dog"]
 SIZES = {"num_envs": 3, "images_per_iteration": 6, "updates_per_iteration": 1, "chunk_size": 4}

@@ -38,7 +38,7 @@ from algorithms.evaluation import evaluate
 from algorithms.parallel.ranks import TIMEOUT, Ranks, current_ranks
 from algorithms.parallel.sharding import whole
 from algorithms.parallel.split import Split
-from algorithms.rollouts import collect
+from algorithms.sampling import collect
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
 
