@@ -18,10 +18,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm, EvaluationConfig
+from tests.builders.algorithms import WEIGHINGS
 
 #: Algorithm of the registry, model and trained weights of each case. The pipeline's folder comes in at run time.
 CASES = {
-    **{name: (name, "exact-mixture", "full") for name in ALGORITHMS},
+    **{name: (name, "exact-mixture", "full") for name in WEIGHINGS},
     "ddpo-is lora": ("ddpo-is", "tiny-sd", "lora"),
     "rwr lora": ("rwr", "tiny-sd", "lora"),
     "nft lora": ("nft", "tiny-sd", "lora"),

@@ -15,9 +15,9 @@ from algorithms.config.base import from_dict, override, to_dict
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_shipped_configuration_builds_and_runs(make_env: Callable, name: str) -> None:
-    """As published, on the exact model (whose full weights alone can be trained), for one iteration of T = 2."""
+    """As published, on the exact model (whose full weights alone can be trained), for one iteration of T = 10."""
     entry = ALGORITHMS[name]
-    algorithm = entry.cls(make_env(steps=2), entry.config, trainable="full").learn(1)
+    algorithm = entry.cls(make_env(steps=10), entry.config, trainable="full").learn(1)
     assert algorithm.iteration == 1
     assert algorithm.costs["reward_queries"] == entry.config.images_per_iteration
     assert entry.summary

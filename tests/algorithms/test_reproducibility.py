@@ -14,11 +14,12 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import diffusion_gym
-from algorithms import ALGORITHMS, DDPO, DDPOConfig, EvaluationConfig
+from algorithms import DDPO, DDPOConfig, EvaluationConfig
 from algorithms.evaluation import evaluate
+from tests.builders.algorithms import WEIGHINGS
 
 PROGRAM = Path(__file__).with_name("other_process.py")
-CASES = [*ALGORITHMS, "ddpo-is lora", "rwr lora", "nft lora"]
+CASES = [*WEIGHINGS, "ddpo-is lora", "rwr lora", "nft lora"]
 #: When the checkpoints are taken: after iteration 1; in the middle of iteration 2's rollout; at its end, before the
 #: update; and by Ctrl-C in the middle of it.
 MOMENTS = ["between", "in rollout", "end of rollout", "interrupted"]
