@@ -125,7 +125,7 @@ def _on_emoji_world(*algorithms: str, **common: object) -> dict[str, dict[str, o
 #: Tasks on emoji-world: the settings that its training.json recommends, which ``train`` begins with too.
 GENEVAL = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", "sb3-ppo"), queries_per_evaluation=1024)
 #: ``--suite composition``: the same, with more evaluations, and the KL to the starting model for the frontiers.
-COMPOSITION = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", kl_to_start=True), queries_per_evaluation=1024)
+COMPOSITION = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", kl_to_start=True), queries_per_evaluation=512)
 #: ``--suite follow``: the algorithm that follows prompts best.
 FOLLOW = Recipe(PolicyConfig(), _on_emoji_world("awm"), queries_per_evaluation=1536)
 #: ``--suite quick``: as ``QUICK``, with these policies.

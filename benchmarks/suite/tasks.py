@@ -73,7 +73,7 @@ _WHOLE_GENEVAL = replace(
     evaluation_images=125,
 )
 #: ``--suite composition``: with each held-out prompt in every evaluation.
-COMPOSITION_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=3072)}
+COMPOSITION_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=2048)}
 #: ``--suite follow``: the main job, for as long as it gains on held-out prompts.
 FOLLOW_TASKS = {"geneval": replace(_WHOLE_GENEVAL, reward_queries=6144)}
 
