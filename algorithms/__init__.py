@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms.config.algorithms import PRESETS, DDPOConfig, ForwardProcessConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
+from algorithms.config.reward_gradient import RewardGradientConfig
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from algorithms.ddpo import DDPO
     from algorithms.forward_process import ForwardProcess
     from algorithms.policy import DenoisingPolicy
+    from algorithms.reward_gradient import RewardGradient
     from algorithms.rwr import RWR
     from algorithms.sb3_ppo import SB3PPO
 
@@ -34,6 +36,8 @@ __all__ = [
     "PolicyConfig",
     "RWRConfig",
     "Requirements",
+    "RewardGradient",
+    "RewardGradientConfig",
     "SB3PPOConfig",
 ]
 
@@ -76,6 +80,21 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
         ForwardProcessConfig.preset("nft"),
         "DiffusionNFT: as awm, around an old policy that follows slowly, and samples.",
     ),
+    "draft": AlgorithmEntry(
+        "algorithms.reward_gradient:RewardGradient",
+        RewardGradientConfig(),
+        "DRaFT: the reward's own gradient, through the last steps of sampling. For rewards that have one.",
+    ),
+    "draft-lv": AlgorithmEntry(
+        "algorithms.reward_gradient:RewardGradient",
+        RewardGradientConfig(draws_per_image=2, one_step=True),
+        "DRaFT-LV: as draft, through one step from finished images that are noised again.",
+    ),
+    "refl": AlgorithmEntry(
+        "algorithms.reward_gradient:RewardGradient",
+        RewardGradientConfig(gradient_steps=3, random_steps=True, one_step=True),
+        "ReFL: as draft, through a random late step straight to the image that it predicts.",
+    ),
     "sb3-ppo": AlgorithmEntry(
         "algorithms.sb3_ppo:SB3PPO",
         SB3PPOConfig(),
@@ -92,6 +111,7 @@ __getattr__, __dir__ = _lazy.attributes(
         "ForwardProcess": "algorithms.forward_process",
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",
+        "RewardGradient": "algorithms.reward_gradient",
         "SB3PPO": "algorithms.sb3_ppo",
     },
 )

@@ -78,6 +78,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         self._committed_timesteps = self.num_timesteps
         self._forget_interrupted_update()
         self._check_held_out(self.mdp)  # the reward may have been changed since
+        self.check_reward(self.mdp.reward)
         self.update_learning_rate(total_timesteps)
         self._callback_locals = CallbackLocals(locals())
         callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 from diffusion_gym.paths import user_path
 from diffusion_gym.prompts import load_prompts
+from diffusion_gym.rewards import RewardFunction
 
 
 class BuiltAlgorithm(SavedAlgorithm[Config]):
@@ -72,6 +73,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         check_ranks(type(self).__name__, self.requires(self.config), self.config, self.ranks)
         where = self.ranks.device(device) if isinstance(env, str) else device
         mdp = find_mdp(env, self.config.policy.trains_text, where)
+        if _init_setup_model:  # a checkpoint may also be loaded beside another reward, to draw pictures
+            self.check_reward(mdp.reward)
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),
@@ -109,6 +112,9 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         """Raise ValueError for a configuration that the algorithm cannot train with on any model."""
         check_config(cls.__name__, cls.requires(config), config)
         check_optimizer(config)
+
+    def check_reward(self, reward: RewardFunction) -> None:
+        """Raise ValueError for a reward that the algorithm cannot train on; here it takes any."""
 
     def _setup_model(self) -> None:
         """Build the policy; subclasses add optimizer and statistics."""
@@ -152,6 +158,7 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         """
         mdp = find_mdp(env, self.config.policy.trains_text)
         self._check_held_out(mdp)
+        self.check_reward(mdp.reward)
         reason = difference(fingerprint(self.mdp.model), fingerprint(mdp.model))
         if reason is not None or mdp.num_inference_steps != self.mdp.num_inference_steps:
             raise ValueError(
