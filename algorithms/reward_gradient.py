@@ -19,7 +19,7 @@ from algorithms.policy import Rows
 from algorithms.rollouts import Rollout
 from algorithms.seeding import TRAINING_STREAMS, Noise, Stream, generator
 from diffusion_gym.prompt_records import Prompt
-from diffusion_gym.rewards import RewardFunction, check_differentiable, reward_pixels
+from diffusion_gym.rewards import reward_pixels
 
 
 class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
@@ -29,12 +29,9 @@ class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
 
     @classmethod
     def requires(cls, config: RewardGradientConfig) -> Requirements:
-        """Return all latents, or the finished ones alone where these are noised again; no density."""
-        return replace(super().requires(config), trajectory=config.draws_per_image == 0, several_ranks=True)
-
-    def check_reward(self, reward: RewardFunction) -> None:
-        """Raise ValueError for a reward without a gradient, or a combined one with such a part."""
-        check_differentiable(reward)
+        """Return a gradient, and all latents, or the finished ones alone where these are noised again; no density."""
+        needs, sampled = super().requires(config), config.draws_per_image == 0
+        return replace(needs, trajectory=sampled, reward_gradient=True, several_ranks=True)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -77,6 +74,13 @@ class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
             meter.add({"train/grad_norm": self.step(self.optimizer)})
             self.count_rows(rows if self.config.one_step else rows // len(drawn) * sum(drawn))
         return meter.means()
+
+    def train_blank(self, rows: Rows) -> None:
+        """Make the passes of a chunk of zeros through the differentiated steps and, for a few images, the decoder."""
+        last, model = self.config.gradient_steps, self.policy.model
+        x_0 = self._x_0(replace(rows, step_index=rows.step_index + self.policy.num_inference_steps - last), last, None)
+        model.decode_pixels(x_0[: model.images_at_once].detach().requires_grad_()).sum().backward()
+        x_0.sum().backward()
 
     # -- what is drawn ------------------------------------------------------------------------------------------------
 
