@@ -13,15 +13,13 @@ class RewardGradientConfig(AlgorithmConfig):
     updates_per_iteration: int = 1
     """Gradient updates per rollout, each on its own share of the images."""
     gradient_steps: int = 1
-    """The reward's gradient passes through the last so many denoising steps (DRaFT's K), or through a number of them
-    that random_steps draws."""
+    """The last denoising steps, through which the reward's gradient passes (DRaFT's K)."""
     random_steps: bool = False
-    """Draw the number of steps for each update, uniformly from 1 to gradient_steps (as AlignProp and ReFL)."""
+    """Draw their number for each update, uniformly from 1 to gradient_steps (as AlignProp and ReFL)."""
     one_step: bool = False
-    """Take only the first of these steps, straight to the x_0 that it predicts (as ReFL), instead of all of them."""
+    """Take the first of them alone, straight to the x_0 that it predicts (as ReFL)."""
     draws_per_image: int = 0
-    """Finished images are noised again this many times, each to where these steps begin (DRaFT-LV: 2); 0 begins with
-    the latents that were sampled."""
+    """Noise finished images again this often, to where these steps begin (DRaFT-LV: 2); 0: the sampled latents."""
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(eta=0.0))
     """Sampler and trained weights."""
 
