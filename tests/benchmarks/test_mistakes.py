@@ -58,7 +58,7 @@ FOUND = {
     "unknown-device": [*DDPO, "--device", "gpu"],
     "lora-on-the-exact-model": [*EXACT, "--policy.trainable", "lora"],
     "eta-0": [*EXACT, "--policy.eta", "0"],
-    "reward-without-a-gradient": ["train", "draft", *EXACT[2:], "--reward", "exact-linear,compressibility:0.1"],
+    "reward-without-a-gradient": ["train", "draft", "--model", "exact-gaussian", "--reward", "exact-linear,compressibility:0.1"],
     "more-steps-than-training-times": [*EXACT, "--num-inference-steps", "5000"],
     "folder-of-another-run": [*EXACT, "--folder", "run", "--learning-rate", "1"],
     "folder-of-a-compared-run": ["compare", "--folder", "compared", "--quick"],
