@@ -9,6 +9,7 @@ from algorithms.config.algorithms import DDPOConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
 from algorithms.config.forward_process import PRESETS, ForwardProcessConfig
 from algorithms.config.grpo import GRPO_PRESETS, GRPOConfig
+from algorithms.config.reward_gradient import RewardGradientConfig
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from algorithms.forward_process import ForwardProcess
     from algorithms.grpo import GRPO
     from algorithms.policy import DenoisingPolicy
+    from algorithms.reward_gradient import RewardGradient
     from algorithms.rwr import RWR
     from algorithms.sb3_ppo import SB3PPO
 
@@ -40,6 +42,8 @@ __all__ = [
     "PolicyConfig",
     "RWRConfig",
     "Requirements",
+    "RewardGradient",
+    "RewardGradientConfig",
     "SB3PPOConfig",
 ]
 
@@ -92,6 +96,21 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "branched": "Groups are one image until one random step, which alone has noise and is trained.",
         }.items()
     },
+    "draft": AlgorithmEntry(
+        "algorithms.reward_gradient:RewardGradient",
+        RewardGradientConfig(),
+        "DRaFT: the reward's own gradient, through the last steps of sampling. For rewards that have one.",
+    ),
+    "draft-lv": AlgorithmEntry(
+        "algorithms.reward_gradient:RewardGradient",
+        RewardGradientConfig(draws_per_image=2, one_step=True),
+        "DRaFT-LV: as draft, through one step from finished images that are noised again.",
+    ),
+    "refl": AlgorithmEntry(
+        "algorithms.reward_gradient:RewardGradient",
+        RewardGradientConfig(gradient_steps=3, random_steps=True, one_step=True),
+        "ReFL: as draft, through a random late step straight to the image that it predicts.",
+    ),
     "sb3-ppo": AlgorithmEntry(
         "algorithms.sb3_ppo:SB3PPO",
         SB3PPOConfig(),
@@ -109,6 +128,7 @@ __getattr__, __dir__ = _lazy.attributes(
         "GRPO": "algorithms.grpo",
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",
+        "RewardGradient": "algorithms.reward_gradient",
         "SB3PPO": "algorithms.sb3_ppo",
     },
 )

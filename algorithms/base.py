@@ -17,6 +17,7 @@ from algorithms.evaluation import calibrate_reward, evaluate
 from algorithms.memory import OutOfMemory, find_chunk_size, is_out_of_memory
 from algorithms.metrics import log_names, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
+from algorithms.policy import Rows
 from algorithms.reference import Reference
 from algorithms.requirements import Requirements as Requirements
 from algorithms.rollouts import Rollout
@@ -81,6 +82,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         self._committed_timesteps = self.num_timesteps
         self._forget_interrupted_update()
         self._check_held_out(self.mdp)  # the reward may have been changed since
+        self._check_reward(self.mdp)
         self.update_learning_rate(total_timesteps)
         self._callback_locals = CallbackLocals(locals())
         callback.on_training_start(self._callback_locals, globals())  # type: ignore[arg-type]
@@ -216,6 +218,10 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         norm = self.gradient_steps.step(optimizer)
         self._n_updates = self.gradient_steps.made
         return norm
+
+    def train_blank(self, rows: Rows) -> None:
+        """Make the forward and backward passes of a chunk of zeros, as training does: probes measure their memory."""
+        self.policy.distribution(rows).mean.sum().backward()
 
     def count_rows(self, trained: int, guided: bool = True, reference: int = 0) -> None:
         """Add to the cost: rows trained, forward and backward, and rows of models that stand still, forward alone.

@@ -13,7 +13,7 @@ from diffusion_gym.rewards import RewardError
 
 if TYPE_CHECKING:
     from algorithms.base import DiffusionAlgorithm
-    from algorithms.policy import DenoisingPolicy
+    from algorithms.policy import DenoisingPolicy, Rows
 
 T = TypeVar("T")
 #: Devices whose allocator refuses what does not fit; on a CPU the system ends the process instead.
@@ -82,20 +82,26 @@ def fit_chunk_size(policy: "DenoisingPolicy", attempt: Callable[[], T]) -> T:
         )
 
 
-def try_chunk(policy: "DenoisingPolicy", trained: Iterable[nn.Parameter], storage: Callable[[], object]) -> None:
+def try_chunk(
+    policy: "DenoisingPolicy",
+    trained: Iterable[nn.Parameter],
+    storage: Callable[[], object],
+    train: Callable[["Rows"], None],
+) -> None:
     """Take the memory that an iteration takes: sample, decode and train one chunk of zeros, and change nothing.
 
     Args:
         policy: with the chunk size to try.
         trained: parameters that get gradients.
         storage: allocates what an iteration keeps.
+        train: makes the forward and backward passes of a chunk.
     """
     parameters, kept = list(trained), storage()
     rows = policy.blank_rows(policy.chunk_size)
     try:
         with torch.no_grad():
             policy.model.decode(policy.distribution(rows).mean)
-        policy.distribution(rows).mean.sum().backward()
+        train(rows)
     finally:
         for parameter in parameters:
             parameter.grad = None
@@ -118,6 +124,6 @@ def find_chunk_size(algorithm: "DiffusionAlgorithm[Any]") -> None:
         moments = [torch.zeros_like(value) for value in trained for _ in range(2) if value not in state]
         return moments, Rollout.empty(policy, records, whole)
 
-    fit_chunk_size(policy, lambda: try_chunk(policy, trained, storage))
+    fit_chunk_size(policy, lambda: try_chunk(policy, trained, storage, algorithm.train_blank))
     policy.chunk_size = min(ranks.gather_objects(policy.chunk_size))
     algorithm.chunk_size_found = True

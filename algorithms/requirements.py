@@ -21,6 +21,8 @@ class Requirements:
     """The starting model beside the policy, as ``self.reference``; its KL needs ``density`` too."""
     average: bool = False
     """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
+    reward_gradient: bool = False
+    """The reward has a gradient with respect to the images: others are refused before anything is sampled."""
     several_ranks: bool = False
     """The update works on this rank's rows only, through ``sampled_chunks`` or ``row_chunks``."""
 

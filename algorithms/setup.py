@@ -25,6 +25,7 @@ from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 from diffusion_gym.paths import user_path
 from diffusion_gym.prompts import load_prompts
+from diffusion_gym.rewards import check_differentiable
 
 
 class BuiltAlgorithm(SavedAlgorithm[Config]):
@@ -72,6 +73,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         check_ranks(type(self).__name__, self.requires(self.config), self.config, self.ranks)
         where = self.ranks.device(device) if isinstance(env, str) else device
         mdp = find_mdp(env, self.config.policy.trains_text, where)
+        if _init_setup_model:  # a checkpoint may also be loaded beside another reward, to draw pictures
+            self._check_reward(mdp)
         super().__init__(
             DenoisingPolicy,  # type: ignore[arg-type]
             DenoiseVecEnv(mdp, self.config.num_envs),
@@ -136,6 +139,11 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
             check_held_out(mdp.prompts, self.config.evaluation)
             mdp.check(load_prompts(self.config.evaluation.held_out_prompts).records)
 
+    def _check_reward(self, mdp: DenoisingMDP) -> None:
+        """Raise ValueError for a reward without a gradient where the algorithm needs one."""
+        if self.requires(self.config).reward_gradient:
+            check_differentiable(mdp.reward)
+
     def _check_noise(self) -> None:
         """Raise ValueError where no step has a density and the algorithm needs one."""
         if (self._needs.density or self.config.kl_to_start) and len(self.policy.trainable_steps) == 0:
@@ -152,6 +160,7 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         """
         mdp = find_mdp(env, self.config.policy.trains_text)
         self._check_held_out(mdp)
+        self._check_reward(mdp)
         reason = difference(fingerprint(self.mdp.model), fingerprint(mdp.model))
         if reason is not None or mdp.num_inference_steps != self.mdp.num_inference_steps:
             raise ValueError(

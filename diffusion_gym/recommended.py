@@ -66,14 +66,19 @@ STABLE_DIFFUSION_XL = Recommended(
     },
     source="its family, SDXL",
 )
+#: Reward gradients need no noise.
+_NO_NOISE: Mapping[str, Any] = {name: {"eta": 0.0} for name in ("draft", "draft-lv", "refl")}
 #: Flow-GRPO's noise, steps, guidance and adapters.
 STABLE_DIFFUSION_3 = Recommended(
-    sections={ANY: {"eta": 0.7, "guidance_scale": 4.5, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 4}},
+    sections={
+        ANY: {"eta": 0.7, "guidance_scale": 4.5, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 4},
+        **_NO_NOISE,
+    },
     source="its family, Stable Diffusion 3",
 )
 #: Guidance is left to the user: dev was distilled for 3.5, schnell without guidance.
 FLUX = Recommended(
-    sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}},
+    sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}, **_NO_NOISE},
     source="its family, Flux",
 )
 PIXELS = Recommended(

@@ -101,7 +101,7 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
     stepping = weights if device.type == "cuda" else 0
     try:
-        working = max(_training_bytes(policy, trained), _decoding_bytes(policy), stepping)
+        working = max(_training_bytes(algorithm, trained), _decoding_bytes(policy), stepping)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise too_little_memory(str(error)) from error
@@ -158,32 +158,34 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _training_bytes(policy: DenoisingPolicy, trained: list[nn.Parameter]) -> int:
+def _training_bytes(algorithm: DiffusionAlgorithm[Any], trained: list[nn.Parameter]) -> int:
     """Return the bytes that forward and backward of a chunk need beside weights and gradients.
 
     With few rows the peak is where the weights' gradients are made, with many where the activations are: a convex
     curve, which a line through its beginning would miss. If half a chunk does not fit, the line begins earlier.
     """
-    rows = policy.chunk_size
+    rows = algorithm.policy.chunk_size
     while True:
         few, many = max(1, rows // 4), max(1, rows // 2, min(rows, 2))
         try:
             with _gradients(trained):
-                least, most = (_peak_of_rows(policy, n, trained) for n in (few, many))
+                least, most = (_peak_of_rows(algorithm, n, trained) for n in (few, many))
             break
         except RuntimeError as error:
             if rows == 1 or not is_out_of_memory(error):
                 raise
         rows //= 2
     slope = (most - least) / (many - few) if many > few else most
-    return round(most + slope * (policy.chunk_size - many))
+    return round(most + slope * (algorithm.policy.chunk_size - many))
 
 
-def _peak_of_rows(policy: DenoisingPolicy, n: int, trained: list[nn.Parameter]) -> int:
-    rows = policy.blank_rows(n)
-    existing = [*policy.parameters(), *policy.buffers(), *(p.grad for p in trained if p.grad is not None)]
+def _peak_of_rows(algorithm: DiffusionAlgorithm[Any], n: int, trained: list[nn.Parameter]) -> int:
+    policy, rows = algorithm.policy, algorithm.policy.blank_rows(n)
+    networks = [policy, *policy.model.networks]
+    existing = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    existing += [p.grad for p in trained if p.grad is not None]
     with torch.enable_grad(), LiveBytes([*existing, rows.latents, *rows.conditioning.values()]) as live:
-        policy.distribution(rows).mean.sum().backward()
+        algorithm.train_blank(rows)
     return live.peak
 
 

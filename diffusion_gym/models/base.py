@@ -149,6 +149,11 @@ class DiffusionModel(ABC):
         """
         return uncond + guidance_scale * (cond - uncond)
 
+    @property
+    def images_at_once(self) -> int:
+        """Return how many images are decoded in one pass, for callers that decode with gradient and free the memory."""
+        return 16
+
     @abstractmethod
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Decode latents (n, *latent_shape) to images (n, 3, H, W), float32 in [0, 1]; gradients reach the latents."""

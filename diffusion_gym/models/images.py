@@ -51,7 +51,7 @@ class ImageModel(DiffusionModel):
             finite.append(pixels.isfinite().all())
             return finish((pixels / 2 + 0.5).clamp(0, 1))
 
-        images = in_chunks(to_images, latents.to(self.device), self._images_at_once)
+        images = in_chunks(to_images, latents.to(self.device), self.images_at_once)
         check_finite(self.name, "a picture decoded by the VAE", self._vae_dtype, torch.stack(finite).all())
         return images
 
@@ -62,7 +62,7 @@ class ImageModel(DiffusionModel):
         In the chunks of :meth:`decode_pixels`; raises as that does.
         """
         latents = in_chunks(
-            lambda chunk: self._to_latents(chunk.to(self.device).float() / 127.5 - 1), images, self._images_at_once
+            lambda chunk: self._to_latents(chunk.to(self.device).float() / 127.5 - 1), images, self.images_at_once
         )
         check_finite(self.name, "a picture encoded by the VAE", self._vae_dtype, latents.isfinite().all())
         return latents
@@ -89,7 +89,8 @@ class ImageModel(DiffusionModel):
         return (mode - shift) / scale * vae.config.scaling_factor
 
     @property
-    def _images_at_once(self) -> int:
+    def images_at_once(self) -> int:
+        """Return how many images the VAE decodes, or encodes, in one pass: 4 of up to 64 x 64 pixels, down to one."""
         return max(1, min(_IMAGES_AT_ONCE, _PIXELS_AT_ONCE // math.prod(self.image_shape[1:])))
 
     @property

@@ -14,7 +14,9 @@ TRLReward = Callable[[Tensor, Any, Any], tuple[Any, Any]]
 TOTAL = "avg"
 
 
-def from_trl(reward_fn: TRLReward, metadata: Mapping[str, Any] | None = None) -> RewardFunction:
+def from_trl(
+    reward_fn: TRLReward, metadata: Mapping[str, Any] | None = None, *, differentiable: bool = False
+) -> RewardFunction:
     """Return trl's ``reward_fn(images, prompts, metadata) -> (scores, metadata)`` as a reward.
 
     Args:
@@ -22,6 +24,7 @@ def from_trl(reward_fn: TRLReward, metadata: Mapping[str, Any] | None = None) ->
             (a tensor, an array or a list), or as in Flow-GRPO a mapping from names to such scores, of which ``"avg"``
             or the only one is the reward; and metadata, which nothing here uses.
         metadata: of each prompt, by its text; without it that of the prompts' records is given.
+        differentiable: the scores are tensors with a gradient with respect to the images, as AlignProp needs them.
 
     Raises:
         TypeError: something that cannot be called with these three arguments.
@@ -29,7 +32,7 @@ def from_trl(reward_fn: TRLReward, metadata: Mapping[str, Any] | None = None) ->
     if not callable(reward_fn):
         raise TypeError(f"from_trl takes a function of trl's, got {type(reward_fn).__name__}.")
     check_takes(reward_fn, ([None] * 3, {}), "trl's (images, prompts, metadata)")
-    return _FromTRL(reward_fn, metadata)
+    return (_DifferentiableFromTRL if differentiable else _FromTRL)(reward_fn, metadata)
 
 
 class _FromTRL:
@@ -49,11 +52,14 @@ class _FromTRL:
             ValueError: a prompt without metadata, where a mapping of it was given.
             TypeError: no pair, or several scores without a total.
         """
+        return self._score(images.float() / 255, prompts, metadata)
+
+    def _score(self, pixels: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> Tensor:
         if self._metadata is not None:
             for prompt in prompts:
                 self.check_metadata(prompt, {})
             metadata = [self._metadata[prompt] for prompt in prompts]
-        result = self._function(images.float() / 255, tuple(prompts), tuple(metadata or [{} for _ in prompts]))
+        result = self._function(pixels, tuple(prompts), tuple(metadata or [{} for _ in prompts]))
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"expected a pair (scores, metadata) as for trl, got {type(result).__name__}")
         scores = result[0]
@@ -67,3 +73,13 @@ class _FromTRL:
         """Raise ValueError for a prompt without metadata, where a mapping of it was given."""
         if self._metadata is not None and prompt not in self._metadata:
             raise ValueError(f"from_trl was given metadata, but none of the prompt {prompt!r}")
+
+
+class _DifferentiableFromTRL(_FromTRL):
+    """The same with a gradient."""
+
+    def pixels(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Tensor:
+        """Return (n,), with gradient to images (n, 3, H, W), float32 in [0, 1]; raises as a call does."""
+        return self._score(images, prompts, metadata)

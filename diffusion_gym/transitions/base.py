@@ -106,6 +106,10 @@ class Transition(nn.Module, ABC):
             step_index: (n,), int64, from 0 (noisiest) to T - 1.
         """
 
+    @abstractmethod
+    def predicted_x_0(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
+        """Return the x_0 that the network predicts at x_t, (n, ...), float32; arguments as :meth:`forward`'s."""
+
 
 def noise_levels(eta: float | Sequence[float], steps: int, highest: float, meaning: str) -> list[float]:
     """Return the noise level of each step.

@@ -151,6 +151,10 @@ class DiffusionTransition(Transition):
         x_0, epsilon = self.predict(model_output, x_t, step)
         return Gaussian(self.mean(x_0, epsilon, x_t, step), self.std[step_index])
 
+    def predicted_x_0(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
+        """Return the predicted x_0, clipped where the schedule says so; see :meth:`Transition.predicted_x_0`."""
+        return self.predict(model_output, x_t, per_row(step_index, x_t))[0]
+
     @abstractmethod
     def mean(self, x_0: Tensor, epsilon: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
         """Return the mean of x_{t-1}, (n, ...), float32; ``step`` as :meth:`predict`'s."""

@@ -116,12 +116,14 @@ class FlowTransition(Transition, ABC):
     """A step whose mean is ``x_coefficient x_t + v_coefficient v``; at eta 0 the Euler step ``x_t + dt v``."""
 
     schedule: FlowSchedule
+    sigma: Tensor
     x_coefficient: Tensor
     v_coefficient: Tensor
 
     def __init__(self, schedule: FlowSchedule, x_coefficient: Tensor, v_coefficient: Tensor, std: Tensor) -> None:
         """Args: schedule; x_coefficient, v_coefficient, std: (T,), float64."""
         super().__init__(schedule, std)
+        self._buffer("sigma", schedule.sigmas[:-1])
         self._buffer("x_coefficient", x_coefficient)
         self._buffer("v_coefficient", v_coefficient)
 
@@ -130,6 +132,10 @@ class FlowTransition(Transition, ABC):
         of_x, of_v = self.x_coefficient[step_index], self.v_coefficient[step_index]
         mean = per_row(of_x, x_t) * x_t + per_row(of_v, x_t) * model_output.float()
         return Gaussian(mean, self.std[step_index])
+
+    def predicted_x_0(self, model_output: Tensor, x_t: Tensor, step_index: Tensor) -> Tensor:
+        """Return ``x_t - t v``; see :meth:`Transition.predicted_x_0`."""
+        return x_t - per_row(self.sigma[step_index], x_t) * model_output.float()
 
 
 class FlowSDE(FlowTransition):

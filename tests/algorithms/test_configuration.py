@@ -11,6 +11,7 @@ import stable_baselines3.common.vec_env as sb3_vec_env
 
 from algorithms import ALGORITHMS, DDPO, RWR, DDPOConfig, EvaluationConfig, PolicyConfig, RWRConfig
 from algorithms.config.base import from_dict, override, to_dict
+from diffusion_gym.rewards import differentiable
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -27,7 +28,8 @@ def test_every_shipped_configuration_builds_and_runs(make_env: Callable, name: s
 def test_every_shipped_configuration_builds_with_adapters(make_env: Callable, tiny_sd: str, name: str) -> None:
     """The default trains a LoRA."""
     entry = ALGORITHMS[name]
-    algorithm = entry.cls(make_env(tiny_sd, reward="compressibility", prompts=["cat"]), entry.config)
+    brightness = differentiable(lambda images, prompts: images.mean((1, 2, 3)))
+    algorithm = entry.cls(make_env(tiny_sd, reward=brightness, prompts=["cat"]), entry.config)
     assert all("lora" in parameter for parameter in algorithm.policy.trainable_parameters())
 
 

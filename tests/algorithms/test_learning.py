@@ -9,7 +9,7 @@ import torch
 from algorithms import ALGORITHMS, DiffusionAlgorithm
 from algorithms.sampling import collect
 from algorithms.seeding import Stream
-from diffusion_gym.rewards import Linear
+from diffusion_gym.rewards import Linear, differentiable
 from tests.builders.algorithms import WEIGHINGS
 
 #: Learning rates suit two means of order 1, not a UNet. One iteration is 64 images of T = 10 steps.
@@ -21,6 +21,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "awm": {"learning_rate": 0.1},
     "nft": {"learning_rate": 0.1},
     "branched": {"learning_rate": 0.2},
+    "draft": {"learning_rate": 0.1},
+    "draft-lv": {"learning_rate": 0.1},
+    "refl": {"learning_rate": 0.1},
     "sb3-ppo": {"learning_rate": 0.03, "n_epochs": 4, "batch_size": 320},
 }
 IMAGES, STEPS, ITERATIONS = 64, 10, 20
@@ -71,6 +74,7 @@ def test_each_prompt_learns_by_its_own_measure(make_env: Callable, name: str) ->
     Advantages from common statistics would be the prompt's sign alone, and the weights of one prompt nothing.
     """
 
+    @differentiable
     def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         first = Linear((1.0, 0.0))(images, prompts)
         return torch.where(torch.tensor([p == "north" for p in prompts]), first, 100 + 10 * first)

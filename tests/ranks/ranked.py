@@ -194,9 +194,9 @@ def sampled(name: str, model: str) -> Report:
     }  # fmt: skip
 
 
-def gradients(name: str, model: str) -> Report:
+def gradients(name: str, model: str, **config: Any) -> Report:
     """The first update's gradient, as it is just before the optimizer's step."""
-    algorithm = build(name, model, updates_per_iteration=1)
+    algorithm = build(name, model, updates_per_iteration=1, **config)
     seen = kept_gradients(algorithm)
     learn(algorithm, 1)
     return {"gradients": seen}
@@ -405,6 +405,8 @@ def exact(folder: Path) -> dict[str, list[Report]]:
     note("nft 2", 2, lambda: learn(build("nft", model, **anchored), ITERATIONS))
     for size in (1, 2):
         note(f"nft gradients {size}", size, lambda: gradients("nft", model))
+        note(f"draft gradients {size}", size, lambda: gradients("draft", model, eta=1.0, gradient_steps=2))
+        note(f"draft-lv gradients {size}", size, lambda: gradients("draft-lv", model))
     leash = {"kl_penalty": 0.5, "ema_decay": 0.5}
     for size in (1, 2):
         note(f"leashed {size}", size, lambda: learn(build("ddpo-is", model, **leash), ITERATIONS))

@@ -117,9 +117,9 @@ def exact(folder: Path) -> dict[str, list[Report]]:
     def note(scenario: str, size: int, work: Work, shards: bool = True) -> None:
         reports[scenario] = on_ranks(size, sharded(work) if shards else work, folder)
 
-    for name, size in (("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2), ("nft", 2)):
+    for name, size in (("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2), ("nft", 2), ("draft", 2)):
         note(f"{name} {size}", size, lambda name=name: trained(name))
-    for name in ("ddpo-is", "rwr", "nft"):
+    for name in ("ddpo-is", "rwr", "nft", "draft"):
         note(f"{name} ddp", 2, lambda name=name: trained(name), shards=False)
     note("saved", 2, lambda: saved("ddpo-is", MODEL, folder / "saved.zip"))
     note("resumed", 2, lambda: resumed("ddpo-is", MODEL, folder / "saved.zip"))

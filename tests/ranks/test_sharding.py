@@ -16,7 +16,7 @@ from algorithms.parallel.sharding import check_sharded, shard
 PROGRAM = "sharded.py"
 pytestmark = pytest.mark.slow
 Reports = dict[str, list[dict[str, Any]]]
-RUNS = pytest.mark.parametrize(("name", "size"), [("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2), ("nft", 2)])
+RUNS = pytest.mark.parametrize(("name", "size"), [("ddpo-is", 2), ("ddpo-is", 3), ("rwr", 2), ("nft", 2), ("draft", 2)])
 
 
 def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from diffusion_gym.rewards import Linear, RewardError
 Build = Callable[..., DiffusionAlgorithm[Any]]
 ITERATION = 16 * 3
 first = Linear((1.0, 0.0))
+#: Algorithms that take scores as they come, without a gradient.
+ANY_REWARD = [name for name, entry in ALGORITHMS.items() if not entry.cls.requires(entry.config).reward_gradient]
 
 
 def rewarding(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, list[str]], Tensor]:
@@ -75,6 +77,7 @@ def test_rewards_too_large_for_a_critic_are_skipped_and_then_refused(build: Buil
     assert equal(weights(algorithm), before)
 
 
+@pytest.mark.parametrize("name", ANY_REWARD)
 @pytest.mark.parametrize("kind", STRANGE)
 def test_strange_rewards_leave_finite_weights_and_logs(build: Build, name: str, kind: str) -> None:
     if name == "sb3-ppo" and kind in TOO_LARGE_FOR_A_CRITIC:
@@ -99,6 +102,7 @@ def test_rewards_without_spread_move_nothing(build: Build, ddpo: str, kind: str)
     assert equal(algorithm.get_parameters()["policy"], before)
 
 
+@pytest.mark.parametrize("name", ANY_REWARD)
 @pytest.mark.parametrize(("scale", "shift"), [(1e30, 0.0), (1e-3, 0.0), (1.0, 1000.0)])
 def test_scale_and_origin_of_a_reward_do_not_matter(build: Build, name: str, scale: float, shift: float) -> None:
     """Each prompt's rewards are standardised, so an iteration of ``scale * r + shift`` ends as one of r."""
@@ -114,6 +118,7 @@ def test_scale_and_origin_of_a_reward_do_not_matter(build: Build, name: str, sca
         torch.testing.assert_close(moved, value - start[key], rtol=0.02, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ANY_REWARD)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e39])
 def test_rewards_that_are_no_numbers_are_refused(build: Build, name: str, value: float) -> None:
     """1e39 as float64 is infinite in float32. The iteration never happened, and the same object can go on."""
