@@ -11,6 +11,7 @@ from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
     from algorithms.base import DiffusionAlgorithm, Requirements
+    from algorithms.check import check_algorithm
     from algorithms.ddpo import DDPO
     from algorithms.forward_process import ForwardProcess
     from algorithms.policy import DenoisingPolicy
@@ -35,6 +36,7 @@ __all__ = [
     "RWRConfig",
     "Requirements",
     "SB3PPOConfig",
+    "check_algorithm",
 ]
 
 
@@ -93,5 +95,6 @@ __getattr__, __dir__ = _lazy.attributes(
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",
         "SB3PPO": "algorithms.sb3_ppo",
+        "check_algorithm": "algorithms.check",
     },
 )
