@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from algorithms.config.algorithms import PRESETS, DDPOConfig, ForwardProcessConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
+from algorithms.config.preference import OnlinePreferenceConfig
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from algorithms.ddpo import DDPO
     from algorithms.forward_process import ForwardProcess
     from algorithms.policy import DenoisingPolicy
+    from algorithms.preference import OnlinePreference
     from algorithms.rwr import RWR
     from algorithms.sb3_ppo import SB3PPO
 
@@ -32,6 +34,8 @@ __all__ = [
     "EvaluationConfig",
     "ForwardProcess",
     "ForwardProcessConfig",
+    "OnlinePreference",
+    "OnlinePreferenceConfig",
     "PolicyConfig",
     "RWRConfig",
     "Requirements",
@@ -78,6 +82,11 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
         ForwardProcessConfig.preset("nft"),
         "DiffusionNFT: as awm, around an old policy that follows slowly, and samples.",
     ),
+    "d3po": AlgorithmEntry(
+        "algorithms.preference:OnlinePreference",
+        OnlinePreferenceConfig(),
+        "D3PO's preference loss: the best image of each group against the worst.",
+    ),
     "sb3-ppo": AlgorithmEntry(
         "algorithms.sb3_ppo:SB3PPO",
         SB3PPOConfig(),
@@ -92,6 +101,7 @@ __getattr__, __dir__ = _lazy.attributes(
         "DenoisingPolicy": "algorithms.policy",
         "DiffusionAlgorithm": "algorithms.base",
         "ForwardProcess": "algorithms.forward_process",
+        "OnlinePreference": "algorithms.preference",
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",
         "SB3PPO": "algorithms.sb3_ppo",

@@ -142,8 +142,8 @@ class Rollout:
         """Return :meth:`chunks` of all updates: all images kept here."""
         return [chunk for update in range(self.updates) for chunk in self.chunks(update, size)]
 
-    def rows(self, images: slice, step: int) -> Rows:
-        """Return one step's rows of a chunk of images; they may share the rollout's memory."""
+    def rows(self, images: slice | Tensor, step: int) -> Rows:
+        """Return one step's rows of images, by their positions here; of a slice they share the rollout's memory."""
         latents = self.latents[step if self.is_whole else -1, images]
         index = torch.full((len(latents),), step, dtype=torch.long, device=latents.device)
         return Rows(latents, index, {name: value[images] for name, value in self.conditioning.items()})

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import ALGORITHMS, DDPO, PRESETS, DDPOConfig, ForwardProcessConfig, Requirements, check_algorithm
+from algorithms import (
+    ALGORITHMS,
+    DDPO,
+    PRESETS,
+    DDPOConfig,
+    ForwardProcessConfig,
+    OnlinePreferenceConfig,
+    Requirements,
+    check_algorithm,
+)
 from algorithms.rollouts import Rollout, SampledChunk
 
 SHORT = {"updates_per_iteration": 4, "batch_size": 32}  # twenty updates of 128 take longer, and show no more
@@ -22,6 +31,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "nft": ("nft", {}),
     "epg": (ForwardProcessConfig.preset("epg"), {}),
     "ram": (ForwardProcessConfig.preset("ram"), {"anchor_start": 0.2}),  # 1 would hold it after one std
+    "d3po": ("d3po", {"updates_per_iteration": 2}),
+    "d3po, flow": (OnlinePreferenceConfig(log_prob_reduction="mean", beta=0.5), {"flow": True}),
     # Its minibatches are shuffled rows, and its log-densities whole ones: the ratio is 1 up to rounding.
     "sb3-ppo": ("sb3-ppo", {"ratio_tolerance": 1e-3, "n_epochs": 4, "batch_size": 64}),
     "ddpo-is, flow": ("ddpo-is", {"flow": True, "kl_penalty": 1e-3}),

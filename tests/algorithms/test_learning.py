@@ -17,6 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sparse-rwr": {"learning_rate": 0.02, "top_fraction": 0.2},
     "awm": {"learning_rate": 0.1},
     "nft": {"learning_rate": 0.1},
+    "d3po": {"learning_rate": 0.1, "images_per_prompt": 8},
     "sb3-ppo": {"learning_rate": 0.03, "n_epochs": 4, "batch_size": 320},
 }
 IMAGES, STEPS, ITERATIONS = 64, 10, 20

@@ -136,7 +136,7 @@ def test_rewards_that_are_no_numbers_are_refused(build: Build, name: str, value:
 
 def test_one_prompt_and_prompts_seen_once(build: Build, name: str) -> None:
     """One prompt in all; and four prompts with one image each, where statistics are shared (groups need two)."""
-    few = 2 if name.endswith("rwr") or name in ("awm", "nft") else 1
+    few = 2 if name.endswith("rwr") or name in ("awm", "nft", "d3po") else 1
     for prompts, group, images in ((["north"], 8, 16), (["north", "east", "south", "west"], few, 4 * few)):
         algorithm = build(name, first, prompts, images_per_prompt=group, images_per_iteration=images, num_envs=4)
         algorithm.learn(2 * images * 3)
