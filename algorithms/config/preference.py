@@ -15,11 +15,10 @@ class OnlinePreferenceConfig(AlgorithmConfig):
     updates_per_iteration: int = 1
     """Gradient updates per rollout, each on its own share of the groups."""
     beta: float = 0.1
-    """How soon a pair is learnt: a step hardly pushes any more once best and worst differ by a few times 1 / beta nats
-    in how much likelier than at the start they are. Larger stays nearer to the start."""
+    """How near to the start the policy is held: a step's push fades once log rho of best and worst differ by some
+    1 / beta nats."""
     log_prob_reduction: Reduction = "sum"
-    """The true "sum" over the latent's dimensions, so that beta means the same for every latent, or the "mean", as
-    D3PO's code has it."""
+    """The true "sum" over the latent's dimensions, so that beta means the same for every latent; or the "mean"."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
