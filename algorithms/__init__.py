@@ -9,15 +9,18 @@ from algorithms.config.algorithms import DDPOConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
 from algorithms.config.forward_process import PRESETS, ForwardProcessConfig
 from algorithms.config.grpo import GRPO_PRESETS, GRPOConfig
+from algorithms.config.preference import OnlinePreferenceConfig
 from algorithms.config.reward_gradient import RewardGradientConfig
 from diffusion_gym import _lazy
 
 if TYPE_CHECKING:
     from algorithms.base import DiffusionAlgorithm, Requirements
+    from algorithms.check import check_algorithm
     from algorithms.ddpo import DDPO
     from algorithms.forward_process import ForwardProcess
     from algorithms.grpo import GRPO
     from algorithms.policy import DenoisingPolicy
+    from algorithms.preference import OnlinePreference
     from algorithms.reward_gradient import RewardGradient
     from algorithms.rwr import RWR
     from algorithms.sb3_ppo import SB3PPO
@@ -39,12 +42,15 @@ __all__ = [
     "ForwardProcess",
     "ForwardProcessConfig",
     "GRPOConfig",
+    "OnlinePreference",
+    "OnlinePreferenceConfig",
     "PolicyConfig",
     "RWRConfig",
     "Requirements",
     "RewardGradient",
     "RewardGradientConfig",
     "SB3PPOConfig",
+    "check_algorithm",
 ]
 
 
@@ -111,6 +117,11 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
         RewardGradientConfig(gradient_steps=3, random_steps=True, one_step=True),
         "ReFL: as draft, through a random late step straight to the image that it predicts.",
     ),
+    "d3po": AlgorithmEntry(
+        "algorithms.preference:OnlinePreference",
+        OnlinePreferenceConfig(),
+        "D3PO's preference loss: the best image of each group against the worst.",
+    ),
     "sb3-ppo": AlgorithmEntry(
         "algorithms.sb3_ppo:SB3PPO",
         SB3PPOConfig(),
@@ -126,9 +137,11 @@ __getattr__, __dir__ = _lazy.attributes(
         "DiffusionAlgorithm": "algorithms.base",
         "ForwardProcess": "algorithms.forward_process",
         "GRPO": "algorithms.grpo",
+        "OnlinePreference": "algorithms.preference",
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",
         "RewardGradient": "algorithms.reward_gradient",
         "SB3PPO": "algorithms.sb3_ppo",
+        "check_algorithm": "algorithms.check",
     },
 )

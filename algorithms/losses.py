@@ -1,4 +1,4 @@
-"""The losses: DDPO's, the KL penalty, RWR's denoising loss, and those of the forward-process family."""
+"""The losses: DDPO's, the KL penalty, D3PO's, RWR's denoising loss, and those of the forward-process family."""
 
 import math
 from dataclasses import dataclass
@@ -144,6 +144,23 @@ def kl_penalty_loss(kl: Tensor, coefficient: float, dimensions: int, reduction: 
         reduction: ``"mean"`` divides by D as it does the log-probability, so that the coefficient means the same.
     """
     return coefficient * (kl / dimensions if reduction == "mean" else kl)
+
+
+def preference_loss(best: Tensor, worst: Tensor, beta: float, dimensions: int, reduction: Reduction) -> Tensor:
+    """D3PO (Yang et al. 2023): ``-log sigmoid(beta (log rho_best - log rho_worst))``, (m,).
+
+    Its gradient is ``-beta sigmoid(-beta d)`` times that of the difference d: half of beta at the start, where d is 0,
+    and next to nothing once d is several times 1 / beta.
+
+    Args:
+        best: (m,), log rho of the better images' step, joint nats with gradients.
+        worst: (m,), of the worse images'.
+        beta: per nat; with "mean" per nat and dimension.
+        dimensions: D of one latent.
+        reduction: "mean" divides by D, as D3PO's code does.
+    """
+    difference = (best - worst) / (dimensions if reduction == "mean" else 1)
+    return -torch.nn.functional.logsigmoid(beta * difference)
 
 
 def weighted_denoising_loss(model_output: Tensor, target: Tensor, weights: Tensor) -> Tensor:

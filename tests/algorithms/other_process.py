@@ -18,11 +18,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm, EvaluationConfig
-from tests.builders.algorithms import WEIGHINGS
 
 #: Algorithm of the registry, model and trained weights of each case. The pipeline's folder comes in at run time.
 CASES = {
-    **{name: (name, "exact-mixture", "full") for name in WEIGHINGS},
+    "ddpo-is": ("ddpo-is", "exact-mixture", "full"),
     "ddpo-is lora": ("ddpo-is", "tiny-sd", "lora"),
     "rwr lora": ("rwr", "tiny-sd", "lora"),
     "nft lora": ("nft", "tiny-sd", "lora"),
@@ -43,7 +42,7 @@ def build(case: str, tiny_sd: str, seed: int = 0) -> DiffusionAlgorithm[Any]:
     )
     config: dict[str, Any] = {"images_per_iteration": IMAGES, "images_per_prompt": 4, "num_envs": 4}
     config |= {"learning_rate": 0.01, "seed": seed}
-    if name in ("rwr", "sparse-rwr"):
+    if name == "rwr":
         config |= {"batch_size": 12, "updates_per_iteration": 2}
     if not exact:
         config |= {"guidance_scale": 3.0, "chunk_size": 4, "lora": diffusion_gym.LoRAConfig(rank=2, alpha=8.0)}

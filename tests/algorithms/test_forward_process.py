@@ -8,7 +8,6 @@ in the first coordinate: the gradient, and where an anchor balances it, is known
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -282,21 +281,6 @@ def test_nft_samples_with_its_old_policy_and_exports_the_new(make_env: Callable)
     assert torch.equal(algorithm.policy.denoiser.means.detach(), trained)
     algorithm.old.load(algorithm.policy.trainable_parameters())
     assert not torch.equal(algorithm.collect(algorithm._setup_learn(80, None)[1]).final_latents, rollout.final_latents)
-
-
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_resumed_run_equals_one_that_never_stopped(make_env: Callable, tmp_path: Path, name: str) -> None:
-    """Weights, moments and the old policy, bit for bit, with two passes of two updates."""
-    options = {**SMALL, "trainable": "full", "learning_rate": 0.05, "passes": 2, "updates_per_iteration": 2}
-    config = ForwardProcessConfig.preset(name, **options, paired_noise=True)
-    whole, parts = (ForwardProcess(make_env(), config) for _ in range(2))
-    whole.learn(3 * 16 * 5)
-    parts.learn(16 * 5).save(tmp_path / "run")
-    resumed = ForwardProcess.load(tmp_path / "run", make_env())
-    resumed.learn(2 * 16 * 5, reset_num_timesteps=False)
-    one, other = whole.get_parameters(), resumed.get_parameters()
-    assert one.keys() == other.keys() == {"policy", "optimizer", *(["extra"] if config.old_decay else [])}
-    assert all(torch.equal(value, other[group][key]) for group in one for key, value in one[group].items())
 
 
 def test_images_of_a_prompt_share_paired_noise(make_env: Callable, sample: Callable[..., Rollout]) -> None:

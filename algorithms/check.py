@@ -1,0 +1,307 @@
+"""Checks that an algorithm keeps what every algorithm promises, on models whose answers are known."""
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algorithms import ALGORITHMS
+from algorithms.base import FORWARDS_PER_TRAINED_ROW, DiffusionAlgorithm
+from algorithms.checked_runs import (
+    ITERATIONS,
+    SMALL,
+    Run,
+    SaveInSecond,
+    Subject,
+    first_difference,
+    global_generators,
+    learn,
+    logged,
+    run,
+    state,
+)
+from algorithms.config.base import AlgorithmConfig, EvaluationConfig
+from algorithms.evaluation import evaluate
+from algorithms.policy import Rows
+from algorithms.rollouts import Rollout
+from diffusion_gym.rewards import reward_pixels
+from diffusion_gym.rewards.exact import Quadratic
+
+#: What learning, and a gradient, is measured with.
+LEARNING: Mapping[str, Any] = {
+    **SMALL,
+    "images_per_iteration": 64,
+    "images_per_prompt": 16,
+    "num_envs": 64,
+    "chunk_size": 512,
+}
+#: Steps of the optimizer that change no weight.
+FROZEN: Mapping[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0}
+LEARNING_ITERATIONS = 20
+#: What is 0 in ``train/`` of the log while the policy is the old policy and the start.
+DISTANCES = ("log_ratio", "approx_kl", "clip_fraction", "kl_to_", "kl_per_", "drift_from_")
+ROLLOUTS, IMAGES = 24, 256  # of which the mean gradient is taken
+#: Not far from the exact Gaussian's mean (0.5, -0.5), so that its std counts, too, and each step has its own direction.
+NEAR = Quadratic((0.8, -0.4))
+
+
+def check_algorithm(
+    algorithm: type[DiffusionAlgorithm[Any]] | AlgorithmConfig | str,
+    config: AlgorithmConfig | None = None,
+    *,
+    policy_gradient: bool = False,
+    ratio_tolerance: float = 0.0,
+    flow: bool = False,
+    **settings: Any,
+) -> None:
+    """Check an algorithm on the exact models in seconds, as Gymnasium's ``check_env`` does an environment.
+
+    It trains small runs on the CPU and checks that
+
+    - before the first update the importance ratio is exactly 1, every distance from the old policy and from the start
+      in the log is 0, and so is the KL to the start;
+    - the rows that pass through the denoiser are those that ``forward_equivalents`` counts, with and without guidance;
+    - two runs of one seed are equal bit for bit, whatever the global random generators hold;
+    - a run that was saved in the middle of a rollout resumes as if it had never stopped, bit for bit;
+    - a linear reward rises for every prompt by more than two of its standard deviations at the start;
+    - with ``policy_gradient`` the first gradient points where that of the expected reward does.
+
+    Args:
+        algorithm: a class, a configuration of a registered one, or a name of :data:`ALGORITHMS`.
+        config: of the class; None takes its defaults.
+        policy_gradient: the update estimates the gradient of the expected reward, up to a positive factor.
+        ratio_tolerance: nats by which the ratio and distances may differ from 1 and 0, for an algorithm that scores
+            other chunks than were sampled.
+        flow: take the exact flow-matching models in place of the diffusion models.
+        settings: fields of the configuration, or of the dataclasses in it, that differ from the small settings of the
+            check; for example the ``learning_rate``, which suits two means of order 1 and not a UNet.
+
+    Raises:
+        AssertionError: a promise that is not kept: which, what was measured, and what to look at.
+        TypeError, ValueError: an unknown name, or settings that the algorithm refuses.
+    """
+    subject = Subject(*_resolve(algorithm, config), flow, settings)
+    with global_generators(0):
+        _check_start(subject, ratio_tolerance)
+        whole = run(subject, 1)
+        _check_costs(subject, whole)
+        _check_costs(subject, run(subject, guidance_scale=2.0))
+        _check_repeats(subject, whole, run(subject, 2))
+        _check_resumes(subject, whole)
+        _check_learns(subject)
+        if policy_gradient:
+            _check_gradient(subject)
+
+
+def _resolve(
+    algorithm: type[DiffusionAlgorithm[Any]] | AlgorithmConfig | str, config: AlgorithmConfig | None
+) -> tuple[type[DiffusionAlgorithm[Any]], AlgorithmConfig]:
+    """Return a class and its configuration."""
+    if isinstance(algorithm, str):
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {algorithm!r}; expected a class, or one of {sorted(ALGORITHMS)}.")
+        return ALGORITHMS[algorithm].cls, config or ALGORITHMS[algorithm].config
+    if isinstance(algorithm, AlgorithmConfig):
+        found = [entry.cls for entry in ALGORITHMS.values() if type(entry.config) is type(algorithm)]
+        if not found:
+            raise ValueError(
+                f"no registered algorithm has a {type(algorithm).__name__}; give the class, too: "
+                "check_algorithm(cls, config)."
+            )
+        return found[0], algorithm
+    return algorithm, config or algorithm.config_class()
+
+
+def _check_start(subject: Subject, tolerance: float) -> None:
+    """Check ratio, distances in the log and KL while no weight changes."""
+    dense = len(subject.build().policy.trainable_steps) > 0
+    measured: dict[str, Any] = {"evaluation": EvaluationConfig(images=8), "kl_to_start": True} if dense else {}
+    algorithm, gaps = subject.build(**FROZEN, **measured), [0.0]
+    lines, update = logged(algorithm), algorithm.update
+
+    def watched(rollout: Rollout) -> dict[str, float]:
+        gaps.extend(_ratio_gaps(algorithm, rollout))
+        return update(rollout)
+
+    algorithm.update = watched  # type: ignore[method-assign]
+    learn(algorithm, 1)
+    subject.require(
+        max(gaps) <= tolerance,
+        "before the first update the importance ratio must be exactly 1, but the log-densities of sampled_chunks() "
+        f"differ from those of the rollout by up to {max(gaps):g} nats; look at collect(), sampling_weights() and "
+        "sampled_chunks(): the same weights must score the same rows in the same chunks.",
+    )
+    for name, value in (item for line in lines for item in line.items()):
+        far = name.startswith("train/") and any(part in name for part in DISTANCES) and not abs(value) <= tolerance
+        subject.require(
+            not far,
+            "while no weight has changed, the policy is the old policy and the start, but the log has "
+            f"{name} = {value:g}, expected 0; look at which rows, chunks and weights the update compares.",
+        )
+    kl = None if algorithm.last_evaluation is None else algorithm.last_evaluation.kl_to_start
+    subject.require(
+        not dense or kl is not None,
+        "kl_to_start=True must measure the KL to the start in evaluations, but none was measured; let requires() build "
+        "on super().requires(config).",
+    )
+    subject.require(
+        kl is None or not kl.any(),
+        "before training the KL to the start must be 0, but an evaluation measured "
+        f"{0.0 if kl is None else float(kl.max()):g} nats; look at what changes the policy's weights before update(), "
+        "for example _setup_model() after super()._setup_model().",
+    )
+
+
+def _ratio_gaps(algorithm: DiffusionAlgorithm[Any], rollout: Rollout) -> Iterator[float]:
+    """Yield the largest |log ratio| of each chunk that was sampled, where the rollout has log-densities."""
+    if not rollout.is_whole:
+        return
+    with torch.no_grad():
+        for update in range(rollout.updates):
+            for chunk in algorithm.sampled_chunks(rollout, update):
+                now, _ = algorithm.policy.log_prob(chunk.rows, chunk.next_latents)
+                yield float((now - chunk.log_prob).abs().max())
+
+
+def _check_costs(subject: Subject, made: Run) -> None:
+    """Check that the rows that passed through the denoiser were billed."""
+    guidance, billed = made.algorithm.config.policy.guidance_scale, made.algorithm.costs["forward_equivalents"]
+    subject.require(
+        billed == made.forwards,
+        f"every row through the denoiser must be billed, one with a gradient as {FORWARDS_PER_TRAINED_ROW}, but "
+        f"{made.algorithm.iteration} iterations with guidance_scale {guidance:g} took {made.forwards} forwards and "
+        f"cost/forward_equivalents is {billed}; look at what update() gives to count_rows(trained, guided, reference), "
+        "and at collect().",
+    )
+
+
+def _check_repeats(subject: Subject, one: Run, other: Run) -> None:
+    """Check that two runs of one seed are equal bit for bit."""
+    difference = first_difference(state(one.algorithm, one.lines), state(other.algorithm, other.lines))
+    subject.require(
+        difference is None,
+        f"two runs of one seed must be equal bit for bit, but {difference}; draw random numbers from "
+        "algorithms.seeding.generator(seed, Stream.UPDATES, iteration), not from the global generators.",
+    )
+
+
+def _check_resumes(subject: Subject, whole: Run) -> None:
+    """Check that a checkpoint of the middle of the second rollout resumes bit for bit."""
+    file = io.BytesIO()
+    run(subject, callback=SaveInSecond(file))
+    subject.require(
+        file.tell() > 0,
+        "a callback must be able to save in a rollout, but none was called in the second one; let collect() call "
+        "callback.on_step() at every step, as algorithms.rollouts.collect does with on_step.",
+    )
+    resumed = subject.cls.load(file, subject.env())
+    lines = logged(resumed)
+    learn(resumed, ITERATIONS)
+    difference = first_difference(state(whole.algorithm, whole.lines[1:]), state(resumed, lines))
+    subject.require(
+        difference is None,
+        f"a run that resumes from a checkpoint must equal one that never stopped, bit for bit, but {difference}; "
+        "look at what extra_state(), load_extra_state() and extra_tensors() leave out.",
+    )
+
+
+def _check_learns(subject: Subject) -> None:
+    """Check that the reward rises for every prompt by more than two of its standard deviations at the start.
+
+    Each prompt has weights of its own, so luck would have to come four times.
+    """
+    algorithm = subject.build(LEARNING, reward="exact-linear")
+    before = _rewards(algorithm)
+    learn(algorithm, LEARNING_ITERATIONS)
+    after = _rewards(algorithm)
+    stds = before.std(1)
+    rise = (after - before).mean(1) / stds
+    worst = int(rise.argmin())
+    subject.require(
+        bool(rise[worst] > 2),
+        "the reward exact-linear must rise for every prompt by more than two of its standard deviations at the "
+        f"start, but in {LEARNING_ITERATIONS} iterations with learning_rate {algorithm.config.learning_rate:g} its "
+        f"mean went from {before[worst].mean():.2f} to {after[worst].mean():.2f} for {algorithm.mdp.prompts[worst]!r}, "
+        f"by {rise[worst]:.1f} of them; look at the sign and size of the loss, or give another learning_rate.",
+    )
+
+
+def _rewards(algorithm: DiffusionAlgorithm[Any], images: int = 64) -> Tensor:
+    """Return rewards (prompts, images) with the trained weights, on noise that no training uses."""
+    prompts = len(algorithm.mdp.prompts)
+    config = replace(algorithm.config, evaluation=EvaluationConfig(images=images * prompts))
+    return evaluate(algorithm.mdp, algorithm.policy, config, 0).rewards.reshape(images, prompts).T
+
+
+def _check_gradient(subject: Subject) -> None:
+    """Check that the first gradient is parallel to that of the expected reward, within 5 standard errors."""
+    settings = {"images_per_iteration": IMAGES, "images_per_prompt": IMAGES, "num_envs": IMAGES}
+    algorithm = subject.build({**LEARNING, **settings}, "gaussian", NEAR)
+    parameters, found = list(algorithm.policy.trainable_parameters().values()), []
+    total = torch.zeros(sum(value.numel() for value in parameters), dtype=torch.float64)
+
+    def hand_out(optimizer: torch.optim.Optimizer) -> Tensor:
+        total.sub_(_flat([value.grad for value in parameters], parameters))  # of the loss, which falls
+        optimizer.zero_grad(set_to_none=True)
+        return torch.zeros(())
+
+    algorithm.step = hand_out  # type: ignore[method-assign]
+    for iteration in range(1, ROLLOUTS + 1):
+        learn(algorithm, iteration)
+        found.append(total.clone())
+        total.zero_()
+    exact = _exact_gradient(algorithm)
+    estimates = torch.stack(found)
+    scales = estimates @ exact / exact.square().sum()
+    off = estimates - scales[:, None] * exact  # what is not parallel
+    scale, error = scales.mean(), off.std(0) / math.sqrt(ROLLOUTS)
+    sideways = (off.mean(0).abs() / error.clamp(min=1e-12)).max()
+    subject.require(
+        bool(scale > 5 * scales.std() / math.sqrt(ROLLOUTS) and sideways < 5),
+        "the first gradient must point where that of the expected reward does, but over "
+        f"{ROLLOUTS * IMAGES} images it is {_text(estimates.mean(0))} where {_text(exact)} times a positive factor is "
+        f"exact, {float(sideways):.1f} standard errors off; look at which steps, advantages and log-densities the loss "
+        "takes.",
+    )
+
+
+def _exact_gradient(algorithm: DiffusionAlgorithm[Any], pairs: int = 4096) -> Tensor:
+    """Return the gradient of the expected reward, float64: through the sampler itself, with its noise held fixed.
+
+    It passes through the weights at the steps that have a density, which are those that can be trained. Noise comes in
+    pairs z and -z, so that what is linear in it, as the means' gradient is here, has no error.
+    """
+    policy, mdp, n = algorithm.policy, algorithm.mdp, 2 * pairs
+    parameters, source = list(policy.trainable_parameters().values()), torch.Generator().manual_seed(0)
+    conditioning = {name: value.expand(n, *value.shape[1:]) for name, value in mdp.conditioning_of(mdp.prompts).items()}
+    trained = set(policy.trainable_steps.tolist())
+
+    def noise() -> Tensor:
+        z = torch.randn(pairs, *policy.model.latent_shape, generator=source)
+        return torch.cat([z, -z])
+
+    x = noise()
+    for t in range(policy.num_inference_steps):
+        for value in parameters:
+            value.requires_grad_(t in trained)
+        x = policy.distribution(Rows(x, torch.full((n,), t), conditioning)).sample(noise())
+    for value in parameters:
+        value.requires_grad_(True)
+    reward = reward_pixels(mdp.reward, policy.model.decode_pixels(x), mdp.prompts * n).rewards.mean()
+    return _flat(torch.autograd.grad(reward, parameters, allow_unused=True), parameters)
+
+
+def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """Return all gradients in a row, float64; of a parameter that has none, zeros."""
+    found = [
+        torch.zeros_like(value) if grad is None else grad for grad, value in zip(gradients, parameters, strict=True)
+    ]
+    return torch.cat([grad.flatten().double() for grad in found])
+
+
+def _text(values: Tensor) -> str:
+    return f"({', '.join(f'{value:.3g}' for value in values.tolist())})"
