@@ -158,12 +158,14 @@ def _check_start(subject: Subject, tolerance: float) -> None:
 
 def _ratio_gaps(algorithm: DiffusionAlgorithm[Any], rollout: Rollout) -> Iterator[float]:
     """Yield the largest |log ratio| of each chunk that was sampled, where the rollout has log-densities."""
-    if not rollout.is_whole:
+    windows = rollout.windows is not None
+    if not rollout.is_whole or not (windows or len(algorithm.policy.trainable_steps)):
         return
     with torch.no_grad():
         for update in range(rollout.updates):
-            for chunk in algorithm.sampled_chunks(rollout, update):
-                now, _ = algorithm.policy.log_prob(chunk.rows, chunk.next_latents)
+            size = algorithm.policy.chunk_size
+            for chunk in rollout.window_chunks(update, size) if windows else algorithm.sampled_chunks(rollout, update):
+                now, _ = chunk.log_prob_under(algorithm.policy)
                 yield float((now - chunk.log_prob).abs().max())
 
 
@@ -196,7 +198,7 @@ def _check_resumes(subject: Subject, whole: Run) -> None:
     subject.require(
         file.tell() > 0,
         "a callback must be able to save in a rollout, but none was called in the second one; let collect() call "
-        "callback.on_step() at every step, as algorithms.rollouts.collect does with on_step.",
+        "callback.on_step() at every step, as algorithms.sampling.collect does with on_step.",
     )
     resumed = subject.cls.load(file, subject.env())
     lines = logged(resumed)
