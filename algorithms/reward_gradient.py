@@ -51,11 +51,8 @@ class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Make one gradient step on each share of the images."""
         meter, source = Meter(self.ranks), generator(self.config.seed, Stream.UPDATES, self.iteration)
-        numbers, renoise, step_noise = (
-            self._draw_steps(source),
-            self._renoise(rollout, source),
-            self._step_noise(rollout),
-        )
+        numbers = self._draw_steps(source)  # before the noise, which is from the same source
+        renoise, step_noise = self._renoise(rollout, source), self._step_noise(rollout)
         for update, drawn in enumerate(numbers):
             rows, chunks = len(rollout.assigned(update)) * len(drawn), rollout.chunks(update, self.policy.chunk_size)
             for draw, last in enumerate(drawn):
