@@ -166,7 +166,7 @@ def test_what_is_broken_is_said(broken: type[DDPO]) -> None:
 
 
 def test_what_cannot_be_checked_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown algorithm 'ddpo'; expected a class, or one of \['awm', .*'ddpo-is'"):
+    with pytest.raises(ValueError, match=r"unknown algorithm 'ddpo'; expected a class, or one of \['awm', "):
         check_algorithm("ddpo")
 
     class OwnConfig(DDPOConfig):
