@@ -21,7 +21,7 @@ COMMANDS = {
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
     "search-six": "diffusion-gym search",
-    "search-geneval": "diffusion-gym search --tasks geneval",
+    "search-geneval": "diffusion-gym search --tasks geneval --algorithms ddpo-is ddpo-sf rwr sparse-rwr",
     "search-alignment": "diffusion-gym search --tasks vlm_alignment",
 }
 #: Folder of docs/results -> others whose runs it takes over where they are the same.
