@@ -243,11 +243,16 @@ def test_what_a_detector_does_not_know_is_an_error(folders: dict[str, str]) -> N
     reward.check_metadata("a couch", SINGLE | {"include": [one("couch")]})
     with pytest.raises(ValueError, match=r"the prompt 'a fox' asks about 'fox', a class that detector=.*detr does"):
         reward.check_metadata("a fox", SINGLE)
+    for names, known in ((("couch", "sofa"), reward), (("Cat", "cat"), reward), (("Fox", "fox"), GenEval())):
+        with pytest.raises(ValueError, match=f"about {names[0]!r} and {names[1]!r}, which are one class of .*one name"):
+            known.check_metadata("a fox", asked("single_object", one(names[0]), exclude=[one(names[1], 2)]))
     red = asked("colors", one("cat", color="red"))
     with pytest.raises(ValueError, match=r"the colour 'red' of 'cat', which .*; give a CLIP .*clip=ViT-L-14/openai"):
         reward.check_metadata("a red cat", red)
     zero_shot = GenEval(detector=folders["owlvit"])
     zero_shot.check_metadata("a fox", SINGLE)
+    with pytest.raises(ValueError, match="'fox' and 'Fox', which are one class"):
+        zero_shot.check_metadata("a fox", asked("two_object", one("fox"), one("Fox")))
     with pytest.raises(ValueError, match="the colour 'teal' of 'cat', which is none of GenEval's"):
         zero_shot.check_metadata("a teal cat", asked("colors", one("cat", color="teal")))
 

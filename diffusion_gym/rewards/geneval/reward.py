@@ -144,9 +144,17 @@ def _coloured(
 
 
 def check_known(prompt: str, request: Request, detector: Detector, clip: Clip | None = None) -> None:
-    """Raise ValueError for a class or a colour that the detector, or CLIP, does not know."""
+    """Raise ValueError for a class or a colour that the detector, or CLIP, does not know, or a class with two names."""
+    first: dict[str | None, str] = {}
     for name in request.names:
-        if detector.label_of(name) is None:
+        label = detector.label_of(name)
+        other = first.setdefault(name.strip().lower() if detector.labels is None else label, name)
+        if label is not None and other != name:
+            raise ValueError(
+                f"the prompt {prompt!r} asks about {other!r} and {name!r}, which are one class of "
+                f"detector={detector.source}; call it by one name in the whole record."
+            )
+        if label is None:
             raise ValueError(
                 f"the prompt {prompt!r} asks about {name!r}, a class that detector={detector.source} does not know; it "
                 f"knows {sorted({base for _, base in (detector.labels or {}).values()})}."
