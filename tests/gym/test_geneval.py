@@ -159,6 +159,7 @@ def test_genevals_own_file_is_read() -> None:
         (asked("counting", one("fox", 2.0)), r"has the count 2.0 of 'fox'"),
         (asked("counting", one("fox", 17)), "has the count 17 of 'fox'"),
         (asked("counting", one("fox", 2), exclude=[one("fox", 2)]), "asks for 2 and for at most 1 of 'fox'"),
+        (asked("color_attr", one("fox", color="red"), one("fox", color="blue")), "includes 'fox' twice; expected each"),
         (asked("position", one("fox", position="left of")), "asks for the position 'left of' of 'fox'"),
         (asked("position", one("fox"), one("car", position=["beside", 0])), r"asks for the position \['beside', 0\]"),
         (asked("position", one("fox", position=["above", 1]), one("car")), "asks that 'fox' be above object 1"),
