@@ -81,6 +81,29 @@ class Even(Named):
             raise ValueError(f"expected an even score, got {metadata['score']}")
 
 
+class Module(torch.nn.Module):
+    """A network as a reward: its ``forward`` says what it takes."""
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        power: int = 1,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Tensor:
+        """Return the metadata's score."""
+        assert metadata is not None
+        return third(images, prompts, metadata) ** power
+
+
+class Two(torch.nn.Module):
+    """A network that takes no metadata."""
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return ones."""
+        return two(images, prompts)
+
+
 def make(reward: Any, prompts: Any, **more: Any) -> gymnasium.Env:
     """Make an environment of one step."""
     return gymnasium.make(
@@ -96,7 +119,16 @@ def make(reward: Any, prompts: Any, **more: Any) -> gymnasium.Env:
         (by_name, [2, 5]),
         (two, [1, 1]),
         (squared, [4, 4]),
-        (lambda images, prompts, *metadata: torch.full((2,), float(len(metadata))), [0, 0]),
+        (lambda *anything: third(*anything), [2, 5]),  # a decorator without functools.wraps
+        (lambda *anything, **more: third(*anything, **more), [2, 5]),
+        (lambda images, prompts, *rows: third(images, prompts, *rows), [2, 5]),
+        (lambda images, prompts, **more: third(images, prompts, **more), [2, 5]),
+        (lambda images, prompts, scale=2.0, *more: torch.full((2,), scale + len(more)), [2, 2]),
+        (lambda images, prompts, scale=2.0, **more: scale * third(images, prompts, **more), [4, 10]),
+        (partial(lambda *_, **more: torch.tensor(more["metadata"]), metadata=[8.0, 9.0]), [8, 9]),
+        (Module(), [2, 5]),
+        (partial(Module(), power=2), [4, 25]),
+        (Two(), [1, 1]),
         (partial(by_name, power=2), [4, 25]),
         (partial(lambda images, prompts, metadata: torch.tensor(metadata), metadata=[8.0, 9.0]), [8, 9]),  # its own
         (Named(), [2, 5]),
@@ -197,3 +229,15 @@ def test_a_missing_field_is_named_before_anything_is_drawn() -> None:
 def test_a_field_that_was_not_announced_is_named_when_it_fails() -> None:
     with pytest.raises(RewardError, match=r"'third' failed .*KeyError.*the metadata of the prompt 'b' has no 'score'"):
         evaluate_reward(third, IMAGES, ["a", "b"], [{"score": 1.0}, {}])
+
+
+def test_a_compiled_module_takes_what_the_module_takes() -> None:
+    for module, scores in ((Module(), [2, 5]), (Two(), [1, 1])):
+        assert evaluate_reward(torch.compile(module, backend="eager"), IMAGES, TEXTS, ROWS).tolist() == scores
+
+
+def test_a_wrapper_that_says_nothing_and_cannot_pass_metadata_on_is_told_what_to_do() -> None:
+    with pytest.raises(RewardError, match=r"takes 2 positional .*\(\*given\) leaves open .*functools.wraps"):
+        evaluate_reward(lambda *given: two(*given), IMAGES, TEXTS, ROWS)
+    with pytest.raises(TypeError, match=r"the reward 'Identity' takes \(input.*expected \(images, prompts\)"):
+        resolve_reward(torch.nn.Identity())
