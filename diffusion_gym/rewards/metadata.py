@@ -68,8 +68,8 @@ def check_metadata(reward: Callable[..., object], records: Sequence[Prompt], kin
     """Raise ValueError, naming reward, field and prompt, for a record that lacks what a reward or metric needs.
 
     It says so by an attribute ``required_metadata``, names of fields, or by a method ``check_metadata(prompt,
-    metadata)``, of a text and a mapping, which raises ValueError; it may have both, or neither. ``kind`` is what the
-    error calls it.
+    metadata)``, of a text and a mapping, which raises an error; it may have both, or neither. Those of what it wraps
+    count too, behind ``functools.partial`` and ``functools.wraps``. ``kind`` is what the error calls it.
     """
     from diffusion_gym.rewards.base import reward_name
     from diffusion_gym.rewards.combine import WeightedSum
@@ -78,6 +78,9 @@ def check_metadata(reward: Callable[..., object], records: Sequence[Prompt], kin
         for part in reward.rewards.values():
             check_metadata(part, records, kind)
         return
+    inner = _wrapped(reward)
+    if inner is not None:
+        check_metadata(inner, records, kind)
     needed: Sequence[str] = getattr(reward, "required_metadata", ())
     check = getattr(reward, "check_metadata", None)
     for record in records:
@@ -91,7 +94,15 @@ def check_metadata(reward: Callable[..., object], records: Sequence[Prompt], kin
         if check is not None:
             try:
                 check(record.text, record.metadata_copy())
-            except ValueError as error:
+            except Exception as error:  # such as the KeyError of a field that is missing
+                why = str(error) if isinstance(error, ValueError) else repr(error)
                 raise ValueError(
-                    f"the {kind} {reward_name(reward)!r} cannot score the prompt {record.text!r}: {error}"
+                    f"the {kind} {reward_name(reward)!r} cannot score the prompt {record.text!r}: {why}"
                 ) from error
+
+
+def _wrapped(reward: Callable[..., object]) -> Callable[..., object] | None:
+    """Return what a partial, which leaves the metadata free, or a decorator wraps."""
+    if isinstance(reward, partial):
+        return None if "metadata" in reward.keywords else reward.func
+    return getattr(reward, "__wrapped__", None)
