@@ -108,6 +108,29 @@ def test_what_no_record_can_hold(prompts: Any, error: type[Exception], message: 
         load_prompts(prompts)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}',
+            "line 2: the field 'prompt' occurs twice in one",
+        ),
+        ("p.jsonl", '{"prompt": "a", "include": [{"class": "fox", "class": "cup"}]}', "the field 'class' occurs twice"),
+        (
+            "p.json",
+            '[{"prompt": "a", "x": 1, "y": 2, "x": 3}]',
+            "p.json', the field 'x' occurs twice in one object; leave",
+        ),
+        ("p.json", "[" * 100_000, "p.json', it is nested too deeply. Expected a list"),
+    ],
+)
+def test_json_that_python_would_shorten_or_not_read(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_prompts(tmp_path / name)
+
+
 def test_splits_pick_records(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": "same", "weight": i + 1, "i": i}) for i in range(6)))
