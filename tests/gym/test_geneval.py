@@ -1,6 +1,7 @@
 """``geneval``: the protocol by hand, the metadata, detectors of transformers, colours, and the gold judge's refusal."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_objects_that_count() -> None:
     assert verdict(doubled, two).reasons == ("fox: 3, not 2",)
     assert verdict(doubled, two, Rules(max_overlap=0.5)).right
     assert not verdict([*FOXES[:2]], two, Rules(counting_threshold=0.96)).right
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"margin": float("nan")},
+        {"margin": -1},
+        {"threshold": "0.3"},
+        {"threshold": True},
+        {"counting_threshold": float("nan")},
+        {"max_overlap": None},
+        {"most": 1.5},
+        {"most": 0},
+    ],
+)
+def test_rules_that_are_no_numbers_in_range_are_refused(more: dict[str, Any]) -> None:
+    ((name, value),) = more.items()
+    with pytest.raises(ValueError, match=rf"^{name} must be an? .*(number|integer) .*, got {value!r}\.$"):
+        Rules(**more)
 
 
 SAMPLE = """\
@@ -264,8 +284,12 @@ def test_settings_that_do_not_fit(tiny_reward_models: Path, tmp_path: Path) -> N
         resolve_reward(f"geneval?clip={clip}")
     with pytest.raises(ValueError, match=r"score must be one of \['graded', 'share', 'strict'\], got 'soft'"):
         resolve_reward("geneval?score=soft")
-    with pytest.raises(ValueError, match="threshold must be at least 0 and below 1, got 1"):
+    with pytest.raises(ValueError, match="threshold must be a number of at least 0 and below 1, got 1"):
         resolve_reward("geneval?threshold=1")
+    with pytest.raises(ValueError, match=r"chunk_size must be an integer of at least 1, got 1\.5"):
+        GenEval(chunk_size=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one prompt and one metadata for each image, got 2 images, 1 prompts and 1 m"):
+        GenEval()(images(2), ["a fox"], [SINGLE])
     with pytest.raises(ValueError, match="a bert is no object detection model of transformers"):
         GenEval(detector=str(tiny_reward_models / "bert"))
     with pytest.raises(ValueError, match=r"the weights detector=.*none cannot be loaded"):
@@ -282,6 +306,7 @@ def test_an_episode_of_the_embedded_world() -> None:
         torch.from_numpy(info["image"])[None].permute(0, 3, 1, 2), [info["prompt"]], [info["metadata"]]
     )
     assert reward == pytest.approx(seen.graded)
+    assert pickle.loads(pickle.dumps(GenEval(score="share"))).score == "share"
 
 
 # ---- colours
