@@ -371,8 +371,9 @@ def test_a_crop_has_at_least_one_pixel() -> None:
 
 def test_the_gold_judge_is_never_a_reward(tmp_path: Path) -> None:
     """By its name, by its folder, and as a copy elsewhere; the reward's own detector is one."""
-    with pytest.raises(ValueError, match="'judge' is a metric and never a reward"):
-        check_reward("judge")
+    for name in ("judge", "judge-counting"):
+        with pytest.raises(ValueError, match=f"'{name}' is a metric and never a reward.* --metrics {name}"):
+            check_reward(name)
     shutil.copytree(WORLD / "judge", tmp_path / "other")
     for folder in (WORLD / "judge", tmp_path / "other"):
         with pytest.raises(ValueError, match=r"is the gold judge, which is never a reward, .* --metrics judge"):
