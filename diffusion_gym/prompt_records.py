@@ -44,7 +44,10 @@ class Prompt:
         """Copy the metadata; raise TypeError or ValueError for a field of another type, or an image that is missing."""
         if not isinstance(self.text, str):
             raise TypeError(f"a prompt's text must be text, got {type(self.text).__name__}: {self.text!r}.")
-        _encodable(self.text)
+        if "\0" in _encodable(self.text):
+            raise ValueError(
+                f"the prompt {self.text!r} holds a zero byte, which is no character of a text; leave it out."
+            )
         weight = self.weight
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
             got = (
@@ -73,7 +76,8 @@ class Prompt:
     def key(self) -> str:
         """The record's identity in statistics and groups: of a prompt that is only a text the text itself."""
         rest = self._more() | ({"image": _image_key(self.image)} if self.image is not None else {})
-        return f"{self.text} {json.dumps(rest, sort_keys=True)}" if rest else self.text
+        # No text holds a zero byte, so no record has the key of a text.
+        return f"{self.text}\0{json.dumps(rest, sort_keys=True)}" if rest else self.text
 
     def metadata_copy(self) -> dict[str, Any]:
         """Return the metadata for somebody who may change them."""

@@ -103,6 +103,7 @@ def test_an_image_is_a_path_beside_the_file_or_a_picture(tmp_path: Path, monkeyp
         ([{"prompt": "a", "tag": {1, 2}}], TypeError, "the metadata of 'a' must be texts, numbers, .*got set"),
         ([{"prompt": "a", "tag": {1: 2}}], TypeError, "mappings with texts as names, .*got dict: {1: 2}"),
         ([{"prompt": "a", 1: 2}], ValueError, r"prompts\[0\] must hold 'prompt', .*further fields with texts as names"),
+        (["a\0{}"], ValueError, r"the prompt 'a\\x00{}' holds a zero byte"),
         ([{"prompt": "a", "image": 3}], TypeError, "the image of 'a' must be a path or a PIL image, got int"),
         (
             [{"prompt": "a", "x": [float("nan")]}],
@@ -243,5 +244,6 @@ def test_keys_are_the_texts_of_plain_prompts_and_tell_others_apart() -> None:
     assert one.key == two.key != "a"
     assert len({one.key, Prompt("a", negative_prompt="x").key, Prompt("a").key}) == 3
     assert hash(one) == hash(two)
+    assert Prompt("a", metadata={"x": 1}).key != Prompt('a {"x": 1}').key == 'a {"x": 1}'
     shared = load_prompts(SHARED)
     assert list(shared.labels.values()) == ["north (1)", "north (2)", "south"]
