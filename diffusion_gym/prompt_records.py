@@ -50,12 +50,9 @@ class Prompt:
             )
         weight = self.weight
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
-            got = (
-                "a larger one" if isinstance(weight, int) and weight > 0 else repr(weight)
-            )  # Python may refuse to print it
-            raise ValueError(
-                f"the weight of {self.text!r} must be a positive number up to {sys.float_info.max:.3g}, got {got}."
-            )
+            big = isinstance(weight, int) and weight > sys.float_info.max  # Python may refuse to print it
+            got = f"one above {sys.float_info.max:.3g}" if big else repr(weight)
+            raise ValueError(f"the weight of {self.text!r} must be a positive number, got {got}.")
         if not isinstance(self.negative_prompt, str | None):
             raise TypeError(
                 f"the negative_prompt of {self.text!r} must be text, got {type(self.negative_prompt).__name__}: "

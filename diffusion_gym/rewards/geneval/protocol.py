@@ -42,7 +42,9 @@ class Rules:
             _check(name, getattr(self, name), lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
         _check("max_overlap", self.max_overlap, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
         _check("margin", self.margin, lambda value: 0 <= value < math.inf, "a finite number of at least 0")
-        _check("most", self.most, lambda value: isinstance(value, Integral) and int(value) >= 1, "an integer of at least 1")
+        _check(
+            "most", self.most, lambda value: isinstance(value, Integral) and int(value) >= 1, "an integer of at least 1"
+        )
 
     def least(self, tag: str) -> float:
         """Return the threshold of a kind of prompts."""
