@@ -72,9 +72,26 @@ def _is_visible(line: str) -> bool:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
+
+
+def _parsed(text: str) -> Any:
+    """Return JSON's value; raises ValueError for a field that occurs twice, of which Python keeps only the last."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} occurs twice in one object; leave one of them out")
+    return fields
 
 
 def _json_lines(text: str, folder: Path) -> list[Prompt]:
@@ -82,12 +99,12 @@ def _json_lines(text: str, folder: Path) -> list[Prompt]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             with _at(number):
-                records.append(as_prompt(json.loads(line), "it", folder))
+                records.append(as_prompt(_parsed(line), "it", folder))
     return records
 
 
 def _json(text: str, folder: Path) -> list[Prompt]:
-    data = json.loads(text)
+    data = _parsed(text)
     if not isinstance(data, list):
         raise TypeError(f"it holds {type(data).__name__}, no list")
     return [as_prompt(item, f"entry {index}", folder) for index, item in enumerate(data, 1)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 #: A record's fields that are not metadata.
 FIELDS = ("prompt", "weight", "negative_prompt", "image")
+
+#: How deep metadata may be nested: far from what Python can copy, compare and write.
+LEVELS = 100
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,15 @@ class Prompt:
         """Copy the metadata; raise TypeError or ValueError for a field of another type, or an image that is missing."""
         if not isinstance(self.text, str):
             raise TypeError(f"a prompt's text must be text, got {type(self.text).__name__}: {self.text!r}.")
-        _encodable(self.text)
+        if "\0" in _encodable(self.text):
+            raise ValueError(
+                f"the prompt {self.text!r} holds a zero byte, which is no character of a text; leave it out."
+            )
         weight = self.weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError(f"the weight of {self.text!r} must be a positive number, got {weight!r}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
+            big = isinstance(weight, int) and weight > sys.float_info.max  # Python may refuse to print it
+            got = f"one above {sys.float_info.max:.3g}" if big else repr(weight)
+            raise ValueError(f"the weight of {self.text!r} must be a positive number, got {got}.")
         if not isinstance(self.negative_prompt, str | None):
             raise TypeError(
                 f"the negative_prompt of {self.text!r} must be text, got {type(self.negative_prompt).__name__}: "
@@ -64,7 +73,8 @@ class Prompt:
     def key(self) -> str:
         """The record's identity in statistics and groups: of a prompt that is only a text the text itself."""
         rest = self._more() | ({"image": _image_key(self.image)} if self.image is not None else {})
-        return f"{self.text} {json.dumps(rest, sort_keys=True)}" if rest else self.text
+        # No text holds a zero byte, so no record has the key of a text.
+        return f"{self.text}\0{json.dumps(rest, sort_keys=True)}" if rest else self.text
 
     def metadata_copy(self) -> dict[str, Any]:
         """Return the metadata for somebody who may change them."""
@@ -130,6 +140,14 @@ class PromptSet:
         weights = None if self.weights is None else tuple(self.weights[i] for i in indices)
         records = tuple(self.records[i] for i in indices)
         return PromptSet(tuple(record.text for record in records), weights, records)
+
+    @property
+    def scaled_weights(self) -> tuple[float, ...] | None:
+        """Return the weights over a power of two, of which the largest is below 1: draws are bit for bit the same."""
+        if self.weights is None:
+            return None
+        exponent = math.frexp(max(self.weights))[1]
+        return tuple(math.ldexp(weight, -exponent) for weight in self.weights)
 
     def describe(self) -> list[Any]:
         """Return the prompts as JSON that :func:`load_prompts` takes; raises as :meth:`Prompt.describe`."""
@@ -255,16 +273,20 @@ def _image_key(image: Any) -> str:
     return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).hexdigest()
 
 
-def _plain(value: Any, what: str) -> Any:
-    """Return a copy of what JSON can hold, tuples as lists; raises TypeError for anything else."""
+def _plain(value: Any, what: str, levels: int = LEVELS) -> Any:
+    """Return a copy of what JSON can hold, tuples as lists; raises TypeError or ValueError for anything else."""
     if isinstance(value, str):
         return _encodable(value, what)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{what} holds {value!r}, which JSON has no number for; leave the field out, or give null.")
     if value is None or isinstance(value, bool | int | float):
         return value
+    if not levels:
+        raise ValueError(f"{what} must be nested at most {LEVELS} levels deep, got more, or a list that holds itself.")
     if isinstance(value, list | tuple):
-        return [_plain(each, what) for each in value]
+        return [_plain(each, what, levels - 1) for each in value]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {_encodable(name, what): _plain(each, what) for name, each in value.items()}
+        return {_encodable(name, what): _plain(each, what, levels - 1) for name, each in value.items()}
     raise TypeError(
         f"{what} must be texts, numbers, lists, and mappings with texts as names, as JSON holds them; got "
         f"{type(value).__name__}: {value!r}."

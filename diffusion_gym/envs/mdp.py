@@ -76,7 +76,7 @@ class DenoisingMDP:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}.")
         self.model, self.prompt_set = model, prompts
-        self.records, self.prompts, self.prompt_weights = prompts.records, prompts.texts, prompts.weights
+        self.records, self.prompts, self.prompt_weights = prompts.records, prompts.texts, prompts.scaled_weights
         self.prompt_tokens, self.trusted = prompt_tokens, trusted
         if prompt_tokens and not model.token_limits:
             model.tokenize(prompts.texts[:1])  # says why there are none

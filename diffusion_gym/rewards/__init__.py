@@ -149,10 +149,10 @@ def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], 
 
 
 def _check_name(name: str) -> None:
-    if name == "judge":
+    if name.partition("-")[0] == "judge":
         raise ValueError(
-            "'judge' is a metric and never a reward, so that it can tell when a reward is hacked; train on geneval and "
-            "watch --metrics judge."
+            f"{name!r} is a metric and never a reward, so that it can tell when a reward is hacked; train on geneval "
+            f"and watch --metrics {name}."
         )
     if name not in REWARDS:
         raise ValueError(

@@ -1,6 +1,5 @@
 """The Reward protocol, and the check of every reward's scores."""
 
-import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,16 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.rewards.guard import settings_kept
-from diffusion_gym.rewards.metadata import Arguments, metadata_arguments
+from diffusion_gym.rewards.metadata import Arguments, metadata_arguments, signature_of
 
 
 @runtime_checkable
 class Reward(Protocol):
     """Any callable of this signature, a plain function too; scores finished images.
 
-    One with a third parameter, or one named ``metadata``, is also given each prompt's metadata: n mappings. It may say
-    what it needs of them, see :func:`~diffusion_gym.rewards.metadata.check_metadata`.
+    One with a third parameter, or one named ``metadata``, is also given each prompt's metadata: n mappings
+    (:func:`~diffusion_gym.rewards.metadata.metadata_arguments` has the rule). It may say what it needs of them, see
+    :func:`~diffusion_gym.rewards.metadata.check_metadata`.
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -63,9 +63,8 @@ def reward_name(reward: Callable[..., object]) -> str:
 
 def check_takes(function: Callable[..., object], arguments: Arguments, expected: str) -> None:
     """Raise TypeError, with what was expected, for a function that cannot be called with such arguments."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in callables have no signature
+    signature = signature_of(function)
+    if signature is None:
         return
     try:
         signature.bind(*arguments[0], **arguments[1])
@@ -107,7 +106,7 @@ def evaluate_reward(
         why = (
             str(error)
             if isinstance(error, RewardError)
-            else repr(error) + _place(error) + _missing(error, prompts, metadata)
+            else repr(error) + _place(error) + _missing(error, prompts, metadata) + _unsaid(reward, error)
         )
         raise RewardError(
             f"reward {name!r} failed on {len(prompts)} images (prompts {_some(prompts)}): {why}"
@@ -163,6 +162,19 @@ def _missing(error: BaseException, prompts: Sequence[str], metadata: Sequence[Ma
         prompt for prompt, row in zip(prompts, metadata or (), strict=False) if key is not None and key not in row
     ]
     return f"; the metadata of the prompt {lacking[0]!r} has no {key!r}" if lacking else ""
+
+
+def _unsaid(reward: RewardFunction, error: BaseException) -> str:
+    """Return what to do about a wrapper that says nothing of its parameters and was given metadata."""
+    signature = signature_of(reward) if isinstance(error, TypeError) else None
+    if signature is None or not any(
+        each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in signature.parameters.values()
+    ):
+        return ""
+    return (
+        f"; its signature {signature} leaves open whether it takes metadata, so it was given them: name its "
+        "parameters, or decorate it with functools.wraps"
+    )
 
 
 def _some(prompts: Sequence[str]) -> str:

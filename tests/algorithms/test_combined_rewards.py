@@ -135,7 +135,7 @@ def test_weights_decide_how_often_a_prompt_is_drawn(make_env: Callable, tmp_path
     algorithm = ddpo(make_env, "exact-linear", prompts, Counting, evaluation=EvaluationConfig())
     algorithm.learn(4 * IMAGES * STEPS).save(tmp_path / "run")
     assert drawn["north"] > 1.5 * drawn["south"]
-    assert Counting.load(tmp_path / "run").mdp.prompt_weights == (3, 1)
+    assert Counting.load(tmp_path / "run").mdp.prompt_set.weights == (3, 1)
     texts = Counter(env.reset(seed=seed)[1]["prompt"] for seed in range(200))
     assert 130 <= texts["north"] <= 170  # 150 expected, standard deviation 6
 

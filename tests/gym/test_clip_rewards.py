@@ -200,7 +200,7 @@ def test_a_file_of_weights_loads_under_its_architecture(tiny_reward_models: Path
         ("vlm_alignment?bert=./no-such-folder", "Expected a folder or file with the weights"),
         ("clip_score?template=it", "must hold {prompt}"),
         ("clip_score?scale=nan", "scale must be a finite number"),
-        ("aesthetic?chunk_size=0", "chunk_size must be at least 1"),
+        ("aesthetic?chunk_size=0", "chunk_size must be an integer of at least 1"),
         ("aesthetic?device=quantum", "unknown device 'quantum'"),
         ("vlm_alignment?dtype=int8", r"dtype must be one of \['float32'"),
     ],

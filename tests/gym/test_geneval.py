@@ -1,6 +1,7 @@
 """``geneval``: the protocol by hand, the metadata, detectors of transformers, colours, and the gold judge's refusal."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,25 @@ def test_objects_that_count() -> None:
     assert not verdict([*FOXES[:2]], two, Rules(counting_threshold=0.96)).right
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"margin": float("nan")},
+        {"margin": -1},
+        {"threshold": "0.3"},
+        {"threshold": True},
+        {"counting_threshold": float("nan")},
+        {"max_overlap": None},
+        {"most": 1.5},
+        {"most": 0},
+    ],
+)
+def test_rules_that_are_no_numbers_in_range_are_refused(more: dict[str, Any]) -> None:
+    ((name, value),) = more.items()
+    with pytest.raises(ValueError, match=rf"^{name} must be an? .*(number|integer) .*, got {value!r}\.$"):
+        Rules(**more)
+
+
 SAMPLE = """\
 {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
 {"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}], \
@@ -159,6 +179,7 @@ def test_genevals_own_file_is_read() -> None:
         (asked("counting", one("fox", 2.0)), r"has the count 2.0 of 'fox'"),
         (asked("counting", one("fox", 17)), "has the count 17 of 'fox'"),
         (asked("counting", one("fox", 2), exclude=[one("fox", 2)]), "asks for 2 and for at most 1 of 'fox'"),
+        (asked("color_attr", one("fox", color="red"), one("fox", color="blue")), "includes 'fox' twice; expected each"),
         (asked("position", one("fox", position="left of")), "asks for the position 'left of' of 'fox'"),
         (asked("position", one("fox"), one("car", position=["beside", 0])), r"asks for the position \['beside', 0\]"),
         (asked("position", one("fox", position=["above", 1]), one("car")), "asks that 'fox' be above object 1"),
@@ -243,11 +264,16 @@ def test_what_a_detector_does_not_know_is_an_error(folders: dict[str, str]) -> N
     reward.check_metadata("a couch", SINGLE | {"include": [one("couch")]})
     with pytest.raises(ValueError, match=r"the prompt 'a fox' asks about 'fox', a class that detector=.*detr does"):
         reward.check_metadata("a fox", SINGLE)
+    for names, known in ((("couch", "sofa"), reward), (("Cat", "cat"), reward), (("Fox", "fox"), GenEval())):
+        with pytest.raises(ValueError, match=f"about {names[0]!r} and {names[1]!r}, which are one class of .*one name"):
+            known.check_metadata("a fox", asked("single_object", one(names[0]), exclude=[one(names[1], 2)]))
     red = asked("colors", one("cat", color="red"))
     with pytest.raises(ValueError, match=r"the colour 'red' of 'cat', which .*; give a CLIP .*clip=ViT-L-14/openai"):
         reward.check_metadata("a red cat", red)
     zero_shot = GenEval(detector=folders["owlvit"])
     zero_shot.check_metadata("a fox", SINGLE)
+    with pytest.raises(ValueError, match="'fox' and 'Fox', which are one class"):
+        zero_shot.check_metadata("a fox", asked("two_object", one("fox"), one("Fox")))
     with pytest.raises(ValueError, match="the colour 'teal' of 'cat', which is none of GenEval's"):
         zero_shot.check_metadata("a teal cat", asked("colors", one("cat", color="teal")))
 
@@ -258,8 +284,12 @@ def test_settings_that_do_not_fit(tiny_reward_models: Path, tmp_path: Path) -> N
         resolve_reward(f"geneval?clip={clip}")
     with pytest.raises(ValueError, match=r"score must be one of \['graded', 'share', 'strict'\], got 'soft'"):
         resolve_reward("geneval?score=soft")
-    with pytest.raises(ValueError, match="threshold must be at least 0 and below 1, got 1"):
+    with pytest.raises(ValueError, match="threshold must be a number of at least 0 and below 1, got 1"):
         resolve_reward("geneval?threshold=1")
+    with pytest.raises(ValueError, match=r"chunk_size must be an integer of at least 1, got 1\.5"):
+        GenEval(chunk_size=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one prompt and one metadata for each image, got 2 images, 1 prompts and 1 m"):
+        GenEval()(images(2), ["a fox"], [SINGLE])
     with pytest.raises(ValueError, match="a bert is no object detection model of transformers"):
         GenEval(detector=str(tiny_reward_models / "bert"))
     with pytest.raises(ValueError, match=r"the weights detector=.*none cannot be loaded"):
@@ -276,6 +306,7 @@ def test_an_episode_of_the_embedded_world() -> None:
         torch.from_numpy(info["image"])[None].permute(0, 3, 1, 2), [info["prompt"]], [info["metadata"]]
     )
     assert reward == pytest.approx(seen.graded)
+    assert pickle.loads(pickle.dumps(GenEval(score="share"))).score == "share"
 
 
 # ---- colours
@@ -340,8 +371,9 @@ def test_a_crop_has_at_least_one_pixel() -> None:
 
 def test_the_gold_judge_is_never_a_reward(tmp_path: Path) -> None:
     """By its name, by its folder, and as a copy elsewhere; the reward's own detector is one."""
-    with pytest.raises(ValueError, match="'judge' is a metric and never a reward"):
-        check_reward("judge")
+    for name in ("judge", "judge-counting"):
+        with pytest.raises(ValueError, match=f"'{name}' is a metric and never a reward.* --metrics {name}"):
+            check_reward(name)
     shutil.copytree(WORLD / "judge", tmp_path / "other")
     for folder in (WORLD / "judge", tmp_path / "other"):
         with pytest.raises(ValueError, match=r"is the gold judge, which is never a reward, .* --metrics judge"):

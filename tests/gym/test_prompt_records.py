@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from PIL import Image
 
 import diffusion_gym
+from algorithms.seeding import prompt_order
 from diffusion_gym.models import DiffusionModel, load_model
 from diffusion_gym.prompts import Prompt, PromptSet, load_prompts
 
@@ -25,6 +26,9 @@ GENEVAL = (
 )
 #: Two records that share a text, and one that is only a text.
 SHARED = [{"prompt": "north", "side": 1}, {"prompt": "north", "side": 2}, "south"]
+
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
 
 
 def make(prompts: Any, reward: Any = "exact-linear", model: Any = "exact-mixture", **more: Any) -> gymnasium.Env:
@@ -99,13 +103,45 @@ def test_an_image_is_a_path_beside_the_file_or_a_picture(tmp_path: Path, monkeyp
         ([{"prompt": "a", "tag": {1, 2}}], TypeError, "the metadata of 'a' must be texts, numbers, .*got set"),
         ([{"prompt": "a", "tag": {1: 2}}], TypeError, "mappings with texts as names, .*got dict: {1: 2}"),
         ([{"prompt": "a", 1: 2}], ValueError, r"prompts\[0\] must hold 'prompt', .*further fields with texts as names"),
+        (["a\0{}"], ValueError, r"the prompt 'a\\x00{}' holds a zero byte"),
         ([{"prompt": "a", "image": 3}], TypeError, "the image of 'a' must be a path or a PIL image, got int"),
+        (
+            [{"prompt": "a", "x": [float("nan")]}],
+            ValueError,
+            "the metadata of 'a' holds nan, which JSON has no number for",
+        ),
+        ([{"prompt": "a", "x": {"y": -float("inf")}}], ValueError, "the metadata of 'a' holds -inf"),
+        ([{"prompt": "a", "x": ITSELF}], ValueError, "the metadata of 'a' must be nested at most 100 levels deep, got"),
+        ([{"prompt": "a", "weight": 10**5000}], ValueError, r"must be a positive number, got one above 1\.8e\+308"),
         ([{"prompt": "a", "tag": "\ud800"}], ValueError, "the metadata of 'a' holds half of a surrogate pair"),
     ],
 )
 def test_what_no_record_can_hold(prompts: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_prompts(prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}',
+            "line 2: the field 'prompt' occurs twice in one",
+        ),
+        ("p.jsonl", '{"prompt": "a", "include": [{"class": "fox", "class": "cup"}]}', "the field 'class' occurs twice"),
+        (
+            "p.json",
+            '[{"prompt": "a", "x": 1, "y": 2, "x": 3}]',
+            "p.json', the field 'x' occurs twice in one object; leave",
+        ),
+        ("p.json", "[" * 100_000, "p.json', it is nested too deeply. Expected a list"),
+    ],
+)
+def test_json_that_python_would_shorten_or_not_read(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_prompts(tmp_path / name)
 
 
 def test_splits_pick_records(tmp_path: Path) -> None:
@@ -134,6 +170,25 @@ def test_the_environment_draws_records_and_shows_their_metadata() -> None:
         env.reset(options={"prompts": ["north"]})
     _, info = make([SHARED[1]]).reset(options={"prompts": ["north"]})  # a text that only one record has is that record
     assert (info["prompt_index"], info["metadata"]) == (0, {"side": 2})
+
+
+@pytest.mark.parametrize("weights", [(1.5e308, 1.5e308, 1e300), (2e-320, 2e-320, 1e-323)])
+def test_weights_whose_sum_no_float_holds_are_drawn_as_often_as_they_say(weights: tuple[float, ...]) -> None:
+    places = ("north", "south", "east")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mdp = make([{"prompt": text, "weight": w} for text, w in zip(places, weights, strict=True)]).unwrapped.mdp
+        rng = np.random.default_rng(0)
+        drawn = [mdp._draw_prompt(rng) for _ in range(200)]
+    assert (drawn.count(2), 60 < drawn.count(0) < 140) == (0, True)
+    assert 120 < prompt_order(0, 3, 1, 0, 300, mdp.prompt_weights).count(0) < 180
+
+
+def test_scaling_weights_changes_no_draw() -> None:
+    raw = (10.0, 5.0, 0.2, 0.3)
+    scaled = PromptSet(tuple("abcd"), raw).scaled_weights
+    assert scaled == tuple(weight / 16 for weight in raw)
+    assert prompt_order(3, 4, 1, 0, 400, scaled) == prompt_order(3, 4, 1, 0, 400, raw)
 
 
 def test_a_vector_environments_metadata_restart_with_their_episodes() -> None:
@@ -189,5 +244,6 @@ def test_keys_are_the_texts_of_plain_prompts_and_tell_others_apart() -> None:
     assert one.key == two.key != "a"
     assert len({one.key, Prompt("a", negative_prompt="x").key, Prompt("a").key}) == 3
     assert hash(one) == hash(two)
+    assert Prompt("a", metadata={"x": 1}).key != Prompt('a {"x": 1}').key == 'a {"x": 1}'
     shared = load_prompts(SHARED)
     assert list(shared.labels.values()) == ["north (1)", "north (2)", "south"]

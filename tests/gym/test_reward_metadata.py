@@ -1,7 +1,7 @@
 """Rewards with a third argument, the prompts' metadata; what they need is checked before anything is sampled."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,41 @@ class Even(Named):
             raise ValueError(f"expected an even score, got {metadata['score']}")
 
 
+class Module(torch.nn.Module):
+    """A network as a reward: its ``forward`` says what it takes."""
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        power: int = 1,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Tensor:
+        """Return the metadata's score."""
+        assert metadata is not None
+        return third(images, prompts, metadata) ** power
+
+
+class Two(torch.nn.Module):
+    """A network that takes no metadata."""
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return ones."""
+        return two(images, prompts)
+
+
+class Compiled(torch.nn.Module):
+    """Wraps a module as torch.compile does, without the seconds that its import takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._orig_mod = Two()
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        """Call the module."""
+        return self._orig_mod(*given, **named)
+
+
 def make(reward: Any, prompts: Any, **more: Any) -> gymnasium.Env:
     """Make an environment of one step."""
     return gymnasium.make(
@@ -96,7 +131,17 @@ def make(reward: Any, prompts: Any, **more: Any) -> gymnasium.Env:
         (by_name, [2, 5]),
         (two, [1, 1]),
         (squared, [4, 4]),
-        (lambda images, prompts, *metadata: torch.full((2,), float(len(metadata))), [0, 0]),
+        (lambda *anything: third(*anything), [2, 5]),  # a decorator without functools.wraps
+        (lambda *anything, **more: third(*anything, **more), [2, 5]),
+        (lambda images, prompts, *rows: third(images, prompts, *rows), [2, 5]),
+        (lambda images, prompts, **more: third(images, prompts, **more), [2, 5]),
+        (lambda images, prompts, scale=2.0, *more: torch.full((2,), scale + len(more)), [2, 2]),
+        (lambda images, prompts, scale=2.0, **more: scale * third(images, prompts, **more), [4, 10]),
+        (partial(lambda *_, **more: torch.tensor(more["metadata"]), metadata=[8.0, 9.0]), [8, 9]),
+        (Module(), [2, 5]),
+        (partial(Module(), power=2), [4, 25]),
+        (Two(), [1, 1]),
+        (Compiled(), [1, 1]),
         (partial(by_name, power=2), [4, 25]),
         (partial(lambda images, prompts, metadata: torch.tensor(metadata), metadata=[8.0, 9.0]), [8, 9]),  # its own
         (Named(), [2, 5]),
@@ -189,6 +234,12 @@ def test_a_missing_field_is_named_before_anything_is_drawn() -> None:
     refused(lambda: whole.unwrapped.score(torch.zeros(1, *whole.unwrapped.mdp.latents.shape[1:]), ["south"]))
     with pytest.raises(ValueError, match=r"the reward 'even' cannot score the prompt 'north': expected an even .* 5"):
         make(Even(), RECORDS)
+    with pytest.raises(ValueError, match=r"the reward 'even' cannot score the prompt 'south': TypeError\("):
+        make(Even(), [{"prompt": "south", "score": "text"}])
+    inner = partial(Named())
+    refused(lambda: make(inner, ["south"]))
+    refused(lambda: make({two: 1.0, wraps(inner)(lambda *given: inner(*given)): 2.0}, ["south"]))
+    make(partial(Named(), metadata=ROWS), ["south"])  # it has its own
     by_function = lambda images, prompts: two(images, prompts)  # noqa: E731
     by_function.required_metadata = "score"  # type: ignore[attr-defined]
     refused(lambda: make(by_function, ["south"]), "<lambda>")
@@ -197,3 +248,10 @@ def test_a_missing_field_is_named_before_anything_is_drawn() -> None:
 def test_a_field_that_was_not_announced_is_named_when_it_fails() -> None:
     with pytest.raises(RewardError, match=r"'third' failed .*KeyError.*the metadata of the prompt 'b' has no 'score'"):
         evaluate_reward(third, IMAGES, ["a", "b"], [{"score": 1.0}, {}])
+
+
+def test_a_wrapper_that_says_nothing_and_cannot_pass_metadata_on_is_told_what_to_do() -> None:
+    with pytest.raises(RewardError, match=r"takes 2 positional .*\(\*given\) leaves open .*functools.wraps"):
+        evaluate_reward(lambda *given: two(*given), IMAGES, TEXTS, ROWS)
+    with pytest.raises(TypeError, match=r"the reward 'Identity' takes \(input.*expected \(images, prompts\)"):
+        resolve_reward(torch.nn.Identity())

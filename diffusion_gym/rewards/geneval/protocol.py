@@ -11,9 +11,10 @@ colour that is asked; and if each of these lies to each of its target's as is as
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 from diffusion_gym.rewards.geneval.request import MOST, Asked, Request
 from diffusion_gym.rewards.models.detection import Found
@@ -36,16 +37,23 @@ class Rules:
     """Share of the two objects' sizes by which their centres must be apart."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a threshold out of range."""
+        """Raise ValueError for a value that is no number, or out of range."""
         for name in ("threshold", "counting_threshold"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
-        if not 0 < self.max_overlap <= 1:
-            raise ValueError(f"max_overlap must be above 0 and at most 1, got {self.max_overlap}.")
+            _check(name, getattr(self, name), lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+        _check("max_overlap", self.max_overlap, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+        _check("margin", self.margin, lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+        _check(
+            "most", self.most, lambda value: isinstance(value, Integral) and int(value) >= 1, "an integer of at least 1"
+        )
 
     def least(self, tag: str) -> float:
         """Return the threshold of a kind of prompts."""
         return self.counting_threshold if tag == "counting" else self.threshold
+
+
+def _check(name: str, value: Any, is_right: Callable[[Any], bool], expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not is_right(value):
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
 
 
 class Check(NamedTuple):

@@ -72,7 +72,10 @@ def read_request(prompt: str, metadata: Mapping[str, Any]) -> Request:
         tuple(_asked(prompt, entry, place) for place, entry in enumerate(include)),
         tuple((_name(prompt, entry, ()), _count(prompt, entry)) for entry in exclude),
     )
-    for asked in request.include:
+    names = [asked.name for asked in request.include]
+    for place, asked in enumerate(request.include):
+        if asked.name in names[:place]:  # whose objects would be whose? GenEval has no such prompt
+            _refuse(prompt, f"includes {asked.name!r} twice; expected each class once, with its count and one colour")
         most = request.most(asked.name)
         if most is not None and most < asked.count:
             _refuse(prompt, f"asks for {asked.count} and for at most {most} of {asked.name!r}; no picture shows both")

@@ -2,7 +2,7 @@
 
 import filecmp
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -70,6 +70,10 @@ class GenEval:
     def __deepcopy__(self, memo: dict[int, Any]) -> "GenEval":
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As its settings: transformers' hooks cannot be pickled, and the models are loaded once a process.
+        return GenEval, tuple(getattr(self, field.name) for field in fields(self))
+
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """Return (n,), float32, of images (n, 3, H, W), uint8, n texts and their metadata."""
         verdicts = self.explain(images, prompts, metadata)
@@ -82,8 +86,13 @@ class GenEval:
         """Return of each image what was found, and which checks are right; arguments as of a call.
 
         Raises:
-            ValueError: as :meth:`check_metadata` does.
+            ValueError: other numbers of images, prompts and metadata, or as :meth:`check_metadata` does.
         """
+        if not len(images) == len(prompts) == len(metadata):
+            raise ValueError(
+                f"expected one prompt and one metadata for each image, got {len(images)} images, {len(prompts)} "
+                f"prompts and {len(metadata)} metadata."
+            )
         requests = self._requests(prompts, metadata)
         return examine(images, requests, self._detector, self._clip, self._rules, self.chunk_size)
 
@@ -144,9 +153,17 @@ def _coloured(
 
 
 def check_known(prompt: str, request: Request, detector: Detector, clip: Clip | None = None) -> None:
-    """Raise ValueError for a class or a colour that the detector, or CLIP, does not know."""
+    """Raise ValueError for a class or a colour that the detector, or CLIP, does not know, or a class with two names."""
+    first: dict[str | None, str] = {}
     for name in request.names:
-        if detector.label_of(name) is None:
+        label = detector.label_of(name)
+        other = first.setdefault(name.strip().lower() if detector.labels is None else label, name)
+        if label is not None and other != name:
+            raise ValueError(
+                f"the prompt {prompt!r} asks about {other!r} and {name!r}, which are one class of "
+                f"detector={detector.source}; call it by one name in the whole record."
+            )
+        if label is None:
             raise ValueError(
                 f"the prompt {prompt!r} asks about {name!r}, a class that detector={detector.source} does not know; it "
                 f"knows {sorted({base for _, base in (detector.labels or {}).values()})}."
