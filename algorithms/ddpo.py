@@ -41,7 +41,8 @@ class DDPO(WithAdvantages[DDPOConfig]):
         advantages = self.clipped_advantages(rollout)
         here, dimensions = rollout.split.here(advantages), rollout.latents[0, 0].numel()
         for update in range(rollout.updates):
-            transitions, rows = len(rollout.assigned(update)) * self._steps_per_image, 0
+            transitions = len(rollout.assigned(update)) * self._steps_per_image
+            rows = transitions if rollout.windows is None else rollout.rows_in_windows(update)
             for chunk in self.chunks(rollout, update):
                 new, gaussian = chunk.log_prob_under(self.policy)
                 advantage = here[chunk.images]
@@ -51,11 +52,9 @@ class DDPO(WithAdvantages[DDPOConfig]):
                     loss = loss + kl_penalty_loss(kl, config.kl_penalty, dimensions, config.log_prob_reduction)
                     seen["train/kl_to_start"] = kl * self._steps_with_density  # nats per image
                 self.backward(chunk.weight * loss.sum() / transitions)
-                rows += chunk.weight * len(chunk.rows)
                 ratios = ratio_statistics(new, chunk.log_prob, advantage, config.clip_range)
                 meter.add(seen | ratios.metrics() | {"train/loss": loss}, chunk.weight)
             meter.add({"train/grad_norm": self.step(self.optimizer)})
-            rows = sum(self.ranks.gather_objects(rows))
             self.count_rows(rows, reference=rows if config.kl_penalty > 0 else 0)
         return meter.means() | self.advantage_metrics(rollout, advantages)
 

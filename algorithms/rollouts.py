@@ -133,6 +133,13 @@ class Rollout:
         mine = sum(p.num_rows for r in self.all_chunks(n) for step in range(steps) for p in self.passes(r, step, n))
         return sum(self.split.ranks.gather_objects(mine))
 
+    def rows_in_windows(self, update: int) -> int:
+        """Return how many rows all ranks' forward passes take for an update's transitions in windows. Collective."""
+        assert self.windows is not None
+        n, steps, regions = len(self), range(len(self.log_probs)), self.chunks(update, len(self))
+        mine = sum(p.num_rows for r in regions for step in steps for p in self.windows.passes(r, step, n, inside=True))
+        return sum(self.split.ranks.gather_objects(mine))
+
     def rows(self, images: slice | Tensor, step: int) -> Rows:
         """Return one step's rows of a chunk of images; they may share the rollout's memory."""
         latents = self.latents[step if self.is_whole else -1, images]

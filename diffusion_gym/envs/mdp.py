@@ -98,7 +98,6 @@ class DenoisingMDP:
         self.latents = torch.zeros(num_envs, *self.model.latent_shape, device=self.model.device)
         self.step_index = np.full(num_envs, self.num_inference_steps, dtype=np.int64)
         self.row_records = [Prompt("")] * num_envs
-        self.row_metadata: list[dict[str, Any]] = [{} for _ in range(num_envs)]  # copies, which users may change
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
 
@@ -183,7 +182,6 @@ class DenoisingMDP:
             else:
                 index, record = places[position], given[position]
             self.prompt_index[row], self.row_records[row] = index, record
-            self.row_metadata[row] = record.metadata_copy()
         latents = self.latents.clone()
         latents[list(rows)] = torch.stack(fresh).to(self.model.device)
         self.latents = latents

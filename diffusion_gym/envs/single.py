@@ -183,7 +183,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         mdp = self.mdp
         return {
             "prompt": mdp.row_records[0].text,
-            "metadata": mdp.row_metadata[0],
+            "metadata": mdp.row_records[0].metadata_copy(),
             "prompt_index": int(mdp.prompt_index[0]),
             "step_index": int(mdp.step_index[0]),
         }

@@ -208,7 +208,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         mdp = self.mdp
         info: dict[str, Any] = {
             "prompt": np.array([record.text for record in mdp.row_records], dtype=object),
-            "metadata": np.array(mdp.row_metadata, dtype=object),
+            "metadata": np.array([record.metadata_copy() for record in mdp.row_records], dtype=object),
             "prompt_index": mdp.prompt_index.copy(),
             "step_index": mdp.step_index.copy(),
         }

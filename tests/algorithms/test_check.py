@@ -139,7 +139,8 @@ class FirstSteps(DDPO):
     """Trains half of the steps, which is not the gradient of the expected reward."""
 
     def sampled_chunks(self, *arguments: Any) -> Iterator[SampledChunk]:
-        return (chunk for chunk in super().sampled_chunks(*arguments) if chunk.step < 2)
+        for chunk in super().sampled_chunks(*arguments):
+            yield replace(chunk, weight=int(chunk.step < 2))
 
 
 SENTENCES: dict[type[DDPO], str] = {

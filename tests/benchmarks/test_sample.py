@@ -100,9 +100,9 @@ def test_no_more_rows_are_drawn_than_pictures(tmp_path: Path, tiny_sd: str, monk
     rows: list[int] = []
     distribution = DenoisingPolicy.distribution
 
-    def counted(self: DenoisingPolicy, chunk: Rows) -> Gaussian:
+    def counted(self: DenoisingPolicy, chunk: Rows, *transition: Any) -> Gaussian:
         rows.append(len(chunk))
-        return distribution(self, chunk)
+        return distribution(self, chunk, *transition)
 
     monkeypatch.setattr(DenoisingPolicy, "distribution", counted)
     arguments = ["--model", tiny_sd, "--num-inference-steps", "2", "--prompts", "cat", "a dog", "an ant"]

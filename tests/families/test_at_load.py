@@ -139,7 +139,7 @@ def test_large_pictures_are_decoded_alone(
 ) -> None:
     model = build("sd").model
     monkeypatch.setattr(model, "image_shape", (3, side, side))
-    assert model._images_at_once == at_once
+    assert model.images_at_once == at_once
 
 
 # ---- AutoencoderTiny
