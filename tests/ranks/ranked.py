@@ -329,11 +329,11 @@ def little_memory_in_update(name: str, model: str) -> Report:
     algorithm = build(name, model)
     distribution, calls = algorithm.policy.distribution, []
 
-    def short(rows: Any) -> Any:
+    def short(rows: Any, *transition: Any) -> Any:
         calls.append(torch.is_grad_enabled())
         if torch.is_grad_enabled() and algorithm.ranks.rank == 1 and sum(calls) > 5:
             raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
-        return distribution(rows)
+        return distribution(rows, *transition)
 
     algorithm.policy.distribution = short  # type: ignore[method-assign]
     return learn(algorithm, 1)
