@@ -175,7 +175,7 @@ def test_a_field_missing_of_a_held_out_prompt_is_named_before_anything_is_sample
 
     algorithm = build(make_env, prompts=RECORDS[:2], evaluation=evaluation)
     forwards = []
-    monkeypatch.setattr(algorithm.policy, "distribution", lambda rows: forwards.append(rows))
+    monkeypatch.setattr(algorithm.policy, "distribution", lambda rows, *_: forwards.append(rows))
     algorithm.mdp.set_reward(Needy())
     with pytest.raises(ValueError, match=message):
         iterate(algorithm)
