@@ -66,8 +66,11 @@ STABLE_DIFFUSION_XL = Recommended(
     },
     source="its family, SDXL",
 )
-#: Reward gradients need no noise.
-_NO_NOISE: Mapping[str, Any] = {name: {"eta": 0.0} for name in ("draft", "draft-lv", "refl")}
+#: Reward gradients need no noise, and windows only their own: Flow-GRPO's.
+_NO_NOISE: Mapping[str, Any] = {
+    **{name: {"eta": 0.0} for name in ("draft", "draft-lv", "refl")},
+    **{name: {"eta": 0.0, "window_eta": 0.7} for name in ("grpo-fast", "mixgrpo", "branched")},
+}
 #: Flow-GRPO's noise, steps, guidance and adapters.
 STABLE_DIFFUSION_3 = Recommended(
     sections={
