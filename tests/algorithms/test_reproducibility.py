@@ -1,4 +1,4 @@
-"""One seed, one run: in two processes, after a stop, and whatever torch's global generator says; all to the bit.
+"""One seed, one run: in two processes, after a stop, and whatever torch's global generator says; all bit for bit.
 
 In one process ``check_algorithm`` does this for every algorithm (test_check.py).
 """

@@ -164,7 +164,7 @@ def test_later_updates_redo_the_steps_with_the_present_weights_and_the_noise_of_
 
 
 def test_gradients_reach_adapters_of_a_pipeline_the_same_with_checkpointing(make_env: Callable, tiny_sd: str) -> None:
-    """Through guidance, VAE and reward; redone steps equal the sampled ones to the bit, and the reward rises."""
+    """Through guidance, VAE and reward; redone steps equal the sampled ones bit for bit, and the reward rises."""
     env = make_env(tiny_sd, 3, warmth, prompts=["cat", "dog"])
     runs = []
     for checkpointing in (False, True):
@@ -185,7 +185,7 @@ def test_gradients_reach_adapters_of_a_pipeline_the_same_with_checkpointing(make
 
 @pytest.mark.parametrize("spec", ["aesthetic", "clip_score,aesthetic:2:std=.5"])
 def test_the_rewards_of_images_train(make_env: Callable, tiny_sd: str, tiny_rewards: Path, spec: str) -> None:
-    """The differentiated reward is that of the rollout but for the rounding to bytes, which no gradient passes."""
+    """The differentiated reward is that of the rollout except for the rounding to bytes, which no gradient passes."""
     algorithm = RewardGradient(make_env(tiny_sd, 2, spec, prompts=["cat", "dog"]), ALGORITHMS["draft"].config, **SMALL)
     logs: list[dict[str, float]] = []
     algorithm._log = logs.append  # type: ignore[assignment,method-assign]

@@ -16,7 +16,7 @@ def warmth(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def test_the_gradient_is_the_rewards_change(built: Any, make_env: Callable, sample: Callable) -> None:
-    """Along the gradient of all weights; the redone steps equal the sampled ones to the bit."""
+    """Along the gradient of all weights; the redone steps equal the sampled ones bit for bit."""
     algorithm = RewardGradient(
         make_env(built.folder, steps=3, reward=warmth), RewardGradientConfig(), trainable="full", gradient_steps=2,
         images_per_iteration=2, num_envs=2, eta=0.5, guidance_scale=built.family.guidance,
