@@ -3,7 +3,7 @@
 Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470) take each image's advantage among the images of its prompt. MixGRPO
 (arXiv 2507.21802) and Flow-GRPO-Fast have noise, and a loss, in a window of few steps. Branched groups are one image
 until the window (TempFlow-GRPO, arXiv 2508.04324), so that their rewards differ by that noise alone; and because they
-are one row there, sampling takes ``s / G + T - s`` forwards per image and training 3 / G.
+are one row there, sampling takes ``(s + 1) / G + T - s - 1`` forwards per image and training 3 / G.
 """
 
 from collections.abc import Iterator, Sequence

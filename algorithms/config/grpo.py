@@ -1,7 +1,7 @@
 """The configuration of GRPO and its relatives, apart from their class: reading it does not import torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -80,8 +80,13 @@ class GRPOConfig(DDPOConfig):
         """Raise ValueError for settings that would do nothing, or contradict each other."""
         if self.window and self.timestep_fraction < 1:
             raise ValueError("a window says which steps are trained; leave timestep_fraction at 1, or set window to 0.")
-        if not self.window and (self.branched or self.window_place == "sliding"):
-            raise ValueError("branched and sliding windows need a window; set window to 1 or more.")
+        self._check_unused("window_", not self.window, "needs a window; set window to 1 or more")
+        self._check_unused("branched", not self.window, "needs a window; set window to 1 or more")
+        for name in ("window_every", "window_stride"):
+            self._check_unused(
+                name, self.window_place == "random", "moves a sliding window; set window_place to 'sliding'"
+            )
+        self._check_unused("mask_kl", self.proximal == "clip", "bounds the mask; set proximal to 'mask'")
         groups = self.images_per_iteration // self.images_per_prompt
         if groups % self.updates_per_iteration:
             raise ValueError(
@@ -93,6 +98,13 @@ class GRPOConfig(DDPOConfig):
             raise ValueError(
                 f"antithetic pairs need an even number of images_per_prompt, got {self.images_per_prompt}; 8 is usual."
             )
+
+    def _check_unused(self, start: str, unused: bool, why: str) -> None:
+        """Raise ValueError if a field whose name begins so is not used, and is not the default."""
+        for field in fields(GRPOConfig):
+            value = getattr(self, field.name)
+            if unused and field.name.startswith(start) and value != field.default:
+                raise ValueError(f"{field.name} ({value!r}) has no effect: it {why}.")
 
     @classmethod
     def preset(cls: type[G], name: str, **changes: Any) -> G:

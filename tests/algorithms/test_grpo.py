@@ -66,7 +66,7 @@ def test_what_noise_is_shared() -> None:
 
 
 def test_a_branched_group_is_one_image_until_its_window(make: Callable) -> None:
-    """And is billed as one: ``s / 8 + 10 - s`` forwards, and a trained row of 3, of each of its 8 images."""
+    """And is billed as one: ``(s + 1) / 8 + 9 - s`` forwards, and a trained row of 3, of each of its 8 images."""
     algorithm = make()
     rollout = rolled(algorithm)
     starts, groups = rollout.windows.first.reshape(8, 8), rollout.latents.reshape(T + 1, 8, 8, -1)
@@ -214,7 +214,10 @@ def test_it_learns_the_exact_model(make: Callable, name: str) -> None:
 
 def test_settings_that_contradict_each_other_are_refused(make: Callable) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"branched": True}, "need a window"),
+        ({"branched": True}, "branched .True. has no effect: it needs a window"),
+        ({"window_eta": 0.5}, "window_eta .0.5. has no effect: it needs a window"),
+        ({"window": 1, "window_stride": 2}, "window_stride .2. has no effect: it moves a sliding window"),
+        ({"mask_kl": 0.1}, "mask_kl .0.1. has no effect: it bounds the mask"),
         ({"window": 1, "timestep_fraction": 0.5}, "leave timestep_fraction at 1"),
         ({"antithetic": True, "images_per_prompt": 1, "advantages": "running"}, "need an even number"),
         ({"importance_sampling": False, "updates_per_iteration": 1}, "GRPO takes importance ratios"),
