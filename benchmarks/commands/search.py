@@ -11,15 +11,20 @@ import tyro
 from algorithms.config.base import override
 from benchmarks.runs.record import Run
 from benchmarks.runs.spec import RunSpec, check_names
-from benchmarks.suite import EMBEDDED, GENEVAL, GENEVAL_TASK, PAPER_TASKS, TASKS, Recipe, Task
+from benchmarks.suite import EMBEDDED, GENEVAL, GENEVAL_TASK, MODERN, MODERN_GENEVAL, PAPER_TASKS, TASKS, Recipe, Task
 
 Settings = dict[str, object]
 
 _ALIGNMENT, _GENEVAL = "vlm_alignment", "geneval"
 #: Tasks to search on; those of ``--suite jpeg``, the default, need no reward model.
 SEARCH_TASKS: dict[str, Task] = {**PAPER_TASKS, **TASKS, _GENEVAL: GENEVAL_TASK}
-#: Task -> the recipe whose settings a candidate changes; of other tasks ``EMBEDDED``.
-_RECIPES: dict[str, Recipe] = {_GENEVAL: GENEVAL}
+
+
+def _recipe(task: str, algorithm: str) -> Recipe:
+    """Return the recipe whose settings a candidate changes."""
+    if task == _GENEVAL:
+        return GENEVAL if algorithm in GENEVAL.settings else MODERN_GENEVAL
+    return MODERN if algorithm in MODERN.settings else EMBEDDED
 
 
 def _each(first: Sequence[Settings], second: Sequence[Settings]) -> tuple[Settings, ...]:
@@ -83,7 +88,7 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,
 }
-#: On emoji-world four candidates for each algorithm, also for the younger one of its page; the rest is as its
+#: On emoji-world four candidates for each algorithm, also for younger ones; the rest is as its
 #: training.json recommends.
 _RWR_ON_GENEVAL: tuple[Settings, ...] = _rates(2e-5, 6e-6, 2e-6, 6e-7)  # from 2e-5 on it destroys the model
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
@@ -95,13 +100,23 @@ GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "rwr": _RWR_ON_GENEVAL,
     "sparse-rwr": _RWR_ON_GENEVAL,
     "awm": (*_rates(1.5e-4, 3e-4, 6e-4), {"learning_rate": 3e-4, "anchor_start": 0.1}),
+    "branched": _rates(2e-5, 5e-5, 1e-4, 2e-4),
+    "grpo-fast": _rates(2e-5, 5e-5, 1e-4, 2e-4),
 }
 #: Task -> candidates of its own.
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
+#: Younger algorithms have one recipe for all tasks but geneval, and so the same four candidates on each.
+YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
+    "branched": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
+    "grpo-fast": (*_rates(1e-3, 2e-3, 4e-3), {"updates_per_iteration": 1, "learning_rate": 2e-3}),
+    "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
+}
 
 
-def candidates_on(tasks: Collection[str]) -> Mapping[str, tuple[Settings, ...]]:
+def candidates_on(tasks: Collection[str], algorithms: Collection[str] = ()) -> Mapping[str, tuple[Settings, ...]]:
     """Return each algorithm's candidates on a search's tasks; raise ValueError if they differ between tasks."""
+    if algorithms and YOUNGER_CANDIDATES.keys() >= set(algorithms) and _GENEVAL not in tasks:
+        return YOUNGER_CANDIDATES
     own = [name for name in tasks if name in _OWN_CANDIDATES]
     if own and len(set(tasks)) > 1:
         raise ValueError(f"{own[0]} has candidates of its own; search on it alone, or on {sorted(TASKS)}.")
@@ -121,7 +136,7 @@ class Search:
     algorithms: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: all that have candidates)")
     ] = ()
-    """Algorithms to search for."""
+    """Algorithms to search for; of those that "paper" does not have, alone."""
     folder: Path = Path("runs/search")
     """Where runs and results go; the same command resumes where it was stopped."""
     results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
@@ -132,7 +147,7 @@ class Search:
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible numbers before anything is loaded."""
         check_names("task", self.tasks, SEARCH_TASKS)
-        known = candidates_on(self.tasks)
+        known = candidates_on(self.tasks, self.algorithms)
         check_names("algorithm", self.algorithms or known, known)
         if self.reward_queries < 1 or self.processes < 0 or not self.seeds or min(self.seeds) < 0:
             raise ValueError(
@@ -142,7 +157,7 @@ class Search:
 
     def plan(self) -> dict[str, RunSpec]:
         """Return TASK/ALGORITHM-INDEX/seed-N -> run, evaluated only before and after."""
-        plan, candidates = {}, candidates_on(self.tasks)
+        plan, candidates = {}, candidates_on(self.tasks, self.algorithms)
         for seed in self.seeds:
             for name in self.tasks:
                 task = dataclasses.replace(
@@ -150,7 +165,7 @@ class Search:
                 )
                 for algorithm in self.algorithms or candidates:
                     for index, changes in enumerate(candidates[algorithm]):
-                        spec = _RECIPES.get(name, EMBEDDED).spec(task, algorithm, seed, **changes)
+                        spec = _recipe(name, algorithm).spec(task, algorithm, seed, **changes)
                         spec = dataclasses.replace(spec, config=override(spec.config, images=96, every=10**6))
                         plan[f"{name}/{algorithm}-{index}/seed-{seed}"] = spec
         return plan
@@ -184,7 +199,7 @@ def ranking(runs: Sequence[Run]) -> str:
     from benchmarks.analysis.table import markdown
 
     tasks = list(dict.fromkeys(run.task for run in runs))
-    candidates = candidates_on(tasks)
+    candidates = candidates_on(tasks, {run.variant.rpartition("-")[0] for run in runs})
     ends: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     for run in runs:
         algorithm, _, index = run.variant.rpartition("-")

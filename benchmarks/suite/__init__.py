@@ -4,7 +4,7 @@ To add a task, an algorithm's settings or a suite, add a few lines to the file o
 """
 
 from benchmarks.suite.claims import CLAIMS, Claim, Variant
-from benchmarks.suite.recipes import EMBEDDED, GENEVAL, POLICY, SETTINGS, Recipe
+from benchmarks.suite.recipes import EMBEDDED, GENEVAL, MODERN, MODERN_GENEVAL, POLICY, SETTINGS, Recipe
 from benchmarks.suite.suites import SUITES, Comparison, Suite
 from benchmarks.suite.tasks import EXACT_TASKS, GENEVAL_TASK, PAPER_TASKS, PROMPTS, STABLE_DIFFUSION_TASKS, TASKS, Task
 
@@ -14,6 +14,8 @@ __all__ = [
     "EXACT_TASKS",
     "GENEVAL",
     "GENEVAL_TASK",
+    "MODERN",
+    "MODERN_GENEVAL",
     "PAPER_TASKS",
     "POLICY",
     "PROMPTS",
