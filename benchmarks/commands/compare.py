@@ -41,6 +41,8 @@ class Compare:
             "learned-rewards",
             "paper",
             "paper-claims",
+            "modern",
+            "ladder",
             "leash",
             "baseline",
             "paper-sd",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
+from benchmarks.suite.ladder import EMBEDDED_LADDER, EXACT_LADDER, RUNGS
 from benchmarks.suite.recipes import (
     COMPOSITION,
     EMBEDDED,
@@ -12,6 +13,8 @@ from benchmarks.suite.recipes import (
     FOLLOW,
     GENEVAL,
     LEASHED,
+    MODERN,
+    MODERN_GENEVAL,
     PAPER,
     QUICK,
     QUICK_GENEVAL,
@@ -23,6 +26,8 @@ from benchmarks.suite.tasks import (
     DEFAULT_TASKS,
     EXACT_TASKS,
     FOLLOW_TASKS,
+    LADDER_EXACT_TASKS,
+    LADDER_TASKS,
     LEARNED_TASKS,
     PAPER_TASKS,
     QUICK_TASKS,
@@ -90,7 +95,7 @@ class Suite:
                 task = found.task if reward_queries is None else replace(found.task, reward_queries=reward_queries)
                 for name, variant in found.variants.items():
                     if name in variants:
-                        recipe = found.recipe or self.recipe
+                        recipe = variant.recipe or found.recipe or self.recipe
                         spec = recipe.spec(task, variant.algorithm, seed, **variant.changes)
                         plan[f"{task_name}/{name}/seed-{seed}"] = spec
         return plan
@@ -117,6 +122,17 @@ def _beside_geneval(tasks: Mapping[str, Task], geneval: Recipe, others: Recipe) 
     """Compare on ``geneval`` with a recipe of its own model, and on the other tasks with another."""
     found = _algorithms_on(tasks, others)
     return {**found, "geneval": replace(found["geneval"], recipe=geneval)}
+
+
+def _with_younger(papers: Mapping[str, Comparison], geneval: Mapping[str, Task]) -> dict[str, Comparison]:
+    """Add the younger algorithms to comparisons of the paper's, and compare all on geneval.
+
+    Each keeps its recipe, so that runs of the paper's algorithms are those of ``paper`` and ``composition``.
+    """
+    younger = {name: Variant(name, recipe=MODERN) for name in MODERN.settings}
+    found = {name: replace(one, variants={**one.variants, **younger}) for name, one in papers.items()}
+    there = {name: Variant(name, recipe=one) for one in (COMPOSITION, MODERN_GENEVAL) for name in one.settings}
+    return {**found, **{name: Comparison(task, there) for name, task in geneval.items()}}
 
 
 class _WhenAsked(Mapping[str, Comparison]):
@@ -157,6 +173,9 @@ _LEASH = {
 #: Does DDPO-IS fall back after a reward has saturated because the running baseline lags? The baseline of ``paper``
 #: against one of this iteration's images only, five to eight per prompt, whose advantages average 0.
 _BASELINES = {"ddpo-is": Variant("ddpo-is"), "ddpo-is-newest": Variant("ddpo-is", {"statistics_buffer": 4})}
+
+#: The paper's tasks with its algorithms.
+_PAPERS = _algorithms_on(PAPER_TASKS, PAPER, changes={"vlm_alignment": _ON_ALIGNMENT})
 
 #: Name -> suite. ``default`` is what plain ``compare`` runs.
 SUITES: dict[str, Suite] = {
@@ -206,7 +225,7 @@ SUITES: dict[str, Suite] = {
     ),
     "paper": Suite(
         "the paper's four tasks on the embedded model, five seeds, hours",
-        _algorithms_on(PAPER_TASKS, PAPER, changes={"vlm_alignment": _ON_ALIGNMENT}),
+        _PAPERS,
         PAPER,
         (0, 1, 2, 3, 4),
     ),
@@ -215,6 +234,21 @@ SUITES: dict[str, Suite] = {
         {name: Comparison(claim.task, claim.variants, seeds=claim.seeds) for name, claim in CLAIMS.items()},
         PAPER,
         (0, 1, 2),
+    ),
+    "modern": Suite(
+        "the paper's algorithms and younger ones, on its tasks and geneval, five seeds, hours",
+        _with_younger(_PAPERS, COMPOSITION_TASKS),
+        PAPER,
+        (0, 1, 2, 3, 4),
+    ),
+    "ladder": Suite(
+        "from DDPO-IS to branched groups and to re-noised pictures, one factor at a time, hours",
+        {
+            **{name: Comparison(task, RUNGS, recipe=EXACT_LADDER) for name, task in LADDER_EXACT_TASKS.items()},
+            **{name: Comparison(task, RUNGS) for name, task in LADDER_TASKS.items()},
+        },
+        EMBEDDED_LADDER,
+        (0, 1, 2, 3, 4),
     ),
     "leash": Suite(
         "DDPO-IS with and without a KL penalty on the embedded model, three seeds, an hour",

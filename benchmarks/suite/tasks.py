@@ -148,3 +148,10 @@ EXACT_TASKS: dict[str, Task] = {
         "exact-mixture", "exact-linear", 1.0, "exact-target-kl", "exact-mean-error", "exact-mode-weight-error"
     ),
 }
+
+#: ``--suite ladder``: two of the paper's tasks on half its budget, without held-out prompts; and a mixture.
+LADDER_TASKS: dict[str, Task] = {
+    name: Task(_embedded(name, PROMPTS, "recognised"), reward_queries=1024)
+    for name in ("incompressibility", "aesthetic")
+}
+LADDER_EXACT_TASKS = {"mixture-linear": replace(EXACT_TASKS["mixture-linear"], reward_queries=1024)}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,22 @@ from algorithms import ALGORITHMS
 from algorithms.config.base import override
 from algorithms.seeding import prompt_order
 from benchmarks.__main__ import main
+from benchmarks.analysis.curves import terms
 from benchmarks.analysis.results import read_results
 from benchmarks.commands.compare import Compare
-from benchmarks.commands.search import ALIGNMENT_CANDIDATES, CANDIDATES, GENEVAL_CANDIDATES, PAST_THE_EDGE, SIX, Search
+from benchmarks.commands.search import (
+    ALIGNMENT_CANDIDATES,
+    CANDIDATES,
+    GENEVAL_CANDIDATES,
+    PAST_THE_EDGE,
+    SIX,
+    YOUNGER_CANDIDATES,
+    Search,
+)
 from benchmarks.commands.train import defaults
 from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.suite import CLAIMS, EMBEDDED, GENEVAL, SUITES, TASKS
+from benchmarks.suite.ladder import RUNGS
 from benchmarks.sweeps.dry_run import check, dry_run, evaluations
 from diffusion_gym import ENV_ID
 from diffusion_gym.prompts import resolve_prompts
@@ -35,7 +46,8 @@ def plan_of(name: str) -> dict[str, RunSpec]:
 def test_every_configuration_builds(name: str) -> None:
     """Building checks fields, rewards, prompts and metrics; the dry run checks what algorithms require."""
     plan = plan_of(name)
-    for spec in plan.values():
+    first = plan[next(iter(plan))].config.seed
+    for spec in (spec for spec in plan.values() if spec.config.seed == first):  # other seeds differ in nothing else
         check(spec)
         assert RunSpec.from_json(spec.to_json()) == spec
         # Diversity compares pictures of one prompt: there must be two of some.
@@ -166,6 +178,33 @@ def test_claims_with_five_seeds_have_no_runs_of_their_own() -> None:
             assert spec in papers, key
 
 
+def test_the_modern_suite_compares_with_runs_that_exist() -> None:
+    """On equal terms; the paper's algorithms are not run again."""
+    younger = {"branched", "grpo-fast", "awm"}
+    modern, papers, composition = (
+        Compare(suite=name, seeds=(3,)).plan() for name in ("modern", "paper", "composition")
+    )
+    made = {**papers, **composition}
+    assert made.items() <= modern.items()
+    assert {name.split("/")[1] for name in modern.keys() - made.keys()} == younger
+    for task in SUITES["modern"].comparisons:
+        specs = [spec for name, spec in modern.items() if name.startswith(f"{task}/")]
+        assert len({terms(spec) for spec in specs}) == 1
+        assert {spec.algorithm for spec in specs} == {*PAPERS, *younger}
+
+
+def test_each_rung_of_the_ladder_adds_one_factor() -> None:
+    names = list(RUNGS)
+    steps = [*itertools.pairwise(names[1:8]), ("branched", "mask"), ("re-noised", "re-noised-quiet")]
+    for before, name in [*steps, ("re-noised-quiet", "anchor-start")]:
+        assert len(RUNGS[name].changes.items() - RUNGS[before].changes.items()) == 1, name
+    plan = Compare(suite="ladder", seeds=(0,)).plan()
+    for key, spec in plan.items():
+        first = plan[f"{key.split('/')[0]}/ddpo-is/seed-0"]
+        for same in ("images_per_iteration", "updates_per_iteration", "learning_rate", "max_grad_norm"):
+            assert getattr(spec.config, same) == getattr(first.config, same)
+
+
 def test_rwr_trains_as_much_on_an_image_however_often_it_samples() -> None:
     for key, spec in plan_of("paper-claims").items():
         if key.startswith("rwr-interleaving/rwr"):
@@ -192,6 +231,16 @@ def test_the_search_is_of_one_size_on_seeds_of_its_own() -> None:
         # Ten trained rows an image for RWR, nine or ten for DDPO, whose every step is trained once.
         if spec.algorithm.endswith("rwr"):
             assert spec.config.updates_per_iteration * 128 == 10 * spec.config.images_per_iteration
+
+
+def test_the_search_for_younger_algorithms_has_one_recipe_for_all_tasks() -> None:
+    plan = Search(algorithms=("branched", "grpo-fast", "awm"), tasks=("aesthetic", "vlm_alignment")).plan()
+    assert {len(found) for found in YOUNGER_CANDIDATES.values()} == {4}
+    assert len(plan) == 2 * 12
+    assert plan["aesthetic/awm-1/seed-1000"].config == plan["vlm_alignment/awm-1/seed-1000"].config
+    assert len(Search(algorithms=("branched",), tasks=("geneval",)).plan()) == 4
+    with pytest.raises(ValueError, match="search on it alone"):
+        Search(algorithms=("branched",), tasks=("geneval", "aesthetic"))
 
 
 def test_the_search_on_alignment_gives_no_algorithm_less_than_ddpo() -> None:
