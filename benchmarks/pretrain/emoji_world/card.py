@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.pretrain.card import time_parts
 from benchmarks.pretrain.emoji_world.captions import captions
-from benchmarks.pretrain.emoji_world.facts import KINDS
+from benchmarks.pretrain.emoji_world.facts import KINDS, NUMBERS, RELATIONS
 from benchmarks.pretrain.emoji_world.prompts import Record, all_facts, prompt_sets, record
 from benchmarks.pretrain.emoji_world.render import shown
-from benchmarks.pretrain.emoji_world.scenes import World
+from benchmarks.pretrain.emoji_world.scenes import CAPTIONED_SLOTS, Facts, World
 from benchmarks.pretrain.emoji_world.vae import psnr, reconstruct
 from benchmarks.pretrain.pipeline import generate
 from benchmarks.pretrain.vae import to_bytes
@@ -75,6 +75,21 @@ def score_renders(world: World, detectors: Detectors, vae: torch.nn.Module, rows
     return result
 
 
+def score_counts(world: World, detectors: Detectors, rows: int) -> dict[str, Any]:
+    """Return each detector's share of counting prompts found right, by the number shown; all of them are right."""
+    torch.manual_seed(234_567)
+    result: dict[str, Any] = {"scenes_of_each": rows}
+    for number, _ in enumerate(NUMBERS, start=1):
+        first, second, _ = world.asked_facts(rows)
+        objects = torch.stack([first, *[first] * (CAPTIONED_SLOTS - 1)], dim=1)
+        facts = Facts(objects, torch.zeros_like(objects), torch.full_like(first, number), second % len(RELATIONS))
+        images = to_bytes(world.draw(world.placed(facts)))
+        records = [record("counting", (index, number - 1)) for index in first.tolist()]
+        for name, detector in detectors.items():
+            result.setdefault(name, []).append(share(verdicts_of(detector, images, records)))
+    return result
+
+
 def score_prompts(
     pipe: StableDiffusionPipeline, detectors: Detectors, records: Sequence[Record], seeds: int, sampler: Sequence[float]
 ) -> dict[str, Any]:
@@ -111,6 +126,7 @@ def measure(pipe: StableDiffusionPipeline, world: World, detectors: Detectors, s
     return {
         "parameters": {name: sum(value.numel() for value in part.parameters()) for name, part in parts.items()},
         "renders": score_renders(world, detectors, pipe.vae, SCENES),
+        "counts": score_counts(world, detectors, SCENES),
         "benchmark": [
             score_prompts(pipe, detectors, sets["benchmark"], few if index else seeds, sampler)
             for index, sampler in enumerate(SAMPLERS)
