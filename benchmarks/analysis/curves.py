@@ -13,6 +13,8 @@ from benchmarks.runs.metrics import more_is_better
 from benchmarks.runs.record import Evaluation, Run, Scores
 from benchmarks.runs.spec import RunSpec, TaskConfig
 
+#: The reward on held-out prompts, among a run's metrics.
+HELD_OUT = "held-out"
 #: Task, reward queries and evaluation: equal where two runs can be compared.
 Terms = tuple[TaskConfig, int, EvaluationConfig]
 
@@ -57,6 +59,7 @@ class Curve:
         held_out_metrics: the same on prompts that are not trained on.
         peaks: metric of which more is better -> its best moment against its end.
         by_run: mean evaluation rewards, (runs, evaluations), float64.
+        metrics_by_run: name -> the metric, (runs, evaluations), float64; the reward on held-out prompts as "held-out".
     """
 
     runs: list[int]
@@ -74,6 +77,7 @@ class Curve:
     held_out_metrics: dict[str, list[Interval]]
     peaks: dict[str, Peak]
     by_run: np.ndarray
+    metrics_by_run: dict[str, np.ndarray]
 
     @property
     def finals(self) -> np.ndarray:
@@ -134,7 +138,16 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
         held_out_metrics=_metrics(held_out),
         peaks={name: _peak(steps, name, values) for name, values in metrics.items() if more_is_better(name)},
         by_run=np.array([[line.mean_reward for line in step] for step in steps]).T,
+        metrics_by_run=_by_run(steps, list(metrics)),
     )
+
+
+def _by_run(steps: Sequence[Sequence[Evaluation]], names: Sequence[str]) -> dict[str, np.ndarray]:
+    found = {name: np.array([[line.metrics[name] for line in step] for step in steps]).T for name in names}
+    held_out = [[line.held_out.mean_reward for line in step if line.held_out] for step in steps]
+    if all(len(some) == len(step) for some, step in zip(held_out, steps, strict=True)):
+        found[HELD_OUT] = np.array(held_out).T
+    return found
 
 
 def _metrics(steps: Sequence[Sequence[Scores]]) -> dict[str, list[Interval]]:

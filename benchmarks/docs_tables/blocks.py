@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
+from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
 from benchmarks.analysis.table import bracketed, joined, markdown
 from benchmarks.analysis.tables import (
@@ -104,6 +105,11 @@ def _peaks(committed: Committed, words: Sequence[str]) -> str | None:
 
 def _equal_reward(committed: Committed, words: Sequence[str]) -> str | None:
     return joined(equal_reward_table(committed.curves, words)) or None
+
+
+def _reach(committed: Committed, words: Sequence[str]) -> str | None:
+    """Compare with the block's first word at the reward it has after as many queries as the second says."""
+    return joined(reach_table(committed.curves, words[0], int(words[1]), words[2:])) or None
 
 
 def _way(committed: Committed, words: Sequence[str]) -> str:
@@ -232,6 +238,7 @@ KINDS: dict[str, _Kind] = {
     "claim": _claim,
     "exact": _exact,
     "equal-reward": _equal_reward,
+    "reach": _reach,
     "search": _search,
     "made": _made,
     "times": _times,

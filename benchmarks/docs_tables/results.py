@@ -20,12 +20,18 @@ COMMANDS = {
     "paper": "diffusion-gym compare --suite paper",
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
+    "modern": "diffusion-gym compare --suite modern --algorithms branched grpo-fast awm",
+    "ladder": "diffusion-gym compare --suite ladder",
+    "search-modern": "diffusion-gym search --algorithms branched grpo-fast awm "
+    "--tasks compressibility incompressibility aesthetic",
     "search-six": "diffusion-gym search",
     "search-geneval": "diffusion-gym search --tasks geneval --algorithms ddpo-is ddpo-sf rwr sparse-rwr",
     "search-alignment": "diffusion-gym search --tasks vlm_alignment",
 }
 #: Folder of docs/results -> others whose runs it takes over where they are the same.
-_ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",)}
+_ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",), "modern": ("composition",)}
+#: Folder of docs/results -> others whose runs its tables show beside its own.
+_BESIDE = {"modern": ("paper", "composition")}
 
 
 class Committed:
@@ -37,14 +43,16 @@ class Committed:
         Raises:
             ValueError: damaged results.
         """
-        self.name, self.folder = name, docs / "results" / name
+        self._docs, self.name, self.folder = docs, name, docs / "results" / name
         file = self.folder / "results.json"
         self.results = read_results(file) if file.is_file() else Results([])
 
     @cached_property
     def curves(self) -> Curves:
-        """Task -> variant -> curve."""
-        return curves(self.results.runs)
+        """Task -> variant -> curve, also of the runs beside these."""
+        beside = [run for name in _BESIDE.get(self.name, ()) for run in Committed(self._docs, name).results.runs]
+        own = {run.name for run in self.results.runs}
+        return curves([*(run for run in beside if run.name not in own), *self.results.runs])
 
     @cached_property
     def aggregate(self) -> Aggregate | None:

@@ -23,6 +23,11 @@ class Scores:
     metrics: dict[str, float]
     parts: dict[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def mean_reward(self) -> float:
+        """Mean of the images' rewards."""
+        return float(sum(self.rewards) / len(self.rewards))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Scores):
@@ -37,11 +42,6 @@ class Evaluation(Scores):
     iteration: int
     costs: dict[str, float]
     held_out: Scores | None = None
-
-    @property
-    def mean_reward(self) -> float:
-        """Mean of the images' rewards."""
-        return float(sum(self.rewards) / len(self.rewards))
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "Evaluation":

@@ -17,6 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks.analysis.aggregate import Ahead, aggregate, improvement, improvements, shared
 from benchmarks.analysis.curves import check_one_comparison, curves
 from benchmarks.analysis.notes import failure_note, interval_note, score_note
+from benchmarks.analysis.reach import reach, reach_table
 from benchmarks.analysis.results import Results, read_results, write_results
 from benchmarks.analysis.statistics import pooled_interquartile_mean, stratified_bootstrap
 from benchmarks.analysis.table import Number, Table
@@ -306,6 +307,48 @@ def test_variants_are_compared_at_equal_rewards() -> None:
         "| line | 2.500 | b | 128 | 0.10 |",
     ]
     assert len(lines) == 6, "b does not rise on the second task, so nothing is equal there"
+
+
+def test_what_a_variant_saves_at_equal_reward() -> None:
+    """a has b's end of 2.5 after 76.8 of 128 queries, with 0.9 - 0.8 * 0.2 recognised where b has 0.1."""
+    by_variant = curves(RESULTS.runs)["line"]
+    found = reach(by_variant["a"], by_variant["b"], 128)
+    assert found is not None
+    assert found.reward == 2.5
+    assert found.fewer_forwards.estimate == pytest.approx(found.fewer_queries.estimate)
+    assert found.fewer_queries.estimate == pytest.approx(128 / 76.8)
+    # The extremes: b's seed of 2.0 against a's of 4.0, and b's of 3.0 against a's of 3.0.
+    assert (found.fewer_queries.low, found.fewer_queries.high) == (
+        pytest.approx(1.0),
+        pytest.approx(128 / (64 * 1 / 1.5)),
+    )
+    assert found.change["recognised"].estimate == pytest.approx(0.74 - 0.1)
+    assert found.sure == 1
+
+    other = reach(by_variant["b"], by_variant["a"], 128)
+    assert other is not None
+    assert (other.fewer_queries.estimate, other.sure) == (0.0, 0.0)
+    assert reach(by_variant["a"], by_variant["b"], 100) is None, "not evaluated there"
+    square = curves(RESULTS.runs)["square"]
+    assert reach(square["a"], square["b"], 128) is None, "b does not rise"
+    lines = text(reach_table(curves(RESULTS.runs), "a", 64, ["recognised"])).splitlines()
+    assert lines[2].startswith("| line | 2.250 | b | 0.")
+
+
+def test_runs_beside_a_suite_are_in_its_tables(tmp_path: Path) -> None:
+    both = made({"line": {"a": [3.0], "b": [2.0]}})
+    for name, variants in {"modern": "a", "paper": "ab"}.items():
+        runs = [run for run in both.runs if run.variant in variants]
+        write_results(replace(both, runs=runs), tmp_path / "results" / name / "results.json")
+    assert {name: len(curve.runs) for name, curve in Committed(tmp_path, "modern").curves["line"].items()} == {
+        "a": 1,
+        "b": 1,
+    }
+    assert len(Committed(tmp_path, "modern").results.runs) == 1
+    assert (
+        "--results docs/results/modern/results.json docs/results/composition/results.json"
+        in Committed(tmp_path, "modern").command()
+    )
 
 
 def test_one_seed_has_no_statistics_over_seeds() -> None:
