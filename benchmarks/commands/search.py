@@ -107,7 +107,10 @@ GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
 #: Younger algorithms have one recipe for all tasks but geneval, and so the same four candidates on each.
 YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
-    "branched": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
+    "branched": (
+        *_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64),
+        {"images_per_iteration": 32, "learning_rate": 2e-3},
+    ),
     "grpo-fast": (*_rates(1e-3, 2e-3, 4e-3), {"updates_per_iteration": 1, "learning_rate": 2e-3}),
     "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
 }
