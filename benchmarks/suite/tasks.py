@@ -59,7 +59,7 @@ GENEVAL_TASK = Task(
 )
 #: Plain ``compare``.
 DEFAULT_TASKS = {
-    "geneval": replace(GENEVAL_TASK, evaluation_images=96, reward_queries=3072),
+    "geneval": replace(GENEVAL_TASK, evaluation_images=96, reward_queries=2560),
     "compressibility": replace(TASKS["compressibility"], reward_queries=640),
 }
 #: ``compare --suite quick``.
