@@ -101,7 +101,6 @@ GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "sparse-rwr": _RWR_ON_GENEVAL,
     "awm": (*_rates(1.5e-4, 3e-4, 6e-4), {"learning_rate": 3e-4, "anchor_start": 0.1}),
     "branched": _rates(2e-5, 5e-5, 1e-4, 2e-4),
-    "grpo-fast": _rates(2e-5, 5e-5, 1e-4, 2e-4),
 }
 #: Task -> candidates of its own.
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
@@ -111,7 +110,6 @@ YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
         *_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64),
         {"images_per_iteration": 32, "learning_rate": 2e-3},
     ),
-    "grpo-fast": (*_rates(1e-3, 2e-3, 4e-3), {"updates_per_iteration": 1, "learning_rate": 2e-3}),
     "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
 }
 

@@ -20,9 +20,9 @@ COMMANDS = {
     "paper": "diffusion-gym compare --suite paper",
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
-    "modern": "diffusion-gym compare --suite modern --algorithms branched grpo-fast awm",
+    "modern": "diffusion-gym compare --suite modern --algorithms branched awm",
     "ladder": "diffusion-gym compare --suite ladder",
-    "search-modern": "diffusion-gym search --algorithms branched grpo-fast awm "
+    "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
     "search-six": "diffusion-gym search",
     "search-geneval": "diffusion-gym search --tasks geneval --algorithms ddpo-is ddpo-sf rwr sparse-rwr",

@@ -102,8 +102,7 @@ _IN_GROUPS = {"images_per_iteration": 64, "num_envs": 32, "images_per_prompt": 8
 _NO_ANCHOR = {"surrogate": "regression", "anchor_old": 0.0, "anchor_start": 0.0, "old_decay": 0.0}
 YOUNGER: dict[str, dict[str, object]] = {
     "branched": {**_IN_GROUPS, "images_per_iteration": 32, "updates_per_iteration": 1, "learning_rate": 2e-3},
-    "grpo-fast": {**_IN_GROUPS, "updates_per_iteration": 2, "learning_rate": 2e-3},
-    "awm": {**_IN_GROUPS, **_NO_ANCHOR, "draws_per_image": 2, "learning_rate": 2e-3},
+    "awm": {**_IN_GROUPS, **_NO_ANCHOR, "draws_per_image": 2, "learning_rate": 4e-3},
 }
 #: ``--suite modern``: they alone; what they are compared with has the recipe of ``paper``.
 MODERN = Recipe(POLICY, YOUNGER, evaluation_images=32, queries_per_evaluation=128)
@@ -137,8 +136,8 @@ def _on_emoji_world(*algorithms: str, **common: object) -> dict[str, dict[str, o
 GENEVAL = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", "sb3-ppo"), queries_per_evaluation=1024)
 #: ``--suite composition``: the same, with more evaluations, and the KL to the starting model for the frontiers.
 COMPOSITION = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", kl_to_start=True), queries_per_evaluation=512)
-#: ``--suite modern`` on emoji-world: the younger algorithms that ``composition`` does not have.
-MODERN_GENEVAL = Recipe(PolicyConfig(), _on_emoji_world("branched", "grpo-fast"), queries_per_evaluation=512)
+#: ``--suite modern`` on emoji-world: the younger algorithm that ``composition`` does not have.
+MODERN_GENEVAL = Recipe(PolicyConfig(), _on_emoji_world("branched"), queries_per_evaluation=512)
 #: ``--suite follow``: the algorithm that follows prompts best.
 FOLLOW = Recipe(PolicyConfig(), _on_emoji_world("awm"), queries_per_evaluation=1536)
 #: ``--suite quick``: as ``QUICK``, with these policies.

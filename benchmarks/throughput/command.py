@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from algorithms.base import FORWARDS_PER_TRAINED_ROW
 from algorithms.checkpoints.published import check_output, published
 from benchmarks.machine import available_cores
 from benchmarks.provenance import provenance
@@ -17,7 +16,7 @@ from benchmarks.runs.chunk_sizes import largest_useful, sizes_beside
 from benchmarks.runs.clock import Seconds
 from benchmarks.throughput.floors import Floor
 from benchmarks.throughput.growth import measure_growth
-from benchmarks.throughput.iteration import build, iterate, iterate_in_memory
+from benchmarks.throughput.iteration import build, iterate, iterate_counting, iterate_in_memory
 from benchmarks.throughput.options import Throughput as Throughput
 from benchmarks.throughput.peak_memory import PeakMemory
 from benchmarks.throughput.profile import profile
@@ -65,12 +64,8 @@ class Bench:
         """Build the algorithm, run a first iteration, and choose the floor's chunk sizes."""
         self.algorithm = build(options)
         self.device = self.algorithm.mdp.model.device
-        iterate(self.algorithm)  # encodes the prompts, and warms up kernels and allocator
-        policy, costs, updates = self.algorithm.policy, self.algorithm.costs, self.algorithm._n_updates
-        forwards = costs["forward_equivalents"] / policy.forwards_per_row
-        sampled = costs["images"] * policy.num_inference_steps
-        self.rows = round((forwards - sampled) / FORWARDS_PER_TRAINED_ROW)  # that the iteration trained on
-        self.floor = Floor(self.algorithm, updates, self.rows // updates)
+        self.rows = iterate_counting(self.algorithm)  # also encodes the prompts, and warms up kernels and allocator
+        self.floor = Floor(self.algorithm, self.algorithm._n_updates, self.rows)
         self.chunks = {
             phase: _least_by_size(self.floor.sizes(phase, options.policy.chunk_size), partial(self._time_floor, phase))
             for phase in (*PHASES, "decoding")
@@ -114,7 +109,9 @@ class Bench:
             "latent_shape": list(model.latent_shape),
             "images": self.algorithm.config.images_per_iteration,
             "steps": policy.num_inference_steps,
-            "training_rows": self.rows,
+            "sampling_rows": self.rows.sampled,
+            "training_rows": self.rows.trained,
+            "compared_rows": self.rows.compared,
             "updates": self.floor.updates,
             "parameters": sum(value.numel() for value in policy.denoiser.parameters()),
             "trainable_parameters": sum(value.numel() for value in policy.trainable_parameters().values()),

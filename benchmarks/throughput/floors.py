@@ -9,6 +9,7 @@ from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
 from algorithms.sampling import collect
+from benchmarks.throughput.iteration import Rows
 from diffusion_gym.models import Conditioning
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.rewards.metadata import metadata_arguments
@@ -21,15 +22,14 @@ _PIXELS_AT_ONCE = 512 * 512
 class Floor:
     """An iteration of an algorithm without the program around it; weights and optimizer stay as they were.
 
-    Sampling: the denoiser (with its adapters) on every row of a rollout; decoding: the VAE and the reward. Training:
-    as many updates of as many rows, each with forward, backward, clipping and optimizer step. Without environment,
-    noise, transitions, log-densities, advantages, loss, storage and log.
+    Sampling: the denoiser (with its adapters) on as many rows as a rollout takes; decoding: the VAE and the reward.
+    Training: as many updates of as many rows, each with forward, backward, clipping and optimizer step, and as many
+    rows without a gradient. Without environment, noise, transitions, log-densities, advantages, loss, storage and log.
     """
 
-    def __init__(self, algorithm: DiffusionAlgorithm[Any], updates: int, rows_per_update: int) -> None:
+    def __init__(self, algorithm: DiffusionAlgorithm[Any], updates: int, rows: Rows) -> None:
         """Draw the rollout whose rows are used."""
-        self.algorithm, self.policy = algorithm, algorithm.policy
-        self.updates, self.rows_per_update = updates, rows_per_update
+        self.algorithm, self.policy, self.updates, self.rows = algorithm, algorithm.policy, updates, rows
         n = algorithm.config.images_per_iteration
         prompts = [algorithm.mdp.records[i % len(algorithm.mdp.records)] for i in range(n)]
         self.rollout = collect(algorithm.rollout_env, self.policy, prompts, algorithm.config.seed)
@@ -38,10 +38,11 @@ class Floor:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=algorithm.config.weight_decay)
 
     def sampling(self, chunk: int) -> None:
-        """Make one rollout's forward passes in chunks of so many images."""
-        n = len(self.rollout)
+        """Make one rollout's forward passes in chunks of so many images, of each step about as many."""
+        steps = self.policy.num_inference_steps
         with torch.no_grad():
-            for step in range(self.policy.num_inference_steps):
+            for step in range(steps):
+                n = self.rows.sampled * (step + 1) // steps - self.rows.sampled * step // steps
                 for start in range(0, n, chunk):
                     self._forward(*self._batch(step, start, min(start + chunk, n)))
 
@@ -69,8 +70,11 @@ class Floor:
 
     def training(self, chunk: int) -> None:
         """Make one iteration's updates in chunks of so many rows."""
+        with torch.no_grad():
+            for batch in self._training_chunks(chunk, self.rows.compared):
+                self._forward(*self._batch(*batch))
         for _ in range(self.updates):
-            for step, start, stop in self._training_chunks(chunk):
+            for step, start, stop in self._training_chunks(chunk, self.rows.trained // self.updates):
                 latents, times, conditioning = self._batch(step, start, stop)
                 output = self._forward(latents, times, conditioning)
                 (output - latents).square().mean().backward()
@@ -78,11 +82,11 @@ class Floor:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _training_chunks(self, chunk: int) -> Iterator[tuple[int, int, int]]:
+    def _training_chunks(self, chunk: int, rows: int) -> Iterator[tuple[int, int, int]]:
         """Yield (step, first image, last image + 1): slices of the rollout, since gathering rows costs more."""
         n, steps = len(self.rollout), self.policy.num_inference_steps
-        for number, start in enumerate(range(0, self.rows_per_update, chunk)):
-            size = min(chunk, self.rows_per_update - start)
+        for number, start in enumerate(range(0, rows, chunk)):
+            size = min(chunk, rows - start)
             first = number * chunk % (n - size + 1)
             yield number % steps, first, first + size
 

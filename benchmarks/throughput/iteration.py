@@ -1,10 +1,12 @@
 """One iteration of an algorithm, as any user would run it, with the time and the memory of its two phases."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor, nn
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
@@ -12,6 +14,18 @@ from benchmarks.runs.clock import Seconds
 from benchmarks.throughput.options import Throughput
 from benchmarks.throughput.peak_memory import PeakMemory
 from diffusion_gym.models import DiffusionModel, load_model
+
+
+@dataclass
+class Rows:
+    """What the denoiser is asked in one iteration, in rows; with guidance a row passes through it twice."""
+
+    sampled: int = 0
+    """While images are sampled."""
+    trained: int = 0
+    """In training, with a gradient."""
+    compared: int = 0
+    """In training, without a gradient: of an old policy or of the start."""
 
 
 def build(options: Throughput, model: DiffusionModel | None = None) -> DiffusionAlgorithm[Any]:
@@ -38,11 +52,31 @@ def iterate_in_memory(algorithm: DiffusionAlgorithm[Any]) -> dict[str, float]:
     return _measured(algorithm, memory=True).megabytes
 
 
+def iterate_counting(algorithm: DiffusionAlgorithm[Any]) -> Rows:
+    """Learn for one iteration; return the denoiser's rows."""
+    rows, phases = Rows(), _Phases(algorithm.mdp.model.device, memory=False)
+
+    def count(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        kind = "trained" if output.requires_grad else "compared" if "sampling" in phases.seconds else "sampled"
+        setattr(rows, kind, getattr(rows, kind) + len(output) // algorithm.policy.forwards_per_row)
+
+    handle = algorithm.policy.denoiser.register_forward_hook(count)
+    try:
+        _learn(algorithm, phases)
+    finally:
+        handle.remove()
+    return rows
+
+
 def _measured(algorithm: DiffusionAlgorithm[Any], memory: bool = False) -> "_Phases":
     phases = _Phases(algorithm.mdp.model.device, memory)
+    _learn(algorithm, phases)
+    return phases
+
+
+def _learn(algorithm: DiffusionAlgorithm[Any], phases: "_Phases") -> None:
     steps = algorithm.config.images_per_iteration * algorithm.policy.num_inference_steps
     algorithm.learn(steps, phases, reset_num_timesteps=False)
-    return phases
 
 
 class _Phases(BaseCallback):

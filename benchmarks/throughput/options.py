@@ -7,7 +7,7 @@ from pathlib import Path
 from algorithms import AlgorithmConfig, PolicyConfig
 from algorithms.config.base import EvaluationConfig
 from benchmarks.runs.spec import TaskConfig
-from benchmarks.suite import EMBEDDED, POLICY, PROMPTS, SETTINGS
+from benchmarks.suite import EMBEDDED, MODERN, POLICY, PROMPTS, SETTINGS
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.recommended import recommended_for
 
@@ -33,7 +33,7 @@ class Throughput:
     dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
     algorithm: str = "ddpo-is"
-    """The algorithm, with compare's settings."""
+    """The algorithm, with the settings of compare or of its suite "modern"."""
     policy: PolicyConfig = POLICY
     """Sampler and trained weights."""
     images: int = 64
@@ -54,8 +54,8 @@ class Throughput:
     def __post_init__(self) -> None:
         """Refuse mistakes before anything is loaded."""
         self.task()
-        if self.algorithm not in SETTINGS:
-            raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(SETTINGS)}.")
+        if self.algorithm not in (known := {**SETTINGS, **MODERN.settings}):
+            raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(known)}.")
         if self.pairs < 1 or self.threads < 0:
             raise ValueError(f"expected pairs >= 1 and threads >= 0, got {self.pairs} and {self.threads}.")
         self.config()
@@ -77,5 +77,7 @@ class Throughput:
 
     def config(self) -> AlgorithmConfig:
         """Return the algorithm's configuration, without evaluations, which are no part of an iteration."""
-        chosen = EMBEDDED.config(self.algorithm, 0, images_per_iteration=self.images, num_envs=self.num_envs)
-        return dataclasses.replace(chosen, policy=self.policy, evaluation=EvaluationConfig())
+        recipe = EMBEDDED if self.algorithm in SETTINGS else MODERN
+        chosen = recipe.config(self.algorithm, 0, images_per_iteration=self.images, num_envs=self.num_envs)
+        policy = self.policy if recipe is EMBEDDED else dataclasses.replace(self.policy, eta=chosen.policy.eta)
+        return dataclasses.replace(chosen, policy=policy, evaluation=EvaluationConfig())

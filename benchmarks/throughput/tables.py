@@ -12,9 +12,9 @@ def markdown(result: dict[str, Any]) -> str:
     what, chunks = result["iteration"], result["chunks"]
     lines = [
         f"{result['settings']['algorithm']} on {result['settings']['model']}, {what['images']} images of "
-        f"{what['steps']} steps, latents {_shape(what['latent_shape'])}; {what['updates']} updates on "
-        f"{what['training_rows']:,} rows; {what['trainable_parameters']:,} of {what['parameters']:,} parameters are "
-        f"trained. {_machine(result)}",
+        f"{what['steps']} steps, latents {_shape(what['latent_shape'])}; {what['sampling_rows']:,} rows sampled, "
+        f"{what['updates']} updates on {what['training_rows']:,} rows; {what['trainable_parameters']:,} of "
+        f"{what['parameters']:,} parameters are trained. {_machine(result)}",
         "",
         "| | images/s | floor, images/s | time above floor | processor time above floor | peak memory, MB | "
         "above floor's |",

@@ -180,7 +180,7 @@ def test_claims_with_five_seeds_have_no_runs_of_their_own() -> None:
 
 def test_the_modern_suite_compares_with_runs_that_exist() -> None:
     """On equal terms; the paper's algorithms are not run again."""
-    younger = {"branched", "grpo-fast", "awm"}
+    younger = {"branched", "awm"}
     modern, papers, composition = (
         Compare(suite=name, seeds=(3,)).plan() for name in ("modern", "paper", "composition")
     )
@@ -234,9 +234,9 @@ def test_the_search_is_of_one_size_on_seeds_of_its_own() -> None:
 
 
 def test_the_search_for_younger_algorithms_has_one_recipe_for_all_tasks() -> None:
-    plan = Search(algorithms=("branched", "grpo-fast", "awm"), tasks=("aesthetic", "vlm_alignment")).plan()
+    plan = Search(algorithms=("branched", "awm"), tasks=("aesthetic", "vlm_alignment")).plan()
     assert {len(found) for found in YOUNGER_CANDIDATES.values()} == {4}
-    assert len(plan) == 2 * 12
+    assert len(plan) == 2 * 8
     assert plan["aesthetic/awm-1/seed-1000"].config == plan["vlm_alignment/awm-1/seed-1000"].config
     assert len(Search(algorithms=("branched",), tasks=("geneval",)).plan()) == 4
     with pytest.raises(ValueError, match="search on it alone"):

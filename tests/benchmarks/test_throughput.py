@@ -1,5 +1,6 @@
 """``throughput``: its figures follow from its raw times, its floor does the program's work, bad input is refused."""
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -13,7 +14,7 @@ from algorithms import PolicyConfig
 from benchmarks.__main__ import main
 from benchmarks.throughput.floors import Floor
 from benchmarks.throughput.growth import measure_growth, resized
-from benchmarks.throughput.iteration import build, iterate
+from benchmarks.throughput.iteration import build, iterate, iterate_counting
 from benchmarks.throughput.options import Throughput
 from benchmarks.throughput.profile import profile
 from diffusion_gym.models import DiffusionModel, load_model
@@ -104,34 +105,43 @@ def test_resized_models_share_networks_and_decode_to_their_size(tiny_sd: str) ->
     assert model.latent_shape == (4, 8, 8)
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_floor_makes_the_programs_forwards_and_changes_nothing(guidance_scale: float) -> None:
+@pytest.mark.parametrize(
+    ("algorithm_name", "guidance_scale"), [("ddpo-is", 1.0), ("ddpo-is", 3.0), ("awm", 1.0), ("branched", 1.0)]
+)
+def test_floor_makes_the_programs_forwards_and_changes_nothing(algorithm_name: str, guidance_scale: float) -> None:
     """As many rows in sampling and in training as an iteration of the program; the weights stay as they were."""
     policy = PolicyConfig(trainable="full", chunk_size=4, guidance_scale=guidance_scale)
     options = Throughput(
         model="exact-mixture", reward="exact-linear", num_inference_steps=3, policy=policy, images=8, num_envs=8
     )
-    algorithm = build(options)
-    floor = Floor(algorithm, 2, 8 * 3 // 2)
+    algorithm = build(dataclasses.replace(options, algorithm=algorithm_name))
+    updates = algorithm.config.updates_per_iteration  # type: ignore[attr-defined]
     seen: list[tuple[int, bool]] = []
     algorithm.policy.denoiser.register_forward_hook(
         lambda module, given, output: seen.append((len(given[0]), torch.is_grad_enabled()))
     )
+    rows = iterate_counting(algorithm)
+    of_program = sorted(seen)
+    floor = Floor(algorithm, updates, rows)
     before = {name: value.detach().clone() for name, value in algorithm.policy.trainable_parameters().items()}
+    seen.clear()
     floor.sampling(4)
     floor.decoding(2)
     floor.training(4)
     assert all(torch.equal(before[name], value) for name, value in algorithm.policy.trainable_parameters().items())
-    of_floor, seen[:] = sorted(seen), []
-    iterate(algorithm)
-    assert sorted(seen) == of_floor
+    if algorithm_name == "branched":  # each step has passes of its own there: as many rows, not as many passes
+        assert [sum(rows for rows, grad in seen if grad == kind) for kind in (False, True)] == [
+            sum(rows for rows, grad in of_program if grad == kind) for kind in (False, True)
+        ]
+    else:
+        assert sorted(seen) == of_program
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--pairs", "0"], "expected pairs >= 1"),
-        (["--algorithm", "ppo"], "unknown algorithm 'ppo'; expected one of ['ddpo-is'"),
+        (["--algorithm", "ppo"], "unknown algorithm 'ppo'; expected one of ['awm'"),
         (["--images", "48"], "num_envs (32) must divide images_per_iteration (48)"),
         (["--num-inference-steps", "0"], "num_inference_steps must be at least 1, got 0"),
         (["--reward", "compressability"], "unknown reward 'compressability'"),
