@@ -102,9 +102,18 @@ GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "awm": (*_rates(1.5e-4, 3e-4, 6e-4), {"learning_rate": 3e-4, "anchor_start": 0.1}),
     "branched": _rates(2e-5, 5e-5, 1e-4, 2e-4),
 }
+#: With advantages in units of the iteration's spread, not of a group's: most groups there have nearly none.
+_BY_BATCH: Settings = {"advantage_scale": "batch", "images_per_iteration": 64}
+_YOUNGER_ON_ALIGNMENT: tuple[Settings, ...] = (
+    *_rates(5e-4, 1e-3, images_per_iteration=64),
+    *_rates(5e-4, 1e-3, **_BY_BATCH),
+)
+YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = dict.fromkeys(
+    ("branched", "awm"), _YOUNGER_ON_ALIGNMENT
+)
 #: Task -> candidates of its own.
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
-#: Younger algorithms have one recipe for all tasks but geneval, and so the same four candidates on each.
+#: Younger algorithms have one recipe for the other tasks, and so the same four candidates on each.
 YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "branched": (
         *_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64),
@@ -116,11 +125,12 @@ YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 
 def candidates_on(tasks: Collection[str], algorithms: Collection[str] = ()) -> Mapping[str, tuple[Settings, ...]]:
     """Return each algorithm's candidates on a search's tasks; raise ValueError if they differ between tasks."""
-    if algorithms and YOUNGER_CANDIDATES.keys() >= set(algorithms) and _GENEVAL not in tasks:
-        return YOUNGER_CANDIDATES
     own = [name for name in tasks if name in _OWN_CANDIDATES]
     if own and len(set(tasks)) > 1:
         raise ValueError(f"{own[0]} has candidates of its own; search on it alone, or on {sorted(TASKS)}.")
+    younger = bool(algorithms) and YOUNGER_CANDIDATES.keys() >= set(algorithms)
+    if younger and _GENEVAL not in own:
+        return YOUNGER_ALIGNMENT_CANDIDATES if own else YOUNGER_CANDIDATES
     return _OWN_CANDIDATES[own[0]] if own else CANDIDATES
 
 
