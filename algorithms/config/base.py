@@ -327,7 +327,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     Raises:
         ValueError: a field that the class does not have, or a value it refuses.
     """
-    hints = get_type_hints(cls)
+    types = get_type_hints(cls)
+    hints = {item.name: types[item.name] for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(hints)}.")
