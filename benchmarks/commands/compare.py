@@ -59,8 +59,8 @@ class Compare:
     folder: Annotated[Path | None, _option("PATH", "runs/SUITE; runs/compare for default")] = None
     """Where runs and report are written. The same command resumes stopped runs and skips complete ones."""
     results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
-    """Results files from other days or machines, whose complete runs with the same settings are reused. The first is
-    also updated after every run."""
+    """Results files of other days or machines: their complete runs with the same settings are taken over. The first is
+    also written, after every run."""
     processes: int = 0
     """Runs at the same time. 0 is as many as cores and memory allow (1.5 GB per run), or one per visible GPU if the
     task runs on GPUs; with a larger number, runs share the GPUs."""
