@@ -1,4 +1,4 @@
-"""Algorithms that tune diffusion models with rewards, in Stable-Baselines3's habits, and their registry."""
+"""Algorithms that tune diffusion models with rewards, in the style of Stable-Baselines3, and their registry."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     ),
     "rwr": AlgorithmEntry("algorithms.rwr:RWR", RWRConfig(), "Reward-weighted regression with softmax weights."),
     "sparse-rwr": AlgorithmEntry(
-        "algorithms.rwr:RWR", RWRConfig(sparse=True), "Reward-weighted regression on the best images alone."
+        "algorithms.rwr:RWR", RWRConfig(sparse=True), "Reward-weighted regression on the best images only."
     ),
     "awm": AlgorithmEntry(
         "algorithms.forward_process:ForwardProcess",
@@ -90,22 +90,22 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "nft": AlgorithmEntry(
         "algorithms.forward_process:ForwardProcess",
         ForwardProcessConfig.preset("nft"),
-        "DiffusionNFT: as awm, around an old policy that follows slowly, and samples.",
+        "DiffusionNFT: as awm, around an old policy that follows slowly and does the sampling.",
     ),
     **{
         name: AlgorithmEntry("algorithms.grpo:GRPO", GRPOConfig.preset(name), summary)
         for name, summary in {
-            "grpo": "DDPO-IS with advantages in groups, as Flow-GRPO.",
-            "grpo-fast": "Flow-GRPO-Fast: noise and training in two steps, at random in the first half.",
-            "mixgrpo": "MixGRPO: noise and training in four steps, which slide from noise to image.",
-            "flow-dppo": "As grpo, with a mask by the KL to the old policy in the place of the clip.",
-            "branched": "Groups are one image until one random step, which alone has noise and is trained.",
+            "grpo": "DDPO-IS with group advantages, as in Flow-GRPO.",
+            "grpo-fast": "Flow-GRPO-Fast: noise and training in two steps, at a random place in the first half.",
+            "mixgrpo": "MixGRPO: noise and training in a window of four steps that slides from noise to image.",
+            "flow-dppo": "As grpo, with a mask by the KL to the old policy instead of clipping.",
+            "branched": "A group is one image up to a random step, the only one with noise and training.",
         }.items()
     },
     "draft": AlgorithmEntry(
         "algorithms.reward_gradient:RewardGradient",
         RewardGradientConfig(),
-        "DRaFT: the reward's own gradient, through the last steps of sampling. For rewards that have one.",
+        "DRaFT: the reward's own gradient, through the last sampling steps. For rewards that have one.",
     ),
     "draft-lv": AlgorithmEntry(
         "algorithms.reward_gradient:RewardGradient",
@@ -115,7 +115,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "refl": AlgorithmEntry(
         "algorithms.reward_gradient:RewardGradient",
         RewardGradientConfig(gradient_steps=3, random_steps=True, one_step=True),
-        "ReFL: as draft, through a random late step straight to the image that it predicts.",
+        "ReFL: as draft, through a random late step and the image that it predicts.",
     ),
     "d3po": AlgorithmEntry(
         "algorithms.preference:OnlinePreference",

@@ -5,15 +5,16 @@ needs none of it.
 """
 
 import errno
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
+from benchmarks.help_pages import HELP, listed
 from benchmarks.parsing import Mistake, named_model, parse, unknown
 from benchmarks.runs.stopping import Stopped, ended_at_once, launched_ranks, quiet_ctrl_c, status_of
 from benchmarks.terminal import prepare_terminal
@@ -31,16 +32,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tables": ("benchmarks.docs_tables.command:Tables", "benchmarks.docs_tables.command:tables"),
     "throughput": ("benchmarks.throughput.options:Throughput", "benchmarks.throughput.command:throughput"),
 }
+#: Those that make what this repository ships or publishes, apart in the help.
+DEVELOPERS = ("pretrain", "search", "tables", "throughput")
 #: Errors that are a sentence for the user, by name: their classes take torch to import.
 _SENTENCES = {"RewardError", "DivergedError", "WriteError", "RankError"}
 
 _PROGRAM = "diffusion-gym"
 _WORLD = ["pretrain", "emoji-world"]
 _TRAIN = (
-    "Tune a model toward a reward with one algorithm; or train --config RUN: repeat a run, also with changes "
+    "Tune a model toward a reward with one algorithm. train --config RUN repeats a run, as it was or with changes "
     "(--seed 1)."
 )
-_WHAT = "Tune diffusion models with reinforcement learning: DDPO, RWR."
+_WHAT = "Tune diffusion models toward a reward with reinforcement learning."
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 
@@ -123,8 +126,16 @@ def _run(given: Sequence[str]) -> int:
         unknown("command", first, ["train", *COMMANDS], _PROGRAM, {name: f"train {name}" for name in ALGORITHMS})
     if first.startswith("--tyro-"):  # completion in the shell
         tyro.cli(_everything(), args=given, prog=_PROGRAM, description=_WHAT)
-    helps = {name: str(_lazy.found(options).__doc__) for name, (options, _) in COMMANDS.items()}
-    return _choose({"train": _TRAIN, **helps}, given, _PROGRAM, _WHAT, "a command")
+    summaries = {"train": _TRAIN} | {name: _summary(options) for name, (options, _) in COMMANDS.items()}
+    groups: dict[str, dict[str, str]] = {"commands": {}, "for developers of Diffusion Gym": {}}
+    for name, text in summaries.items():
+        groups["for developers of Diffusion Gym" if name in DEVELOPERS else "commands"][name] = text
+    return _choose(groups, given, _PROGRAM, _WHAT, "command")
+
+
+def _summary(options: str) -> str:
+    """Return the first paragraph of the docstring of a command's options."""
+    return str(inspect.getdoc(_lazy.found(options))).partition("\n\n")[0]
 
 
 def _train(words: list[str]) -> int:
@@ -142,7 +153,8 @@ def _train(words: list[str]) -> int:
         return train(name, _train_options(name, words[1:], defaults(name, model), f"{command} {name}", what))
     if name and not name.startswith("-"):
         unknown("algorithm", name, list(ALGORITHMS), command)
-    return _choose({key: entry.summary for key, entry in ALGORITHMS.items()}, words, command, _TRAIN, "an algorithm")
+    summaries = {key: entry.summary for key, entry in ALGORITHMS.items()}
+    return _choose({"algorithms": summaries}, words, command, _TRAIN, "algorithm")
 
 
 def _repeat(words: list[str]) -> int:
@@ -168,22 +180,21 @@ def _train_options(name: str, words: list[str], default: Any, command: str, what
     return parse(kind, words, command, default=default, description=what)
 
 
-def _choose(helps: Mapping[str, str], words: Sequence[str], command: str, description: str, what: str) -> int:
-    """Print the help that lists the choices, or raise Mistake if none of them comes first."""
-    if set(words) & {"-h", "--help"}:
-        # Empty classes with the same summaries: the commands' own options are not shown here.
-        kinds: dict[str, Any] = {
-            name: dataclass(type("Options", (), {"__doc__": text})) for name, text in helps.items()
-        }
-        each = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items()]
-        commands: Any = Union[tuple(each)]  # noqa: UP007
-        tyro.cli(commands, args=["--help"], prog=command, description=description)
+def _choose(
+    groups: Mapping[str, Mapping[str, str]], words: Sequence[str], command: str, description: str, what: str
+) -> int:
+    """Print the help that lists the choices with their summaries, or raise Mistake if none of them comes first."""
+    if set(words) & set(HELP):
+        print(listed(groups, command, what.upper(), description))
+        raise SystemExit(0)
+    names = [name for group in groups.values() for name in group]
     words = [word for word in words if word]
     came = f" before {one_line(words[0], 60)}" if words else ""
-    flags = ["--help", "--config"] if "train" not in helps else ["--help"]
+    flags = ["--help", "--config"] if what == "algorithm" else ["--help"]
     near = did_you_mean(words[0].partition("=")[0], flags) if words else ""
+    article = "an" if what == "algorithm" else "a"
     raise Mistake(
-        f"{command} needs {what}{came}: {', '.join(helps)}.{near} For example: {command} {next(iter(helps))} --help\n"
+        f"{command} needs {article} {what}{came}: {', '.join(names)}.{near} For example: {command} {names[0]} --help\n"
         f"More about them: {command} --help"
     )
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from benchmarks.help_pages import HELP, print_help
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import did_you_mean, one_line
 
@@ -24,8 +25,11 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
 
     Raises:
         Mistake: an option or a value that does not exist, or is refused.
-        SystemExit: after ``--help``.
+        SystemExit: after ``--help`` or ``--help-all``.
     """
+    asked = [HELP[word] for word in words if word in HELP]
+    if asked:
+        print_help(kind, command, any(asked), **more)
 
     def flags() -> list[str]:
         printed = io.StringIO()
@@ -36,7 +40,7 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
     def refuse(event: Any) -> None:
         message = _sentence(event, command, flags)
         if message is not None:
-            raise Mistake(f"{message}\nAll options: {command} --help")
+            raise Mistake(f"{message}\nAll options: {command} --help-all")
 
     try:
         from tyro._errors import on_parse_error  # private: without it tyro prints the mistake, at more length

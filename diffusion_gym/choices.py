@@ -28,11 +28,11 @@ class LoRAConfig:
     """Low-rank adapters (Hu et al. 2021) through peft."""
 
     rank: int = 4
-    """Rank of the update; 4 is the usual value for Stable Diffusion."""
+    """Rank of the adapters; 4 is usual for Stable Diffusion."""
     alpha: float = 4.0
-    """The update is scaled by alpha / rank; doubling it doubles the effective learning rate."""
+    """Adapters are scaled by alpha / rank; a doubled alpha doubles the effective learning rate."""
     targets: tuple[str, ...] = ("attention",)
-    """Adapted layers: "attention" (usual), "all" (other layers too), or endings of layers' names (to_q to_v)."""
+    """Adapted layers: "attention" (usual), "all" (other layers too), or endings of layer names (to_q to_v)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""

@@ -4,7 +4,7 @@ An algorithm of your own may have its configuration in its own file.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from algorithms.config.base import AlgorithmConfig, Reduction, divisor
 from algorithms.config.fields import check_statistics
@@ -14,19 +14,26 @@ _MAX_CLIP_RANGE = 88  # e to this many nats is the largest ratio that a float32 
 
 @dataclass(frozen=True)
 class AdvantageConfig(AlgorithmConfig):
-    """What algorithms have in common that weigh images by their advantages."""
+    """What algorithms have in common that weight images by their advantages."""
+
+    details: ClassVar[tuple[str, ...]] = (
+        "advantage_scale",
+        "advantage_clip",
+        "statistics_buffer",
+        "statistics_min_count",
+    )
 
     advantages: Literal["running", "group", "leave-one-out"] = "running"
-    """Baseline of the reward: each prompt's running mean and std (the paper), or this iteration's images of the prompt
-    (as GRPO), or the prompt's other images in it (as RLOO)."""
+    """Baseline of the reward: each prompt's running mean and std (the paper), the prompt's images in this iteration
+    (GRPO), or the prompt's other images in it (RLOO)."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
-    """The std that divides advantages in groups: of the prompt's images, of all images, or none."""
+    """The std that divides group advantages: of the prompt's images, of all images, or none."""
     advantage_clip: float = 5.0
-    """Advantages are clipped to plus and minus this."""
+    """Advantages are clipped to plus or minus this."""
     statistics_buffer: int = 32
-    """Rewards remembered for each prompt's running mean and std."""
+    """Latest rewards of a prompt that make its running mean and std."""
     statistics_min_count: int = 16
-    """Below this many remembered rewards a prompt uses the statistics of all prompts."""
+    """A prompt with fewer rewards so far uses the statistics of all prompts."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -50,18 +57,20 @@ class AdvantageConfig(AlgorithmConfig):
 class DDPOConfig(AdvantageConfig):
     """DDPO. With importance sampling several updates use one rollout; without, exactly one does."""
 
+    details: ClassVar[tuple[str, ...]] = ("importance_sampling", "log_prob_reduction", "timestep_fraction")
+
     importance_sampling: bool = True
-    """True: DDPO-IS, equation 4 with clipping. False: DDPO-SF, equation 3."""
+    """True: DDPO-IS (equation 4, with clipping). False: DDPO-SF (equation 3)."""
     updates_per_iteration: int = 4
     """Gradient updates per rollout, each on its own share of the images. DDPO-SF allows only 1."""
     clip_range: float = 1.64
     """Bound on the joint log-ratio of a step, in nats; 1.64 is the paper's 1e-4 times its 16,384 dimensions."""
     log_prob_reduction: Reduction = "mean"
-    """"mean" over the latent's dimensions, as in the reference implementations, or the true "sum"."""
+    """Over the latent's dimensions: "mean", as in the reference implementations, or the true "sum"."""
     timestep_fraction: float = 1.0
-    """Share of the denoising steps that is trained on, drawn anew for each chunk of images sampled together."""
+    """Share of the denoising steps to train on, drawn anew for each chunk of images sampled together."""
     kl_penalty: float = 0.0
-    """What one nat of KL to the start costs, in stds of the reward; 0: none. Takes one more forward per trained row."""
+    """Cost of one nat of KL to the starting model, in stds of the reward; 0: none. One more forward per trained row."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -96,26 +105,28 @@ class DDPOConfig(AdvantageConfig):
 class RWRConfig(AlgorithmConfig):
     """RWR. Each iteration is a data set of its own, with at least 16 images per prompt, or weights mean little."""
 
+    details: ClassVar[tuple[str, ...]] = ("sparse", "standardise", "reencode_images", "cfg_training")
+
     images_per_iteration: int = 256
-    """Images sampled, and reward queries made, before each round of updates; the paper has 10000."""
+    """Images sampled and scored (reward queries) before each round of updates; 10000 in the paper."""
     images_per_prompt: int = 16
-    """Images in a row with the same prompt, among which rewards decide; with 1, only prompts that come again count."""
+    """Images in a row with the same prompt, whose rewards are compared; with 1, only repeated prompts count."""
     sparse: bool = False
-    """False: softmax weights. True: the best images of each prompt weigh the same, the others nothing."""
+    """False: softmax weights. True: equal weights for the best images of each prompt, none for the others."""
     beta: float = 0.2
-    """Temperature of the softmax over each prompt's rewards, the paper's beta's reciprocal; smaller is greedier."""
+    """Temperature of the softmax over each prompt's rewards (1 / beta of the paper); smaller is greedier."""
     standardise: bool = True
-    """Standardise each prompt's rewards before the softmax; False takes them as they are, as the paper's code does."""
+    """Standardise each prompt's rewards before the softmax; False uses them as they are, as the paper's code does."""
     top_fraction: float = 0.1
-    """Share of each prompt's images that the sparse form keeps, and those that tie with the least of them."""
+    """Share of each prompt's images that the sparse form keeps, and any that tie with the lowest of them."""
     updates_per_iteration: int = 20
-    """Gradient updates a data set, with a fresh optimizer each time (400 in the paper)."""
+    """Gradient updates per iteration, with a fresh optimizer each time; 400 in the paper."""
     batch_size: int = 128
     """Noised images per update."""
     reencode_images: bool = False
-    """Train on the VAE's encoding of the images, as the paper does, instead of the latents that were sampled."""
+    """Train on the VAE's encoding of the images, as the paper does, instead of on the sampled latents."""
     cfg_training: bool = True
-    """Fit the guided prediction, which samples; False fits the conditional one alone. The same without guidance."""
+    """Train the guided prediction, which samples; False trains the conditional one. The same without guidance."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -143,11 +154,11 @@ class SB3PPOConfig(AlgorithmConfig):
     n_epochs: int = 10
     """Passes over an iteration's transitions."""
     batch_size: int = 64
-    """Transitions per update, whose activations are all held at once; a pass's last minibatch may be smaller."""
+    """Transitions per update, whose activations are in memory together; the last batch of a pass may be smaller."""
     clip_range: float = 0.2
-    """Bound on the joint ratio of a step: it is kept between 1 minus and 1 plus this."""
+    """Bound on the joint ratio of a step, which is clipped to 1 plus or minus this."""
     gae_lambda: float = 0.95
-    """Generalised advantage estimation: 1 takes the image's reward less the value, 0 the next step's value."""
+    """Generalised advantage estimation: 1 uses the image's reward minus the value, 0 the next step's value."""
     vf_coef: float = 0.5
     """Weight of the value function's squared error in the loss."""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import tyro
 
@@ -41,25 +41,27 @@ C = TypeVar("C", bound="AlgorithmConfig")
 class PolicyConfig:
     """How the pretrained model samples, and which of its weights are trained."""
 
+    details: ClassVar[tuple[str, ...]] = ("train", "lora", "sampler", "eta", "autocast", "gradient_checkpointing")
+
     train: Trained = "denoiser"
-    """The denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1.x and 2.x, and SDXL), or both."""
+    """Train the denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1, 2 and SDXL), or both."""
     trainable: Literal["lora", "full"] = "lora"
     """Train low-rank adapters (small files, little memory) or all weights (as in the paper)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """Adapters; used only with trainable 'lora'."""
+    """Low-rank adapters; used only with trainable 'lora'."""
     sampler: Sampler = "auto"
-    """ddim with eta, or ancestral ddpm; of flow models flow-sde or cps. "auto": ddim, and of flow models flow-sde."""
+    """ddim (with eta) or ancestral ddpm; for flow models flow-sde or cps. auto is ddim, for flow models flow-sde."""
     eta: Annotated[float | tuple[float, ...], tyro.conf.arg(metavar="FLOAT [..]")] = 1.0
-    """Noise of DDIM, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none, nothing to train) to 1, as the paper has it.
-    Several numbers are the noise of each step, the noisiest first."""
+    """Noise of ddim, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none) to 1 (as in the paper). Several numbers are the
+    noise of each step, the noisiest step first."""
     guidance_scale: float = 1.0
-    """Guidance in sampling and training; up to 1 is none and costs half; the paper uses 5. Flux dev: an input, 3.5."""
+    """Classifier-free guidance; 1 or less is none and costs half; the paper uses 5. Flux dev: an input, usually 3.5."""
     chunk_size: int = 16
-    """Rows per forward pass, at most an update's images; halved until it fits a GPU; results change by rounding."""
+    """Rows per forward pass; halved until it fits a GPU. Changes results by rounding only."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
-    """Precision of the denoiser's forward pass; latents, log-probabilities and trained weights stay float32."""
+    """Precision of the denoiser's forward pass. Latents, log-probabilities and trained weights stay float32."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them; same gradient, a third more work."""
+    """Save memory by computing activations again in the backward pass: same gradient, a third more work."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -92,14 +94,18 @@ class PolicyConfig:
 class EvaluationConfig:
     """Evaluation on fixed prompts and fixed noise, the same for every run and algorithm. Costs are not counted."""
 
+    details: ClassVar[tuple[str, ...]] = ("images", "seed", "held_out_prompts")
+
     images: int = 0
-    """Images per evaluation; 0 switches evaluation off."""
+    """Images per evaluation; 0 turns evaluation off."""
     every: int = 1
-    """Iterations from one evaluation to the next; the first is before training."""
+    """Iterations between evaluations; the first is before training."""
     seed: int = 1_000_003
-    """Fixes initial latents and step noise."""
-    held_out_prompts: str | None = None
-    """Also evaluate, apart, on prompts that training does not use: a set as animals@held-out, or a file."""
+    """Fixes the initial latents and the noise."""
+    held_out_prompts: Annotated[str | None, tyro.conf.arg(metavar="SET|FILE", help_behavior_hint="(default: none)")] = (
+        None
+    )
+    """Also evaluate, separately, on prompts that are not trained on: a set such as animals@held-out, or a file."""
 
     def __post_init__(self) -> None:
         """Refuse impossible counts and unknown prompts."""
@@ -120,38 +126,44 @@ class EvaluationConfig:
 class AlgorithmConfig:
     """What every algorithm has; each adds its own fields."""
 
+    #: Fields that ``train`` shows with ``--help-all`` only; a subclass may name more.
+    details: ClassVar[tuple[str, ...]] = (
+        *("num_envs", "rewards_beside_sampling", "optimizer", "adam_beta1", "adam_beta2", "weight_decay"),
+        *("max_grad_norm", "max_skipped_updates", "ema_decay", "kl_to_start"),
+    )
+
     images_per_iteration: int = 64
-    """Images sampled, and reward queries made, before each round of updates."""
+    """Images sampled and scored (reward queries) before each round of updates."""
     images_per_prompt: int = 1
-    """Images in a row with the same prompt; more makes per-prompt comparisons within an iteration possible."""
+    """Images in a row with the same prompt; 2 or more can be compared within an iteration."""
     num_envs: int = 64
-    """Environments side by side; must divide images_per_iteration. Changes speed and memory, not results."""
+    """Images sampled side by side; must divide images_per_iteration. Changes speed and memory, not results."""
     rewards_beside_sampling: bool = False
-    """Score images in a thread while the next num_envs are sampled: for rewards that wait. Changes no result."""
+    """Score images in a thread while the next num_envs are sampled, for rewards that wait. Does not change results."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """AdamW, or AdamW with 8-bit moments (Dettmers et al. 2022), a quarter of their memory; needs bitsandbytes."""
+    """AdamW, or AdamW with 8-bit moments (Dettmers et al. 2022; a quarter of the memory), which needs bitsandbytes."""
     learning_rate: float = 3e-4
-    """AdamW's step size. The paper uses 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
+    """AdamW's step size; in the paper 1e-5 for full weights of Stable Diffusion, 3e-4 for LoRA."""
     adam_beta1: float = 0.9
-    """AdamW's decay of the gradient's mean."""
+    """Decay of AdamW's moving mean of the gradient."""
     adam_beta2: float = 0.999
-    """AdamW's decay of the gradient's square."""
+    """Decay of AdamW's moving mean of the squared gradient."""
     weight_decay: float = 1e-4
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """A gradient with a larger norm is scaled down to this one."""
     max_skipped_updates: int = 10
-    """Updates in a row that are skipped because their gradient is not finite; one more stops the run."""
+    """Updates whose gradient is not finite are skipped; more than this many in a row stop the run."""
     ema_decay: float = 0.0
     """Decay of the weights' moving average, used to evaluate, predict and export; 0 is none, 0.9 to 0.99 are usual."""
     kl_to_start: bool = False
-    """Measure the exact KL to the starting model at evaluations, on the training prompts; one more forward per step."""
+    """Measure the exact KL to the starting model at evaluations, on the training prompts: one more forward per step."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Sampler and trained weights."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Evaluation on fixed noise."""
+    """Evaluation on fixed prompts and noise."""
     seed: int = 0
-    """Fixes prompts, latents, noise and updates: a run is reproducible bit for bit on one device."""
+    """Fixes all random numbers: on one device the same seed gives the same run bit for bit."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""
@@ -315,7 +327,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     Raises:
         ValueError: a field that the class does not have, or a value it refuses.
     """
-    hints = get_type_hints(cls)
+    types = get_type_hints(cls)
+    hints = {item.name: types[item.name] for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(hints)}.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -31,45 +31,50 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class ForwardProcessConfig(AdvantageConfig):
     """The forward-process family; the defaults are AWM's, those of the others are in :data:`PRESETS`."""
 
+    details: ClassVar[tuple[str, ...]] = (
+        *("advantages", "passes", "time_range", "time_weight", "paired_noise", "surrogate", "clip_range"),
+        *("anchor_everywhere", "old_warmup", "sample_old", "cfg_training"),
+    )
+
     images_per_prompt: int = 8
     """Images in a row with the same prompt, whose rewards are compared."""
     advantages: Literal["running", "group", "leave-one-out"] = "group"
-    """Baseline of the reward: each prompt's running mean and std, or this iteration's images of the prompt (as GRPO),
-    or the prompt's other images in it (as RLOO)."""
+    """Baseline of the reward: each prompt's running mean and std, the prompt's images in this iteration (GRPO), or the
+    prompt's other images in it (RLOO)."""
     updates_per_iteration: int = 1
     """Gradient updates per pass, each on its own share of the prompts' groups of images."""
     passes: int = 1
     """Passes over an iteration's images, each with fresh times and noise."""
     draws_per_image: int = 2
-    """Times and noises of an image in a pass; each costs a forward and a backward pass."""
+    """Times and noises drawn per image and pass; each costs a forward and a backward pass."""
     time_range: Annotated[tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 1.0)
-    """Which of the sampler's times are trained, as shares of the training time: 1 is noise, 0 an image."""
+    """The sampler's times to train on, as shares of the training time: 1 is noise, 0 an image."""
     time_weight: Literal["output", "x_0", "min-snr"] = "output"
-    """Weight of a time: errors of the model's own output, or of its x_0 divided by their mean size (as NFT), or of its
-    x_0 times min(SNR, 5)."""
+    """Error that is trained: of the model's own output, of its x_0 divided by the mean error (NFT), or of its x_0 times
+    min(SNR, 5)."""
     paired_noise: bool = False
-    """Images of one prompt in a row share times and noises, so that the common noise cancels in their comparison."""
+    """Images in a row with one prompt share times and noises, so that common noise cancels when they are compared."""
     surrogate: Literal["ratio", "regression", "linear"] = "ratio"
-    """What an advantage multiplies: the ratio of e to minus the new and old errors (AWM, EPG), the error itself, or its
-    linear part at the old policy (NFT, RAM)."""
+    """What an advantage multiplies: the ratio exp(old error - new error) (AWM, EPG), the error itself, or its linear
+    part at the old policy (NFT, RAM)."""
     clip_range: float = 1.0
-    """The ratio is kept between 1 minus and 1 plus this; 0: not clipped. For surrogate "ratio"."""
+    """For surrogate "ratio": the ratio is clipped to 1 plus or minus this; 0: not clipped."""
     anchor_old: float = 5.0
-    """Weight of the squared distance of the output from the old policy's; 5 is 1 where advantages are divided by 5."""
+    """Weight of the squared distance to the old policy's output; 5 is 1 where advantages are divided by 5."""
     anchor_start: float = 0.015
-    """Weight of the squared distance of the output from the starting model's, in the advantages' units; 0: none."""
+    """Weight of the squared distance to the starting model's output, in the units of the advantages; 0: none."""
     anchor_everywhere: bool = False
-    """Both anchors hold at times of their own, uniform in training time, so that what time_range leaves out does not
-    drift; takes as many forwards again."""
+    """Apply both anchors at separate times, uniform in training time, so that times outside time_range do not drift;
+    doubles the forward passes."""
     old_decay: float = 0.3
-    """The old policy is a moving average with at most this decay, updated each iteration; 0: the weights that began the
-    iteration."""
+    """The old policy is a moving average of the weights with at most this decay, updated each iteration; 0: the weights
+    at the start of the iteration."""
     old_warmup: float = 0.001
-    """The decay begins at 0 and rises by this each iteration."""
+    """The decay starts at 0 and rises by this each iteration."""
     sample_old: bool = False
-    """Sample with the old policy (as NFT); False samples with the weights in training."""
+    """Sample with the old policy (as NFT) instead of the weights in training."""
     cfg_training: bool = True
-    """Train the guided prediction, which samples; False trains the conditional one alone. The same without guidance."""
+    """Train the guided prediction, which samples; False trains the conditional one. The same without guidance."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later, or would do nothing."""

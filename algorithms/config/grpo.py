@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -27,38 +27,43 @@ GRPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
 class GRPOConfig(DDPOConfig):
     """GRPO: DDPO-IS with advantages in groups; the steps that are trained may be few, and groups may branch there."""
 
+    details: ClassVar[tuple[str, ...]] = (
+        *("advantages", "window_eta", "window_range", "window_every", "window_stride", "branched", "antithetic"),
+        *("step_weight", "proximal", "mask_kl", "centred_ratio"),
+    )
+
     images_per_prompt: int = 8
     """Images in a row with the same prompt: a group, whose rewards are compared."""
     advantages: Literal["running", "group", "leave-one-out"] = "group"
-    """Baseline of the reward: each prompt's running mean and std, or this iteration's images of the prompt (as GRPO),
-    or the prompt's other images in it (as RLOO)."""
+    """Baseline of the reward: each prompt's running mean and std, the prompt's images in this iteration (GRPO), or the
+    prompt's other images in it (RLOO)."""
     updates_per_iteration: int = 2
     """Gradient updates per rollout, each on its own share of the groups."""
     window: int = 0
-    """Steps with noise of their own, which alone are trained, the same ones for a group; 0: all steps with noise."""
+    """Steps with noise of their own, the only ones that are trained, the same for a group; 0: all steps with noise."""
     window_eta: float = 1.0
-    """Noise of the steps in the window, as policy.eta; others have policy.eta, in Flow-GRPO-Fast and MixGRPO 0."""
+    """Noise of the steps in the window. The others have policy.eta, which is 0 in Flow-GRPO-Fast and MixGRPO."""
     window_place: Literal["random", "sliding"] = "random"
-    """Each group's window at random in each iteration, evenly spread; or one window that slides from noise to image."""
+    """A random window for each group and iteration, or one window for all that slides from noise to image."""
     window_range: Annotated[tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 1.0)
-    """Which steps may lie in a window, as shares of those that can have noise: 0 is the noisiest."""
+    """Steps that a window may contain, as shares of the steps that can have noise; 0 is the noisiest."""
     window_every: int = 1
-    """Iterations until a sliding window moves."""
+    """Iterations between moves of a sliding window."""
     window_stride: int = 1
-    """Steps by which a sliding window moves; after the last place it begins again."""
+    """Steps by which a sliding window moves; after the last place it starts over."""
     branched: bool = False
-    """A group shares its first latents and all noise before the window, where it is denoised once."""
+    """A group shares its first latents and the noise before the window, so that this part is denoised once."""
     antithetic: bool = False
-    """Two images in a row have opposite noise of their own."""
+    """Pairs of images in a row get opposite noise in the window."""
     step_weight: Literal["likelihood", "equal"] = "likelihood"
-    """How much a step counts: as its likelihood has it, late steps most, or all steps equally in the model's output."""
+    """Weight of a step: from its likelihood, where late steps count most, or equal in the model's output."""
     proximal: Literal["clip", "mask"] = "clip"
-    """What bounds an update: PPO's clip_range, or to leave out rows that went beyond mask_kl (Flow-DPPO)."""
+    """How an update is bounded: by PPO's clip_range, or by leaving out rows beyond mask_kl (Flow-DPPO)."""
     mask_kl: float = 0.65
-    """KL to the policy that sampled from which a row may be left out, joint nats; the paper's 1e-5 times its 65,536
-    dimensions. For proximal "mask"."""
+    """For proximal "mask": KL to the sampling policy above which a row may be left out, in joint nats. The default is
+    the paper's 1e-5 times its 65,536 dimensions."""
     centred_ratio: bool = False
-    """GRPO-Guard's ratio: log-ratios without their mean, and times the step's std, so that no step is clipped more."""
+    """GRPO-Guard's ratio: log-ratios minus their mean, times the step's std; clipping then treats all steps alike."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later, or would do nothing."""

@@ -11,14 +11,14 @@ class OnlinePreferenceConfig(AlgorithmConfig):
     """D3PO's loss on the policy's own images: the best of each group against the worst."""
 
     images_per_prompt: int = 8
-    """Images in a row with the same prompt, a group; the one with the highest reward is compared with the lowest."""
+    """Images in a row with the same prompt: a group, in which the best image is compared with the worst."""
     updates_per_iteration: int = 1
     """Gradient updates per rollout, each on its own share of the groups."""
     beta: float = 0.1
-    """How near to the start the policy is held: a step's push fades once log rho of best and worst differ by some
-    1 / beta nats."""
+    """How strongly the policy is held near the start: a step's gradient fades once log rho of best and worst differ by
+    about 1 / beta nats."""
     log_prob_reduction: Reduction = "sum"
-    """The true "sum" over the latent's dimensions, so that beta means the same for every latent; or the "mean"."""
+    """Over the latent's dimensions: the true "sum", so that beta means the same for every latent, or the "mean"."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""

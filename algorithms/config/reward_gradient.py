@@ -13,13 +13,13 @@ class RewardGradientConfig(AlgorithmConfig):
     updates_per_iteration: int = 1
     """Gradient updates per rollout, each on its own share of the images."""
     gradient_steps: int = 1
-    """The last denoising steps, through which the reward's gradient passes (DRaFT's K)."""
+    """Number of last denoising steps through which the reward's gradient passes (K in DRaFT)."""
     random_steps: bool = False
-    """Draw their number for each update, uniformly from 1 to gradient_steps (as AlignProp and ReFL)."""
+    """Draw that number for each update, uniformly from 1 to gradient_steps (as AlignProp and ReFL)."""
     one_step: bool = False
-    """Take the first of them alone, straight to the x_0 that it predicts (as ReFL)."""
+    """Use only the first of these steps, and the x_0 that it predicts (as ReFL)."""
     draws_per_image: int = 0
-    """Noise finished images again this often, to where these steps begin (DRaFT-LV: 2); 0: the sampled latents."""
+    """How often each finished image is noised again, to where these steps begin (DRaFT-LV: 2); 0: as it was sampled."""
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(eta=0.0))
     """Sampler and trained weights."""
 

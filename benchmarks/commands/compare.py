@@ -28,7 +28,7 @@ _DEFAULT_FOLDERS = {"default": Path("runs/compare"), "quick": Path("runs/compare
 
 @dataclass(frozen=True)
 class Compare:
-    """RWR against DDPO: a suite of tasks, equal reward queries, one start, fixed evaluation noise."""
+    """Compare algorithms on a suite of tasks: equal reward queries, the same start, fixed evaluation noise."""
 
     suite: Annotated[
         Literal[
@@ -59,15 +59,15 @@ class Compare:
     algorithms: Annotated[tuple[str, ...] | None, _option("NAME ...", "the suite's")] = None
     """Some of what the suite compares; default, quick and jpeg also know sb3-ppo."""
     folder: Annotated[Path | None, _option("PATH", "runs/SUITE; runs/compare for default")] = None
-    """Where runs and report go. The same command resumes runs that were stopped, and skips complete ones."""
+    """Where runs and report are written. The same command resumes stopped runs and skips complete ones."""
     results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
     """Results files of other days or machines: their complete runs with the same settings are taken over. The first is
     also written, after every run."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB per run), or one per visible GPU if the
-    task's device is one. More of them share the GPUs."""
+    """Runs at the same time. 0 is as many as cores and memory allow (1.5 GB per run), or one per visible GPU if the
+    task runs on GPUs; with a larger number, runs share the GPUs."""
     threads: int = 1
-    """Torch threads of each run. Results are bit-equal for the same number."""
+    """Torch threads of each run. The same number gives the same results bit for bit."""
     ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
     """Run on a Ray cluster, one task per run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
     dry_run: bool = False

@@ -35,36 +35,36 @@ def _option(metavar: str, default: str) -> Any:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw pictures; with a run's folder, the base model's and, beside them, the tuned model's."""
+    """Draw pictures with a model, or with a run's model before and after tuning, side by side."""
 
     prompts: tuple[str, ...] = ("cat", "dog", "a fox riding a bike")
-    """Texts; or a prompt set's name or a file of prompts, or one side of its split (animals@held-out)."""
+    """Texts; or the name of a prompt set or a file of prompts, or one side of its split (animals@held-out)."""
     run: Annotated[Path | None, _option("PATH", "the base model")] = None
     """A folder written by train or compare."""
     checkpoint: Literal["last", "best"] = "last"
-    """Which of the run's weights: its last, or those kept by --keep-best."""
+    """Which weights of the run: the last ones, or those that --keep-best kept."""
     model: Annotated[str | None, _option("STR", "the run's, or emoji-animals")] = None
-    """The model; with a run, the present place of the run's own model."""
+    """The model. With a run: where the run's model is now, if it was moved."""
     images: int = 4
     """Pictures per prompt."""
-    num_inference_steps: Annotated[int | None, _option("INT", "what the model recommends")] = None
-    """Denoising steps, without a run."""
-    guidance_scale: Annotated[float | None, _option("FLOAT", "what the model recommends")] = None
-    """Classifier-free guidance, without a run; up to 1 is none."""
-    eta: Annotated[float | None, _option("FLOAT", "what the model recommends")] = None
-    """The sampler's noise, without a run."""
+    num_inference_steps: Annotated[int | None, _option("INT", "the model's recommendation")] = None
+    """Denoising steps per image, without a run."""
+    guidance_scale: Annotated[float | None, _option("FLOAT", "the model's recommendation")] = None
+    """Classifier-free guidance, without a run; 1 or less is none."""
+    eta: Annotated[float | None, _option("FLOAT", "the model's recommendation")] = None
+    """Noise of the sampler, without a run; 0 is none."""
     seed: int = 0
     """Fixes the noise."""
     device: str = "auto"
-    """Where the pictures are drawn: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+    """Where the pictures are drawn: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU."""
     dtype: Annotated[
         ModelDtype | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or float32 without a run)")
     ] = None
     """Precision of the frozen networks."""
     output: Path = Path("samples.png")
-    """The picture file."""
+    """File of the picture."""
     scale: int = 2
-    """Size of a pixel: 2 draws each as 2 x 2."""
+    """Enlargement: 2 draws each pixel as 2 x 2."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""

@@ -136,12 +136,12 @@ def candidates_on(tasks: Collection[str], algorithms: Collection[str] = ()) -> M
 
 @dataclass(frozen=True)
 class Search:
-    """Try several settings of every algorithm, and rank them by share of its best gain, in reward or by the judge."""
+    """Try several settings of every algorithm, and rank each algorithm's settings by their gain."""
 
     reward_queries: int = 2048
-    """Reward queries of each run: the comparison's own, for a shorter budget favours steps that are too large."""
+    """Reward queries per run: as many as in the comparison, because a smaller budget favours too large steps."""
     seeds: tuple[int, ...] = (1000,)
-    """Seeds that no reported run uses."""
+    """Seeds, none of which a published run uses."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to search on."""
     algorithms: Annotated[
@@ -149,11 +149,11 @@ class Search:
     ] = ()
     """Algorithms to search for; of those that "paper" does not have, alone."""
     folder: Path = Path("runs/search")
-    """Where runs and results go; the same command resumes where it was stopped."""
+    """Where runs and results are written. The same command resumes."""
     results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="(default: none)")] = ()
-    """Results files of other days or machines, whose complete runs are taken over; the first is also written."""
+    """Results files of other days or machines, whose complete runs are reused; the first is also updated."""
     processes: int = 0
-    """Runs at the same time; 0 takes as many as cores and memory hold (1.5 GB per run)."""
+    """Runs at the same time; 0 is as many as cores and memory allow (1.5 GB per run)."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and impossible numbers before anything is loaded."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 import tyro
 
@@ -35,9 +35,9 @@ class Extent:
     folder: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/REWARD-ALGORITHM-SEED)")
     ] = None
-    """The run's folder. An interrupted run there is resumed; other files there are refused."""
+    """The run's folder; an interrupted run there is resumed."""
     reward_queries: int = 2048
-    """Images to sample and reward in all, rounded up to whole iterations; more of them make a finished run longer."""
+    """Images to sample and score, rounded up to whole iterations. A larger number continues a finished run."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,17 @@ class Output(Writing, Extent):
 class Train(Generic[Config]):
     """Tune a model toward a reward."""
 
+    #: Options at the top of the help.
+    first: ClassVar[tuple[str, ...]] = ("model", "reward", "prompts", "reward_queries", "seed", "folder")
+
     task: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
     """The model, and what it is tuned toward."""
+    algorithm: Annotated[Config, tyro.conf.arg(name="")]
+    """How it is trained."""
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
-    """Where the run writes, how long it is, and its threads."""
+    """What the run writes, and its threads."""
     safeguards: tyro.conf.OmitArgPrefixes[Safeguards] = field(default_factory=Safeguards)
     """When the run stops early, and which checkpoint it keeps as its best."""
-    algorithm: Annotated[Config, tyro.conf.arg(name="")]
 
     def spec(self, name: str) -> RunSpec:
         """Return the specification of a run with this algorithm."""

@@ -30,7 +30,7 @@ class Tables:
     docs: Path = Path("docs")
     """The documentation's folder."""
     check: bool = False
-    """Write nothing; fail if a page does not say what its results say, or shows a figure that does not exist."""
+    """Write nothing; fail if a page differs from its results, or shows a figure that does not exist."""
 
     def __post_init__(self) -> None:
         """Refuse a path that is not a folder."""

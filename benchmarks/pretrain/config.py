@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,11 @@ class Schedule:
     steps: int
     """Optimiser steps."""
     batch: int
-    """Rows a step."""
+    """Rows per step."""
     lr: float
-    """Peak learning rate, reached after the warm-up, then a cosine decay to a hundredth of it."""
+    """Peak learning rate, reached after a warm-up; then a cosine decay to a hundredth of it."""
     ema_decay: float = 0.0
-    """Decay of the averaged weights that are kept at the end; 0 keeps the last weights."""
+    """Decay of the weights' moving average, which is kept at the end; 0 keeps the last weights."""
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: a linear warm-up over 3 % of the steps, then the cosine."""
@@ -35,9 +35,9 @@ class RewardModelsConfig:
     output: Path = Path("diffusion_gym/assets/emoji-rewards")
     """Folder of the finished reward models and their card; replaced as a whole at the end."""
     copies: int = 20_000
-    """Training pictures that are also shown as the embedded model's autoencoder gives them back."""
+    """Training pictures that are also shown as the embedded model's autoencoder reconstructs them."""
     rated: int = 4_000
-    """Renders, and as many copies of others, to whose embeddings the aesthetic head is fitted."""
+    """Renders, and as many reconstructions of others, on whose embeddings the aesthetic head is fitted."""
     clip: Schedule = field(default_factory=lambda: Schedule(steps=2400, batch=96, lr=2e-3))
     """Training of the CLIP."""
     aesthetic: Schedule = field(default_factory=lambda: Schedule(steps=800, batch=256, lr=1e-3))
@@ -58,27 +58,29 @@ class RewardModelsConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Train emoji-animals and its reward models; the defaults made the shipped ones. Or else: pretrain emoji-world."""
+    """Train emoji-animals and its reward models again. For the other embedded model: pretrain emoji-world."""
+
+    details: ClassVar[tuple[str, ...]] = ("vae", "judge", "denoiser", "rewards")
 
     only: Literal["all", "generator", "reward-models"] = "all"
-    """What to make: the pipeline with its judge, the reward models of the pipeline in ``output``, or both."""
+    """What to make: the pipeline with its judge, the reward models of the pipeline in --output, or both."""
 
     output: Path = Path("diffusion_gym/assets/emoji-animals")
-    """Folder of the finished pipeline and its card; replaced as a whole at the end. From a clone: the shipped model."""
+    """Folder of the finished pipeline and its card, replaced as a whole at the end. In a clone: the shipped model."""
     judge_output: Path = Path("benchmarks/assets/judge.safetensors")
-    """File of the judge's weights; replaced at the end. From a clone: the shipped one."""
+    """File of the judge's weights, replaced at the end. In a clone: the shipped one."""
     work: Path = Path("runs/pretrain")
-    """Folder of the stages' results; a stage whose result is there is not run again, an interrupted one resumes."""
+    """Folder of the stages' results. Finished stages are not run again, an interrupted one resumes."""
     font: Path = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
     """The Noto Color Emoji font (Debian package fonts-noto-color-emoji)."""
     seed: int = 0
     """Seed of the pictures, the initial weights, the batches and the noise."""
     threads: int = 2
-    """CPU threads for training and processes for rendering; another number changes results by rounding."""
+    """CPU threads for training and processes for rendering; changes results by rounding."""
     pictures: int = 60_000
-    """Training pictures, rendered once and held in memory: 12 kB each."""
+    """Training pictures, rendered once and kept in memory (12 kB each)."""
     held_out: int = 2_000
-    """Pictures of another seed on which the autoencoder and the judge are measured."""
+    """Pictures from another seed, on which the autoencoder and the judge are measured."""
     activity_share: float = 0.35
     """Share of the pictures that show an activity."""
     vae: Schedule = field(default_factory=lambda: Schedule(steps=5500, batch=16, lr=1.2e-3))
@@ -86,13 +88,13 @@ class PretrainConfig:
     judge: Schedule = field(default_factory=lambda: Schedule(steps=700, batch=128, lr=2e-3))
     """Training of the judge."""
     denoiser: Schedule = field(default_factory=lambda: Schedule(steps=5400, batch=64, lr=1e-3, ema_decay=0.999))
-    """Training of the UNet and text encoder; the shipped run was shortened under way, see the note in its card."""
+    """Training of the UNet and text encoder. The shipped run was shortened while it ran; see the note in its card."""
     rewards: RewardModelsConfig = field(default_factory=RewardModelsConfig)
     """The reward models."""
     seeds: int = 8
-    """Generated pictures an animal in the cards; the seeds are 0, 1, ..."""
+    """Generated pictures per animal in the cards, with seeds 0, 1, ..."""
     all_samplers: bool = True
-    """Report other samplers beside the default one."""
+    """Report other samplers besides the default one."""
 
     def __post_init__(self) -> None:
         """Check the sizes."""

@@ -17,12 +17,12 @@ NEITHER = (
 
 @dataclass(frozen=True)
 class Report:
-    """Render a run or a comparison, running, stopped or finished, as one HTML page that opens offline."""
+    """Write a run or a comparison, finished or not, as one HTML page that opens offline."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """A folder written by train or compare. The page is written into it, as report.html."""
+    """A folder written by train or compare; the page becomes its report.html."""
     picture: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
-    """Also write this picture, of a run on geneval: prompts, and what the model draws before and after, as judged."""
+    """For a run on geneval, also write this picture: prompts, and images before and after, marked right or wrong."""
 
     def __post_init__(self) -> None:
         """Refuse a file that is no picture before anything is read."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -19,15 +19,17 @@ _NO_METRIC = tyro.conf.arg(metavar="METRIC", help_behavior_hint="(default: none)
 class Safeguards:
     """When a run stops early, and which checkpoint it keeps as its best."""
 
+    details: ClassVar[tuple[str, ...]] = ("stop_at_kl", "stop_when_metric_falls", "patience")
+
     stop_at_kl: Annotated[float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: never)")] = None
-    """Stop once eval/kl_to_start exceeds so many nats per image; needs --kl-to-start or a KL penalty."""
+    """Stop when eval/kl_to_start exceeds this many nats per image; needs --kl-to-start or a KL penalty."""
     stop_when_metric_falls: Annotated[str | None, _NO_METRIC] = None
-    """Stop once this metric has not improved for --patience evaluations: reward, or one of --metrics;
-    with held_out/ before it, on the held-out prompts."""
+    """Stop when this metric (named as for --keep-best) has not improved for --patience evaluations."""
     patience: int = 3
     """Evaluations in a row without an improvement after which --stop-when-metric-falls stops."""
     keep_best: Annotated[str | None, _NO_METRIC] = None
-    """Keep the checkpoint with the best of this metric (named as above) as best.zip."""
+    """Also keep the best checkpoint, as best.zip, by reward, one of --metrics, or either on held-out prompts, as in
+    held_out/reward."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers and unknown metrics."""

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -33,14 +33,16 @@ def check_names(kind: str, given: Collection[str], known: Collection[str]) -> No
 class TaskConfig:
     """The model, and what it is tuned toward."""
 
+    details: ClassVar[tuple[str, ...]] = ("device", "dtype", "vae_tiling", "metrics")
+
     model: str = DEFAULT_MODEL
     """emoji-animals or emoji-world (embedded), exact-gaussian, exact-mixture, a diffusers folder, or a hub id."""
     reward: Annotated[
         str,
         tyro.conf.arg(
-            help=f"One of {', '.join(sorted(REWARDS))}, with options as name?key=value&key=value; a function of yours "
-            "as path/to/file.py:function; or several as name:weight,name:weight; behind a name also :normalise and "
-            ":floor=X (docs/rewards)."
+            help=f"One of {', '.join(sorted(REWARDS))}; your own function as path/to/file.py:function; or a weighted "
+            "sum as name:weight,name:weight. A name may be followed by ?key=value&key=value, :normalise and :floor=X "
+            "(see docs/rewards.md)."
         ),
     ] = "compressibility"
     """A registered reward, a function in a file, or several of either; also with options, normalised or as a floor."""
@@ -48,9 +50,9 @@ class TaskConfig:
         str | None,
         tyro.conf.arg(
             metavar="SET|FILE",
-            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file with one prompt per line "
-            "(.txt), or of records with weights and metadata (.jsonl, .json, .csv, .tsv); either with @train or "
-            "@held-out behind it for one side of its split.",
+            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file: .txt with one prompt per line, or "
+            ".jsonl, .json, .csv or .tsv with weights and metadata. Append @train or @held-out for one side of its "
+            "split.",
             help_behavior_hint="(default: the model's own)",
         ),
     ] = None
@@ -58,16 +60,16 @@ class TaskConfig:
     num_inference_steps: int = 10
     """Denoising steps per image."""
     device: str = "auto"
-    """Where the model runs: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+    """Where the model runs: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU."""
     dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
     vae_tiling: bool = False
-    """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less memory."""
+    """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, to save memory."""
     metrics: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
-            help="Measured at evaluations beside reward and diversity: clip_diversity, sharpness, recognised "
-            "(emoji-animals), judge or judge-KIND (emoji-world; for example judge-counting), or a reward.",
+            help="Measured at evaluations, besides reward and diversity: clip_diversity, sharpness, recognised "
+            "(emoji-animals), judge or judge-KIND (emoji-world; for example judge-counting), or any reward.",
             help_behavior_hint="(default: none)",
         ),
     ] = ()
@@ -86,19 +88,20 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class Writing:
-    """What a run writes beside its log, and its threads; of these only the threads change results."""
+    """What a run writes besides its log, and its threads; of these only the threads change results."""
+
+    details: ClassVar[tuple[str, ...]] = ("checkpoint_every", "keep_checkpoints", "threads", "tensorboard", "wandb")
 
     checkpoint_every: int = 10
     """Iterations between checkpoints."""
     keep_checkpoints: int = 1
-    """Checkpoints kept; with 2 or more, the latest are in the folder's checkpoints/, named after their iteration."""
+    """Checkpoints to keep. With 2 or more, the latest are in the folder's checkpoints/, named after their iteration."""
     threads: int = 0
-    """Torch threads; 0 takes all cores. Results are bit-equal for the same number."""
+    """Torch threads; 0 uses all cores. The same number gives the same results bit for bit."""
     tensorboard: bool = False
-    """Also write TensorBoard events, curves and image grids, to the folder's tensorboard/ (needs the package
-    tensorboard)."""
+    """Also write curves and image grids for TensorBoard to the folder's tensorboard/; needs the package tensorboard."""
     wandb: WandbMode = "off"
-    """Also log to Weights & Biases (needs the package wandb); offline writes to the folder and sends nothing."""
+    """Also log to Weights & Biases; needs the package wandb. offline writes files to the folder and sends nothing."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers, and packages that are not installed."""

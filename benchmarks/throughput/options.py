@@ -3,6 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from algorithms import AlgorithmConfig, PolicyConfig
 from algorithms.config.base import EvaluationConfig
@@ -14,22 +17,24 @@ from diffusion_gym.recommended import recommended_for
 
 @dataclass(frozen=True)
 class Throughput:
-    """Measure sampling and training against the denoiser, VAE, reward and optimizer alone, in the same run.
+    """Measure how fast sampling and training are, against the denoiser, VAE, reward and optimizer on their own.
 
-    The default is the setting of compare on the embedded model; steps and policy follow --model. Floor and program
-    take turns; the figures are medians over the pairs. The fastest chunk size is named.
+    Both are timed in turns, and results are medians over the pairs. The default is the setting of compare on the
+    embedded model; steps and policy follow --model. The fastest chunk size is named.
     """
 
     model: str = DEFAULT_MODEL
-    """Embedded model, exact model, folder in diffusers' layout, or hub id."""
+    """An embedded or exact model, a diffusers folder, or a hub id."""
     reward: str = "compressibility"
     """A registered reward."""
-    prompts: str | None = None
-    """A prompt set or a file of prompts; None takes ten-animals on the embedded model, else the model's own."""
+    prompts: Annotated[
+        str | None, tyro.conf.arg(metavar="SET|FILE", help_behavior_hint="(default: ten-animals, or the model's own)")
+    ] = None
+    """A prompt set or a file of prompts."""
     num_inference_steps: int = 10
     """Denoising steps per image."""
     device: str = "auto"
-    """Where the model runs: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+    """Where the model runs: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU."""
     dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
     algorithm: str = "ddpo-is"
@@ -39,17 +44,17 @@ class Throughput:
     images: int = 64
     """Images per iteration."""
     num_envs: int = 32
-    """Images side by side; must divide images."""
+    """Images sampled side by side; must divide images."""
     pairs: int = 7
-    """Iterations that are measured, each beside its floor."""
+    """Iterations to time, each paired with its parts on their own."""
     threads: int = 1
-    """Torch threads; 0 takes all cores."""
+    """Torch threads; 0 uses all cores."""
     growth: bool = False
     """Also measure how the time grows with images, steps and latent size."""
     profile: bool = False
     """Also print the largest costs of one iteration, by part of the program and by kind of operation."""
     output: Path = Path("runs/throughput.json")
-    """The file of the raw numbers, JSON; the tables go beside it, as Markdown."""
+    """File of the raw numbers (JSON); the tables are written next to it, as Markdown."""
 
     def __post_init__(self) -> None:
         """Refuse mistakes before anything is loaded."""

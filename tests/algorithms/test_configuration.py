@@ -76,6 +76,8 @@ def test_an_unknown_field_lists_the_known_ones(make_env: Callable) -> None:
         DDPO(make_env(), learnig_rate=1.0)
     with pytest.raises(TypeError, match="no field 'beta'"):
         DDPO(make_env(), beta=0.2)
+    with pytest.raises(ValueError, match="DDPOConfig has no field 'details'"):  # of the help, no setting
+        from_dict(DDPOConfig, {"details": []})
     with pytest.raises(ValueError, match="DDPOConfig has no field 'gamma'"):
         from_dict(DDPOConfig, {"gamma": 1})
 

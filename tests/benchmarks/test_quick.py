@@ -14,7 +14,7 @@ HEAVY = ("torch", "torchvision", "timm", "diffusers", "transformers", "stable_ba
 DDPO = ["train", "ddpo-is"]
 HELPS = [["--help"], ["train", "--help"], [*DDPO, "--help"], ["compare", "--help"], ["sample", "--help"]]
 HELPS += [["throughput", "--help"], ["report", "--help"], ["search", "--help"], ["tables", "--help"]]
-HELPS += [["pretrain", "--help"], [*DDPO, "--model", "exact-mixture", "--help"]]
+HELPS += [["pretrain", "--help"], [*DDPO, "--model", "exact-mixture", "--help-all"]]
 #: What is typed -> what is meant.
 MISTAKES: list[tuple[list[str], str]] = [
     ([], "diffusion-gym needs a command"),

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -11,15 +11,15 @@ class Stage:
     """How long and how fast one part is trained."""
 
     steps: int
-    """Optimiser steps at most."""
+    """Maximum number of optimiser steps."""
     batch: int
     """Rows per step."""
     lr: float
     """Peak learning rate, reached after the first 3 %, then a cosine decay to a hundredth of it."""
     seconds: float = math.inf
-    """Seconds of training at most; the decay follows whichever limit is nearer."""
+    """Maximum seconds of training; the decay follows whichever limit is nearer."""
     average: float = 0.999
-    """Decay of the averaged weights, which are the ones that are kept."""
+    """Decay of the weights' moving average, which is kept at the end."""
 
     def progress(self, step: int, seconds: float) -> float:
         """Return how much of the training is done, from 0 to 1."""
@@ -37,12 +37,14 @@ class Stage:
 class WorldConfig:
     """Train the embedded model emoji-world, which draws scenes of several objects, and its two detectors."""
 
+    details: ClassVar[tuple[str, ...]] = ("vae", "denoiser", "detector", "judge", "start", "note")
+
     only: Literal["all", "generator", "detector", "judge", "folder"] = "all"
     """What to make: autoencoder and denoiser, one of the detectors, the folder from all of them, or everything."""
     output: Path = Path("diffusion_gym/assets/emoji-world")
     """Folder of the finished pipeline, its detectors, prompts and card; replaced as a whole at the end."""
     work: Path = Path("runs/pretrain-world")
-    """Folder of the stages' weights; a stage whose weights are there is not run again, an interrupted one resumes."""
+    """Folder of the stages' weights. Finished stages are not run again, an interrupted one resumes."""
     font: Path = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
     """The Noto Color Emoji font (Debian package fonts-noto-color-emoji); not needed once sprites.npz is in work."""
     device: str = "cpu"
@@ -62,9 +64,9 @@ class WorldConfig:
     judge: Stage = field(default_factory=lambda: Stage(steps=20_000, batch=64, lr=1e-3))
     """Training of the gold judge."""
     start: Path | None = None
-    """Weights from which the UNet and text encoder are trained on: the denoiser.safetensors of another work
-    folder, with its scaling.json beside it."""
+    """Weights from which the UNet and text encoder start: the denoiser.safetensors of another work folder, next to its
+    scaling.json."""
     seeds: int = 4
-    """Generated pictures per prompt in the card; the seeds are 0, 1, ..."""
+    """Generated pictures per prompt in the card, with seeds 0, 1, ..."""
     note: str = ""
     """A sentence for the card on how these weights were made."""
