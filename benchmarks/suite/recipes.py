@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from algorithms import ALGORITHMS, AlgorithmConfig, EvaluationConfig, PolicyConfig
 from algorithms.config.base import override
@@ -104,6 +104,8 @@ YOUNGER: dict[str, dict[str, object]] = {
     "branched": {**_IN_GROUPS, "images_per_iteration": 32, "updates_per_iteration": 1, "learning_rate": 2e-3},
     "awm": {**_IN_GROUPS, **_NO_ANCHOR, "draws_per_image": 2, "learning_rate": 4e-3},
 }
+#: Plain ``compare``: one of them beside ``EMBEDDED``.
+EMBEDDED_YOUNGER = Recipe(POLICY, YOUNGER)
 #: ``--suite modern``: they alone; what they are compared with has the recipe of ``paper``.
 MODERN = Recipe(POLICY, YOUNGER, evaluation_images=32, queries_per_evaluation=128)
 
@@ -124,6 +126,8 @@ QUICK = Recipe(
     evaluation_images=16,
     queries_per_evaluation=32,
 )
+
+QUICK_YOUNGER = replace(QUICK, settings=YOUNGER)
 
 _RECOMMENDED = recommended_for(EMOJI_WORLD)
 

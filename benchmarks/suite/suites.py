@@ -9,6 +9,7 @@ from benchmarks.suite.ladder import EMBEDDED_LADDER, EXACT_LADDER, RUNGS
 from benchmarks.suite.recipes import (
     COMPOSITION,
     EMBEDDED,
+    EMBEDDED_YOUNGER,
     EXACT,
     FOLLOW,
     GENEVAL,
@@ -18,6 +19,7 @@ from benchmarks.suite.recipes import (
     PAPER,
     QUICK,
     QUICK_GENEVAL,
+    QUICK_YOUNGER,
     STABLE_DIFFUSION,
     Recipe,
 )
@@ -118,9 +120,18 @@ def _algorithms_on(
     }
 
 
-def _beside_geneval(tasks: Mapping[str, Task], geneval: Recipe, others: Recipe) -> dict[str, Comparison]:
-    """Compare on ``geneval`` with a recipe of its own model, and on the other tasks with another."""
+def _beside_geneval(
+    tasks: Mapping[str, Task], geneval: Recipe, others: Recipe, younger: Recipe
+) -> dict[str, Comparison]:
+    """Compare on ``geneval`` with a recipe of its own model, and on the other tasks with another.
+
+    Each has a fifth algorithm, the best one there that is younger than the paper.
+    """
     found = _algorithms_on(tasks, others)
+    fifth = {name: Variant("branched", recipe=younger) for name in found} | {"geneval": Variant("awm")}
+    found = {
+        name: replace(one, variants={**one.variants, fifth[name].algorithm: fifth[name]}) for name, one in found.items()
+    }
     return {**found, "geneval": replace(found["geneval"], recipe=geneval)}
 
 
@@ -181,14 +192,14 @@ _PAPERS = _algorithms_on(PAPER_TASKS, PAPER, changes={"vlm_alignment": _ON_ALIGN
 SUITES: dict[str, Suite] = {
     "default": Suite(
         "prompts that can be checked (geneval) and compressibility, on the embedded models, minutes",
-        _beside_geneval(DEFAULT_TASKS, GENEVAL, EMBEDDED),
+        _beside_geneval(DEFAULT_TASKS, GENEVAL, EMBEDDED, EMBEDDED_YOUNGER),
         EMBEDDED,
         (0,),
         ("sb3-ppo",),
     ),
     "quick": Suite(
         "the same with 64 reward queries per run: does everything work?",
-        _beside_geneval(QUICK_TASKS, QUICK_GENEVAL, QUICK),
+        _beside_geneval(QUICK_TASKS, QUICK_GENEVAL, QUICK, QUICK_YOUNGER),
         QUICK,
         (0,),
         ("sb3-ppo",),
