@@ -24,6 +24,8 @@ COMMANDS = {
     "ladder": "diffusion-gym compare --suite ladder",
     "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
+    "search-modern-alignment": "diffusion-gym search --algorithms branched awm --tasks vlm_alignment",
+    "search-modern-geneval": "diffusion-gym search --algorithms branched --tasks geneval",
     "search-six": "diffusion-gym search",
     "search-geneval": "diffusion-gym search --tasks geneval --algorithms ddpo-is ddpo-sf rwr sparse-rwr",
     "search-alignment": "diffusion-gym search --tasks vlm_alignment",

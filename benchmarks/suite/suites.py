@@ -15,7 +15,6 @@ from benchmarks.suite.recipes import (
     GENEVAL,
     LEASHED,
     MODERN,
-    MODERN_GENEVAL,
     PAPER,
     QUICK,
     QUICK_GENEVAL,
@@ -135,14 +134,19 @@ def _beside_geneval(
     return {**found, "geneval": replace(found["geneval"], recipe=geneval)}
 
 
-def _with_younger(papers: Mapping[str, Comparison], geneval: Mapping[str, Task]) -> dict[str, Comparison]:
-    """Add the younger algorithms to comparisons of the paper's, and compare all on geneval.
+def _with_younger(
+    papers: Mapping[str, Comparison], geneval: Mapping[str, Task], changes: Mapping[str, _Changes]
+) -> dict[str, Comparison]:
+    """Add the younger algorithms to comparisons of the paper's; on geneval it is ``composition``.
 
     Each keeps its recipe, so that runs of the paper's algorithms are those of ``paper`` and ``composition``.
     """
-    younger = {name: Variant(name, recipe=MODERN) for name in MODERN.settings}
-    found = {name: replace(one, variants={**one.variants, **younger}) for name, one in papers.items()}
-    there = {name: Variant(name, recipe=one) for one in (COMPOSITION, MODERN_GENEVAL) for name in one.settings}
+    found = {}
+    for task, one in papers.items():
+        own = changes.get(task, {})
+        younger = {name: Variant(name, own.get(name, {}), recipe=MODERN) for name in MODERN.settings}
+        found[task] = replace(one, variants={**one.variants, **younger})
+    there = {name: Variant(name, recipe=COMPOSITION) for name in COMPOSITION.settings}
     return {**found, **{name: Comparison(task, there) for name, task in geneval.items()}}
 
 
@@ -172,6 +176,12 @@ _ON_ALIGNMENT: _Changes = {
     "ddpo-sf": {"images_per_prompt": 4, "images_per_iteration": 64, "learning_rate": 1.5e-3},
     "rwr": {"images_per_iteration": 128, "updates_per_iteration": 10, "learning_rate": 5e-5},
     "sparse-rwr": {"learning_rate": 5e-5},
+}
+
+#: ``modern`` on alignment: likewise.
+_YOUNGER_ON_ALIGNMENT: _Changes = {
+    "branched": {"advantage_scale": "batch", "images_per_iteration": 64, "learning_rate": 1e-3},
+    "awm": {"learning_rate": 1e-3},
 }
 
 #: With and without a KL penalty (docs/overoptimisation.md). Both measure the KL to the starting model, which costs
@@ -248,7 +258,7 @@ SUITES: dict[str, Suite] = {
     ),
     "modern": Suite(
         "the paper's algorithms and younger ones, on its tasks and geneval, five seeds, hours",
-        _with_younger(_PAPERS, COMPOSITION_TASKS),
+        _with_younger(_PAPERS, COMPOSITION_TASKS, {"vlm_alignment": _YOUNGER_ON_ALIGNMENT}),
         PAPER,
         (0, 1, 2, 3, 4),
     ),
