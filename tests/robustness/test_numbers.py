@@ -23,7 +23,7 @@ Build = Callable[..., DiffusionAlgorithm[Any]]
 ITERATION = 16 * 3
 first = Linear((1.0, 0.0))
 #: Algorithms that take scores as they come, without a gradient.
-ANY_REWARD = [name for name in WEIGHINGS if not name.startswith(("draft", "refl"))]
+ANY_REWARD = [name for name in WEIGHINGS if not name.startswith(("draft", "refl", "opsd"))]
 
 
 def rewarding(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, list[str]], Tensor]:
