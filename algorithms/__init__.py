@@ -9,6 +9,7 @@ from algorithms.config.algorithms import DDPOConfig, RWRConfig, SB3PPOConfig
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
 from algorithms.config.forward_process import PRESETS, ForwardProcessConfig
 from algorithms.config.grpo import GRPO_PRESETS, GRPOConfig
+from algorithms.config.opsd import OPSDConfig
 from algorithms.config.preference import OnlinePreferenceConfig
 from algorithms.config.reward_gradient import RewardGradientConfig
 from diffusion_gym import _lazy
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from algorithms.ddpo import DDPO
     from algorithms.forward_process import ForwardProcess
     from algorithms.grpo import GRPO
+    from algorithms.opsd import OPSD
     from algorithms.policy import DenoisingPolicy
     from algorithms.preference import OnlinePreference
     from algorithms.reward_gradient import RewardGradient
@@ -30,6 +32,7 @@ __all__ = [
     "DDPO",
     "GRPO",
     "GRPO_PRESETS",
+    "OPSD",
     "PRESETS",
     "RWR",
     "SB3PPO",
@@ -42,6 +45,7 @@ __all__ = [
     "ForwardProcess",
     "ForwardProcessConfig",
     "GRPOConfig",
+    "OPSDConfig",
     "OnlinePreference",
     "OnlinePreferenceConfig",
     "PolicyConfig",
@@ -117,6 +121,11 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
         RewardGradientConfig(gradient_steps=3, random_steps=True, one_step=True),
         "ReFL: as draft, through a random late step and the image that it predicts.",
     ),
+    "opsd": AlgorithmEntry(
+        "algorithms.opsd:OPSD",
+        OPSDConfig(),
+        "OPSD: predictions in late steps are drawn to targets along the reward's gradient, as in NFT.",
+    ),
     "d3po": AlgorithmEntry(
         "algorithms.preference:OnlinePreference",
         OnlinePreferenceConfig(),
@@ -137,6 +146,7 @@ __getattr__, __dir__ = _lazy.attributes(
         "DiffusionAlgorithm": "algorithms.base",
         "ForwardProcess": "algorithms.forward_process",
         "GRPO": "algorithms.grpo",
+        "OPSD": "algorithms.opsd",
         "OnlinePreference": "algorithms.preference",
         "RWR": "algorithms.rwr",
         "Requirements": "algorithms.base",

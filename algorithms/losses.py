@@ -1,4 +1,4 @@
-"""The losses: DDPO's, the KL penalty, D3PO's, RWR's denoising loss, and those of the forward-process family."""
+"""The losses: DDPO's, the KL penalty, D3PO's, RWR's, those of the forward-process family, and OPSD's pair."""
 
 import math
 from dataclasses import dataclass
@@ -232,3 +232,18 @@ def forward_process_loss(
         return -advantages * ratio, log_ratio
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(-advantages * ratio, -advantages * clipped), log_ratio
+
+
+def pair_loss(prediction: Tensor, old: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """DiffusionNFT's loss (Zheng et al. 2025) of two equally likely targets, for its beta of 1, (m,).
+
+    ``(mean_D((old + d - positive)^2) + mean_D((old - d - negative)^2)) / 2`` with ``d = prediction - old``. Its minimum
+    is at ``d = (positive - negative) / 2``.
+
+    Args:
+        prediction: (m, ...), with gradients.
+        old: (m, ...), of the old policy, without, as the targets.
+        positive: (m, ...), what the prediction is drawn to.
+        negative: (m, ...), what its mirror image at the old one is drawn to.
+    """
+    return (mean_square(prediction - positive) + mean_square(2 * old - prediction - negative)) / 2

@@ -5,24 +5,22 @@ sampling, down to the weights (Clark et al. 2023, arXiv 2309.17400; Xu et al. 20
 must have a gradient, and no step needs a density. The loss of an image is minus its reward.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from algorithms.base import DiffusionAlgorithm, Requirements
+from algorithms.base import Requirements
 from algorithms.config.reward_gradient import RewardGradientConfig as RewardGradientConfig
 from algorithms.losses import mean_square
 from algorithms.metrics import Meter
 from algorithms.policy import Rows
 from algorithms.rollouts import Rollout
 from algorithms.seeding import TRAINING_STREAMS, Noise, Stream, generator
-from diffusion_gym.prompt_records import Prompt
-from diffusion_gym.rewards import reward_pixels
+from algorithms.with_reward_gradient import WithRewardGradient
 
 
-class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
+class RewardGradient(WithRewardGradient[RewardGradientConfig]):
     """``RewardGradient(env, gradient_steps=3).learn(100_000)``; the environment's reward must have a gradient."""
 
     config_class = RewardGradientConfig
@@ -30,18 +28,11 @@ class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
     @classmethod
     def requires(cls, config: RewardGradientConfig) -> Requirements:
         """Return a gradient, and all latents, or the finished ones alone where these are noised again; no density."""
-        needs, sampled = super().requires(config), config.draws_per_image == 0
-        return replace(needs, trajectory=sampled, reward_gradient=True, several_ranks=True)
+        return replace(super().requires(config), trajectory=config.draws_per_image == 0)
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        steps, most = self.config.gradient_steps, self.policy.num_inference_steps
-        if steps > most:
-            raise ValueError(
-                f"gradient_steps is {steps}, but sampling takes {most} steps; set gradient_steps to at most {most}, or "
-                "num_inference_steps of the environment higher."
-            )
-        self.optimizer = self.make_optimizer()
+        self._check_last_steps("gradient_steps")
 
     def assign(self) -> Tensor:
         """Deal the images out to the updates in their order."""
@@ -74,9 +65,9 @@ class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
 
     def train_blank(self, rows: Rows) -> None:
         """Make the passes of a chunk of zeros through the differentiated steps and, for a few images, the decoder."""
-        last, model = self.config.gradient_steps, self.policy.model
+        last = self.config.gradient_steps
         x_0 = self._x_0(replace(rows, step_index=rows.step_index + self.policy.num_inference_steps - last), last, None)
-        model.decode_pixels(x_0[: model.images_at_once].detach().requires_grad_()).sum().backward()
+        self._decode_blank(x_0)
         x_0.sum().backward()
 
     # -- what is drawn ------------------------------------------------------------------------------------------------
@@ -138,24 +129,3 @@ class RewardGradient(DiffusionAlgorithm[RewardGradientConfig]):
             x = gaussian.mean if noise is None else gaussian.sample(noise[step])
             rows = Rows(x, rows.step_index + 1, rows.conditioning)
         return rows.latents
-
-    def _reward_gradient(self, x_0: Tensor, records: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Return the reward (m,) of latents (m, c, h, w), and its gradient with respect to them, likewise.
-
-        Few images are decoded at a time, and the decoder's activations are freed before the next ones. As in
-        :meth:`backward` the reward is scaled up on the way where gradients pass through float16.
-        """
-        model, scale = self.policy.model, self.gradient_steps.loss_scaler.get_scale()
-        rewards, gradients = [], []
-        for start in range(0, len(x_0), model.images_at_once):
-            some = slice(start, start + model.images_at_once)
-            latents, prompts = x_0[some].detach().requires_grad_(), records[some]
-            scores = reward_pixels(
-                self.mdp.reward,
-                model.decode_pixels(latents),
-                [prompt.text for prompt in prompts],
-                [prompt.metadata for prompt in prompts],
-            ).rewards
-            gradients.append(torch.autograd.grad(scale * scores.sum(), latents)[0] / scale)
-            rewards.append(scores.detach().to(x_0.device))
-        return torch.cat(rewards), torch.cat(gradients)

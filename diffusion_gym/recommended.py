@@ -68,7 +68,7 @@ STABLE_DIFFUSION_XL = Recommended(
 )
 #: Reward gradients need no noise, and windows only their own: Flow-GRPO's.
 _NO_NOISE: Mapping[str, Any] = {
-    **{name: {"eta": 0.0} for name in ("draft", "draft-lv", "refl")},
+    **{name: {"eta": 0.0} for name in ("draft", "draft-lv", "refl", "opsd")},
     **{name: {"eta": 0.0, "window_eta": 0.7} for name in ("grpo-fast", "mixgrpo", "branched")},
 }
 #: Flow-GRPO's noise, steps, guidance and adapters.

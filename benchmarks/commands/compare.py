@@ -138,6 +138,7 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
     # Now, rather than as many failures at the end.
     check_replaceable(folder, (PAGE, _TABLE))
     for name, spec in plan.items():
+        spec.check()
         check_same(spec, folder / name)
     sweep = Ledger(plan, folder, options.results[:1], options.results[1:])
     pool, where = _pool(options, sweep.own, folder)

@@ -82,6 +82,7 @@ def threads_of(writing: Writing) -> int:
 
 def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
     """Run a specification with a progress bar; return the exit status. Collective: call on every rank."""
+    spec.check()  # before a model is loaded, or a folder made
     import torch
 
     from algorithms.parallel.ranks import current_ranks

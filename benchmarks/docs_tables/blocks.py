@@ -108,8 +108,14 @@ def _equal_reward(committed: Committed, words: Sequence[str]) -> str | None:
 
 
 def _reach(committed: Committed, words: Sequence[str]) -> str | None:
-    """Compare with the block's first word at the reward it has after as many queries as the second says."""
-    return joined(reach_table(committed.curves, words[0], int(words[1]), words[2:])) or None
+    """Compare with the block's first word at the reward it has after as many queries as the second says.
+
+    The others are metrics to show, and variants, if not all are.
+    """
+    other, queries, *rest = words
+    variants = [word for word in rest if any(word in by_variant for by_variant in committed.curves.values())]
+    summary = committed.only([other, *variants] if variants else ())
+    return joined(reach_table(summary, other, int(queries), [word for word in rest if word not in variants])) or None
 
 
 def _way(committed: Committed, words: Sequence[str]) -> str:

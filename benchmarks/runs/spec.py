@@ -15,7 +15,7 @@ from benchmarks.runs.safeguards import Safeguards
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
-from diffusion_gym.rewards import REWARDS, check_reward
+from diffusion_gym.rewards import REWARDS, check_reward, check_reward_gradient
 
 #: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
 WandbMode = Literal["off", "offline", "online"]
@@ -143,6 +143,16 @@ class RunSpec:
             prompts = resolve_prompts(self.task.prompts)
             check_held_out(prompts, evaluation)
             self.safeguards.check_prompts(prompts, evaluation)
+
+    def check(self) -> None:
+        """Raise ValueError for what the algorithm cannot train: settings, or a reward without the gradient it needs.
+
+        As far as known without the model and without running a file of rewards.
+        """
+        cls = ALGORITHMS[self.algorithm].cls
+        cls.check_config(self.config)
+        if cls.requires(self.config).reward_gradient:
+            check_reward_gradient(self.task.reward)
 
     @property
     def metrics(self) -> tuple[str, ...]:

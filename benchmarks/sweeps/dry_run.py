@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from algorithms import ALGORITHMS
 from benchmarks.analysis.table import markdown
 from benchmarks.runs.spec import RunSpec
 
@@ -11,12 +10,12 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
     """Return, as Markdown, a line for each task and variant, and the sums.
 
     Building the plan has checked each field, name, option and split of prompts; this checks what the algorithms require
-    of their configuration, and raises ValueError.
+    of their configuration and reward, and raises ValueError (:meth:`RunSpec.check`).
     """
     groups: dict[tuple[str, str], tuple[RunSpec, list[str]]] = {}
     for name, spec in plan.items():
         task, variant, seed = name.split("/")
-        check(spec)
+        spec.check()
         groups.setdefault((task, variant), (spec, []))[1].append(seed.removeprefix("seed-"))
     header = ["task", "runs", "model", "prompts", "held out", "steps", "queries", "iterations", "evaluations", "seeds"]
     lines = [
@@ -37,11 +36,6 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
     queries = sum(spec.total_queries for spec in plan.values())
     end = f"{len(plan)} runs, {queries:,} reward queries in all; every configuration is valid; nothing was run."
     return f"{markdown(header, lines)}\n\n{end}"
-
-
-def check(spec: RunSpec) -> None:
-    """Raise ValueError for a configuration that its algorithm cannot train, as far as known without the model."""
-    ALGORITHMS[spec.algorithm].cls.check_config(spec.config)
 
 
 def iterations(spec: RunSpec) -> int:

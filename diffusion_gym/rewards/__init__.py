@@ -51,6 +51,7 @@ __all__ = [
     "WeightedSum",
     "check_differentiable",
     "check_reward",
+    "check_reward_gradient",
     "differentiable",
     "evaluate_reward",
     "file_digests",
@@ -126,6 +127,21 @@ def check_reward(spec: str) -> None:
             _check_name(name)
             if options:  # without any, the constructor need not be imported
                 _constructor_and_options(term.reward)
+
+
+def check_reward_gradient(spec: str) -> None:
+    """Raise ValueError where a registered class in a valid specification has no gradient.
+
+    No weights are loaded and no file is run, so a function in a file may still turn out to have none, as
+    :func:`check_differentiable` says once it is loaded.
+    """
+    from diffusion_gym.rewards.pixels import check_part
+
+    for term in parse_reward(spec):
+        if file_function(term.reward) is None:
+            name = term.reward.partition("?")[0]
+            if isinstance(REWARDS[name], type):
+                check_part(name, REWARDS[name])
 
 
 def _named(name: str) -> RewardFunction:

@@ -38,12 +38,18 @@ def check_differentiable(reward: RewardFunction) -> None:
     for name, part in _parts(reward).items():
         if isinstance(part, WeightedSum):
             check_differentiable(part)
-        elif not isinstance(part, DifferentiableReward):
-            raise ValueError(
-                f"the reward {name!r} has no gradient with respect to the images; expected one with a method "
-                "pixels(images, prompts), such as 'aesthetic' or 'clip_score', or a function decorated with "
-                "diffusion_gym.rewards.differentiable."
-            )
+        else:
+            check_part(name, part)
+
+
+def check_part(name: str, reward: object) -> None:
+    """Raise ValueError, with the name, for a reward (or a class of rewards) that has no ``pixels``."""
+    if not isinstance(reward, DifferentiableReward):
+        raise ValueError(
+            f"the reward {name!r} has no gradient with respect to the images; expected one with a method "
+            "pixels(images, prompts), such as 'aesthetic' or 'clip_score', or a function decorated with "
+            "diffusion_gym.rewards.differentiable."
+        )
 
 
 def reward_pixels(reward: RewardFunction, images: Tensor, prompts: Sequence[str], metadata: Metadata = None) -> Scores:

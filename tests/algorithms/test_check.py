@@ -43,6 +43,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "draft": ("draft", {}),
     "draft-lv": ("draft-lv", {}),
     "refl": ("refl", {}),
+    "opsd": ("opsd", {"updates_per_iteration": 2, "states_per_image": 2}),
     # Its minibatches are shuffled rows, and its log-densities whole ones: the ratio is 1 up to rounding.
     "sb3-ppo": ("sb3-ppo", {"ratio_tolerance": 1e-3, "n_epochs": 4, "batch_size": 64}),
     "ddpo-is, flow": ("ddpo-is", {"flow": True, "kl_penalty": 1e-3}),

@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "draft": {"learning_rate": 0.1},
     "draft-lv": {"learning_rate": 0.1},
     "refl": {"learning_rate": 0.1},
+    "opsd": {"learning_rate": 0.05},
     "d3po": {"learning_rate": 0.1, "images_per_prompt": 8},
     "sb3-ppo": {"learning_rate": 0.03, "n_epochs": 4, "batch_size": 320},
 }

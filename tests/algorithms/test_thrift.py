@@ -54,7 +54,7 @@ def test_no_tensor_goes_to_numpy_and_none_comes_back(
 ) -> None:
     """Rollout, reward, advantages, updates and log; of Pillow's JPEG, which needs arrays, only sizes come back."""
     entry = ALGORITHMS[name]
-    fitting = {"batch_size": 8, "gradient_steps": 2}
+    fitting = {"batch_size": 8, "gradient_steps": 2, "visited_steps": 2}
     batch = {key: value for key, value in fitting.items() if hasattr(entry.config, key)}
     config = override(entry.config, **SMALL, **batch, trainable="full")
     algorithm = entry.cls(make_env(tiny_sd, steps=2, reward=brightness, prompts=ANIMALS), config)

@@ -16,7 +16,7 @@ from algorithms.seeding import prompt_order
 from benchmarks.__main__ import main
 from benchmarks.analysis.curves import terms
 from benchmarks.analysis.results import read_results
-from benchmarks.commands.compare import Compare
+from benchmarks.commands.compare import Compare, _compare
 from benchmarks.commands.search import (
     ALIGNMENT_CANDIDATES,
     CANDIDATES,
@@ -26,11 +26,11 @@ from benchmarks.commands.search import (
     YOUNGER_CANDIDATES,
     Search,
 )
-from benchmarks.commands.train import defaults
+from benchmarks.commands.train import defaults, train
 from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.suite import CLAIMS, EMBEDDED, GENEVAL, SUITES, TASKS
 from benchmarks.suite.ladder import RUNGS
-from benchmarks.sweeps.dry_run import check, dry_run, evaluations
+from benchmarks.sweeps.dry_run import dry_run, evaluations
 from diffusion_gym import ENV_ID
 from diffusion_gym.prompts import resolve_prompts
 
@@ -48,7 +48,7 @@ def test_every_configuration_builds(name: str) -> None:
     plan = plan_of(name)
     first = plan[next(iter(plan))].config.seed
     for spec in (spec for spec in plan.values() if spec.config.seed == first):  # other seeds differ in nothing else
-        check(spec)
+        spec.check()
         assert RunSpec.from_json(spec.to_json()) == spec
         # Diversity compares pictures of one prompt: there must be two of some.
         many = (
@@ -162,7 +162,7 @@ def test_the_search_on_geneval_changes_what_the_model_recommends() -> None:
     plan = Search(tasks=("geneval",)).plan()
     assert len(plan) == sum(map(len, GENEVAL_CANDIDATES.values()))
     for spec in plan.values():
-        check(spec)
+        spec.check()
         assert spec.config.evaluation.held_out_prompts is None
     first = GENEVAL_CANDIDATES["rwr"][0]
     changed = override(GENEVAL.config("rwr", 1000, **first), images=96, every=10**6)
@@ -228,7 +228,7 @@ def test_the_search_is_of_one_size_on_seeds_of_its_own() -> None:
     used = {seed for suite in SUITES.values() for seed in suite.seeds}
     assert not set(options.seeds) & used
     for spec in options.plan().values():
-        check(spec)
+        spec.check()
         # Ten trained rows an image for RWR, nine or ten for DDPO, whose every step is trained once.
         if spec.algorithm.endswith("rwr"):
             assert spec.config.updates_per_iteration * 128 == 10 * spec.config.images_per_iteration
@@ -255,7 +255,7 @@ def test_the_search_on_alignment_gives_no_algorithm_less_than_ddpo() -> None:
     plan = Search(tasks=("vlm_alignment",)).plan()
     assert {name.split("/")[1].rpartition("-")[0] for name in plan} == set(CANDIDATES)
     for spec in plan.values():
-        check(spec)
+        spec.check()
     with pytest.raises(ValueError, match="search on it alone"):
         Search(tasks=("vlm_alignment", "aesthetic"))
 
@@ -290,7 +290,7 @@ def test_ppo_is_compared_where_it_is_asked_for(name: str) -> None:
     assert {key.split("/")[1] for key in plan} == {"ddpo-is", "sb3-ppo"}
     for task in SUITES[name].comparisons:
         ddpo, ppo = (plan[f"{task}/{variant}/seed-0"] for variant in ("ddpo-is", "sb3-ppo"))
-        check(ppo)
+        ppo.check()
         assert (ppo.task, ppo.total_queries) == (ddpo.task, ddpo.total_queries)
         assert ppo.config.evaluation == ddpo.config.evaluation
         assert ppo.config.n_epochs == 1
@@ -349,6 +349,27 @@ def test_dry_run_refuses_what_training_refuses_and_nothing_else(name: str) -> No
     for build in (lambda: dry_run({"task/variant/seed-0": spec}), lambda: entry.cls(make(), config)):
         with contextlib.nullcontext() if refused is None else pytest.raises(ValueError, match=refused):
             build()
+
+
+@pytest.mark.parametrize("algorithm", ["draft", "draft-lv", "refl", "opsd"])
+def test_a_reward_without_a_gradient_is_refused_before_anything_is_loaded(algorithm: str, tmp_path: Path) -> None:
+    """By the dry run, by compare itself, and by train for a model that would have to be downloaded."""
+    refused = "the reward 'geneval' has no gradient with respect to the images"
+
+    def plan(reward: str) -> dict[str, RunSpec]:
+        task = TaskConfig(model="no/such-model", reward=reward)
+        return {"task/variant/seed-0": RunSpec(algorithm, ALGORITHMS[algorithm].config, task)}
+
+    assert "1 runs, 2,048 reward queries in all" in dry_run(plan("clip_score?clip=ViT-B-32:0.5,aesthetic:2"))
+    with pytest.raises(ValueError, match=refused):
+        dry_run(plan("aesthetic,geneval:0.5"))
+    with pytest.raises(ValueError, match=refused):
+        _compare(Compare(), plan("geneval"), tmp_path / "compared")
+    options = dataclasses.replace(defaults(algorithm), task=plan("geneval")["task/variant/seed-0"].task)
+    options = dataclasses.replace(options, output=dataclasses.replace(options.output, folder=tmp_path / "trained"))
+    with pytest.raises(ValueError, match=refused):
+        train(algorithm, options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
