@@ -28,6 +28,12 @@ COMMANDS = {
 _ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",)}
 
 
+def committed_results(suite: str) -> Path:
+    """Return where a clone of the repository keeps a suite's results; an installed package has no such file."""
+    folders = (folder for folder, command in COMMANDS.items() if f"compare --suite {suite} " in f"{command} ")
+    return Path(__file__).parents[2] / "docs" / "results" / next(folders, suite) / "results.json"
+
+
 class Committed:
     """A committed results.json, and what several blocks need of it, computed once."""
 
