@@ -45,9 +45,8 @@ def load_algorithms(path: Path) -> OwnFile:
             folder. The registry is then as it was.
     """
     if not path.is_file() or path.suffix != ".py":
-        raise ValueError(
-            f"{str(path)!r} is not a Python file; expected one with an algorithm, such as my_algorithm.py."
-        )
+        what = "is not a Python file" if path.exists() else "does not exist"
+        raise ValueError(f"{str(path)!r} {what}; expected a Python file with an algorithm, such as my_algorithm.py.")
     file = path.resolve()
     known = _LOADED.get(file)
     if known is not None and all(name in ALGORITHMS for name in known.names):

@@ -35,7 +35,7 @@ _DEFAULT_FOLDERS = {"default": Path("runs/compare"), "quick": Path("runs/compare
 class Compare:
     """RWR against DDPO: a suite of tasks, equal reward queries, one start, fixed evaluation noise."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FILE.py ...]")] = ()
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, _option("[FILE.py ...]", "none")] = ()
     """Python files with algorithms of your own. They run on the suite's tasks, and a leaderboard at equal forwards puts
     them beside the suite's algorithms, whose results are read where they are kept (docs/your-own-algorithm.md)."""
     suite: Annotated[
@@ -83,7 +83,8 @@ class Compare:
     """The same as --suite quick; with FILE.py, on any suite: its first seed, and a quarter of each task's reward
     queries."""
     check: bool = True
-    """Before FILE.py's algorithms run, check_algorithm checks them in seconds, the forwards they report among it."""
+    """Check the algorithms of FILE.py with check_algorithm before they run, in seconds; whether they report all of
+    their forwards, for example."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before anything is loaded."""
