@@ -81,14 +81,14 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], rows: Sequence[Run],
 def suite_rows(options: Compare) -> list[Run]:
     """Return the complete runs of the suite's algorithms that results files hold, with the suite's settings.
 
-    The files are those that are named, or else the one that a clone of the repository keeps for the suite.
+    The files are those that are named, or else those that a clone of the repository keeps for the suite. Where two have
+    a run, the first counts.
 
     Raises:
         ValueError: a file that is named is missing, or one is damaged.
     """
-    suite, kept = SUITES[options.suite_name], committed_results(options.suite_name)
-    files = options.results or ((kept,) if kept.is_file() else ())
-    runs = {run.name: run for file in files for run in read_results(file).runs if run.complete}
+    suite, files = SUITES[options.suite_name], options.results or committed_results(options.suite_name)
+    runs = {run.name: run for file in reversed(files) for run in read_results(file).runs if run.complete}
     wanted = [*suite.variants, *suite.on_request] if options.algorithms is None else options.algorithms
     seeds = sorted({run.seed for run in runs.values()})
     plan = suite.plan(list(suite.comparisons), wanted, seeds)

@@ -25,13 +25,9 @@ COMMANDS = {
     "search-alignment": "diffusion-gym search --tasks vlm_alignment",
 }
 #: Folder of docs/results -> others whose runs it takes over where they are the same.
-_ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",)}
-
-
-def committed_results(suite: str) -> Path:
-    """Return where a clone of the repository keeps a suite's results; an installed package has no such file."""
-    folders = (folder for folder, command in COMMANDS.items() if f"compare --suite {suite} " in f"{command} ")
-    return Path(__file__).parents[2] / "docs" / "results" / next(folders, suite) / "results.json"
+_ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",), "modern": ("composition",)}
+#: Folder of docs/results -> others whose runs its tables show beside its own.
+_BESIDE = {"modern": ("paper", "composition")}
 
 
 class Committed:
@@ -75,3 +71,11 @@ class Committed:
         missing = {"efficiency", "profile"} if self.aggregate is None else set()
         pairs = set() if improvements(self.curves) else {"improvement"}
         return [name for name in names if name not in missing | pairs]
+
+
+def committed_results(suite: str) -> list[Path]:
+    """Return the files in which a clone of the repository keeps a suite's runs; an installed package has none."""
+    folders = (folder for folder, command in COMMANDS.items() if f"compare --suite {suite} " in f"{command} ")
+    name, results = next(folders, suite), Path(__file__).parents[2] / "docs" / "results"
+    files = [results / folder / "results.json" for folder in (name, *_BESIDE.get(name, ()))]
+    return [file for file in files if file.is_file()]

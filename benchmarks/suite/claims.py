@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from benchmarks.suite.recipes import Recipe
 from benchmarks.suite.tasks import PAPER_TASKS, Task
 
 
@@ -12,6 +13,8 @@ class Variant:
 
     algorithm: str
     changes: Mapping[str, object] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    """How it is trained; None is the comparison's."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def own_plan(
     """Return TASK/NAME/seed-N -> run of registered algorithms on some of a suite's tasks; the seed varies slowest.
 
     Args:
-        suite: whose tasks, policies and evaluations are taken.
+        suite: whose tasks and evaluations are taken, and on each task the policy of the first algorithm's recipe.
         names: of algorithms that are no part of it.
         tasks: names of its comparisons.
         seeds: one run each; None is each comparison's own.
@@ -44,9 +44,11 @@ def own_plan(
         comparison = suite.comparisons[task_name]
         task = comparison.task
         budget = reward_queries or max(1, task.reward_queries // (QUICK_PART if quick else 1))
+        first = next(iter(comparison.variants.values()))
+        theirs = first.recipe or comparison.recipe or suite.recipe
         own = (comparison.seeds or suite.seeds)[: 1 if quick else None]
         for name in names:
-            recipe = own_recipe(comparison.recipe or suite.recipe, task, name)
+            recipe = own_recipe(theirs, task, name)
             for seed in own if seeds is None else seeds:
                 found[f"{task_name}/{name}/seed-{seed}"] = _spec(recipe, task, task_name, name, seed, budget)
     return dict(sorted(found.items(), key=lambda item: item[1].config.seed))

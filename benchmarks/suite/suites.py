@@ -90,7 +90,7 @@ class Suite:
                 task = found.task if reward_queries is None else replace(found.task, reward_queries=reward_queries)
                 for name, variant in found.variants.items():
                     if name in variants:
-                        recipe = found.recipe or self.recipe
+                        recipe = variant.recipe or found.recipe or self.recipe
                         spec = recipe.spec(task, variant.algorithm, seed, **variant.changes)
                         plan[f"{task_name}/{name}/seed-{seed}"] = spec
         return plan
