@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,10 +20,20 @@ _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
 
 @dataclass(frozen=True)
 class OwnFile:
-    """A file that was run, and the names under which its algorithms are registered."""
+    """A file that was run, and what it has registered."""
 
     path: Path
-    names: tuple[str, ...]
+    entries: Mapping[str, AlgorithmEntry]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its algorithms."""
+        return list(self.entries)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the registry has its algorithms, and not others in their place."""
+        return all(ALGORITHMS.get(name) is entry for name, entry in self.entries.items())
 
 
 #: Resolved path -> what was loaded from it in this process, in that order.
@@ -31,7 +42,7 @@ _LOADED: dict[Path, OwnFile] = {}
 
 def loaded_files() -> tuple[Path, ...]:
     """Return the files whose algorithms this process knows: a process that it starts has to load them, too."""
-    return tuple(_LOADED)
+    return tuple(path for path, file in _LOADED.items() if file.is_registered)
 
 
 def load_algorithms(path: Path) -> OwnFile:
@@ -49,7 +60,7 @@ def load_algorithms(path: Path) -> OwnFile:
         raise ValueError(f"{str(path)!r} {what}; expected a Python file with an algorithm, such as my_algorithm.py.")
     file = path.resolve()
     known = _LOADED.get(file)
-    if known is not None and all(name in ALGORITHMS for name in known.names):
+    if known is not None and known.is_registered:
         return known
     main = getattr(sys.modules["__main__"], "__file__", None)
     if main is not None and Path(main).resolve() == file:
@@ -80,8 +91,8 @@ def _module(path: Path, file: Path) -> ModuleType:
         raise ValueError(f"{str(path)!r} does not run: {error!r}.") from error
 
 
-def _registered(path: Path, module: ModuleType, before: dict[str, AlgorithmEntry]) -> tuple[str, ...]:
-    """Return the names that the file has registered; if there are none, register its classes."""
+def _registered(path: Path, module: ModuleType, before: Mapping[str, AlgorithmEntry]) -> Mapping[str, AlgorithmEntry]:
+    """Return what the file has registered; if that is nothing, register its classes."""
     changed = {name: entry for name, entry in ALGORITHMS.items() if before.get(name) is not entry}
     found = changed or {_name_of(cls): _entry(cls) for cls in _classes(module)}
     if not found:
@@ -106,7 +117,7 @@ def _registered(path: Path, module: ModuleType, before: dict[str, AlgorithmEntry
                 "expected a subclass of DiffusionAlgorithm and a configuration of its config_class."
             )
     ALGORITHMS.update(found)
-    return tuple(found)
+    return found
 
 
 def _classes(module: ModuleType) -> list[type[DiffusionAlgorithm[Any]]]:

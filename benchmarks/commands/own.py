@@ -79,20 +79,24 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], rows: Sequence[Run],
 
 
 def suite_rows(options: Compare) -> list[Run]:
-    """Return the complete runs of the suite's algorithms that results files hold, with the suite's settings.
+    """Return the complete runs of the suite's algorithms that results files hold; say how many are left out.
 
     The files are those that are named, or else those that a clone of the repository keeps for the suite. Where two have
-    a run, the first counts.
+    a run, the first counts. Runs with other settings than the suite's are left out.
 
     Raises:
         ValueError: a file that is named is missing, or one is damaged.
     """
     suite, files = SUITES[options.suite_name], options.results or committed_results(options.suite_name)
     runs = {run.name: run for file in reversed(files) for run in read_results(file).runs if run.complete}
-    wanted = [*suite.variants, *suite.on_request] if options.algorithms is None else options.algorithms
-    seeds = sorted({run.seed for run in runs.values()})
-    plan = suite.plan(list(suite.comparisons), wanted, seeds)
-    return [run for name, run in runs.items() if plan.get(name) == run.spec]
+    known, seeds = [*suite.variants, *suite.on_request], sorted({run.seed for run in runs.values()})
+    plan = suite.plan(list(suite.comparisons), known, seeds)
+    rows = [run for name, run in runs.items() if plan.get(name) == run.spec]
+    if len(rows) < len(runs):
+        print(
+            f"{len(runs) - len(rows)} runs in the results are left out: suite {options.suite_name} has other settings"
+        )
+    return [run for run in rows if options.algorithms is None or run.variant in options.algorithms]
 
 
 def _beside(options: Compare, own: Mapping[str, RunSpec], rows: Sequence[Run]) -> dict[str, RunSpec]:

@@ -4,18 +4,20 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from algorithms import ALGORITHMS
 from algorithms.config.base import override
-from algorithms.own import load_algorithms
+from algorithms.own import load_algorithms, loaded_files
 from benchmarks.__main__ import main
 from benchmarks.analysis.leaderboard import board_table, leaderboard, notes, overall_table
 from benchmarks.analysis.results import read_results
 from benchmarks.commands.compare import Compare
 from benchmarks.commands.own import suite_rows
+from benchmarks.docs_tables.results import committed_results
 from benchmarks.runs.record import Evaluation, Run, Scores
 from benchmarks.runs.spec import RunSpec, TaskConfig
 
@@ -146,24 +148,33 @@ def test_settings_are_the_files_then_the_suites_then_the_models(written: Callabl
     assert mine.learning_rate == 0.002, "what emoji-animals recommends"
     assert mine.kl_to_start
     assert mine.evaluation == override(theirs.config.evaluation, every=2)  # every 64 queries
+    (geneval,) = Compare((path,), tasks=("geneval",), quick=True).plan().values()
+    assert geneval.config.policy == override(mine.policy, sampler="auto", trainable="full", targets=("attention",))
+    assert (geneval.config.learning_rate, geneval.config.adam_beta1) == (1e-4, 0.97), "what emoji-world recommends"
     whole = Compare((path,), suite="paper").plan()
     assert {name.rpartition("-")[2] for name in whole} == {"0", "1", "2", "3", "4"}
     assert {run.reward_queries for run in whole.values()} == {theirs.reward_queries}
 
 
 def test_a_class_is_registered_by_its_name(written: Callable[[str], str]) -> None:
-    assert load_algorithms(Path(written(CLASS))).names == ("my-ddpo",)
+    assert load_algorithms(Path(written(CLASS))).names == ["my-ddpo"]
     assert (ALGORITHMS["my-ddpo"].cls.__name__, ALGORITHMS["my-ddpo"].summary) == ("MyDDPO", "Mine.")
+    assert Path("mine.py").resolve() in loaded_files()
+    del ALGORITHMS["my-ddpo"]
+    assert Path("mine.py").resolve() not in loaded_files(), "a process that is started would register it again"
 
 
-@pytest.mark.parametrize("suite", ["paper", "jpeg"])
-def test_every_committed_run_of_a_suite_is_a_row(suite: str, written: Callable[[str], str]) -> None:
-    options = Compare((Path(written(CLASS)),), suite=suite)  # type: ignore[arg-type]
+def test_every_committed_run_of_a_suite_is_a_row(
+    written: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Compare((Path(written(CLASS)),), suite="jpeg")
     rows = suite_rows(options)
-    assert {run.variant for run in rows} >= {"ddpo-is", "ddpo-sf", "rwr", "sparse-rwr"}
-    assert len({run.seed for run in rows}) >= 3
-    few = suite_rows(Compare(options.files, suite=suite, algorithms=("rwr",)))  # type: ignore[arg-type]
-    assert {run.variant for run in few} == {"rwr"}
+    assert {run.variant for run in rows} == {"ddpo-is", "ddpo-sf", "rwr", "sparse-rwr"}
+    assert {run.seed for run in rows} == {0, 1, 2, 3, 4}
+    assert {run.variant for run in suite_rows(replace(options, algorithms=("rwr",)))} == {"rwr"}
+    assert not capsys.readouterr().out
+    assert suite_rows(replace(options, suite="leash", results=tuple(committed_results("jpeg")))) == []
+    assert "40 runs in the results are left out: suite leash has other settings" in capsys.readouterr().out
 
 
 def test_algorithms_without_results_run_beside_it(
