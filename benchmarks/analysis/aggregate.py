@@ -148,7 +148,7 @@ def aggregate(summary: Curves) -> Aggregate | None:
         name: {task: found[name].by_run[found[name].places(seeds)] for task, found in usable.items()}
         for name in variants
     }
-    scales = {task: _scale({name: by_task[task] for name, by_task in rewards.items()}) for task in usable}
+    scales = {task: scale_of({name: by_task[task] for name, by_task in rewards.items()}) for task in usable}
     scores = {
         name: [(values - scales[task].starts[name]) / scales[task].unit for task, values in by_task.items()]
         for name, by_task in rewards.items()
@@ -253,7 +253,8 @@ def _ahead(first: Curve, second: Curve) -> Ahead:
     return Ahead(int((ours > theirs).sum()), int((ours < theirs).sum()), len(common))
 
 
-def _scale(rewards: Mapping[str, np.ndarray]) -> Scale:
+def scale_of(rewards: Mapping[str, np.ndarray]) -> Scale:
+    """Return a task's scale, from variant -> rewards (runs, evaluations), the first evaluation before training."""
     starts = {name: float(values[:, 0].mean()) for name, values in rewards.items()}
     gains = [float(interquartile_mean(values[:, -1], axis=0)) - starts[name] for name, values in rewards.items()]
     return Scale(starts, max(gains) if max(gains) > 0 else max(map(abs, gains)) or 1.0)

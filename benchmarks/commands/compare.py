@@ -1,4 +1,7 @@
-"""``compare``: a suite's runs with equal reward queries from one start; table and report."""
+"""``compare``: a suite's runs with equal reward queries from one start; table and report.
+
+With a file of the user's, its algorithms beside the suite's at equal forwards (``own``).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from algorithms import ALGORITHMS
 from benchmarks.runs.spec import RunSpec, check_names
 from benchmarks.suite import SUITES
 
 if TYPE_CHECKING:
     from benchmarks.analysis.results import Results
+    from benchmarks.sweeps.merged_results import Ledger
     from benchmarks.sweeps.sweep import Pool
 
 
@@ -30,6 +35,9 @@ _DEFAULT_FOLDERS = {"default": Path("runs/compare"), "quick": Path("runs/compare
 class Compare:
     """Compare algorithms on a suite of tasks: equal reward queries, the same start, fixed evaluation noise."""
 
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, _option("[FILE.py ...]", "none")] = ()
+    """Python files with algorithms of your own. They run on the suite's tasks, and a leaderboard at equal forwards puts
+    them beside the suite's algorithms, whose results are read where they are kept (docs/your-own-algorithm.md)."""
     suite: Annotated[
         Literal[
             "default",
@@ -62,7 +70,8 @@ class Compare:
     """Where runs and report are written. The same command resumes stopped runs and skips complete ones."""
     results: Annotated[tuple[Path, ...], _option("PATH ...", "FOLDER/results.json alone")] = ()
     """Results files of other days or machines: their complete runs with the same settings are taken over. The first is
-    also written, after every run."""
+    also written, after every run. With FILE.py they are only read, for the rows beside yours, in place of
+    docs/results."""
     processes: int = 0
     """Runs at the same time. 0 is as many as cores and memory allow (1.5 GB per run), or one per visible GPU if the
     task runs on GPUs; with a larger number, runs share the GPUs."""
@@ -73,12 +82,18 @@ class Compare:
     dry_run: bool = False
     """Only build, check and list every configuration."""
     quick: bool = False
-    """The same as --suite quick."""
+    """The same as --suite quick; with FILE.py, on any suite: its first seed, and a quarter of each task's reward
+    queries."""
+    check: bool = True
+    """Check the algorithms of FILE.py with check_algorithm before they run, in seconds; whether they report all of
+    their forwards, for example."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names before anything is loaded."""
-        if self.quick and self.suite not in ("default", "quick"):
+        if self.quick and not self.files and self.suite not in ("default", "quick"):
             raise ValueError(f"--quick is --suite quick; leave out --quick or --suite {self.suite}.")
+        if not self.check and not self.files:
+            raise ValueError("--no-check leaves out the check of your own algorithms; name their file, too.")
         suite = SUITES[self.suite_name]
         check_names("task", self.tasks if self.tasks is not None else suite.comparisons, suite.comparisons)
         known = [*suite.variants, *suite.on_request]
@@ -99,21 +114,36 @@ class Compare:
     @property
     def suite_name(self) -> str:
         """The suite, also with --quick."""
-        return "quick" if self.quick else self.suite
+        return "quick" if self.quick and not self.files else self.suite
 
     def plan(self) -> dict[str, RunSpec]:
-        """Return TASK/VARIANT/seed-N -> run."""
+        """Return TASK/VARIANT/seed-N -> run; with files, those of their algorithms alone."""
         suite = SUITES[self.suite_name]
-        return suite.plan(
-            list(suite.comparisons) if self.tasks is None else self.tasks,
-            suite.variants if self.algorithms is None else self.algorithms,
-            self.seeds,
-            self.reward_queries,
-        )
+        tasks = list(suite.comparisons) if self.tasks is None else self.tasks
+        if self.files:
+            from benchmarks.suite.own import own_plan
+
+            return own_plan(suite, self.own_names(), tasks, self.seeds, self.reward_queries, self.quick)
+        variants = suite.variants if self.algorithms is None else self.algorithms
+        return suite.plan(tasks, variants, self.seeds, self.reward_queries)
+
+    def own_names(self) -> list[str]:
+        """Return the names of the files' algorithms, which are registered now."""
+        from algorithms.own import load_algorithms
+
+        for path in self.files:
+            if not path.is_file() and (str(path) in SUITES or str(path) in ALGORITHMS):
+                option = "--suite" if str(path) in SUITES else "--algorithms"
+                raise ValueError(f"{str(path)!r} is not a Python file; did you mean {option} {path}?")
+        return [name for path in self.files for name in load_algorithms(path).names]
 
 
 def compare(options: Compare) -> int:
     """Run what is missing, then print the tables and write the report; returns the exit status."""
+    if options.files:
+        from benchmarks.commands.own import compare_own
+
+        return compare_own(options)
     from benchmarks.runs.ownership import claimed
     from benchmarks.sweeps.dry_run import dry_run
     from benchmarks.sweeps.merged_results import holds_results
@@ -131,25 +161,11 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
     from algorithms.checkpoints.published import check_replaceable, published
     from benchmarks.report.page import PAGE, write_report
     from benchmarks.report.source import Source
-    from benchmarks.runs.resuming import check_same
     from benchmarks.sweeps.merged_results import Ledger
-    from benchmarks.sweeps.sweep import run_all
 
-    # Now, rather than as many failures at the end.
-    check_replaceable(folder, (PAGE, _TABLE))
-    for name, spec in plan.items():
-        spec.check()
-        check_same(spec, folder / name)
-    sweep = Ledger(plan, folder, options.results[:1], options.results[1:])
-    pool, where = _pool(options, sweep.own, folder)
-    print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
-    if sweep.taken_over:
-        print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
+    check_replaceable(folder, (PAGE, _TABLE))  # now, rather than a failure at the end
     started = time.perf_counter()
-    failures = run_all(sweep.own, folder, pool, lambda name: sweep.write())
-    for name, error in failures.items():
-        print(f"\nrun {name} failed:\n{error}")
-    results = sweep.write(failures)
+    results = run_missing(options, plan, folder, Ledger(plan, folder, options.results[:1], options.results[1:]))
     if not results.runs:
         return 1
     report = write_report(Source(folder, results))
@@ -158,7 +174,25 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
         (fresh / _TABLE).write_text(text, encoding="utf-8")
     print(f"\n{text}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} minutes; report: {report}")
-    return 1 if failures else 0
+    return 1 if results.failures else 0
+
+
+def run_missing(options: Compare, plan: Mapping[str, RunSpec], folder: Path, sweep: Ledger) -> Results:
+    """Run what is not complete; print what is run and what fails, and return all results."""
+    from benchmarks.runs.resuming import check_same
+    from benchmarks.sweeps.sweep import run_all
+
+    for name, spec in plan.items():  # now, rather than as many failures at the end
+        spec.check()
+        check_same(spec, folder / name)
+    pool, where = _pool(options, sweep.own, folder)
+    print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
+    if sweep.taken_over:
+        print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
+    failures = run_all(sweep.own, folder, pool, lambda name: sweep.write())
+    for name, error in failures.items():
+        print(f"\nrun {name} failed:\n{error}")
+    return sweep.write(failures)
 
 
 def summary_text(results: Results) -> str:

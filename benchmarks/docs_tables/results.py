@@ -79,3 +79,11 @@ class Committed:
         missing = {"efficiency", "profile"} if self.aggregate is None else set()
         pairs = set() if improvements(self.curves) else {"improvement"}
         return [name for name in names if name not in missing | pairs]
+
+
+def committed_results(suite: str) -> list[Path]:
+    """Return the files in which a clone of the repository keeps a suite's runs; an installed package has none."""
+    folders = (folder for folder, command in COMMANDS.items() if f"compare --suite {suite} " in f"{command} ")
+    name, results = next(folders, suite), Path(__file__).parents[2] / "docs" / "results"
+    files = [results / folder / "results.json" for folder in (name, *_BESIDE.get(name, ()))]
+    return [file for file in files if file.is_file()]

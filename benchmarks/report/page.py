@@ -11,6 +11,7 @@ import jinja2
 from algorithms.checkpoints.published import published
 from benchmarks.analysis.aggregate import aggregate, improvements
 from benchmarks.analysis.curves import Curves, curves
+from benchmarks.analysis.leaderboard import Leaderboard, board_table, notes, overall_table
 from benchmarks.analysis.notes import interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.tables import (
     held_out_table,
@@ -41,8 +42,10 @@ PAGE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(source: Source) -> Path:
+def write_report(source: Source, leaders: Leaderboard | None = None) -> Path:
     """Render the page and the figures' files into the source's folder; returns the page's path.
+
+    ``leaders``: a leaderboard of the source's runs, to stand first.
 
     Raises:
         ValueError: there is nothing to show, runs cannot be put together, or files of the user's are in the way.
@@ -53,7 +56,7 @@ def write_report(source: Source) -> Path:
     summary = curves(runs)
     variants = list(dict.fromkeys(run.variant for run in runs))
     charts = _charts(summary) + log_charts(variants[0], source.log)
-    page = _page(source, summary, charts, styles(variants))
+    page = _page(source, summary, charts, styles(variants), leaders)
     with published(source.folder) as fresh:
         write_figures(summary, fresh)
         write_pictures(source.results, source.folder, fresh)
@@ -67,7 +70,13 @@ def _charts(summary: Curves) -> list[Shown]:
     return [*evaluation_charts(summary), *frontier_charts(summary), *overall]
 
 
-def _page(source: Source, summary: Curves, charts: Sequence[Shown], chosen: Mapping[str, Style]) -> str:
+def _page(
+    source: Source,
+    summary: Curves,
+    charts: Sequence[Shown],
+    chosen: Mapping[str, Style],
+    leaders: Leaderboard | None,
+) -> str:
     runs, pictures = source.results.runs, galleries(source.results, source.folder)
     drawn = [_drawn(shown, chosen) for shown in charts]
     data = {
@@ -79,6 +88,7 @@ def _page(source: Source, summary: Curves, charts: Sequence[Shown], chosen: Mapp
     }
     return _environment().get_template("page.html").render(
         **_tables(summary),
+        **_leaderboard(leaders),
         title=title(runs),
         tasks=list(dict.fromkeys(run.task for run in runs)),
         metrics={name: label_of(name) for name in metric_names(summary)},
@@ -125,6 +135,14 @@ def _tables(summary: Curves) -> dict[str, Any]:
         "score_note": score_note(together) if together else None,
         "shared_note": shared_note(summary),
     }
+
+
+def _leaderboard(leaders: Leaderboard | None) -> dict[str, Any]:
+    """Return the leaderboard's tables and their note."""
+    if leaders is None:
+        return {}
+    overall = overall_table(leaders) if len(leaders.boards) > 1 and leaders.overall else None
+    return {"overall": overall, "board": board_table(leaders), "board_note": notes(leaders)}
 
 
 def _environment() -> jinja2.Environment:

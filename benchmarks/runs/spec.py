@@ -180,7 +180,10 @@ class RunSpec:
         """Return the specification that ``to_json`` wrote; raise KeyError, TypeError or ValueError if it is damaged."""
         name = data["algorithm"]
         if name not in ALGORITHMS:
-            raise ValueError(f"unknown algorithm {name!r}; expected one of {sorted(ALGORITHMS)}.")
+            raise ValueError(
+                f"unknown algorithm {name!r}; expected one of {sorted(ALGORITHMS)}. If it is in a file of yours, start "
+                "that file in place of diffusion-gym: python FILE.py ... (docs/your-own-algorithm.md)."
+            )
         return cls(
             name,
             from_dict(type(ALGORITHMS[name].config), data["config"]),

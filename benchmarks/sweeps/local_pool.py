@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from algorithms.own import load_algorithms, loaded_files
 from benchmarks.machine import available_cores, available_gpus, available_memory
 from benchmarks.runs.recorder import Progress
 from benchmarks.runs.run import run
@@ -109,7 +110,8 @@ class _Worker:
         self.gpu = gpu
         context = multiprocessing.get_context("spawn")
         self.queue, self.stop = context.Queue(), context.Event()
-        self.executor = ProcessPoolExecutor(1, context, _start_worker, (self.queue, self.stop))
+        started_with = (self.queue, self.stop, loaded_files())
+        self.executor = ProcessPoolExecutor(1, context, _start_worker, started_with)
         with self._starting:
             before = os.environ.get(_GPUS)
             if gpu is not None:
@@ -139,7 +141,8 @@ _stop: Any
 _running = threading.Lock()
 
 
-def _start_worker(messages: Any, stop: Any) -> None:
+def _start_worker(messages: Any, stop: Any, own: Sequence[Path]) -> None:
+    """Prepare this process; ``own``: files whose algorithms runs may have."""
     global _messages, _stop
     _messages, _stop = messages, stop
     messages.cancel_join_thread()  # unread progress keeps no process alive
@@ -147,6 +150,8 @@ def _start_worker(messages: Any, stop: Any) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    for file in own:
+        load_algorithms(file)
 
 
 def _end_with_parent() -> None:

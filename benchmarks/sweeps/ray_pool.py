@@ -3,11 +3,12 @@
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
+from algorithms.own import load_algorithms, loaded_files
 from benchmarks.runs.folder import holds_run
 from benchmarks.runs.recorder import Progress
 from benchmarks.runs.run import run
@@ -74,7 +75,8 @@ class RayPool:
         asked = resources(spec, self._threads)
         task = self._ray.remote(num_cpus=asked["CPU"], num_gpus=asked["GPU"], max_retries=0)(_work)
         # The specification is sent as JSON, so that a worker reads it with its own version of the package.
-        reference = task.remote(name, spec.to_json(), str(folder.resolve()), self._threads, self._channel)
+        own = [str(file) for file in loaded_files()]
+        reference = task.remote(name, spec.to_json(), str(folder.resolve()), self._threads, self._channel, own)
         self._futures[name] = _checked(reference.future(), folder)
         return self._futures[name]
 
@@ -148,8 +150,11 @@ def _checked(future: "Future[None]", folder: Path) -> "Future[None]":
     return checked
 
 
-def _work(name: str, spec: dict[str, Any], folder: str, threads: int, channel: Any) -> None:
-    """Run in a Ray worker; report progress, and ask whether to stop, at most every two seconds."""
+def _work(name: str, spec: dict[str, Any], folder: str, threads: int, channel: Any, own: Sequence[str]) -> None:
+    """Run in a Ray worker; report progress, and ask whether to stop, at most every two seconds.
+
+    ``own``: files whose algorithms the run may have, on a file system that all nodes share.
+    """
     import ray
     import torch
 
@@ -169,4 +174,6 @@ def _work(name: str, spec: dict[str, Any], folder: str, threads: int, channel: A
     hear(channel.begin.remote(name))
     if not is_to_stop:
         torch.set_num_threads(threads)
+        for file in own:
+            load_algorithms(Path(file))
         run(RunSpec.from_json(spec), Path(folder), on_progress=report, should_stop=lambda: is_to_stop)

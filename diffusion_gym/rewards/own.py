@@ -37,7 +37,7 @@ def load_function(path: Path, function: str) -> RewardFunction:
         sys.path.append(str(file.parent))
     try:
         with settings_kept(f"the reward file {str(path)!r}"):
-            module = _run(file)
+            module = run_file(file)
     except Exception as error:
         raise ValueError(f"the reward file {str(path)!r} does not run: {error!r}{_line(error, path)}.") from error
     function = unicodedata.normalize("NFKC", function)  # as Python spells its names
@@ -51,7 +51,7 @@ def load_function(path: Path, function: str) -> RewardFunction:
         raise ValueError(f"'{path}:{function}': {error}") from error
 
 
-def _run(file: Path) -> ModuleType:
+def run_file(file: Path) -> ModuleType:
     """Run a file as a registered module, which dataclasses and pickle in it need, and return it.
 
     Its name is the one by which other processes can import it too, if that is free, or else a private one.
@@ -87,7 +87,7 @@ def _import_of(file: Path) -> Callable[..., Any]:
         neighbour = None if level or top in sys.stdlib_module_names else _neighbour(file, top)
         if neighbour is not None and not _is_found(top, neighbour):
             private = _private_name(neighbour)
-            name = (private if private in sys.modules else _run(neighbour).__name__) + dot + rest
+            name = (private if private in sys.modules else run_file(neighbour).__name__) + dot + rest
         return builtins.__import__(name, globals, locals, fromlist, level)
 
     return import_
