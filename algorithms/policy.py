@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from algorithms.config.base import AlgorithmConfig, override
 from algorithms.config.base import PolicyConfig as PolicyConfig
 from algorithms.parallel.sharding import is_sharded, whole
 from algorithms.sb3.observations import observation_tensors
+from algorithms.sb3.vec_env import find_mdp
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
@@ -81,6 +83,22 @@ class DenoisingPolicy(nn.Module):
         self.to(model.device).eval()
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.denoiser)
+
+    @classmethod
+    def from_env(cls, env: Any, **settings: Any) -> "DenoisingPolicy":
+        """Return the pretrained model of an environment as a policy that samples as the model recommends.
+
+        Args:
+            env: a DiffusionDenoise environment, single or vectorised, or its id.
+            settings: fields of :class:`PolicyConfig` that differ, or of its ``lora`` (``guidance_scale=5.0``).
+
+        Raises:
+            TypeError: an environment of another kind, or an unknown field.
+            ValueError: a value that is refused, or that does not fit the model or its number of steps.
+        """
+        mdp = find_mdp(env, stepped=True)  # the environment itself is stepped, so its wrappers have their effect
+        config = override(AlgorithmConfig.for_model(mdp.model).policy, **settings)
+        return cls(mdp.model, mdp.num_inference_steps, config)
 
     def set_noise_levels(self, eta: float | Sequence[float]) -> None:
         """Sample with other noise from now on: one eta for all steps, or one for each, the noisiest step first.
