@@ -431,7 +431,7 @@ def test_the_reasons_of_the_readme_say_what_its_results_say() -> None:
     readme = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
     followed = Block.parse("follow/followed").render(Committed(DOCS, "follow")).splitlines()[2].split(" | ")[-1]
     before, after = (f"{100 * float(share):.0f} %" for share in re.findall(r"\d\.\d\d", followed)[:2])
-    assert f"{after} of the pictures are right instead of {before} (above)" in readme
+    assert f"{after} of the pictures are right instead of {before}." in readme
     large = curves(read_results(DOCS / "results" / "compare" / "results.json").runs)["incompressibility"]["ddpo-is"]
     gain = large.reward[-1].estimate / large.reward[0].estimate - 1
     seen = [f"{100 * value.estimate:.0f} %" for value in large.metrics["recognised"]]
