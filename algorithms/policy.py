@@ -78,7 +78,7 @@ class DenoisingPolicy(nn.Module):
         self._schedule = model.schedule(num_inference_steps)
         self.set_noise_levels(config.eta)
         self._uncond = self._unconditional() if self.guided else None
-        #: Rows a forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
+        #: Rows per forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
         if config.gradient_checkpointing:
@@ -135,7 +135,7 @@ class DenoisingPolicy(nn.Module):
         trained = self.trainable_parameters()
         if not any(map(is_sharded, trained.values())):
             return self.denoiser
-        with torch.random.fork_rng(), torch.no_grad():  # peft draws adapters, for nothing
+        with torch.random.fork_rng(), torch.no_grad():  # peft draws adapters, which are overwritten
             denoiser = self._build_denoiser().to(self.model.device).eval()
             for name, value in denoiser.named_parameters():
                 if name in trained:

@@ -79,8 +79,8 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
 def write_checkpoint(path: Path | BinaryIO, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint atomically: at every moment the file is the old one or the whole new one.
 
-    To a file that is open already it is written where that stands. Tensors go to the file one by one, and are held in
-    memory no second time.
+    To a file that is open already it is written at its present position. Tensors go to the file one by one, so they are
+    not held in memory a second time.
 
     Raises:
         ValueError: the file there is no checkpoint, and would be lost.

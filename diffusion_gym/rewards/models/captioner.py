@@ -31,7 +31,7 @@ def to_pillow(images: Tensor) -> list[Image.Image]:
 def load_captioner(
     model: str, device: str | None, dtype: ModelDtype, chunk_size: int, max_new_tokens: int
 ) -> "Captioner":
-    """Return the captioner, loaded once a process; arguments as :class:`Captioner`'s."""
+    """Return the captioner, loaded once per process; arguments as :class:`Captioner`'s."""
     return Captioner(model, device, dtype, chunk_size, max_new_tokens)
 
 
