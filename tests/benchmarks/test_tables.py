@@ -435,8 +435,8 @@ def test_the_reasons_of_the_readme_say_what_its_results_say() -> None:
     large = curves(read_results(DOCS / "results" / "compare" / "results.json").runs)["incompressibility"]["ddpo-is"]
     gain = large.reward[-1].estimate / large.reward[0].estimate - 1
     seen = [f"{100 * value.estimate:.0f} %" for value in large.metrics["recognised"]]
-    assert f"they grow by {100 * gain:.0f} %" in readme
-    assert f"recognised in {seen[-1]} of the pictures, before in {seen[0]} (" in readme
+    assert f"files grow by {100 * gain:.0f} %" in readme
+    assert f"recognised in {seen[-1]} of the pictures instead of {seen[0]} (" in readme
     measured = json.loads((DOCS / "results" / "throughput" / "emoji-animals.json").read_text(encoding="utf-8"))
     assert f"takes {100 * measured['training']['above_floor']:.1f} % longer" in readme
 
