@@ -60,13 +60,13 @@ class DenoisingPolicy(nn.Module):
         self.config, self.model = config, model
         if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
             warnings.warn(
-                f"guidance_scale {config.guidance_scale:g} is no guidance, as any scale up to 1 (diffusers has it so); "
+                f"guidance_scale {config.guidance_scale:g} means no guidance, like all up to 1 (as in diffusers); "
                 "give 1, or more than 1 to strengthen the prompt.",
                 stacklevel=2,
             )
         #: The one module that forward passes go through; FSDP shards it in place.
         self.denoiser: nn.Module = self._build_denoiser()
-        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 is no guidance.
+        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
         self.guided = config.guidance_scale > 1.0 and not model.embeds_guidance
         self._embeds_guidance = model.embeds_guidance
         #: Denoiser forwards per row: 2 with guidance, else 1.

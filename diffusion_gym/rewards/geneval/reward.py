@@ -191,6 +191,6 @@ def _check_not_gold(folder: Path) -> None:
     same = shipped.is_file() and given.is_file() and filecmp.cmp(shipped, given, shallow=False)
     if beside or same:
         raise ValueError(
-            f"detector={folder} is the gold judge, which is never a reward, so that it can tell when a reward is "
+            f"detector={folder} is the gold judge, which is never a reward, so that it can show when a reward is "
             "hacked; give --metrics judge to watch it."
         )

@@ -140,7 +140,7 @@ class Captioner:
         )
         asked = inputs["input_ids"].shape[1]
         if not torch.equal(tokens[:, :asked], inputs["input_ids"]):
-            raise ValueError("it does not continue the question, but answers apart from it")
+            raise ValueError("its answer does not follow the question, but is generated separately")
         answers = tokens[:, asked:]
         return [text.strip() for text in self._processor.batch_decode(answers, skip_special_tokens=True)]
 
