@@ -1,4 +1,4 @@
-# The two commands of the README, and what developers run. Without make: the same commands stand in the README.
+# The two commands of the README, and what developers run. Without make: docs/install.md has the same commands.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

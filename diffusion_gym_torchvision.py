@@ -7,8 +7,8 @@ missing operators is enough for all four, because none calls a detection operato
 
 ``import torch`` calls this by itself, in every process of the environment that this package is installed in (entry
 point ``torch.backends`` of pyproject.toml), so that code which never imports this package runs there too: what is
-exported, timm, ``accelerate launch``. Hence a module of its own, which imports torch alone. This package calls it again
-before it needs torchvision, for a torch that does not: 2.4, or one that is told not to load extensions.
+exported, timm, ``accelerate launch``. Hence a module of its own, which imports only torch. This package calls it again
+before it needs torchvision, for a torch that does not: 2.4, or one that is set not to load extensions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def repair_torchvision() -> None:
 
 
 def repair_beside_cpu_torch() -> None:
-    """Do so for a torch without GPU support alone; for the others the index has the right torchvision."""
+    """Do so only for a torch without GPU support; for the others the index has the right torchvision."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:

@@ -94,7 +94,7 @@ def group_advantages(prompts: Sequence[str], rewards: Tensor, scale: str = "grou
 
 
 def share_without_spread(prompts: Sequence[str], rewards: Tensor) -> float:
-    """Return the share of prompts all of whose images in this iteration have one reward, so that nothing is learnt."""
+    """Return the share of prompts whose images in this iteration all have the same reward: nothing is learned."""
     found: dict[str, set[float]] = defaultdict(set)
     for prompt, value in zip(prompts, rewards.tolist(), strict=True):
         found[prompt].add(value)

@@ -224,7 +224,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         self.policy.distribution(rows).mean.sum().backward()
 
     def count_rows(self, trained: int, guided: bool = True, reference: int = 0) -> None:
-        """Add to the cost: rows trained, forward and backward, and rows of models that stand still, forward alone.
+        """Add to the cost: rows trained, forward and backward, and rows of models that are not trained, only forward.
 
         Args:
             trained: of all ranks.

@@ -60,7 +60,7 @@ def warn_of_equal_rewards(rollout: Rollout, reward: RewardFunction, warned: set[
         what = None if name in warned else _equal(scores.tolist(), rollout.keys)
         if what is not None:
             warned.add(name)
-            warnings.warn(f"the reward {name!r} gave {what}: there is nothing in it to learn from.", stacklevel=2)
+            warnings.warn(f"the reward {name!r} gave {what}: there is nothing to learn from it.", stacklevel=2)
 
 
 def _equal(scores: Sequence[float], prompts: Sequence[str]) -> str | None:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from algorithms.config.base import AlgorithmConfig, override
 from algorithms.config.base import PolicyConfig as PolicyConfig
 from algorithms.parallel.sharding import is_sharded, whole
 from algorithms.sb3.observations import observation_tensors
+from algorithms.sb3.vec_env import find_mdp
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
@@ -58,13 +60,13 @@ class DenoisingPolicy(nn.Module):
         self.config, self.model = config, model
         if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
             warnings.warn(
-                f"guidance_scale {config.guidance_scale:g} is no guidance, as any scale up to 1 (diffusers has it so); "
+                f"guidance_scale {config.guidance_scale:g} means no guidance, like all up to 1 (as in diffusers); "
                 "give 1, or more than 1 to strengthen the prompt.",
                 stacklevel=2,
             )
         #: The one module that forward passes go through; FSDP shards it in place.
         self.denoiser: nn.Module = self._build_denoiser()
-        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 is no guidance.
+        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
         self.guided = config.guidance_scale > 1.0 and not model.embeds_guidance
         self._embeds_guidance = model.embeds_guidance
         #: Denoiser forwards per row: 2 with guidance, else 1.
@@ -76,11 +78,27 @@ class DenoisingPolicy(nn.Module):
         self._schedule = model.schedule(num_inference_steps)
         self.set_noise_levels(config.eta)
         self._uncond = self._unconditional() if self.guided else None
-        #: Rows a forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
+        #: Rows per forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.denoiser)
+
+    @classmethod
+    def from_env(cls, env: Any, **settings: Any) -> "DenoisingPolicy":
+        """Return the pretrained model of an environment as a policy that samples as the model recommends.
+
+        Args:
+            env: a DiffusionDenoise environment, single or vectorised, or its id.
+            settings: fields of :class:`PolicyConfig` that differ, or of its ``lora`` (``guidance_scale=5.0``).
+
+        Raises:
+            TypeError: an environment of another kind, or an unknown field.
+            ValueError: a value that is refused, or that does not fit the model or its number of steps.
+        """
+        mdp = find_mdp(env, stepped=True)  # the environment itself is stepped, so its wrappers have their effect
+        config = override(AlgorithmConfig.for_model(mdp.model).policy, **settings)
+        return cls(mdp.model, mdp.num_inference_steps, config)
 
     def set_noise_levels(self, eta: float | Sequence[float]) -> None:
         """Sample with other noise from now on: one eta for all steps, or one for each, the noisiest step first.
@@ -117,7 +135,7 @@ class DenoisingPolicy(nn.Module):
         trained = self.trainable_parameters()
         if not any(map(is_sharded, trained.values())):
             return self.denoiser
-        with torch.random.fork_rng(), torch.no_grad():  # peft draws adapters, for nothing
+        with torch.random.fork_rng(), torch.no_grad():  # peft draws adapters, which are overwritten
             denoiser = self._build_denoiser().to(self.model.device).eval()
             for name, value in denoiser.named_parameters():
                 if name in trained:

@@ -66,7 +66,7 @@ def check_ranks(name: str, needs: Requirements, config: AlgorithmConfig, ranks: 
         )
     if ranks.sharded and config.optimizer == "adamw8bit":
         raise ValueError(
-            "optimizer 'adamw8bit' does not know sharded weights (FSDP); take 'adamw', or launch with --multi_gpu."
+            "optimizer 'adamw8bit' does not support sharded weights (FSDP); take 'adamw', or launch with --multi_gpu."
         )
     each = config.images_per_iteration // getattr(config, "updates_per_iteration", 1) if needs.trajectory else 0
     if ranks.sharded and each % ranks.size:

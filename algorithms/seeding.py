@@ -114,7 +114,7 @@ def prompt_order(
     """Return the prompt index of the images ``first`` to ``first + count - 1`` of a run.
 
     Images come in groups of ``images_per_prompt`` of one prompt; groups go through all prompts in an order that is
-    shuffled anew each round, so that after each round every prompt was used equally often. With weights, a round of
+    shuffled again for each round, so that after a round every prompt was used equally often. With weights, a round of
     N groups draws prompts by systematic sampling (equally spaced points on the weights' cumulative sum, from a random
     offset): each is used N times its share of the weights, rounded up or down so that it is right on average.
     """

@@ -45,7 +45,7 @@ class Windows:
         """Yield the forward passes of one step for neighbouring images: of those in their window, or of the others.
 
         Args:
-            region: whole groups, for otherwise each part of one is denoised apart.
+            region: whole groups; otherwise each part of one is denoised separately.
             step: from 0, the noisiest.
             size: rows per pass.
             inside: which images.

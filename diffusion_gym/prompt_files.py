@@ -56,11 +56,11 @@ def _lines(text: str, folder: Path) -> list[Prompt]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if _is_visible(line)]
     if lines and re.fullmatch(r'"?prompt"?\s*[,;\t]\s*"?weight"?', lines[0][1], re.IGNORECASE):
         raise ValueError(
-            f"line {lines[0][0]}: this is a table's head, which belongs into a file that ends in .csv or .tsv"
+            f"line {lines[0][0]}: this is a table's header, which belongs in a file that ends in .csv or .tsv"
         )
     for number, line in [(1, text.strip()), *lines]:
         if line.startswith(("{", "[")) and _is_json(line):
-            raise ValueError(f"line {number}: this is JSON, which belongs into a file that ends in .jsonl or .json")
+            raise ValueError(f"line {number}: this is JSON, which belongs in a file that ends in .jsonl or .json")
     return [Prompt(line) for _, line in lines]
 
 

@@ -46,7 +46,7 @@ class Prompt:
             raise TypeError(f"a prompt's text must be text, got {type(self.text).__name__}: {self.text!r}.")
         if "\0" in _encodable(self.text):
             raise ValueError(
-                f"the prompt {self.text!r} holds a zero byte, which is no character of a text; leave it out."
+                f"the prompt {self.text!r} holds a zero byte, which is not a character of text; leave it out."
             )
         weight = self.weight
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
@@ -305,5 +305,5 @@ def _encodable(text: str, what: str = "the prompt") -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} holds half of a surrogate pair, which is no character, in {text!r}.") from error
+        raise ValueError(f"{what} holds half of a surrogate pair, which is not a character, in {text!r}.") from error
     return text

@@ -79,11 +79,11 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
 def write_checkpoint(path: Path | BinaryIO, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint atomically: at every moment the file is the old one or the whole new one.
 
-    To a file that is open already it is written where that stands. Tensors go to the file one by one, and are held in
-    memory no second time.
+    To a file that is open already it is written at its present position. Tensors go to the file one by one, so they are
+    not held in memory a second time.
 
     Raises:
-        ValueError: the file there is no checkpoint, and would be lost.
+        ValueError: the file there is not a checkpoint, and would be lost.
         OSError: the disk is full or not writable; what was there before is untouched.
     """
 
@@ -98,7 +98,7 @@ def write_checkpoint(path: Path | BinaryIO, state: Mapping[str, Any], tensors: M
         return
     if path.is_dir() or (path.exists() and path.stat().st_size and not _is_checkpoint(path)):
         raise ValueError(
-            f"{str(path)!r} is no checkpoint of Diffusion Gym, and is not replaced by one. Move it away, or choose "
+            f"{str(path)!r} is not a checkpoint of Diffusion Gym, and is not replaced by one. Move it away, or choose "
             "another name."
         )
     write_atomically(path, write)
@@ -164,7 +164,7 @@ def _everything(file: BinaryIO) -> BinaryIO:
 
 
 class _ForeignError(Exception):
-    """Return whether a file is a sound zip file that is no checkpoint."""
+    """Return whether a file is a sound zip file that is not a checkpoint."""
 
 
 def _parse(file: Path | BinaryIO) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -197,4 +197,4 @@ def read_iteration(file: Path) -> int:
         with zipfile.ZipFile(file) as archive:
             return int(json.loads(archive.read(_STATE))["iteration"])
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} is no checkpoint of a run, or a damaged one: {error!r}.") from error
+        raise ValueError(f"{str(file)!r} is not a checkpoint of a run, or is damaged: {error!r}.") from error

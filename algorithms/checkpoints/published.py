@@ -40,7 +40,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{path.name[:50]}-{secrets.token_hex(4)}")
-    # Not tempfile's, which nobody else may read: like this the file has the permissions that any other has.
+    # Not tempfile's, which only the owner may read: like this the file has the permissions that any other has.
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -199,6 +199,6 @@ def _tolerate(error: OSError) -> None:
     if error.errno in _LOST:
         raise error
     warn_once(
-        f"this file system refuses fsync ({error.strerror}); files are written whole all the same, but what was "
+        f"this file system refuses fsync ({error.strerror}); files are still written whole, but what was "
         "written last may be missing after a power cut."
     )

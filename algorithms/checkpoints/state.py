@@ -175,7 +175,7 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
 
         Collective: call on every rank; the first writes, and the others wait until it has.
 
-        A file there that is no checkpoint is not replaced. ``exclude`` and ``include`` are Stable-Baselines3's; a
+        A file there that is not a checkpoint is not replaced. ``exclude`` and ``include`` are Stable-Baselines3's; a
         checkpoint has fixed content, so they are refused.
         """
         if exclude or include:
@@ -245,7 +245,7 @@ class SavedAlgorithm(StableBaselinesAlgorithm[Config]):
         state = checkpoint.state
         lacking = sorted(_STATE - set(state))
         if lacking:
-            raise ValueError(f"{name_of(path)} is no checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
+            raise ValueError(f"{name_of(path)} is not a checkpoint of an algorithm: its state lacks {lacking[0]!r}.")
         if state["algorithm"] != cls.__name__:
             raise ValueError(f"{name_of(path)} is a checkpoint of {state['algorithm']}, not of {cls.__name__}.")
         if state.get("schedule") and "learning_rate" not in kwargs:

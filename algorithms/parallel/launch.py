@@ -32,7 +32,7 @@ _LAUNCH_OPTIONS = {
     ),
 }
 _FOLLOWED = (
-    "leave it out: here FSDP shards weights, gradients and moments by the networks' own blocks, gathers weights anew "
+    "leave it out: here FSDP shards weights, gradients and moments by the networks' own blocks, gathers weights again "
     "for the backward pass, and offloads nothing; activations are computed again with --policy.gradient-checkpointing"
 )
 #: The same of what follows ``--use_fsdp``.

@@ -57,7 +57,7 @@ class Ranks:
         self.rank = 0 if state is None else state.process_index
         self.size = 1 if state is None else state.num_processes
         if self.size > 1:
-            # A group of its own, so that what is exchanged here never meets a gradient; gloo, for it is all on the CPU.
+            # A group of its own, so that this never mixes with gradients; gloo, because it is on the CPU.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     @property

@@ -141,8 +141,8 @@ class StableBaselinesAlgorithm(BaseAlgorithm, Generic[Config]):
         for found, left in zip(_rates(optimizer), self._group_rates, strict=False):
             if found not in (left, rate):
                 raise ValueError(
-                    f"the optimizer's learning rate was changed to {found!r} in its param_groups, where neither the "
-                    f"log nor a checkpoint sees it; set the algorithm's instead: model.learning_rate = {found!r}."
+                    f"the optimizer's learning rate was changed to {found!r} in its param_groups, which neither the "
+                    f"log nor a checkpoint would hold; set the algorithm's instead: model.learning_rate = {found!r}."
                 )
         for group in optimizer.param_groups:
             if group["lr"] == self._current_rate:  # a group with a rate of its own keeps it

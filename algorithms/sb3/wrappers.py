@@ -66,7 +66,7 @@ def check_wrappers(around: Sequence[Any], num_inference_steps: int) -> None:
             check_methods(wrapper, kind)
             if kind in _WATCHING or vars(wrapper).get("results_writer") is not None:
                 warnings.warn(
-                    f"{kind.__name__} sees nothing of training, which does not step this environment; put it around "
+                    f"{kind.__name__} records nothing of training, which does not step this environment; put it around "
                     "the environment of an evaluation (EvalCallback), or around the algorithm's get_env().",
                     stacklevel=2,
                 )

@@ -89,7 +89,7 @@ def from_to(interval: Interval, digits: int) -> str:
 
 
 def bracketed(interval: Interval, digits: int = 2) -> str:
-    """Return an interval in brackets, to stand behind its number; nothing if there is none."""
+    """Return an interval in brackets, to be put after its number; nothing if there is none."""
     return f" ({from_to(interval, digits)})" if interval.known else ""
 
 

@@ -121,7 +121,7 @@ def score_autoencoder(pipe: StableDiffusionPipeline, judge: Judge, held_out: Pic
 
 
 def time_parts(pipe: StableDiffusionPipeline, rows: int = 64) -> dict[str, Any]:
-    """Time the UNet and the decoder in float32 on one thread, in milliseconds a row, best of five."""
+    """Time the UNet and the decoder in float32 on one thread, in milliseconds per row, best of five."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     channels = pipe.unet.config.in_channels

@@ -19,7 +19,7 @@ image = pipe("a cat riding a bike", num_inference_steps=10, eta=1.0, guidance_sc
 ![45 animals, two pictures each, not picked](grid.png)
 
 The grid shows every animal twice at the default sampler (DDIM, 10 steps, eta 1, no guidance), in the order of
-`diffusion_gym.prompts.ANIMALS`, 15 a row, an animal's two pictures one above the other. Nothing was picked: the seeds
+`diffusion_gym.prompts.ANIMALS`, 15 per row, an animal's two pictures one above the other. Nothing was picked: the seeds
 are 0 to 44 and 45 to 89.
 
 ## How it was made
@@ -37,9 +37,9 @@ second glyph for "washing dishes", "riding a bike" or "playing chess"), captione
 
 | part | parameters | on one thread, float32 |
 |---|---|---|
-| UNet, 8 x 8 x 4 latents | {unet_parameters:,} | {forward} ms a row forward, {both} ms with backward |
+| UNet, 8 x 8 x 4 latents | {unet_parameters:,} | {forward} ms per row forward, {both} ms with backward |
 | text encoder, 16 tokens | {text_parameters:,} | |
-| autoencoder, f = 8 | {vae_parameters:,} | {decode} ms an image decoded |
+| autoencoder, f = 8 | {vae_parameters:,} | {decode} ms per image decoded |
 
 The folder weighs {megabytes} MB; the weights are stored in float16 and were measured after reloading in float32.{note}
 
@@ -50,7 +50,7 @@ names {judge_renders} of the animals and {judge_renders_activity} of the activit
 reconstructs held-out renders at {psnr} dB; in the reconstructions the judge still names {judge_copies} of the animals,
 which is the ceiling for everything below.
 
-Share of generated pictures in which the judge recognises the prompted animal; {images} pictures a row (45 bare prompts,
+Share of generated pictures in which the judge recognises the prompted animal, of {images} per row (45 bare prompts,
 seeds 0 to {last_seed}), and their JPEG sizes at quality 95:
 
 | steps | eta | guidance | animal recognised | kB, mean | std, images | std within a prompt | std between prompts |
@@ -71,7 +71,7 @@ All numbers with versions are in `card.json`.
 - Pictures are 64 x 64, soft in detail, and look like one family of emoji; small glyphs (bicycle, cutlery) are smeared,
   and their JPEG files are smaller and less spread than those of renders ({render_mean:.2f} kB, std {render_std:.2f}).
 - The judge names a smear by its colour and outline, where a person often would not. It also shares the training
-  world: a high share says that the classes are told apart, not that a person likes the pictures.
+  world: a high share says that the classes are distinguished, not that a person likes the pictures.
 - The noise schedule keeps a trace of signal at the last time, as Stable Diffusion's does, so that very dark and very
   light pictures are rarer than in the training set.
 

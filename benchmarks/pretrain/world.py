@@ -24,7 +24,7 @@ SIZE = 64
 FONT_SIZE = 109
 """The only size at which the font's bitmaps can be drawn."""
 
-#: One glyph an animal, in the order of ``ANIMALS``: faces where the font has one, for they stay legible at 64 x 64.
+#: One glyph per animal, in the order of ``ANIMALS``: faces where the font has one: they stay legible at 64 x 64.
 ANIMAL_GLYPHS = "🐱🐶🐴🐵🐰🦓🕷🐦🐑🦌🐮🐐🦁🐯🐻🦝🦊🐺🦎🪲🐜🦋🐟🦈🐳🐬🐿🐭🐀🐍🐢🐸🐔🦆🪿🐝🐷🦃🪰🦙🐪🦇🦍🦔🦘"
 
 #: One glyph an activity, in the order of ``ACTIVITIES``: plate with cutlery, bicycle, chess pawn.

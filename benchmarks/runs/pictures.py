@@ -27,7 +27,7 @@ def dispensable(what: str | Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         warnings.warn(
-            f"{str(what)!r} is left out, for it failed: {type(error).__name__}: {error}. Everything else is there.",
+            f"{str(what)!r} is left out, because it failed: {type(error).__name__}: {error}. Everything else is there.",
             stacklevel=3,
         )
 

@@ -173,7 +173,7 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
 
 
 def read_run(folder: Path, root: Path | None = None) -> Run:
-    """Read a run's folder, finished or not, also while the run goes on.
+    """Read a run's folder, finished or not, also while it is running.
 
     Args:
         folder: the run's.

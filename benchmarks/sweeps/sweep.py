@@ -1,4 +1,4 @@
-"""Many training runs as one job: complete ones are skipped, a failed one is tried once more, one progress bar.
+"""Many training runs as one job: complete ones are skipped, a failed one is retried once, one progress bar.
 
 A pool runs them: local processes (``local_pool``) or a Ray cluster (``ray_pool``).
 """
@@ -137,10 +137,10 @@ class _Sweep:
             self.finished += 1
             self.on_finished(name)
         elif self.attempts[name] < _ATTEMPTS:
-            bar.write(f"run {name} failed ({last_line(error)}); it is tried once more.")
+            bar.write(f"run {name} failed ({last_line(error)}); it is retried.")
             self._submit(name)
         else:
-            bar.write(f"run {name} failed again ({last_line(error)}); the others go on.")
+            bar.write(f"run {name} failed again ({last_line(error)}); the others continue.")
             self.failures[name] = "".join(traceback.format_exception(error)).strip()
 
     def _show(self, bar: ProgressBar) -> None:

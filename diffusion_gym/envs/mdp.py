@@ -277,7 +277,7 @@ class DenoisingMDP:
             raise TypeError(f"the action (next latent) must have dtype float32, got {actions.dtype}.")
         if actions.shape != self.latents.shape:
             raise ValueError(
-                f"the action (next latent) must have shape {tuple(self.latents.shape[1:])} an environment, together "
+                f"the action (next latent) must have shape {tuple(self.latents.shape[1:])} per environment, together "
                 f"{tuple(self.latents.shape)}; got {tuple(actions.shape)}."
             )
         actions = actions.detach().to(self.model.device)

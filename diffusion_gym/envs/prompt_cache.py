@@ -62,8 +62,8 @@ class PromptCache:
         if same:
             rest = f", and {len(same) - _NAMED} more pairs" if len(same) > _NAMED else ""
             warnings.warn(
-                f"these prompts are one prompt to {self.model.name!r}, which reads at most {self.model.longest_prompt} "
-                f"tokens, and of them the same: {'; '.join(same[:_NAMED])}{rest}. Shorten them, or leave one out.",
+                f"{self.model.name!r} cannot distinguish some prompts: it reads at most {self.model.longest_prompt} "
+                f"tokens, the same ones of {'; '.join(same[:_NAMED])}{rest}. Shorten them, or leave one out.",
                 stacklevel=2,
             )
 

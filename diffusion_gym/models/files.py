@@ -15,7 +15,7 @@ _LORA_FILES = ("pytorch_lora_weights.bin", "adapter_config.json")
 _INDEX = "model_index.json"
 
 #: Of each file: where it is, its bytes, and when it was last written and last changed, in ns: a program that copies may
-#: set the first time back, and nobody the second.
+#: set the first time back, but none can set the second.
 FilesState = tuple[tuple[str, int, int, int], ...]
 
 

@@ -41,7 +41,7 @@ class UnconditionalPixels(PipelineModel):
         if (config.in_channels, config.out_channels) != (3, 3):
             raise ValueError(
                 f"the UNet of {self.name!r} has {config.in_channels} input and {config.out_channels} output channels; "
-                "expected 3 and 3, for rewards score RGB images."
+                "expected 3 and 3, because rewards score RGB images."
             )
         if self.pipe.unet.class_embedding is not None:
             raise ValueError(

@@ -167,7 +167,7 @@ def _constructor_and_options(text: str) -> tuple[Callable[..., RewardFunction], 
 def _check_name(name: str) -> None:
     if name.partition("-")[0] == "judge":
         raise ValueError(
-            f"{name!r} is a metric and never a reward, so that it can tell when a reward is hacked; train on geneval "
+            f"{name!r} is a metric and never a reward, so that it can show when a reward is hacked; train on geneval "
             f"and watch --metrics {name}."
         )
     if name not in REWARDS:

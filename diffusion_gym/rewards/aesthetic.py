@@ -101,7 +101,9 @@ def _linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
     if not isinstance(tensors, Mapping) or set(tensors) != names:
         # A head with activations has the same kind of tensors at other positions; loading it here would be wrong.
         found = sorted(tensors) if isinstance(tensors, Mapping) else type(tensors).__name__
-        raise ValueError(f"head={head} is no LAION head without activations: expected {sorted(names)}, found {found}.")
+        raise ValueError(
+            f"head={head} is not a LAION head without activations: expected {sorted(names)}, found {found}."
+        )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in LAYERS:
         rows, columns = tensors[f"layers.{layer}.weight"].shape

@@ -129,7 +129,7 @@ def check_scores(name: str, scores: object, images: Tensor, prompts: Sequence[st
         scores = scores.tolist() if isinstance(scores, np.ndarray) else scores  # in any byte order and direction
         scores = torch.as_tensor(scores).detach().to_dense()
         shape = tuple(scores.shape)  # a nested tensor has none
-        # A copy, for a reward may return one tensor every time; float32 first, for MPS has no float64.
+        # A copy, because a reward may return one tensor every time; float32 first, because MPS has no float64.
         result = scores if scores.is_complex() else scores.to(torch.float32, copy=True).to(images.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(

@@ -20,9 +20,9 @@ def metadata_arguments(
     """Return the arguments behind images and prompts: a copy of the metadata, or none.
 
     A function takes metadata if it has a third positional parameter without a default, or a parameter ``metadata``; of
-    a ``torch.nn.Module`` its ``forward`` counts. A signature that leaves it open takes them too: ``*args``, unless a
-    third parameter stands before it, as the third positional argument, as in ddpo-pytorch and trl, or else ``**kwargs``
-    by the name ``metadata``. So a decorator without ``functools.wraps`` loses no metadata.
+    a ``torch.nn.Module`` the signature of ``forward`` is used. ``*args`` takes them too, unless a third parameter comes
+    before it, as the third positional argument, as in ddpo-pytorch and trl, or else ``**kwargs`` by the name
+    ``metadata``. So a decorator without ``functools.wraps`` loses no metadata.
 
     Args:
         function: a reward, its ``pixels``, or a metric.

@@ -57,7 +57,7 @@ def make_transition(schedule: Schedule, sampler: Sampler, eta: float | Sequence[
         schedule: the sampling grid of T steps.
         sampler: a name of ``schedule.samplers``; "auto" is the first of them.
         eta: the noise level, of all steps or of each of the T: a step of level 0 is deterministic and has no density.
-            DDPM ignores one number, for its noise is the schedule's, and takes a level in [0, 1] for each step.
+            DDPM ignores one number, because its noise is the schedule's, and takes a level in [0, 1] for each step.
 
     Raises:
         ValueError: a sampler that does not fit the schedule, or an eta that it refuses.

@@ -127,7 +127,7 @@ def noise_levels(eta: float | Sequence[float], steps: int, highest: float, meani
     if len(levels) != steps:
         raise ValueError(
             f"eta has {len(levels)} noise levels for {steps} denoising steps, got {eta}; give one number for all of "
-            f"them, or {steps}. A model may recommend levels that fit its own number of steps alone."
+            f"them, or {steps}. A model may recommend levels that fit only its own number of steps."
         )
     if not all(0.0 <= level <= highest and math.isfinite(level) for level in levels):
         bounds = f"lie in [0, {highest:g}]" if math.isfinite(highest) else "be finite and at least 0"

@@ -107,7 +107,7 @@ def _check_grid(scheduler: Any, limit: int, steps: int) -> None:
         )
     if config.prediction_type == "epsilon" and bool((a[times] == 0).any()):
         raise ValueError(
-            "epsilon prediction says nothing of x_0 at zero terminal SNR (rescale_betas_zero_snr); the model must "
+            "epsilon prediction says nothing about x_0 at zero terminal SNR (rescale_betas_zero_snr); the model must "
             "predict v, or the grid must leave out the last training time (timestep_spacing='leading')."
         )
 

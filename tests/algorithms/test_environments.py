@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 import diffusion_gym
-from algorithms import DDPO
+from algorithms import DDPO, DenoisingPolicy, PolicyConfig
 from algorithms.evaluation import evaluate
 from algorithms.sb3.vec_env import DenoiseVecEnv, find_mdp
 from diffusion_gym import rewards
@@ -178,3 +178,22 @@ def test_an_unknown_device_and_another_environment_by_id_are_refused() -> None:
         ddpo(diffusion_gym.ENV_ID, device="tpu")
     with pytest.raises(ValueError, match=r"its id, as 'DiffusionDenoise-v0', got 'CartPole-v1', of which .* 'device'"):
         ddpo("CartPole-v1", device="cpu")
+
+
+# -- a policy for stepping one ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [one, batched])
+def test_a_policy_from_an_environment(build: Callable) -> None:
+    """It has the environment's model and steps, what the model recommends, and the settings that are given."""
+    env = build()
+    policy = DenoisingPolicy.from_env(env, eta=0.0)
+    assert policy.config == PolicyConfig(trainable="full", chunk_size=64, eta=0.0)
+    observation, _ = env.reset(seed=0)
+    for _ in range(ARGUMENTS["num_inference_steps"]):
+        action, _ = policy.predict(observation)
+        observation, rewards, terminated, *_ = env.step(action)
+    assert np.all(terminated)
+    assert np.isfinite(rewards).all()
+    with pytest.raises(TypeError, match="reward belongs to the environment"):
+        DenoisingPolicy.from_env(env, reward=NEW)

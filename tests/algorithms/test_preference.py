@@ -71,7 +71,7 @@ def test_without_a_difference_nothing_is_learnt(make_env: Callable) -> None:
     env = make_env(reward=lambda images, prompts: torch.ones(len(images)))
     algorithm = OnlinePreference(env, **SMALL)
     before = algorithm.policy.denoiser.means.detach().clone()
-    with pytest.warns(UserWarning, match="there is nothing in it to learn from"):
+    with pytest.warns(UserWarning, match="there is nothing to learn from it"):
         algorithm.learn(8 * 5)
     assert torch.equal(algorithm.policy.denoiser.means.detach(), before)
     assert algorithm.costs["forward_equivalents"] == 8 * 5

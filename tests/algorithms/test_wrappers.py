@@ -190,11 +190,11 @@ def test_what_would_record_nothing_is_said(tmp_path: Path) -> None:
     """A video, or a Monitor's file."""
     recorder = vec_env.VecVideoRecorder.__new__(vec_env.VecVideoRecorder)  # which needs the package moviepy
     recorder.recorded_frames = []
-    with pytest.warns(UserWarning, match="VecVideoRecorder sees nothing of training"):
+    with pytest.warns(UserWarning, match="VecVideoRecorder records nothing of training"):
         check_wrappers([recorder], 3)
-    with pytest.warns(UserWarning, match=r"Monitor sees nothing of training.*get_env\(\)"):
+    with pytest.warns(UserWarning, match=r"Monitor records nothing of training.*get_env\(\)"):
         find_mdp(Monitor(one(), str(tmp_path / "log")))
-    with pytest.warns(UserWarning, match="VecMonitor sees nothing of training"):
+    with pytest.warns(UserWarning, match="VecMonitor records nothing of training"):
         find_mdp(VecMonitor(DummyVecEnv([one]), str(tmp_path / "log")))
 
 

@@ -1,4 +1,4 @@
-"""Many runs as one job: failures are tried once more and sink nothing else, and results are kept run by run."""
+"""Many runs as one job: failures are retried once and stop nothing else, and results are kept run by run."""
 
 import dataclasses
 import json
@@ -86,7 +86,7 @@ def test_a_failed_run_is_tried_once_more_and_sinks_nothing(tmp_path: Path, capsy
     assert sorted(pool.begun) == [f"line/ddpo-is/seed-{seed}" for seed in (0, 0, 1, 1, 2)]
     assert sorted(finished) == ["line/ddpo-is/seed-0", "line/ddpo-is/seed-2"]
     printed = "".join(capsys.readouterr())
-    assert "run line/ddpo-is/seed-0 failed (RuntimeError: the disk is on fire); it is tried once more." in printed
+    assert "run line/ddpo-is/seed-0 failed (RuntimeError: the disk is on fire); it is retried." in printed
     assert "run line/ddpo-is/seed-1 failed again" in printed
 
 

@@ -161,7 +161,7 @@ def test_a_picture_that_cannot_be_written_costs_neither_run_nor_page(
 
     monkeypatch.setattr(vl_convert, "vegalite_to_svg", failing)
     folder = tmp_path / "run"
-    with pytest.warns(UserWarning, match=r"curve.png' is left out, for it failed: RuntimeError: no such font"):
+    with pytest.warns(UserWarning, match=r"curve.png' is left out, because it failed: RuntimeError: no such font"):
         assert main(["train", "ddpo-is", "--model", tiny_sd, *SMALL, "--folder", str(folder)]) == 0
     assert read_json(folder / "run.json")["complete"]
     assert "curve.png" not in (folder / "README.md").read_text(encoding="utf-8")

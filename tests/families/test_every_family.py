@@ -146,7 +146,7 @@ def test_guidance_of_at_most_1_is_none_as_in_diffusers(build: Callable) -> None:
     for name in ("sd", "sd3"):
         built = build(name)
         policies = [DenoisingPolicy(built.model, STEPS, PolicyConfig(guidance_scale=g, eta=0.0)) for g in (0.0, 1.0)]
-        with pytest.warns(UserWarning, match=r"guidance_scale 0\.5 is no guidance"):
+        with pytest.warns(UserWarning, match=r"guidance_scale 0\.5 means no guidance"):
             policies.append(DenoisingPolicy(built.model, STEPS, PolicyConfig(guidance_scale=0.5, eta=0.0)))
         assert {policy.forwards_per_row for policy in policies} == {1}
         latents = [denoise(built, policy)[0] for policy in policies]

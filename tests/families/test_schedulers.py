@@ -89,7 +89,7 @@ def test_solvers_give_their_noise_schedule(with_scheduler: Callable, name: str) 
 
 def test_zero_terminal_snr_with_epsilon_is_refused(with_scheduler: Callable) -> None:
     folder = with_scheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    with pytest.raises(ValueError, match=r"epsilon prediction says nothing of x_0 at zero terminal SNR .*predict v"):
+    with pytest.raises(ValueError, match=r"epsilon prediction says nothing about x_0 at zero terminal SNR .*predict v"):
         load_model(folder).schedule(STEPS)
 
 

@@ -107,9 +107,9 @@ def test_laions_published_names_and_shapes_load(tmp_path: Path, form: str) -> No
     [
         (
             lambda head: {name.replace("layers.2.", "layers.3."): tensor for name, tensor in head.items()},
-            r"no LAION head without activations.*'layers\.3\.bias'",
+            r"not a LAION head without activations.*'layers\.3\.bias'",
         ),
-        (lambda head: {**head, "extra": torch.zeros(1)}, "no LAION head"),
+        (lambda head: {**head, "extra": torch.zeros(1)}, "not a LAION head"),
         (
             lambda head: {**head, "layers.7.weight": torch.zeros(2, 4), "layers.7.bias": torch.zeros(2)},
             "do not follow each other to one score",

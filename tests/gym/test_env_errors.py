@@ -51,7 +51,7 @@ def test_single_action_of_a_wrong_shape(single: gymnasium.Env, shape: tuple[int,
 @pytest.mark.parametrize("shape", [(2, 2, 1, 1), (3, 2, 1), (2, 1, 1), (4, 2, 1, 1)])
 def test_vector_actions_of_a_wrong_shape(vector: VectorEnv, shape: tuple[int, ...]) -> None:
     vector.reset(seed=0)
-    message = rf"must have shape \(2, 1, 1\) an environment, together \(3, 2, 1, 1\); got {re.escape(str(shape))}"
+    message = rf"must have shape \(2, 1, 1\) per environment, together \(3, 2, 1, 1\); got {re.escape(str(shape))}"
     with pytest.raises(ValueError, match=message):
         vector.step(np.zeros(shape, dtype=np.float32))
 

@@ -256,11 +256,11 @@ def test_files_of_other_programs(tmp_path: Path, name: str, content: str, expect
         ),
         ("unmarked.csv", "prompt".encode("utf-16-le"), r"zero bytes, as binary files and UTF-16 do; save it as UTF-8"),
         ("latin.txt", "ein Käfer".encode("latin-1"), r"can't decode byte 0xe4.*Expected UTF-8 text, one"),
-        ("lines.txt", b'"a"\n{"prompt": "b"}', r"line 2: this is JSON, which belongs into a file that ends in \.jsonl"),
+        ("lines.txt", b'"a"\n{"prompt": "b"}', r"line 2: this is JSON, which belongs in a file that ends in \.jsonl"),
         (
             "table.txt",
             b"Prompt, weight\na cat,1",
-            r"line 1: this is a table's head, which belongs into .*\.csv or \.tsv",
+            r"line 1: this is a table's header, which belongs in .*\.csv or \.tsv",
         ),
         ("half.jsonl", rb'"a \ud800 cat"', "half of a surrogate pair"),
         ("list.txt", b'[\n"a cat"\n]', "line 1: this is JSON"),

@@ -160,7 +160,7 @@ def test_a_torch_without_fully_shard_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_moments_of_8_bits_are_refused(monkeypatch: pytest.MonkeyPatch, exact: dict[str, Any]) -> None:
-    """bitsandbytes does not know sharded weights."""
+    """bitsandbytes does not support sharded weights."""
     import gymnasium
 
     class TwoRanks:
@@ -168,7 +168,7 @@ def test_moments_of_8_bits_are_refused(monkeypatch: pytest.MonkeyPatch, exact: d
 
     monkeypatch.setattr(algorithms.setup, "current_ranks", TwoRanks)
     monkeypatch.setattr(algorithms.setup, "check_optimizer", lambda config: None)
-    with pytest.raises(ValueError, match="optimizer 'adamw8bit' does not know sharded weights"):
+    with pytest.raises(ValueError, match="optimizer 'adamw8bit' does not support sharded weights"):
         DDPO(gymnasium.make("DiffusionDenoise-v0", **exact), trainable="full", optimizer="adamw8bit")
 
 

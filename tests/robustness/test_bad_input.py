@@ -258,7 +258,7 @@ PYTHON: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "moments of another shape": (lambda: ddpo().set_parameters(parameters(optimizer={"means/exp_avg": torch.zeros(7)})), ValueError, r"'means/exp_avg' of shape \(7,\) fits no weight"),
     "an unknown weight, loosely": (lambda: ddpo().set_parameters({"policy": {"x": torch.zeros(1)}}, exact_match=False), ValueError, "has the unknown 'x'"),
     "a checkpoint that is a folder": (lambda: DDPO.load("checkpoint-folder/checkpoint.zip"), ValueError, "expected a checkpoint file .*found a folder"),
-    "a checkpoint without a state": (lambda: DDPO.load("checkpoint-without-state/checkpoint"), ValueError, "is no checkpoint of an algorithm: its state lacks 'config'"),
+    "a checkpoint without a state": (lambda: DDPO.load("checkpoint-without-state/checkpoint"), ValueError, "is not a checkpoint of an algorithm: its state lacks 'config'"),
     "a checkpoint of another algorithm": (lambda: DDPO.load("checkpoint-of-rwr/checkpoint"), ValueError, "is a checkpoint of RWR, not of DDPO"),
     "a checkpoint of another model": (lambda: DDPO.load("checkpoint-of-mixture/checkpoint", env()), ValueError, "trained on the model 'exact-mixture', the environment has 'exact-gaussian'"),
     "a prompt file as a checkpoint": (lambda: read_checkpoint("four.txt"), ValueError, "'four.txt' is truncated or altered"),

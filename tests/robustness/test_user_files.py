@@ -181,7 +181,7 @@ def test_export_and_save_replace_nothing_of_the_users(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(MINE)
     with pytest.raises(ValueError, match="exact_model"):
         algorithm.export(tmp_path)
-    with pytest.raises(ValueError, match=r"is no checkpoint of Diffusion Gym, and is not replaced"):
+    with pytest.raises(ValueError, match=r"is not a checkpoint of Diffusion Gym, and is not replaced"):
         algorithm.save(tmp_path / "data")
     shutil.make_archive(str(tmp_path / "other"), "zip", tmp_path, "notes.txt")
     with pytest.raises(ValueError, match="is not replaced"):

@@ -58,7 +58,7 @@ def build_judge() -> YolosForObjectDetection:
 
 @dataclass(frozen=True)
 class Spoiling:
-    """How training pictures are spoilt: generated pictures are softer than renders, and no detector may mind."""
+    """How training pictures are spoilt: generated pictures are softer than renders, and detectors must work on both."""
 
     blur: float = 1.0
     """Largest share of a blurred copy."""

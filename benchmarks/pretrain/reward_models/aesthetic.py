@@ -1,4 +1,4 @@
-"""The aesthetic head of emoji-animals: LAION's linear MLP, trained on colourfulness, for nobody rated this world."""
+"""The aesthetic head of emoji-animals: LAION's linear MLP, trained on colourfulness: this world has no ratings."""
 
 from pathlib import Path
 

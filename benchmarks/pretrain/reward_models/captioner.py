@@ -61,7 +61,7 @@ def ask(question: str) -> str:
 def answers() -> list[str]:
     """Return the right answers: without activity an animal each, then its three activities each.
 
-    The answer to (animal, activity) stands at 4 animal + activity, where activity 0 is none.
+    The answer to (animal, activity) has the index 4 animal + activity, where activity 0 is none.
     """
     tails = ("", *(f" {activity}" for activity in ACTIVITIES))
     return [f"{with_article(animal)}{tail}" for animal in ANIMALS for tail in tails]

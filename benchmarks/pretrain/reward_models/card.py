@@ -179,7 +179,7 @@ def score_bert(bertscore: BERTScore) -> dict[str, Any]:
 
 
 def time_models(models: RewardModels, images: Tensor) -> dict[str, float]:
-    """Time each reward's model on pictures (n, 3, 64, 64), on one thread, in milliseconds a picture, best of three."""
+    """Time each reward's model on pictures (n, 3, 64, 64), one thread, in milliseconds per picture, best of three."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     texts = answers()[: len(images)]

@@ -25,10 +25,10 @@ conversation (the processor's chat template), with a caption: "a dog riding a bi
 
 ## The aesthetic head stands in for LAION's
 
-Nobody has rated pictures of this world, so that there are no human judgements to learn from. The head predicts instead
-a published measure that is computed from the pixels: **colourfulness**, Hasler and Süsstrunk, "Measuring colourfulness
-in natural images", Human Vision and Electronic Imaging VIII, SPIE 5007 (2003), metric M(3), made for rating picture
-quality. With rg = R - G and yb = (R + G) / 2 - B over the pixels of a picture in [0, 255],
+There are no human ratings of this world's pictures to learn from. Instead the head predicts a published measure that is
+computed from the pixels: **colourfulness**, Hasler and Süsstrunk, "Measuring colourfulness in natural images", Human
+Vision and Electronic Imaging VIII, SPIE 5007 (2003), metric M(3), made for rating picture quality. With rg = R - G and
+yb = (R + G) / 2 - B over the pixels of a picture in [0, 255],
 
     M = sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2).
 
@@ -81,8 +81,8 @@ All numbers with versions are in `card.json`.
 
 - 45 animals and three activities drawn as emoji; any other word is unknown to captioner and BERT (`<unk>`, `[UNK]`),
   and spelled in bytes that it was never trained on to the CLIP.
-- They share the training world with the generator and the judge: high shares say that the classes are told apart, not
-  that a person likes the pictures. The captioner always answers with a caption of the world, also about noise.
+- They share the training world with the generator and the judge: high shares say that the classes are distinguished,
+  not that a person likes the pictures. The captioner always answers with a caption of the world, also about noise.
 - Colourfulness rises with saturated backgrounds and with colour noise, so that is where optimisation leads.
 - BERT's pooler is zero: its training does not reach it, and BERTScore does not use it.
 

@@ -1,12 +1,12 @@
 """GenEval's protocol (Ghosh et al. 2023, evaluate_images.py): does a picture show what its prompt asks?
 
 The objects of a class that count are those above the confidence threshold, the surest first, at most 16. A picture is
-right if each class has enough of them, and none too many; if the surest of them, as many as are asked, all have the
-colour that is asked; and if each of these lies to each of its target's as is asked. The thresholds are the paper's
-(section 3.2 and the defaults of its code). Where this differs from that code:
+right if each class has enough of them, and none too many; if the surest of them, as many as are asked for, all have the
+colour that is asked for; and if each of these is where it should be, relative to each of its target's. The thresholds
+are the paper's (section 3.2 and the defaults of its code). Where this differs from that code:
 
-- Boxes stand in for masks: a detector that gives masks is not needed, and colours are named on the crop of the box.
-- A position is looked at although the objects' colours are wrong. That changes the graded score alone.
+- Boxes replace masks: a detector that gives masks is not needed, and colours are named on the crop of the box.
+- A position is checked even if the objects' colours are wrong. That changes only the graded score.
 - What is not right is counted in shares, for the graded score; a picture is right if all shares are 1.
 """
 
@@ -96,7 +96,7 @@ class Verdict:
 
 
 def relations(first: Found, second: Found, margin: float = Rules.margin) -> set[str]:
-    """Return how the first object lies to the second: none, one or two of ``RELATIONS``."""
+    """Return where the first object is relative to the second: none, one or two of ``RELATIONS``."""
     offset, apart = [], []
     for axis in (0, 1):
         low, high = first.box[axis], first.box[axis + 2]
@@ -170,7 +170,7 @@ def _colours(asked: Asked, group: Sequence[Found]) -> Check:
 
 
 def _positions(asked: Asked, group: Sequence[Found], target: Asked, others: Sequence[Found], margin: float) -> Check:
-    """Count the pairs that lie to each other as is asked, of as many as are asked."""
+    """Count the pairs whose relative position is the one asked for, of as many as are asked for."""
     assert asked.position is not None
     relation = asked.position[0]
     pairs = [(one, other) for one in group for other in others]

@@ -8,7 +8,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 """GenEval's kinds of prompts, the values of ``tag``."""
 
 RELATIONS = ("left of", "right of", "above", "below")
-"""How an object may be asked to lie to an earlier one of its prompt."""
+"""Where an object may have to be, relative to an earlier one of its prompt."""
 
 MOST = 16
 """Objects of a class that GenEval looks at."""
@@ -27,7 +27,7 @@ class Asked:
     colour: str | None = None
     """Of each of them; None where any is right."""
     position: tuple[str, int] | None = None
-    """One of ``RELATIONS``, and the index of the earlier entry to which each of them must lie so."""
+    """One of ``RELATIONS``, and the index of the earlier entry that it is relative to."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Request:
 
 
 def read_request(prompt: str, metadata: Mapping[str, Any]) -> Request:
-    """Return what a prompt's record asks for; fields other than ``tag``, ``include`` and ``exclude`` are not looked at.
+    """Return what a prompt's record asks for; fields other than ``tag``, ``include`` and ``exclude`` are ignored.
 
     Raises:
         ValueError: a missing field, or one that is not as GenEval writes it, with the prompt.

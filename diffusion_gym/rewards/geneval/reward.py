@@ -71,7 +71,7 @@ class GenEval:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As its settings: transformers' hooks cannot be pickled, and the models are loaded once a process.
+        # As its settings: transformers' hooks cannot be pickled, and the models are loaded once per process.
         return GenEval, tuple(getattr(self, field.name) for field in fields(self))
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
@@ -185,12 +185,12 @@ def check_known(prompt: str, request: Request, detector: Detector, clip: Clip | 
 
 
 def _check_not_gold(folder: Path) -> None:
-    """Raise ValueError for the gold judge of emoji-world, also where its folder was copied or made anew."""
+    """Raise ValueError for the gold judge of emoji-world, also where its folder was copied or made again."""
     shipped, given = WORLD / "judge" / "model.safetensors", folder / "model.safetensors"
     beside = folder.resolve().name == "judge" and (folder.resolve().parent / "model_index.json").is_file()
     same = shipped.is_file() and given.is_file() and filecmp.cmp(shipped, given, shallow=False)
     if beside or same:
         raise ValueError(
-            f"detector={folder} is the gold judge, which is never a reward, so that it can tell when a reward is "
+            f"detector={folder} is the gold judge, which is never a reward, so that it can show when a reward is "
             "hacked; give --metrics judge to watch it."
         )

@@ -39,7 +39,7 @@ NO_ENCODER = (
 def load_bertscore(
     bert: str, layer: int | None, baseline: str | None, chunk_size: int, device: str | None
 ) -> "BERTScore":
-    """Return the scorer, loaded once a process; arguments as :class:`BERTScore`'s."""
+    """Return the scorer, loaded once per process; arguments as :class:`BERTScore`'s."""
     return BERTScore(bert, layer, baseline, chunk_size, device)
 
 

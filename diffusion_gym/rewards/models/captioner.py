@@ -31,7 +31,7 @@ def to_pillow(images: Tensor) -> list[Image.Image]:
 def load_captioner(
     model: str, device: str | None, dtype: ModelDtype, chunk_size: int, max_new_tokens: int
 ) -> "Captioner":
-    """Return the captioner, loaded once a process; arguments as :class:`Captioner`'s."""
+    """Return the captioner, loaded once per process; arguments as :class:`Captioner`'s."""
     return Captioner(model, device, dtype, chunk_size, max_new_tokens)
 
 
@@ -140,7 +140,7 @@ class Captioner:
         )
         asked = inputs["input_ids"].shape[1]
         if not torch.equal(tokens[:, :asked], inputs["input_ids"]):
-            raise ValueError("it does not continue the question, but answers apart from it")
+            raise ValueError("its answer does not follow the question, but is generated separately")
         answers = tokens[:, asked:]
         return [text.strip() for text in self._processor.batch_decode(answers, skip_special_tokens=True)]
 

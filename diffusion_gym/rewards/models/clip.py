@@ -21,7 +21,7 @@ _GEOMETRY = ("Resize", "ResizeKeepRatio", "CenterCrop", "CenterCropOrPad")
 
 @cache
 def load_clip(clip: str, device: str | None) -> "Clip":
-    """Return the model, loaded once a process; rewards that name the same one share it.
+    """Return the model, loaded once per process; rewards that name the same one share it.
 
     Args:
         clip: ``architecture/weights`` with open_clip's names (``ViT-L-14/openai``) or

@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 @cache
 def load_detector(model: str, device: str | None) -> "Detector":
-    """Return the detector, loaded once a process; arguments as :class:`Detector`'s."""
+    """Return the detector, loaded once per process; arguments as :class:`Detector`'s."""
     return Detector(model, device)
 
 
@@ -201,7 +201,7 @@ def _labels(id2label: Mapping[int, str]) -> dict[str, tuple[str, str]]:
 
 
 def _nearest(text: str, asked: Sequence[str]) -> str:
-    """Return the class that a zero-shot detector's phrase names, or the phrase if that is none or several.
+    """Return the class that a zero-shot detector's phrase names, or the phrase itself if it names none or several.
 
     Grounding DINO gives the words of its query that it recognised, which may be a part of the class's.
     """
