@@ -54,7 +54,7 @@ class Potential:
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> Tensor:
-        """Return the potentials (m,), float32, of m rows whose episodes go on, in one forward pass."""
+        """Return the potentials (m,), float32, of m rows whose episodes have not ended, in one forward pass."""
         mdp, chosen = self.mdp, list(rows)
         observation = mdp.observation()
         step = torch.tensor(mdp.step_index[chosen].tolist(), device=mdp.model.device)
