@@ -106,9 +106,8 @@ class _WithoutValues:
         for part in parts.values():
             part.requires_grad_(False).eval()
         scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1)
-        self.pipe = SimpleNamespace(
-            **parts, components=parts, tokenizer=SimpleNamespace(model_max_length=77), scheduler=scheduler
-        )
+        tokenizer = SimpleNamespace(model_max_length=parts["text_encoder"].config.max_position_embeddings)
+        self.pipe = SimpleNamespace(**parts, components=parts, tokenizer=tokenizer, scheduler=scheduler)
         self.name, self.device, self.dtype, self.vae_tiling = build.__name__, torch.device("cpu"), dtype, False
         self.build = build
         self.scheduler_config = dict(scheduler.config)
@@ -161,7 +160,7 @@ _LARGE: Sequence[Tried] = ((8, True), (4, True), (2, True))
 #: Names of the page's blocks -> the model, what is trained, and what is tried for a card, in this order.
 BLOCKS: Mapping[str, tuple[str, Mapping[str, Any], Sequence[Tried]]] = {
     "sd15-lora": ("sd15", {}, ((16, False), (8, False), (4, False), (4, True))),
-    "sdxl-lora": ("sdxl", {}, ((8, False), (4, False), (4, True), (2, True), (1, True))),
+    "sdxl-lora": ("sdxl", {}, ((4, False), (16, True), (8, True), (4, True), (2, True))),
     "sd15-all-weights": ("sd15", ALL_WEIGHTS, _LARGE),
     "sdxl-all-weights": ("sdxl", ALL_WEIGHTS, _LARGE),
 }
