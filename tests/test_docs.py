@@ -23,6 +23,7 @@ from urllib.parse import urlparse
 import gymnasium
 import pytest
 import torch
+import yaml
 
 from algorithms import ALGORITHMS, DDPO
 from benchmarks.__main__ import COMMANDS, main
@@ -38,7 +39,8 @@ PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md"
 #: What gives the same code an eighth of its budget.
 SHORTER = {"total_timesteps=5_120": "total_timesteps=640", "range(8)": "range(1)"}
 #: Pages whose commands are run too, each with this budget.
-RUN_COMMANDS = [f"docs/{name}.md" for name in ("index", "your-own-reward", "your-own-prompts", "your-own-algorithm")]
+RUN_COMMANDS = [f"docs/{name}.md" for name in ("first-hour", "your-own-reward", "your-own-prompts")]
+RUN_COMMANDS += ["docs/your-own-algorithm.md"]
 BUDGET = ["--reward-queries", "64"]
 
 #: What a fresh process does with blocks.
@@ -316,6 +318,39 @@ def test_links(page: str) -> None:
             assert "." in url.netloc, f"{page}: {link}"
         elif url.path:
             assert (PAGES[page].parent / url.path).exists(), f"{page}: {link}"
+
+
+def test_the_navigation_is_short() -> None:
+    """At most 25 titles, each a few words, each page once."""
+    sections = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    titles = [title for section in sections for pages in section.values() for page in pages for title in page]
+    assert 0 < len(titles) <= 25
+    assert max(map(len, titles)) <= 20
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_formulas_are_not_latex(page: str) -> None:
+    """The site fetches nothing that could draw it."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", PAGES[page].read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not re.search(r"\$\$|\\\(|\\\[|\\(?:frac|mathrm|sum|mu)\b", prose)
+
+
+def test_results_show_narrow_tables_first() -> None:
+    """Beside a task's chart and outside of what is folded away no table has more than six columns."""
+    page = re.sub(r"<details.*?</details>", "", PAGES["docs/results.md"].read_text(encoding="utf-8"), flags=re.DOTALL)
+    heads = re.findall(r"^(\|.*)\n\|---", page, flags=re.MULTILINE)
+    tasks = re.findall(r'<div class="task" markdown="1">\n\n!\[[^]]*\]\([^)]*\)\n\n(\|.*)\n', page)
+    assert len(tasks) == page.count('class="task"') > 5
+    assert max(head.count("|") - 1 for head in heads) <= 6
+    assert max(head.count("|") - 1 for head in tasks) <= 5
+
+
+def test_every_algorithm_is_listed() -> None:
+    listed = re.findall(
+        r"^\| `([\w-]+)` \|", PAGES["docs/algorithms.md"].read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert set(listed) == set(ALGORITHMS)
 
 
 @pytest.mark.docs

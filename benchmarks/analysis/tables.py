@@ -1,6 +1,6 @@
 """The tables of a comparison: rewards and costs, held-out prompts, which variant is better, peaks, equal rewards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from benchmarks.analysis.statistics import Interval
 from benchmarks.analysis.table import Cell, Column, Name, Number, Table, bracketed, from_to
 from benchmarks.runs.gold_judge import JUDGE, KINDS, kind_of
 
+#: Before a metric's name: on held-out prompts.
+HELD_OUT = "held-out/"
 _TASK, _ALGORITHM = Column("task", is_text=True), Column("algorithm", is_text=True)
 
 
@@ -63,6 +65,25 @@ def start_to_end(curve: Curve, metric: str, held_out: bool = False) -> Cell:
         Number(f"{values[at].estimate:.2f}", of_metric(curve, at, metric, held_out)) for at in (0, len(values) - 1)
     )
     return [first, " to ", last, bracketed(values[-1])]
+
+
+def task_table(by_variant: Mapping[str, Curve], names: Sequence[str]) -> Table:
+    """Return one task's rewards and a few metrics, before to after.
+
+    Args:
+        by_variant: the task's curves.
+        names: metrics; ``held-out/NAME`` is NAME on held-out prompts. A cell is empty where a run did not measure it.
+    """
+    rows: list[list[Cell]] = []
+    for variant, curve in by_variant.items():
+        cells: list[Cell] = []
+        for name in names:
+            held_out, metric = name.startswith(HELD_OUT), name.removeprefix(HELD_OUT)
+            found = curve.held_out_metrics if held_out else curve.metrics
+            cells.append(start_to_end(curve, metric, held_out) if metric in found else [])
+        rows.append([[Name(variant)], _change(curve, curve.reward, "rewards"), [from_to(curve.reward[-1], 3)], *cells])
+    titles = [f"{name.removeprefix(HELD_OUT)}, held out" if name.startswith(HELD_OUT) else name for name in names]
+    return Table([_ALGORITHM, *map(Column, ("reward", "95 % interval", *titles))], rows)
 
 
 def judge_table(summary: Curves) -> Table | None:

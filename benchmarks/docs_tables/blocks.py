@@ -18,10 +18,12 @@ from benchmarks.analysis.tables import (
     peak_table,
     result_table,
     score_table,
+    task_table,
 )
 from benchmarks.commands.search import ranking
 from benchmarks.docs_tables.results import COMMANDS, Committed
 from benchmarks.suite import CLAIMS
+from diffusion_gym.naming import file_name
 
 _WAY_POINTS = 6
 _EXACT_ERRORS = ("exact-mean-error", "exact-mode-weight-error")
@@ -49,6 +51,8 @@ class Block:
                 f"unknown block {text!r}; expected NAME/KIND with a name of {sorted(COMMANDS)} and a kind of "
                 f"{sorted(KINDS)}."
             )
+        if kind == "task" and len(words) < 2:
+            raise ValueError(f"block {text!r} names too little; expected NAME/task TASK CHART METRIC ...")
         return cls(name, kind, tuple(words))
 
     def render(self, committed: Committed) -> str:
@@ -228,7 +232,20 @@ def _times(committed: Committed, words: Sequence[str]) -> str:
 
 
 def _figures(committed: Committed, words: Sequence[str]) -> str:
-    return "\n\n".join(f"![{word}](results/{committed.name}/{word}.png)" for word in committed.drawn(words))
+    return "\n\n".join(_figure(committed, word) for word in committed.drawn(words))
+
+
+def _figure(committed: Committed, name: str) -> str:
+    return f"![{name}](results/{committed.name}/{name}.svg)"
+
+
+def _task(committed: Committed, words: Sequence[str]) -> str | None:
+    """Show one task: a chart beside a table of rewards and the metrics that the block names."""
+    task, chart, *metrics = words
+    if task not in committed.curves:
+        return None
+    shown = joined(_figure(committed, f"{chart}-{file_name(task)}"), task_table(committed.curves[task], metrics))
+    return f'<div class="task" markdown="1">\n\n{shown}\n\n</div>'
 
 
 KINDS: dict[str, _Kind] = {
@@ -249,4 +266,5 @@ KINDS: dict[str, _Kind] = {
     "made": _made,
     "times": _times,
     "figures": _figures,
+    "task": _task,
 }

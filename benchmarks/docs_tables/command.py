@@ -7,6 +7,7 @@ A page holds blocks between ``<!-- results: NAME/KIND ... -->`` and ``<!-- end -
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.docs_tables.results import Committed
 
 _BLOCK = re.compile(r"<!-- results: (?P<head>[^\n]+?) -->\n(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
-_FIGURE = re.compile(r"!\[[^]]*\]\((results/[^)]+)\.png\)")
-_SUFFIXES = (".png", ".svg")
+_FIGURE = re.compile(r"!\[[^]]*\]\((results/[^)]+\.svg)\)")
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,12 @@ def tables(options: Tables) -> int:
     from benchmarks.docs_tables.results import Committed
 
     pages: dict[Path, str] = {}
-    figures: dict[str, set[str]] = {}
     shown: list[str] = []
     shown_before: set[str] = set()
     kept = functools.cache(functools.partial(Committed, options.docs))  # each file is read once
     for page in [*sorted(options.docs.rglob("*.md")), *options.docs.parent.glob("README.md")]:
         before = page.read_text(encoding="utf-8")
         after = _rendered(before, kept)
-        for block in blocks(before):
-            if block.kind == "figures":
-                figures.setdefault(block.name, set()).update(block.words)
         shown += _shown(after)
         shown_before |= set(_shown(before))
         if after != before:
@@ -77,8 +73,8 @@ def tables(options: Tables) -> int:
         )
     for page, text in pages.items():
         write_atomically(page, text.encode())
-    for name, words in sorted(figures.items()):
-        _draw(kept(name), sorted(words))
+    for folder, files in itertools.groupby(sorted(map(Path, shown)), key=lambda file: file.parent):
+        _draw(kept(folder.name), sorted({file.stem for file in files}))
     print(f"{len(pages)} pages changed")
     return 0
 
@@ -106,23 +102,19 @@ def _rendered(page: str, kept: Callable[[str], Committed]) -> str:
 
 
 def _shown(page: str) -> list[str]:
-    """Return the files of the figures in a page's blocks, from the documentation's folder: PNG and SVG."""
-    drawn = [name for block in _BLOCK.finditer(page) for name in _FIGURE.findall(block["text"])]
-    return [f"{name}{suffix}" for name in drawn for suffix in _SUFFIXES]
+    """Return the files of the figures in a page's blocks, from the documentation's folder."""
+    return [name for block in _BLOCK.finditer(page) for name in _FIGURE.findall(block["text"])]
 
 
 def _draw(committed: Committed, names: Iterable[str]) -> None:
-    """Draw figures of results into their folder, as PNG and SVG."""
+    """Draw figures of results into their folder, as SVG."""
     from algorithms.checkpoints.published import write_atomically
     from benchmarks.charts import write_figure
-    from benchmarks.report.figures import figures
+    from benchmarks.report.figures import figures, task_figures
 
-    if not committed.results.runs:
-        return
-    specifications = figures(committed.curves)
+    specifications = {**task_figures(committed.curves), **figures(committed.curves)}
     with tempfile.TemporaryDirectory() as drawn:
-        for name in committed.drawn(names):
-            files = [Path(drawn) / f"{name}{suffix}" for suffix in _SUFFIXES]
-            write_figure(specifications[name], *files)
-            for file in files:
-                write_atomically(committed.folder / file.name, file.read_bytes())
+        for name in names:
+            file = Path(drawn) / f"{name}.svg"
+            write_figure(specifications[name], file)
+            write_atomically(committed.folder / file.name, file.read_bytes())

@@ -42,6 +42,12 @@ def _panels(shown: Sequence[Shown], chosen: Mapping[str, Style]) -> Iterator[tup
             yield file_name(name), [chart.specification(chosen) for chart in charts]
 
 
+def task_figures(summary: Curves) -> dict[str, dict[str, Any]]:
+    """Return name -> specification of figures with one task each: reward-TASK and METRIC-TASK, over reward queries."""
+    chosen = styles(list(dict.fromkeys(name for by_variant in summary.values() for name in by_variant)))
+    return {shown.chart.name: figure([shown.chart.specification(chosen)]) for shown in evaluation_charts(summary)}
+
+
 def write_figures(summary: Curves, folder: Path) -> None:
     """Write every figure into the folder; one that fails is left out with a warning."""
     for name, specification in figures(summary).items():

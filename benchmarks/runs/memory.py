@@ -213,7 +213,7 @@ def _decoding_bytes(policy: DenoisingPolicy) -> int:
 def _frozen_bytes(networks: list[nn.Module]) -> dict[str, int]:
     """Return the bytes of weights and buffers that are not trained, by dtype; shared ones once."""
     tensors = {
-        local(tensor).untyped_storage().data_ptr(): local(tensor)
+        local(tensor).untyped_storage()._cdata: local(tensor)
         for network in networks
         for tensor in (*network.parameters(), *network.buffers())
         if not tensor.requires_grad and tensor.is_floating_point()

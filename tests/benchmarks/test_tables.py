@@ -392,18 +392,31 @@ def test_tables_are_written_between_the_marks_and_checked(docs: Path, capsys: py
     assert re.sub(r"<!-- results.*?<!-- end -->", "#", text, flags=re.DOTALL) == (
         "Before.\n\n#\n\nBetween.\n\n#\n\n#\n\nAfter.\n"
     )
-    for suffix in ("png", "svg"):
-        assert (docs / "results" / "compare" / f"profile.{suffix}").is_file()
-        assert not (docs / "results" / "compare" / f"reward-queries.{suffix}").exists(), "no page shows it"
+    assert (docs / "results" / "compare" / "profile.svg").is_file()
+    assert not (docs / "results" / "compare" / "reward-queries.svg").exists(), "no page shows it"
     assert main(["tables", "--docs", str(docs), "--check"]) == 0
     (docs / "results" / "compare" / "profile.svg").unlink()
     assert main(["tables", "--docs", str(docs), "--check"]) == 1
     assert "results/compare/profile.svg is shown, but there is no such file" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("head", ["compare/beauty", "nowhere/rewards", "compare"])
+def test_a_task_has_one_chart_and_a_table_of_few_columns(docs: Path) -> None:
+    page = docs / "page.md"
+    page.write_text("<!-- results: compare/task line recognised recognised held-out/judge -->\n<!-- end -->\n")
+    assert main(["tables", "--docs", str(docs)]) == 0
+    lines = page.read_text().splitlines()
+    assert "![recognised-line](results/compare/recognised-line.svg)" in lines
+    assert "| algorithm | reward | 95 % interval | recognised | judge, held out |" in lines
+    assert "| a | 1.000 to 3.500 | 3.000 to 4.000 | 0.50 to 0.10 (0.10 to 0.10) |  |" in lines
+    drawn = (docs / "results" / "compare" / "recognised-line.svg").read_text()
+    assert ">line</text>" in drawn
+    assert ">square</text>" not in drawn
+    assert Block.parse("compare/task none reward").render(Committed(docs, "compare")) == "Not yet run."
+
+
+@pytest.mark.parametrize("head", ["compare/beauty", "nowhere/rewards", "compare", "compare/task line"])
 def test_unknown_blocks_are_refused(head: str) -> None:
-    with pytest.raises(ValueError, match="expected NAME/KIND"):
+    with pytest.raises(ValueError, match="expected NAME/"):
         Block.parse(head)
 
 
@@ -511,5 +524,5 @@ def test_figures_that_one_seed_cannot_give_are_left_out(docs: Path) -> None:
     page = docs / "page.md"
     page.write_text("<!-- results: compare/figures reward-queries efficiency profile improvement -->\n<!-- end -->\n")
     assert main(["tables", "--docs", str(docs)]) == 0
-    assert re.findall(r"results/compare/([\w-]+)\.png", page.read_text()) == ["reward-queries"]
+    assert re.findall(r"results/compare/([\w-]+)\.svg", page.read_text()) == ["reward-queries"]
     assert (docs / "results" / "compare" / "reward-queries.svg").is_file()

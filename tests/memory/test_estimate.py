@@ -1,6 +1,7 @@
 """The estimate of memory against what torch's allocator gives out during a run, and against hand-counted sizes."""
 
 import dataclasses
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import gymnasium
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -167,3 +169,25 @@ def test_where_it_does_not_fit_it_says_so(small_run: Callable) -> None:
 
 def _refuse(*_: Any) -> None:
     raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_an_estimate_without_values_is_that_of_the_model(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/graphics-cards.md: tensors that have sizes alone are counted as those of a loaded model are."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "tools"))
+    cards = importlib.import_module("graphics_cards")
+
+    def build() -> dict[str, torch.nn.Module]:
+        return {
+            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tiny_sd, subfolder="unet")),
+            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(tiny_sd, subfolder="vae")),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(tiny_sd, subfolder="text_encoder")),
+        }
+
+    published = cards.MODELS["sd15"].family(build, "float32")
+    for settings in ({}, {"trainable": "full"}):
+        real = estimate_memory(DDPO(gymnasium.make("DiffusionDenoise-v0", model=tiny_sd), **settings))
+        on_gpu = real.total - real.prompts + max(0, real.trained - real.working)
+        assert cards.estimate(published, **settings) == pytest.approx(on_gpu, rel=0.01)

@@ -1,0 +1,228 @@
+"""The commands of docs/graphics-cards.md, each with its estimate of memory, made without weights and without a GPU.
+
+``python docs/tools/graphics_cards.py`` writes the blocks between ``<!-- card: NAME -->`` and ``<!-- end -->`` anew,
+which takes some minutes; with ``--check`` it only compares. The networks have the published configurations of Stable
+Diffusion 1.5 and SDXL, and tensors without values (torch's FakeTensorMode): what is counted are sizes, as ``train``
+counts them before it starts.
+"""
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import gymnasium
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import diffusion_gym  # noqa: F401  (registers the environment)
+from algorithms import DDPO, DenoisingPolicy
+from benchmarks.runs.memory import estimate_memory
+from diffusion_gym.models.adapters import Groups
+from diffusion_gym.models.base import DTYPES, Conditioning, LoRAConfig, ModelDtype
+from diffusion_gym.models.stable_diffusion import StableDiffusion
+from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
+
+PAGE = Path(__file__).parents[1] / "graphics-cards.md"
+CARDS = (16, 24, 48, 80)  # GB, 10^9 bytes
+#: Of a card, what the estimate may take: kernels' workspace, CUDA itself and gaps between tensors are not in it.
+SHARE = 0.85
+_BLOCK = re.compile(r"(<!-- card: (?P<name>\S+) -->\n)(?P<text>.*?)(<!-- end -->)", flags=re.DOTALL)
+_FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def stable_diffusion_15() -> dict[str, nn.Module]:
+    """Return the networks of stable-diffusion-v1-5."""
+    from diffusers import UNet2DConditionModel
+
+    return {
+        "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        "vae": _vae(512),
+        "text_encoder": _clip(768, 12),
+    }
+
+
+def stable_diffusion_xl() -> dict[str, nn.Module]:
+    """Return the networks of stable-diffusion-xl-base-1.0."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    return {"unet": unet, "vae": _vae(1024), "text_encoder": _clip(768, 12), "text_encoder_2": _clip(1280, 32, True)}
+
+
+def _vae(size: int) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=size,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+
+
+def _clip(width: int, layers: int, projection: bool = False) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        projection_dim=width,
+    )
+    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+
+
+class _WithoutValues:
+    """Before a family's class: a model of published shapes whose tensors have no values."""
+
+    def __init__(self, build: Callable[[], dict[str, nn.Module]], dtype: ModelDtype) -> None:
+        from diffusers import DDIMScheduler
+
+        torch.set_default_dtype(DTYPES[dtype])
+        with _FAKE:
+            parts = build()
+        torch.set_default_dtype(torch.float32)
+        for part in parts.values():
+            part.requires_grad_(False).eval()
+        scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1)
+        tokenizer = SimpleNamespace(model_max_length=parts["text_encoder"].config.max_position_embeddings)
+        self.pipe = SimpleNamespace(**parts, components=parts, tokenizer=tokenizer, scheduler=scheduler)
+        self.name, self.device, self.dtype, self.vae_tiling = build.__name__, torch.device("cpu"), dtype, False
+        self.build = build
+        self.scheduler_config = dict(scheduler.config)
+        self.latent_shape, self.image_shape = self._shapes()
+        self.conditioning_shapes = self._conditioning_shapes()
+
+    zero_unconditional = True
+    prompt_readers: Mapping[str, int] = {}
+
+    def _trainable(self, component: str, lora: LoRAConfig | None, groups: Groups) -> nn.Module:
+        if lora is not None:
+            return super()._trainable(component, lora, groups)  # type: ignore[misc]
+        with _FAKE:  # a float32 copy; torch cannot convert tensors without values
+            return self.build()[component].eval().requires_grad_(True)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Return zeros."""
+        return {name: torch.zeros(len(prompts), *shape) for name, shape in self.conditioning_shapes.items()}
+
+    def encode_unconditional(self) -> Conditioning:
+        """Return zeros."""
+        return self.encode_prompts([""])
+
+
+class _StableDiffusion(_WithoutValues, StableDiffusion):
+    pass
+
+
+class _StableDiffusionXL(_WithoutValues, StableDiffusionXL):
+    pass
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: its hub id, how to build its networks, and its family without values."""
+
+    hub: str
+    build: Callable[[], dict[str, nn.Module]]
+    family: Callable[..., Any]
+
+
+MODELS = {
+    "sd15": Published("stable-diffusion-v1-5/stable-diffusion-v1-5", stable_diffusion_15, _StableDiffusion),
+    "sdxl": Published("stabilityai/stable-diffusion-xl-base-1.0", stable_diffusion_xl, _StableDiffusionXL),
+}
+ALL_WEIGHTS: Mapping[str, Any] = {"trainable": "full", "autocast": "bfloat16", "learning_rate": 1e-5}
+#: Rows per forward pass, and whether activations are computed again in the backward pass.
+Tried = tuple[int, bool]
+_LARGE: Sequence[Tried] = ((8, True), (4, True), (2, True))
+#: Names of the page's blocks -> the model, what is trained, and what is tried for a card, in this order.
+BLOCKS: Mapping[str, tuple[str, Mapping[str, Any], Sequence[Tried]]] = {
+    "sd15-lora": ("sd15", {}, ((16, False), (8, False), (4, False), (4, True))),
+    "sdxl-lora": ("sdxl", {}, ((4, False), (16, True), (8, True), (4, True), (2, True))),
+    "sd15-all-weights": ("sd15", ALL_WEIGHTS, _LARGE),
+    "sdxl-all-weights": ("sdxl", ALL_WEIGHTS, _LARGE),
+}
+#: How settings are written on the command line.
+OPTIONS = {"trainable": "--policy.trainable full", "autocast": "--policy.autocast bfloat16"}
+OPTIONS |= {"learning_rate": "--learning-rate 1e-5"}
+
+
+def estimate(model: Any, **settings: Any) -> int:
+    """Return the bytes on a GPU that DDPO takes with the model's recommended settings and these."""
+
+    def unmoved(self: DenoisingPolicy, device: torch.device) -> DenoisingPolicy:
+        return self  # torch cannot move tensors without values
+
+    def unchecked(*_: object) -> None: ...  # nor say whether they are finite
+
+    with (
+        mock.patch.object(DenoisingPolicy, "to", unmoved),
+        mock.patch("diffusion_gym.models.images.check_finite", unchecked),
+    ):
+        algorithm = DDPO(gymnasium.make("DiffusionDenoise-v0", model=model), **settings)
+        with _FAKE:
+            found = estimate_memory(algorithm)
+    # On a GPU prompts are in main memory, and an optimizer's step takes a copy of all weights.
+    return found.total - found.prompts + max(0, found.trained - found.working)
+
+
+def block(name: str) -> str:
+    """Return a block of the page: a command for each card that has room for one."""
+    of, settings, all_tried = BLOCKS[name]
+    published = MODELS[of]
+    model = published.family(published.build, "bfloat16")
+
+    @functools.cache
+    def size_of(rows: int, checkpointing: bool) -> int:
+        return estimate(model, chunk_size=rows, gradient_checkpointing=checkpointing, **settings)
+
+    lines: list[str] = []
+    for card in CARDS:
+        fitting = (tried for tried in all_tried if size_of(*tried) <= SHARE * card * 1e9)
+        found = next(fitting, None)
+        if found is None:
+            lines.append(f"# {card} GB: too little")
+            continue
+        rows = [f"--policy.chunk-size {found[0]}", *(["--policy.gradient-checkpointing"] if found[1] else [])]
+        parts = [" ".join(part) for part in ([OPTIONS[field] for field in settings], rows) if part]
+        lines.append(f"# {card} GB: about {size_of(*found) / 1e9:.1f} GB by the estimate")
+        lines.append(f"diffusion-gym train ddpo-is --model {published.hub} --dtype bfloat16 \\")
+        lines.append("  " + " \\\n  ".join(parts))
+    return "<!-- not run: needs the weights and a GPU -->\n```bash\n" + "\n".join(lines) + "\n```"
+
+
+def main(check: bool) -> int:
+    """Write the page's blocks anew, or with ``check`` say whether they are what they would be."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = _BLOCK.sub(lambda match: f"{match[1]}\n{block(match['name'])}\n\n{match[4]}", before)
+    if check and after != before:
+        print(f"{PAGE} is not what is estimated; run: python docs/tools/graphics_cards.py")
+        return 1
+    PAGE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))
