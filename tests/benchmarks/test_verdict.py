@@ -66,8 +66,8 @@ def test_the_cost_is_what_is_recognised_and_rewards_are_compared_where_80_percen
     sentence, equal = said(made("incompressibility", "recognised", SIZES))
     assert sentence == "first first, 2.00 → 5.00 kB (+150 %); animals recognised 100 % → 0 %."
     assert equal == (
-        "At 80 % recognised: first 3.50 kB (stop near 150 queries), second 2.60 kB (at the end); no gain at that level: "
-        "third."
+        "At 80 % recognised: first 3.50 kB (stop near 150 queries), second 2.60 kB (at the end); no gain at that "
+        "level: third."
     )
 
 

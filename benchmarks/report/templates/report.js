@@ -101,6 +101,10 @@
     return points.reduce((best, point) => away(point) < away(best) ? point : best);
   }
 
+  const last = (values) => values[values.length - 1];
+  // The points of a path follow each other in training, not along the axis.
+  const isPath = (chart) => chart.spec.data.values.some(({ end }) => end);
+
   class Chart {
     constructor(figure) {
       this.figure = figure;
@@ -138,8 +142,7 @@
     async draw() {
       const { view } = await vegaEmbed(this.plot, onPage(this.data, this.width, this.points), { ...quiet, renderer: "svg" });
       this.view = view;
-      this.select(this.at);
-      const ends = lines(this.data).map(([name, points]) => `${name} ends at ${number(points[points.length - 1].y)}`);
+      const ends = lines(this.data).map(([name, points]) => `${name} ends at ${number(last(points).y)}`);
       this.plot.setAttribute("aria-label", `${this.data.title}: ${this.data.label} against ${axisLabel(this.data)}. ${ends.join(", ")}.`);
     }
 
@@ -158,19 +161,23 @@
 
     key(event) {
       if (event.key === "Escape") { this.held = false; this.select(null); return; }
-      const places = [...new Set(shown(this.data).map((point) => place(this.data, point)))].sort((a, b) => a - b);
-      const last = places.length - 1, here = this.at === null ? last : places.findIndex((place) => place >= this.at);
-      const next = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: last }[event.key];
-      if (next === undefined || last < 0) return;
+      const found = lines(this.data), all = found.flatMap(([, points]) => points.map((point) => place(this.data, point)));
+      const steps = isPath(this.data) ? [...Array(Math.max(...found.map(([, points]) => points.length))).keys()] : [...new Set(all)].sort((a, b) => a - b);
+      const end = steps.length - 1, here = this.at === null ? end : steps.findIndex((step) => step >= this.at);
+      const next = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: end }[event.key];
+      if (next === undefined || end < 0) return;
       event.preventDefault();
-      this.select(places[Math.max(0, Math.min(last, next))]);
+      const step = steps[Math.max(0, Math.min(end, next))];
+      this.read(step, ([, points]) => isPath(this.data) ? points[step] || last(points) : nearest(this.data, points, step));
     }
 
     // Read every line at x; with null nothing is read.
-    select(x) {
-      this.at = x;
-      this.points = x === null ? [] : lines(this.data).map(([, points]) => nearest(this.data, points, x));
-      this.readout.hidden = x === null;
+    select(x) { this.read(x, ([, points]) => nearest(this.data, points, x)); }
+
+    read(at, point) {
+      this.at = at;
+      this.points = at === null ? [] : lines(this.data).map(point);
+      this.readout.hidden = at === null;
       this.readout.classList.toggle("held", this.held);
       this.readout.tBodies[0].replaceChildren(...this.points.map((point) => this.row(point)));
       if (this.view) this.view.data("cursor", this.points).run();
@@ -328,7 +335,7 @@
 
     frame(row) {
       const until = this.data.rows[row].frames.filter((frame) => frame.queries <= this.queries);
-      return until[until.length - 1] || this.data.rows[row].frames[0];
+      return last(until) || this.data.rows[row].frames[0];
     }
 
     evaluation(row, frame = this.frame(row)) { return results.runs[this.data.rows[row].run].evaluations[frame.evaluation]; }
@@ -340,8 +347,7 @@
     }
 
     show() {
-      const last = this.data.positions[this.data.positions.length - 1];
-      this.where.textContent = `after ${this.queries.toLocaleString("en")} of ${last.toLocaleString("en")} reward queries`;
+      this.where.textContent = `after ${this.queries.toLocaleString("en")} of ${last(this.data.positions).toLocaleString("en")} reward queries`;
       this.slider.setAttribute("aria-valuetext", this.where.textContent);
       this.rows.forEach((figure, row) => {
         const { prompts } = this.data.rows[row], frame = this.frame(row);
