@@ -79,7 +79,7 @@ def _page(source: Source, summary: Curves, charts: Sequence[Shown], chosen: Mapp
         {**one, "best": winners[one["task"]].best.get(winners[one["task"]].winner)}
         for one in galleries(source.results, source.folder)
     ]
-    prompts = [{**block, "first": winners[block["task"]].winner} for block in blocks(source.results, source.folder)]
+    prompts = [_winner_first(block, winners) for block in blocks(source.results, source.folder)]
     drawn = [_drawn(shown, chosen) for shown in charts]
     data = {
         "config": CONFIG,
@@ -116,6 +116,12 @@ def _page(source: Source, summary: Curves, charts: Sequence[Shown], chosen: Mapp
         log=_packed(_embedded(source.log)),
         is_run=bool(source.log),
     )  # fmt: skip
+
+
+def _winner_first(block: Mapping[str, Any], winners: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Return a task's prompts with the winner's pictures first."""
+    winner = winners[block["task"]].winner
+    return {**block, "rows": sorted(block["rows"], key=lambda row: row["algorithm"] != winner)}
 
 
 def _drawn(shown: Shown, chosen: Mapping[str, Style]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.report import gallery
+from benchmarks.report import page as report_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -234,9 +236,9 @@ def test_hidden_algorithms_leave_every_chart_and_its_files(page: "Page") -> None
 
 
 def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page", report: Path) -> None:
-    gallery = page.locator(".gallery").first
+    block = page.locator(".gallery").first
     row = data(page)["galleries"][0]["rows"][0]
-    tile, slider = gallery.locator(".row li").nth(1), gallery.locator("input[type=range]")
+    tile, slider = block.locator(".row li").nth(1), block.locator("input[type=range]")
 
     def drawn(side: str) -> str:
         return tile.locator(f".{side}").evaluate("(picture) => picture.style.backgroundImage")
@@ -248,7 +250,7 @@ def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page", re
         assert drawn("before") == f'url("{row["frames"][0]["picture"]}")'
         assert drawn("now") == f'url("{row["frames"][frame]["picture"]}")'
     page.keyboard.press("ArrowLeft")
-    assert "after 8 of 16 reward queries" in gallery.locator(".where").inner_text()
+    assert "after 8 of 16 reward queries" in block.locator(".where").inner_text()
     tile.locator(".enlarge").focus()
     page.keyboard.press("Enter")
     dialog = page.locator("#enlarged")
@@ -268,6 +270,21 @@ def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page", re
     assert "horse" in dialog.locator(".title").inner_text()
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
+
+
+def test_an_enlarged_picture_is_the_whole_one(
+    browser: "BrowserContext", comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of 16 pixels that the page holds shrunk to 8: the whole ones are read from the run's folder."""
+    monkeypatch.setattr(gallery, "_SIDE", 8)
+    monkeypatch.setattr(report_page, "write_figures", lambda *_: None)
+    folder = Path(shutil.copytree(comparison, tmp_path / "compare"))
+    assert main(["report", str(folder)]) == 0
+    page = browser.new_page()
+    page.goto((folder / "report.html").as_uri())
+    page.locator(".gallery .enlarge").first.click()
+    page.wait_for_function("[...document.querySelectorAll('#enlarged canvas')].every(({ width }) => width === 16)")
+    page.close()
 
 
 OUTSIDE = """(source) => {
