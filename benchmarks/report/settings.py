@@ -16,8 +16,8 @@ class Settings:
 
     Attributes:
         columns: variant, and the tasks that it has these settings on; "" where it has the same on all.
-        rows: what differs: name, and its value in each column, as JSON.
-        same: what all share, as JSON.
+        rows: what differs: name, and its value in each column; what all have, and then what only some have.
+        same: what all share, a line for each.
     """
 
     columns: list[tuple[str, str]]
@@ -34,15 +34,20 @@ def settings(runs: Sequence[Run]) -> Settings:
             tasks.append(run.task)
     each = [json.loads(text) for _, text in found]
     names = list(dict.fromkeys(name for one in each for name in one))
-    values = {name: [json.dumps(one[name]) if name in one else _ABSENT for one in each] for name in names}
+    values = {name: [_text(one[name]) if name in one else _ABSENT for one in each] for name in names}
+    rows = [(name, row) for name, row in values.items() if len(set(row)) > 1]
     variants = [variant for variant, _ in found]
     return Settings(
         columns=[
             (variant, ", ".join(tasks) if variants.count(variant) > 1 else "") for (variant, _), tasks in found.items()
         ],
-        rows=[(name, row) for name, row in values.items() if len(set(row)) > 1],
-        same=json.dumps({name: each[0][name] for name, row in values.items() if len(set(row)) == 1}, indent=1),
+        rows=sorted(rows, key=lambda row: _ABSENT in row[1]),
+        same="\n".join(f"{name}: {row[0]}" for name, row in values.items() if len(set(row)) == 1),
     )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(run: Run) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_settings_that_differ_between_tasks_are_all_shown(folder: Path) -> None:
     assert rows["learning_rate"] == ["0.03", "0.03", "5e-05"]
     assert rows["clip_range"][1:] == 2 * ["\N{EN DASH}"], "RWR has none"
     assert "images_per_iteration" not in rows
-    assert json.loads(found.same)["images_per_iteration"] == 8
+    assert "images_per_iteration: 8" in found.same.splitlines()
     shutil.rmtree(folder / "compressibility")
     write_results(dataclasses.replace(results, runs=[*results.runs, *others]), folder / "results.json")
     page = rendered(folder)
