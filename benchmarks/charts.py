@@ -14,6 +14,7 @@ from diffusion_gym.naming import one_line
 Rows = list[dict[str, Any]]
 _LABEL, _NAME = 56, 40  # characters that a panel, and a name in its legend, have room for
 _DOTS = 40  # points of a line that are still drawn as dots
+_WIDTH = 380  # pixels of a panel
 _PANELS = 2  # beside each other in a file
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
@@ -23,11 +24,11 @@ _TICKS = "abs(datum.value) >= 1e5 ? format(datum.value, '~s') : datum.label"
 CONFIG: dict[str, Any] = {
     "font": _FONT,
     "aria": False,  # no description of each mark: tables and captions say more
-    "view": {"continuousWidth": 380, "continuousHeight": 250, "stroke": None},
+    "view": {"continuousWidth": _WIDTH, "continuousHeight": 250, "stroke": None},
     "axis": {"labelExpr": _TICKS, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal"},
     "axisX": {"grid": False, "tickCount": 5, "labelFlush": False},
     "axisY": {"gridOpacity": 0.6, "domain": False, "tickCount": 5, "titlePadding": 8},
-    "legend": {"orient": "bottom", "columns": 6, "labelFontSize": 11, "labelLimit": 0, "symbolSize": 400},
+    "legend": {"orient": "bottom", "labelFontSize": 11, "labelLimit": 0, "symbolSize": 400},
     "title": {"anchor": "start", "fontSize": 13, "offset": 10},
 }
 
@@ -66,6 +67,42 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 @dataclass(frozen=True)
+class Way:
+    """What a chart of paths shows beside them.
+
+    Attributes:
+        reverse: whether the horizontal axis falls from left to right.
+        right: 1 or -1 where what lies further to the right, or to the left, is better; 0 where neither is.
+        up: the same of what is higher, or lower.
+        mark: where a line is drawn across, on the horizontal axis; None for none.
+    """
+
+    reverse: bool = False
+    right: int = 0
+    up: int = 1
+    mark: float | None = None
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """The words "better" with an arrow, in the corner that it points to, and the line across."""
+        arrow = {(-1, 1): "↖", (0, 1): "↑", (1, 1): "↗", (-1, -1): "↙", (0, -1): "↓", (1, -1): "↘"}[self.right, self.up]
+        text = {"type": "text", "align": "right" if self.right > 0 else "left", "dx": -4 * self.right or 4}
+        text |= {"text": f"better {arrow}" if self.right > 0 else f"{arrow} better", "dy": 6 * self.up}
+        at = {"x": {"value": "width" if self.right > 0 else 0}, "y": {"value": 0 if self.up > 0 else "height"}}
+        found = [_apart(text, at)]
+        if self.mark is not None:
+            label = {"type": "text", "text": f"{self.mark:.0%}", "align": "left", "dx": 4, "dy": 6 * self.up}
+            found.append(_apart({"type": "rule", "strokeDash": [2, 3]}, {}, x=self.mark))
+            found.append(_apart(label, {"y": at["y"]}, x=self.mark))
+        return found
+
+
+def _apart(mark: Mapping[str, Any], encoding: Mapping[str, Any], **point: float) -> dict[str, Any]:
+    """Return a layer of one grey mark that is no point of a line."""
+    return {"data": {"values": [point]}, "mark": mark, "encoding": {"color": {"value": "gray"}, **encoding}}
+
+
+@dataclass(frozen=True)
 class Chart:
     """One chart.
 
@@ -77,8 +114,8 @@ class Chart:
         rows: points in the order of their lines: "name" of the line, "y", the fields of ``axes``, and where they are
             known "low" and "high" (the interval of y), "x_low" and "x_high".
         zero: whether the vertical axis begins at 0.
-        is_path: whether lines follow the order of their points, whatever their x; only the end shows its intervals,
-            because a band around a line that turns back hides more than it shows.
+        way: of paths, which follow the order of their points, whatever their x; None for curves. Only their ends show
+            intervals, because a band around a line that turns back hides more than it shows.
     """
 
     name: str
@@ -87,33 +124,38 @@ class Chart:
     axes: Mapping[str, str]
     rows: Rows
     zero: bool = False
-    is_path: bool = False
+    way: Way | None = None
 
     def specification(self, styles: Mapping[str, Style], axis: str | None = None) -> dict[str, Any]:
         """Return the Vega-Lite specification, without size and configuration."""
         field = axis or next(iter(self.axes))
-        x = {"field": field, "title": one_line(self.axes[field], _LABEL), "scale": {"zero": not self.is_path}}
+        scale = {"zero": self.way is None, **({"reverse": True} if self.way and self.way.reverse else {})}
+        x = {"field": field, "title": one_line(self.axes[field], _LABEL), "scale": scale}
         names = list(dict.fromkeys(row["name"] for row in self.rows))
         colours = {"domain": names, "range": [styles[name].light for name in names]}
         dashes = {"domain": names, "range": [list(styles[name].dash) or [1, 0] for name in names]}
         symbols = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2}
-        legend = {"title": None, "legend": {**symbols, "labelExpr": _shortened(names)}}
+        legend = {"title": None, "legend": {**symbols, "labelExpr": _shortened(names), "columns": _columns(names)}}
         dash = {"field": "name", "type": "nominal", "scale": dashes, **legend}
         line = {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {**self._y("y"), "strokeDash": dash}}
         return {
             "title": one_line(self.title, _LABEL),
-            "data": {"values": self._ordered() if self.is_path else self.rows},
+            "data": {"values": self._ordered() if self.way else self.rows},
             "encoding": {
                 "x": {"type": "quantitative", **x},
                 "color": {"field": "name", "type": "nominal", "scale": colours, **legend},
             },
-            "layer": self._path(line) if self.is_path else self._curves(line),
+            "layer": self._path(line, self.way) if self.way else self._curves(line),
         }
 
     def _ordered(self) -> Rows:
-        """Return the points with their order, and whether they are the end of their line."""
+        """Return the points with their order, and the first and the last of each line as its start and its end."""
         last = {row["name"]: order for order, row in enumerate(self.rows)}
-        return [{**row, "order": order, "end": last[row["name"]] == order} for order, row in enumerate(self.rows)]
+        first = {row["name"]: order for order, row in reversed(list(enumerate(self.rows)))}
+        return [
+            {**row, "order": order, "start": first[row["name"]] == order, "end": last[row["name"]] == order}
+            for order, row in enumerate(self.rows)
+        ]
 
     def _y(self, field: str) -> dict[str, Any]:
         title = one_line(self.label, _LABEL)
@@ -128,21 +170,32 @@ class Chart:
             layers.append(_dots(self._y("y"), 14))
         return layers
 
-    def _path(self, line: dict[str, Any]) -> list[dict[str, Any]]:
-        end = [{"filter": "datum.end"}]
+    def _path(self, line: dict[str, Any], way: Way) -> list[dict[str, Any]]:
+        start, end = ([{"filter": f"datum.{place}"}] for place in ("start", "end"))
         across, up = {"x": {"field": "x_low"}, "x2": {"field": "x_high"}}, {"y2": {"field": "high"}}
         across["x"] |= {"type": "quantitative"}
+        grey = {"color": {"value": "gray"}}
+        label = {"type": "text", "align": "left", "dx": 7, "dy": 11 * way.up}
         return [
+            *way.layers,
             {**line, "encoding": {**line["encoding"], "order": {"field": "order"}}},
             _dots(self._y("y"), 14),
             {"transform": end, **_dots(self._y("y"), 80)},
             {"transform": end, "mark": "rule", "encoding": {**self._y("y"), **across}},
             {"transform": end, "mark": "rule", "encoding": {**self._y("low"), **up}},
+            {"transform": start, "mark": {**label, "text": "start"}, "encoding": {**self._y("y"), **grey}},
+            {"transform": end, "mark": {**label, "align": "center", "dx": 0, "text": "end"}, "encoding": self._y("y")},
         ]
 
 
 def _dots(encoding: Mapping[str, Any], size: int) -> dict[str, Any]:
     return {"mark": {"type": "point", "filled": True, "size": size, "opacity": 1}, "encoding": encoding}
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Return how many names of a legend fit beside each other below a panel."""
+    widest = max((len(one_line(name, _NAME)) for name in names), default=1)
+    return max(1, _WIDTH // (7 * widest + 50))  # at 11 pixels a character takes up to 7, the symbol about 40
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -38,6 +38,11 @@ class Peak:
     places: list[int]
     fallen: int
 
+    @property
+    def is_passed(self) -> bool:
+        """Whether the best is above both the start and the end."""
+        return self.best > max(self.start, self.final.estimate)
+
 
 @dataclass(frozen=True)
 class Curve:

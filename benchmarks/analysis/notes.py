@@ -13,12 +13,8 @@ def interval_note(summary: Curves) -> str:
     found = list(flat(summary))
     seeds = max(len(curve.runs) for _, _, curve in found)
     metrics = metric_names(summary)
-    one = (
-        "the intervals are over evaluation images (bootstrap of the mean). They say nothing about other training runs."
-        + (" A metric is one number of all images, without an interval." if metrics else "")
-    )
     if seeds == 1:
-        return f"One seed: {one}"
+        return "One seed: a mean over evaluation images, without an interval. Other seeds may end elsewhere."
     middle = "interquartile mean" if seeds > 3 else "mean"
     parts = [f"{seeds} seeds: {middle} of the seeds' means, 95 % bootstrap intervals over seeds"]
     parts[0] += "; the interval of a metric stands in brackets behind its end." if metrics else "."
@@ -26,7 +22,7 @@ def interval_note(summary: Curves) -> str:
     if fewer:
         parts.append(f"Fewer seeds: {', '.join(fewer)}.")
     if any(len(curve.runs) == 1 for _, _, curve in found):
-        parts.append(f"Where there is one seed, {one}")
+        parts.append("Where there is one seed, there is no interval.")
     return " ".join(parts)
 
 

@@ -14,6 +14,7 @@ from benchmarks.runs.gold_judge import JUDGE, KINDS, kind_of
 #: Before a metric's name: on held-out prompts.
 HELD_OUT = "held-out/"
 _TASK, _ALGORITHM = Column("task", is_text=True), Column("algorithm", is_text=True)
+_INTERVAL = ("95 % interval",)
 
 
 def flat(summary: Curves) -> list[tuple[str, str, Curve]]:
@@ -34,12 +35,23 @@ def overall_metric_names(summary: Curves) -> list[str]:
 def result_table(summary: Curves) -> Table:
     """Return rewards before and after with the interval, costs, and the metrics of all prompts together."""
     names = overall_metric_names(summary)
-    costs = ("queries", "forwards", "seconds")
-    columns = [_TASK, _ALGORITHM, *map(Column, ("before", "after", "95 % interval", *costs, *names))]
-    return Table(columns, [_result_row(task, variant, curve, names) for task, variant, curve in flat(summary)])
+    seeds = has_seeds(summary)
+    titles = ("before", "after", *_INTERVAL[:seeds], "queries", "forwards", "seconds", *names)
+    rows = [_result_row(task, variant, curve, names, seeds) for task, variant, curve in flat(summary)]
+    return Table([_TASK, _ALGORITHM, *map(Column, titles)], rows)
 
 
-def _result_row(task: str, variant: str, curve: Curve, names: Sequence[str]) -> list[Cell]:
+def has_seeds(summary: Curves) -> bool:
+    """Return whether some variant has several seeds: of one seed no interval is shown, because it would say little."""
+    return any(len(curve.runs) > 1 for _, _, curve in flat(summary))
+
+
+def over_seeds(value: Interval, digits: int = 3) -> Cell:
+    """Return an interval over seeds; nothing if it is over the images of one seed."""
+    return [from_to(value, digits)] if value.over == "seeds" else []
+
+
+def _result_row(task: str, variant: str, curve: Curve, names: Sequence[str], seeds: bool) -> list[Cell]:
     end, final = len(curve.reward) - 1, curve.reward[-1]
 
     def cost(name: str, values: Sequence[float]) -> Cell:
@@ -50,7 +62,7 @@ def _result_row(task: str, variant: str, curve: Curve, names: Sequence[str]) -> 
         [Name(variant)],
         [Number(f"{curve.reward[0].estimate:.3f}", of_reward(curve, 0))],
         [Number(f"{final.estimate:.3f}", of_reward(curve, end))],
-        [from_to(final, 3)],
+        *([over_seeds(final)] if seeds else []),
         cost("reward_queries", curve.queries),
         cost("forward_equivalents", curve.forwards),
         cost("seconds", curve.times),
@@ -124,15 +136,16 @@ def followed_table(summary: Curves) -> Table | None:
 
 def held_out_table(summary: Curves) -> Table | None:
     """Return rewards on trained and on held-out prompts side by side, or None if no prompts were held out."""
-    columns = ("trained prompts", "95 % interval", "held-out prompts", "95 % interval", "share")
+    interval = _INTERVAL[: has_seeds(summary)]
+    columns = ("trained prompts", *interval, "held-out prompts", *interval, "share")
     rows: list[list[Cell]] = [
         [
             [task],
             [Name(variant)],
             _change(curve, curve.reward, "rewards"),
-            [from_to(curve.reward[-1], 3)],
+            *(over_seeds(curve.reward[-1]) for _ in interval),
             _change(curve, curve.held_out, "held_out.rewards"),
-            [from_to(curve.held_out[-1], 3)],
+            *(over_seeds(curve.held_out[-1]) for _ in interval),
             [_share_of_gain(curve)],
         ]
         for task, variant, curve in flat(summary)
@@ -208,17 +221,20 @@ def score_table(found: Aggregate, summary: Curves) -> Table:
     return Table(columns, rows)
 
 
-def peak_table(summary: Curves, names: Sequence[str] | None = None) -> Table | None:
+def peak_table(summary: Curves, names: Sequence[str] | None = None, only_passed: bool = False) -> Table | None:
     """Return each metric's start, best moment and end, or None if there is none.
 
-    ``names`` are the metrics to show; None takes all but those of one kind of prompts.
+    Args:
+        summary: the curves.
+        names: the metrics to show; None takes all but those of one kind of prompts.
+        only_passed: leave out what is at its best at the start or at the end.
     """
     names = overall_metric_names(summary) if names is None else names
     rows = [
         _peak_row(task, variant, curve, name)
         for task, variant, curve in flat(summary)
         for name in curve.peaks
-        if name in names
+        if name in names and (curve.peaks[name].is_passed or not only_passed)
     ]
     columns = [_TASK, _ALGORITHM, Column("metric", is_text=True)]
     numbers = ("start", "best", "at queries", "end", "runs that end below their start")

@@ -1,7 +1,7 @@
 """The charts of a comparison and of a run's log; each point carries the place in the JSON that it comes from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.analysis.aggregate import Aggregate
@@ -9,8 +9,11 @@ from benchmarks.analysis.curves import Curve, Curves
 from benchmarks.analysis.origin import Origin, of_metric, of_reward
 from benchmarks.analysis.statistics import Interval
 from benchmarks.analysis.tables import metric_names, overall_metric_names
-from benchmarks.charts import Chart, Rows
+from benchmarks.analysis.units import Unit, unit_of
+from benchmarks.analysis.verdict import RECOGNISED
+from benchmarks.charts import Chart, Rows, Way
 from benchmarks.runs.gold_judge import JUDGE, kind_of
+from benchmarks.runs.metrics import more_is_better
 from diffusion_gym.naming import file_name
 
 #: Costs that a curve can be drawn against: field of a point -> label.
@@ -21,7 +24,6 @@ AXES = {
     "images": "sampled images",
 }
 _LOGGED = ("reward_queries", "forward_equivalents", "seconds", "images")  # the same in a run's log
-_UNITS = {"compressibility": "reward (-kB)", "incompressibility": "reward (kB)"}
 _METRICS = {
     "recognised": "recognised (share of images)",
     "judge": "right by the gold judge (share of images)",
@@ -37,6 +39,8 @@ _METRICS = {
 _HIDDEN = ("eval/", "cost/", "time/", "reward_by_prompt/")  # shown elsewhere, or one line per prompt
 #: A metric that begins with one of these is a KL from the start, which comes first among the frontiers.
 _KL = ("kl", "exact-kl-from-start")
+#: They rise with noise and texture too: neither more nor less of them is better.
+_OF_PIXELS = ("diversity", "sharpness")
 #: Their own curves show more than frontiers against them would.
 _NO_FRONTIER = ("exact-target-kl", "exact-mean-error", "exact-mode-weight-error", "exact-excess-kl")
 
@@ -58,8 +62,8 @@ def label_of(metric: str) -> str:
     return _METRICS.get(metric.partition("?")[0], metric)
 
 
-def _reward_label(task: str) -> str:
-    return "evaluation " + _UNITS.get(task, "reward")
+def _unit(by_variant: Mapping[str, Curve]) -> Unit:
+    return unit_of(next(iter(by_variant.values())))
 
 
 def evaluation_charts(summary: Curves) -> list[Shown]:
@@ -67,19 +71,20 @@ def evaluation_charts(summary: Curves) -> list[Shown]:
     charts = []
     for task, by_variant in summary.items():
         rows = _over_costs(by_variant, {name: _rewards(curve) for name, curve in by_variant.items()})
-        chart = Chart(f"reward-{file_name(task)}", task, _reward_label(task), AXES, rows)
+        chart = Chart(f"reward-{file_name(task)}", task, _unit(by_variant).label, AXES, rows)
         charts.append(Shown(chart, "curves", "reward"))
     for task, by_variant in summary.items():
         held_out = {name: _rewards(curve, held_out=True) for name, curve in by_variant.items() if curve.held_out}
         if held_out:
-            label = f"{_reward_label(task)}, held-out prompts"
+            label = f"{_unit(by_variant).label}, held-out prompts"
             chart = Chart(f"held-out-{file_name(task)}", task, label, AXES, _over_costs(by_variant, held_out))
             charts.append(Shown(chart, "curves", "held-out"))
     names = overall_metric_names(summary)
     charts += [shown for name in names for shown in _metric_charts(summary, name, name)]
     charts += _metric_charts(summary, JUDGE, f"held-out-{JUDGE}", held_out=True)
     kinds = [name for name in metric_names(summary) if name not in names]
-    return charts + [shown for name in kinds for shown in _metric_charts(summary, name, f"{JUDGE}-kinds")]
+    apart = [shown for name in kinds for shown in _metric_charts(summary, name, f"{JUDGE}-kinds")]
+    return charts + [replace(shown, section="kinds") for shown in apart]
 
 
 def _metric_charts(summary: Curves, metric: str, figure: str, held_out: bool = False) -> list[Shown]:
@@ -106,26 +111,37 @@ def frontier_charts(summary: Curves) -> list[Shown]:
     for task, by_variant in summary.items():
         for metric in sorted(names, key=lambda name: not name.startswith(_KL)):
             across = {name: curve.metrics[metric] for name, curve in by_variant.items() if metric in curve.metrics}
-            charts += _frontier(task, by_variant, metric, label_of(metric), across)
-        across = {name: curve.held_out for name, curve in by_variant.items() if curve.held_out}
-        charts += _frontier(task, by_variant, "held-out-prompts", "reward on held-out prompts", across)
+            better = 0 if metric in _OF_PIXELS else 1 if more_is_better(metric) else -1
+            charts += _frontier(task, by_variant, metric, label_of(metric), across, better)
+        unit = _unit(by_variant)
+        across = {name: [unit.of(x) for x in curve.held_out] for name, curve in by_variant.items() if curve.held_out}
+        charts += _frontier(task, by_variant, "held-out-prompts", f"{unit.label}, held-out prompts", across, unit.sign)
     return charts
 
 
 def _frontier(
-    task: str, by_variant: Mapping[str, Curve], name: str, label: str, across: Mapping[str, Sequence[Interval]]
+    task: str,
+    by_variant: Mapping[str, Curve],
+    name: str,
+    label: str,
+    across: Mapping[str, Sequence[Interval]],
+    better: int,
 ) -> list[Shown]:
+    """Return a frontier if it has points; ``better`` is 1 or -1 where more or less of the measure is, and else 0."""
     rows = []
     for variant, values in across.items():
         curve = by_variant[variant]
         for point, at, queries in zip(_rewards(curve), values, curve.queries, strict=True):
-            width = {"x_low": at.low, "x_high": at.high} if at.known else {}
+            width = {"x_low": at.low, "x_high": at.high} if at.over == "seeds" and at.known else {}
             note = f"after {queries:,.0f} queries"
             rows.append({"name": variant, **point, "x": at.estimate, **width, "note": note})
     if not rows:
         return []
-    stem = file_name(name)
-    chart = Chart(f"frontier-{stem}-{file_name(task)}", task, _reward_label(task), {"x": label}, rows, is_path=True)
+    stem, unit = file_name(name), _unit(by_variant)
+    # Ways lead from left to right: where a measure falls in training, the axis does too.
+    falls = sum(values[-1].estimate - values[0].estimate for values in across.values()) < 0
+    way = Way(falls, -better if falls else better, unit.sign, RECOGNISED if name == "recognised" else None)
+    chart = Chart(f"frontier-{stem}-{file_name(task)}", task, unit.label, {"x": label}, rows, way=way)
     return [Shown(chart, "frontiers", f"frontier-{stem}")]
 
 
@@ -167,7 +183,7 @@ def log_charts(algorithm: str, lines: Sequence[Mapping[str, Any]]) -> list[Shown
             if name in line and "eval/reward_mean" not in line
         ]
         if len({row["y"] for row in rows}) > 1:  # constants, such as the learning rate, make no curve
-            charts.append(Shown(Chart(file_name(name.replace("/", "-")), "training", name, AXES, rows), "curves"))
+            charts.append(Shown(Chart(file_name(name.replace("/", "-")), "training", name, AXES, rows), "log"))
     return charts
 
 
@@ -184,7 +200,8 @@ def _over_costs(by_variant: Mapping[str, Curve], lines: Mapping[str, Rows]) -> R
 
 def _rewards(curve: Curve, held_out: bool = False) -> Rows:
     field, values = ("held_out.rewards", curve.held_out) if held_out else ("rewards", curve.reward)
-    return [_point(value, of_reward(curve, index, field)) for index, value in enumerate(values)]
+    unit = unit_of(curve)
+    return [_point(unit.of(value), of_reward(curve, index, field)) for index, value in enumerate(values)]
 
 
 def _metric(curve: Curve, metric: str, held_out: bool = False) -> Rows:
@@ -193,5 +210,6 @@ def _metric(curve: Curve, metric: str, held_out: bool = False) -> Rows:
 
 
 def _point(value: Interval, origin: Origin) -> dict[str, Any]:
-    interval = {"low": value.low, "high": value.high} if value.known else {}
+    """Return a point with its interval; that of one seed says nothing about other runs, and is left out."""
+    interval = {"low": value.low, "high": value.high} if value.over == "seeds" and value.known else {}
     return {"y": value.estimate, **interval, "origin": origin.to_json()}

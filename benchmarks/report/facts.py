@@ -1,6 +1,5 @@
-"""What the page says about the runs themselves: title, state, machine, settings, and a line for each run."""
+"""What the page says about the runs themselves: title, state, machine, and for how long they were trained."""
 
-import json
 from collections.abc import Sequence
 
 from benchmarks.report.source import Source
@@ -15,23 +14,23 @@ def title(runs: Sequence[Run]) -> str:
 
 
 def facts(source: Source) -> list[tuple[str, str]]:
-    """Return the facts at the head: what was run, on what, for how long."""
+    """Return what was run, on what, for how long; the page begins with the first three."""
     runs, made_by = source.results.runs, source.results.provenance
     seeds = len({run.seed for run in runs})
     queries = " or ".join(f"{total:,}" for total in sorted({run.spec.total_queries for run in runs}))
     tasks = [run.spec.task for run in runs]
     seconds = sum(run.costs.get("seconds", 0) for run in runs)
-    said = {
-        "State": _state(runs),
-        "Model": "; ".join(dict.fromkeys(f"{t.model}, {t.num_inference_steps} denoising steps" for t in tasks)),
-        "Runs": f"{len(runs)} of {queries} reward queries, {seeds} seed{'s' * (seeds > 1)}",
-        "Training time": f"{duration(seconds)}, all runs together",
-        "Machine": made_by.get("gpu") or f"{made_by['processor']}, {made_by['cores']} cores",
-        "Date": made_by.get("date", "not recorded").replace("T", " ").replace("+00:00", " UTC"),
-    }
-    if source.results.failures:
-        said["Failed"] = "; ".join(f"{name}: {error}" for name, error in source.results.failures.items())
-    return list(said.items())
+    return [
+        ("State", _state(runs)),
+        ("Model", "; ".join(dict.fromkeys(f"{t.model}, {t.num_inference_steps} denoising steps" for t in tasks))),
+        (
+            "Runs",
+            f"{len(runs)} run{'s' * (len(runs) > 1)} of {queries} reward queries, {seeds} seed{'s' * (seeds > 1)}",
+        ),
+        ("Training time", f"{duration(seconds)}, all runs together"),
+        ("Machine", made_by.get("gpu") or f"{made_by['processor']}, {made_by['cores']} cores"),
+        ("Date", made_by.get("date", "not recorded").replace("T", " ").replace("+00:00", " UTC")),
+    ]
 
 
 def _state(runs: Sequence[Run]) -> str:
@@ -41,22 +40,6 @@ def _state(runs: Sequence[Run]) -> str:
     spent = sum(run.costs.get("reward_queries", 0) for run in runs)
     share = spent / sum(run.spec.total_queries for run in runs)
     return f"not finished: {done} of {len(runs)} runs, {share:.0%} of the reward queries"
-
-
-def settings(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """Return each variant's configurations as JSON, and the tasks that it has each of them on."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for run in runs:
-        tasks = found.setdefault(run.variant, {}).setdefault(_setting(run), [])
-        if run.task not in tasks:
-            tasks.append(run.task)
-    return found
-
-
-def _setting(run: Run) -> str:
-    spec = run.spec.to_json()
-    config = {key: value for key, value in spec["config"].items() if key != "seed"}
-    return json.dumps({"algorithm": spec["algorithm"], **config, "reward_queries": spec["reward_queries"]}, indent=1)
 
 
 def duration(seconds: float) -> str:

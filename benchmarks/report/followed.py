@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.analysis.results import Results
-from benchmarks.report.gallery import data_url, picture_file, rows_of, shown_size, shrunk
+from benchmarks.report.gallery import data_url, images_of, is_exact, picture_file, rows_of, shown_size, shrunk
 from benchmarks.runs.gold_judge import JUDGE, KINDS, kind_of, verdicts
-from benchmarks.runs.pictures import dispensable, grid, read_grid
+from benchmarks.runs.pictures import dispensable, grid
 from benchmarks.runs.record import Evaluation, Run
-from benchmarks.runs.recorder import GRID_COLUMNS
 from diffusion_gym.choices import EMOJI_WORLD
 
 if TYPE_CHECKING:
     from diffusion_gym.rewards.geneval import Verdict
 
-_SHOWN = 24  # prompts of a run: lossless, 1.5 MB for four algorithms
+_SHOWN = 24  # prompts of a run
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def pairs(run: Run, lines: Sequence[Evaluation], folder: Path, count: int = _SHO
         return []
     chosen = spread(prompts, metadata, count)
     texts, asked = [prompts[index] for index in chosen], [metadata[index] for index in chosen]
-    images = [_pictures(folder, run, line, held_out, chosen) for line in (lines[0], lines[-1])]
+    images = [images_of(folder, run, line, chosen, held_out) for line in (lines[0], lines[-1])]
     judged: Sequence[Verdict | None] = [None] * 2 * len(chosen)
     if _is_judged(run):
         with dispensable("what the gold judge saw"):
@@ -131,16 +130,11 @@ def _is_judged(run: Run) -> bool:
     return run.spec.task.model == EMOJI_WORLD or any(name == JUDGE or kind_of(name) for name in metrics)
 
 
-def _pictures(folder: Path, run: Run, line: Evaluation, held_out: bool, chosen: Sequence[int]) -> Tensor:
-    path = picture_file(folder, run, line, held_out)
-    return read_grid(path, max(chosen) + 1, GRID_COLUMNS, run.image_shape[1:])[list(chosen)]
-
-
 def _row(run: Run, chosen: Sequence[Pair]) -> dict[str, Any]:
     """Return a run's pairs for the page, with how many of their pictures are right before and after."""
     sides = {side: [getattr(pair, side) for pair in chosen] for side in ("before", "after")}
     urls = {
-        side: [data_url(grid(shrunk(one.image[None], shown_size(run)), 1, gap=0)) for one in seen]
+        side: [data_url(grid(shrunk(one.image[None], shown_size(run)), 1, gap=0), is_exact(run)) for one in seen]
         for side, seen in sides.items()
     }
     return {

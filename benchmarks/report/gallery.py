@@ -1,4 +1,4 @@
-"""Pictures over training: the evaluations' grids from disk, reduced in size and embedded in the page without loss."""
+"""Pictures over training: some of each evaluation's, from the grids on disk, reduced in size, embedded in the page."""
 
 import base64
 import io
@@ -18,13 +18,14 @@ from benchmarks.runs.record import Evaluation, Run
 from benchmarks.runs.recorder import GRID_COLUMNS
 from diffusion_gym.naming import file_name
 
-_COLUMNS = 5  # still large enough on a phone
-_GAP = 2
 _SIDE = 128  # larger images are shrunk to this, to keep the page small
-_PIXELS = 4_000_000  # of all pictures of a page: lossless WebP takes 1 to 1.6 bytes a pixel, base64 a third more
+#: Of all pictures of a page: as base64 they take 1.5 to 2.1 bytes per pixel without loss, and else 0.2 to 0.5.
+_PIXELS, _PIXELS_LOSSY = 3_000_000, 2_500_000
+_QUALITY = 90  # of a compression with loss
 _FRAMES = 40  # of a row
+_PROMPTS = 5  # with fewer, pictures of one prompt are shown too
 #: Pictures per frame and frames per row; the first pair that fits is taken, so frames are dropped before pictures.
-_SIZES = [*((count, _FRAMES) for count in (20, 15, 10)), *((10, most) for most in range(_FRAMES - 1, 1, -1)), (5, 2)]
+_SIZES = [*((10, most) for most in range(_FRAMES, 1, -1)), (5, 2)]
 
 _Number = TypeVar("_Number", int, float)
 #: Runs, each with the indices of some of its evaluations.
@@ -34,8 +35,7 @@ _Rows = list[tuple[Run, list[int]]]
 def galleries(results: Results, folder: Path) -> list[dict[str, Any]]:
     """Return one gallery per task: a row for the first seed of each variant, with frames from the start to the end.
 
-    Frames are dropped, and then pictures, until the page is small enough. Compression is lossless, because artefacts
-    would mislead where the size of a JPEG is the reward.
+    Frames are dropped, and then pictures, until the page is small enough.
     """
     by_task: dict[str, _Rows] = {}
     for run, found in rows_of(results, folder):
@@ -49,7 +49,6 @@ def galleries(results: Results, folder: Path) -> list[dict[str, Any]]:
         {
             "task": task,
             "name": file_name(task),
-            "columns": _COLUMNS,
             "positions": sorted({frame["queries"] for row in rows for frame in row["frames"]}),
             "rows": rows,
         }
@@ -72,7 +71,8 @@ def write_pictures(results: Results, folder: Path, into: Path) -> None:
         half = lines[-1].costs["reward_queries"] / 2
         middle = min(lines, key=lambda line: abs(line.costs["reward_queries"] - half))
         with dispensable(folder / run.folder / IMAGES):
-            strip = [_images(folder, run, line, GRID_COLUMNS) for line in (lines[0], middle, lines[-1])]
+            places = range(min(GRID_COLUMNS, len(lines[0].rewards)))
+            strip = [images_of(folder, run, line, places) for line in (lines[0], middle, lines[-1])]
             strips.setdefault(run.task, []).extend(strip)
     for task, images in strips.items():
         path = into / f"pictures-{file_name(task)}.png"
@@ -80,9 +80,24 @@ def write_pictures(results: Results, folder: Path, into: Path) -> None:
             grid(torch.cat(images), 3 * GRID_COLUMNS).save(path)
 
 
-def _images(folder: Path, run: Run, line: Evaluation, count: int) -> Tensor:
-    size = run.image_shape[1:]
-    return read_grid(picture_file(folder, run, line), min(count, len(line.rewards)), GRID_COLUMNS, size)
+def images_of(folder: Path, run: Run, line: Evaluation, places: Sequence[int], held_out: bool = False) -> Tensor:
+    """Return some of an evaluation's images, by their index, (n, 3, H, W), uint8; of held-out prompts if so asked."""
+    path = picture_file(folder, run, line, held_out)
+    return read_grid(path, max(places) + 1, GRID_COLUMNS, run.image_shape[1:])[list(places)]
+
+
+def picked(run: Run, count: int) -> list[int]:
+    """Return the indices of at most ``count`` evaluation images: of different prompts, evenly spaced, if there are any.
+
+    Of fewer than five prompts any images are taken.
+    """
+    firsts = sorted({prompt: index for index, prompt in reversed(list(enumerate(run.prompts)))}.values())
+    return _evenly(firsts if len(firsts) >= _PROMPTS else range(len(run.evaluations[0].rewards)), count)
+
+
+def is_exact(run: Run) -> bool:
+    """Return whether pictures are embedded without loss: where the size of a JPEG is the reward, artefacts mislead."""
+    return "compressib" in run.spec.task.reward  # also as a part of a sum
 
 
 def rows_of(results: Results, folder: Path) -> _Rows:
@@ -99,11 +114,15 @@ def rows_of(results: Results, folder: Path) -> _Rows:
 
 
 def _fitted(by_task: Mapping[str, _Rows]) -> tuple[int, dict[str, _Rows]]:
-    """Return pictures per frame, and which frames, so that all together have at most ``_PIXELS`` pixels."""
+    """Return pictures per frame, and which frames, so that the page stays small."""
     for count, most in _SIZES:
         chosen = {task: _thinned(rows, most) for task, rows in by_task.items()}
-        pixels = sum(len(found) * math.prod(shown_size(run)) for rows in chosen.values() for run, found in rows)
-        if count * pixels <= _PIXELS:
+        sizes = [
+            (len(picked(run, count)) * len(found) * math.prod(shown_size(run)), is_exact(run))
+            for rows in chosen.values()
+            for run, found in rows
+        ]
+        if sum(pixels / (_PIXELS if exact else _PIXELS_LOSSY) for pixels, exact in sizes) <= 1:
             break
     return count, chosen
 
@@ -139,28 +158,30 @@ def picture_file(folder: Path, run: Run, line: Evaluation, held_out: bool = Fals
 
 
 def _row(results: Results, run: Run, chosen: Sequence[int], folder: Path, count: int) -> dict[str, Any]:
-    size = run.image_shape[1:]
-    frames = []
+    places, frames = picked(run, count), []
     for index in chosen:
         line = run.evaluations[index]
-        with dispensable(picture_file(folder, run, line)):
-            images = _images(folder, run, line, count)
+        file = picture_file(folder, run, line)
+        with dispensable(file):
+            images = shrunk(images_of(folder, run, line, places), shown_size(run))
             frames.append(
                 {
                     "evaluation": index,
                     "queries": line.costs["reward_queries"],
-                    "shown": len(images),
-                    "picture": data_url(grid(shrunk(images, shown_size(run)), _COLUMNS, gap=_GAP)),
+                    "picture": data_url(grid(images, len(images), gap=0), is_exact(run)),
+                    "file": file.relative_to(folder).as_posix(),
                 }
             )
     return {
         "algorithm": run.variant,
         "seed": run.seed,
         "run": results.runs.index(run),
-        "prompts": run.prompts[:count],
-        "gap": _GAP,
+        "places": places,
+        "prompts": [run.prompts[place] if run.prompts else "" for place in places],
         "size": shown_size(run),
-        "full": size[1],
+        "full": run.image_shape[1:],
+        "columns": GRID_COLUMNS,
+        "exact": is_exact(run) and shown_size(run) == run.image_shape[1:],
         "frames": frames,
     }
 
@@ -180,8 +201,8 @@ def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
-def data_url(picture: Image.Image) -> str:
-    """Return a picture as an address that holds it, compressed without loss."""
+def data_url(picture: Image.Image, exact: bool) -> str:
+    """Return a picture as an address that holds it, compressed without loss or, in a tenth of the bytes, with some."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", lossless=True, method=3)
+    picture.save(buffer, format="WEBP", lossless=exact, quality=75 if exact else _QUALITY, method=3 if exact else 6)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,6 +1,8 @@
 """The page: what to show, put into the template with its style, its script and the raw results."""
 
+import base64
 import dataclasses
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +16,14 @@ from benchmarks.analysis.curves import Curves, curves
 from benchmarks.analysis.leaderboard import Leaderboard, board_table, notes, overall_table
 from benchmarks.analysis.notes import interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.tables import (
+    has_seeds,
     held_out_table,
     improvement_table,
     judge_table,
     metric_names,
-    peak_table,
-    result_table,
     score_table,
 )
+from benchmarks.analysis.verdict import Verdict, verdicts
 from benchmarks.charts import CONFIG, Style, finite, library, styles
 from benchmarks.report.charts import (
     AXES,
@@ -32,11 +34,14 @@ from benchmarks.report.charts import (
     log_charts,
     overall_charts,
 )
-from benchmarks.report.facts import duration, facts, settings, title
+from benchmarks.report.facts import duration, facts, title
 from benchmarks.report.figures import write_figures
 from benchmarks.report.followed import blocks
 from benchmarks.report.gallery import galleries, write_pictures
+from benchmarks.report.settings import settings
 from benchmarks.report.source import Source
+from benchmarks.report.tables import fallen_table, measured_table, short_table
+from benchmarks.report.verdict import cards, one_seed_note
 
 PAGE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -77,7 +82,13 @@ def _page(
     chosen: Mapping[str, Style],
     leaders: Leaderboard | None,
 ) -> str:
-    runs, pictures = source.results.runs, galleries(source.results, source.folder)
+    runs, found = source.results.runs, verdicts(summary)
+    winners = {verdict.task: verdict for verdict in found}
+    pictures = [
+        {**one, "best": winners[one["task"]].best.get(winners[one["task"]].winner)}
+        for one in galleries(source.results, source.folder)
+    ]
+    prompts = [_winner_first(block, winners) for block in blocks(source.results, source.folder)]
     drawn = [_drawn(shown, chosen) for shown in charts]
     data = {
         "config": CONFIG,
@@ -87,30 +98,40 @@ def _page(
         "name": source.folder.resolve().name,
     }
     return _environment().get_template("page.html").render(
-        **_tables(summary),
+        **_tables(summary, found),
         **_leaderboard(leaders),
         title=title(runs),
+        cards=cards(found, summary, source.results, source.folder),
+        one_seed=one_seed_note(summary),
         tasks=list(dict.fromkeys(run.task for run in runs)),
         metrics={name: label_of(name) for name in metric_names(summary)},
         axes=AXES,
         styles=chosen,
+        variants=len(chosen),
         charts=drawn,
-        priced=any(shown.section == "frontiers" for shown in charts),
+        sections={shown.section for shown in charts},
         galleries=pictures,
-        followed=blocks(source.results, source.folder),
+        followed=prompts,
         runs=runs,
         facts=facts(source),
+        failed="; ".join(f"{name}: {error}" for name, error in source.results.failures.items()),
         provenance=source.results.provenance,
         settings=settings(runs),
         style=_read("style.css"),
-        library=library(),
+        library=_packed(library()),
         licence=_read("licence.txt"),
         script=_read("report.js"),
         data=_embedded(data),
-        raw=_embedded(source.results.to_json()),
-        log=_embedded(source.log),
+        raw=_packed(_embedded(source.results.to_json())),
+        log=_packed(_embedded(source.log)),
         is_run=bool(source.log),
     )  # fmt: skip
+
+
+def _winner_first(block: Mapping[str, Any], winners: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Return a task's prompts with the winner's pictures first."""
+    winner = winners[block["task"]].winner
+    return {**block, "rows": sorted(block["rows"], key=lambda row: row["algorithm"] != winner)}
 
 
 def _drawn(shown: Shown, chosen: Mapping[str, Style]) -> dict[str, Any]:
@@ -120,16 +141,20 @@ def _drawn(shown: Shown, chosen: Mapping[str, Style]) -> dict[str, Any]:
     return {**about, "section": shown.section, "spec": chart.specification(chosen)}
 
 
-def _tables(summary: Curves) -> dict[str, Any]:
+def _tables(summary: Curves, found: Sequence[Verdict]) -> dict[str, Any]:
     """Return the page's tables and the sentences beside them."""
     together, pairs = aggregate(summary), improvements(summary)
+    measured, constants = measured_table(summary)
     return {
-        "results": result_table(summary) if summary else None,
+        "results": short_table(summary, found) if summary else None,
+        "measured": measured,
+        "constants": constants,
+        "has_seeds": has_seeds(summary),
         "note": interval_note(summary) if summary else None,
         "judged": judge_table(summary),
         "judge_note": judge_note(summary),
         "held_out": held_out_table(summary),
-        "peaks": peak_table(summary),
+        "peaks": fallen_table(summary),
         "pairs": improvement_table(pairs, summary),
         "scores": score_table(together, summary) if together else None,
         "score_note": score_note(together) if together else None,
@@ -161,3 +186,8 @@ def _read(name: str) -> str:
 def _embedded(data: Any) -> str:
     """Return JSON for a script element, with nothing in it that could close the element."""
     return json.dumps(finite(data), separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _packed(text: str) -> str:
+    """Return a text compressed, for an element that the page's script unpacks."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

@@ -83,8 +83,8 @@ def test_the_report_shows_what_the_gold_judge_saw(folder: Path) -> None:
     }
     embedded = re.findall(r'src="data:image/webp;base64,(.*?)"', section)[1]
     stored = read_grid(folder / "images" / "000001-held-out.png", 1, 10, (64, 64))[0]
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(embedded))).convert("RGB"))
-    assert (shown == stored.permute(1, 2, 0).numpy()).all()
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(embedded))).convert("RGB")).astype(int)
+    assert np.abs(shown - stored.permute(1, 2, 0).numpy()).mean() < 5, "the picture, compressed with some loss"
 
 
 def test_the_report_is_written_where_the_judge_cannot_be_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,8 @@ def test_a_metric_of_several_seeds_has_an_interval() -> None:
 def test_a_metric_of_one_seed_or_that_was_not_measured_has_no_interval() -> None:
     one = curves(measured([0.1]).runs)
     assert "| 0.50 to 0.10 |" in text(result_table(one))
-    assert interval_note(one).endswith("A metric is one number of all images, without an interval.")
+    assert interval_note(one).startswith("One seed: a mean over evaluation images, without an interval.")
+    assert "interval" not in text(result_table(one)), "one over images would be read as one over seeds"
     assert "| 0.50 to nan |" in text(result_table(curves(measured([0.1, math.nan, 0.3]).runs)))
 
 

@@ -3,10 +3,11 @@
 Run by ``make browser-test``. Screenshots go to ``$SCREENSHOTS``, if that is set, for a person to look at.
 """
 
+import base64
+import gzip
 import io
 import json
 import os
-import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.report import gallery
+from benchmarks.report import page as report_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -27,6 +30,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 FLAGS += ["--disable-component-update", "--disable-sync"]
 LOCAL = ("file:", "data:", "blob:")
 MINUTE = 60_000  # ms
+VISIBLE = "[...document.querySelectorAll('.plot')].filter((plot) => plot.clientWidth)"
+DRAWN = f"{VISIBLE}.length && {VISIBLE}.every((plot) => plot.querySelector('svg'))"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def page(browser: "BrowserContext", report: Path) -> "Iterator[Page]":
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda request: complaints.extend([request.url] * (request.url[:5] not in LOCAL)))
     opened.goto(report.as_uri())
-    opened.wait_for_function("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))")
+    opened.wait_for_function(DRAWN)
     yield opened
     opened.close()
     assert complaints == []
@@ -75,6 +80,10 @@ def page(browser: "BrowserContext", report: Path) -> "Iterator[Page]":
 
 def data(page: "Page") -> Any:
     return json.loads(page.locator("#page-data").text_content())
+
+
+def results_of(page: "Page") -> Any:
+    return json.loads(gzip.decompress(base64.b64decode(page.locator("#results-data").text_content() or "")))
 
 
 def lines(chart: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -102,30 +111,44 @@ def test_hovering_a_curve_reads_the_value_of_the_json(page: "Page") -> None:
         found = [(name, points[point]) for name, points in drawn.items()]
         return [[name, f"{p['queries']}:", f"{p['y']:.3f}", f"{p['low']:.3f} to {p['high']:.3f}"] for name, p in found]
 
-    assert readout() == expected(2)
+    assert not chart.locator(".readout").is_visible(), "the table has the numbers; here they are read on demand"
     plot = chart.locator(".plot")
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
-    plot.hover(position={"x": 52 + (box["width"] - 68) / 2, "y": 60})
+    middle = {"x": 52 + (box["width"] - 68) / 2, "y": 60}
+    plot.hover(position=middle)
     assert readout() == expected(1)
+    page.mouse.move(0, 0)
+    assert not chart.locator(".readout").is_visible()
+    plot.click(position=middle)
+    chart.locator(".readout .number").first.click()
+    assert "evaluations[1].rewards" in page.locator("#source .title").inner_text()
+    page.keyboard.press("Escape")
     plot.focus()
     page.keyboard.press("Home")
     assert readout() == expected(0)
     page.locator("input[value=rwr]").uncheck()
+    plot.focus()
+    page.keyboard.press("End")
     assert [row[0] for row in readout()] == ["ddpo-is"]
     page.locator("input[value=rwr]").check()
     page.locator("select[name=axis]").select_option("forwards")
-    assert readout()[0][1] == f"{drawn['ddpo-is'][2]['forwards']}:"
     chart.locator(".plot svg").get_by_text("UNet forward-equivalents").wait_for()
+    plot.focus()
+    page.keyboard.press("End")
+    assert readout()[0][1] == f"{drawn['ddpo-is'][2]['forwards']}:"
 
 
 def test_every_number_shows_the_values_it_was_made_from(page: "Page") -> None:
-    page.locator(".results tbody tr").nth(1).locator(".number").nth(1).click()
+    winner = page.locator("#verdict .name").first.inner_text().strip()
+    page.locator("#verdict .number").nth(1).click()
     dialog = page.locator("#source")
-    assert dialog.locator(".title").inner_text() == "results.json: runs[0,2].evaluations[2].rewards"
-    results = json.loads(page.locator("#results-data").text_content())
+    results = results_of(page)
+    runs = [index for index, run in enumerate(results["runs"]) if run["variant"] == winner]
+    where = f"results.json: runs[{runs[0]},{runs[1]}].evaluations[2].rewards"
+    assert dialog.locator(".title").inner_text() == where
     shown = [json.loads(text) for text in dialog.locator("pre").all_inner_texts()]
-    assert shown == [results["runs"][run]["evaluations"][2]["rewards"] for run in (0, 2)]
+    assert shown == [results["runs"][run]["evaluations"][2]["rewards"] for run in runs]
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
     for number in page.locator(".number").all():
@@ -140,7 +163,7 @@ def test_every_number_shows_the_values_it_was_made_from(page: "Page") -> None:
 
 def test_probability_of_improvement_shows_the_final_rewards_of_both(page: "Page") -> None:
     row = page.locator("#overall table").last.locator("tbody tr").first
-    results = json.loads(page.locator("#results-data").text_content())
+    results = results_of(page)
     names = [row.locator("th").inner_text().strip(), row.locator("td").first.inner_text().strip()]
     finals = {
         name: [statistics.fmean(run["evaluations"][2]["rewards"]) for run in results["runs"] if run["variant"] == name]
@@ -163,6 +186,10 @@ def test_a_frontier_is_read_along_its_way_and_saved(page: "Page") -> None:
     assert shown["axes"] == {"x": "diversity (levels of 255)"}
     rows = chart.locator(".readout tr")
     drawn = lines(shown)
+    for word in ("start", "end", "better"):
+        assert chart.locator(".plot svg").get_by_text(word).count(), "lines and directions are labelled"
+    chart.locator(".plot").focus()
+    page.keyboard.press("End")
     for row, (name, points) in zip(rows.all(), drawn.items(), strict=True):
         end = points[-1]
         cells = [cell.strip() for cell in row.locator("td").all_inner_texts()]
@@ -170,10 +197,14 @@ def test_a_frontier_is_read_along_its_way_and_saved(page: "Page") -> None:
         across = f"diversity (levels of 255) {end['x_low']:.3f} to {end['x_high']:.3f}"
         assert row.get_attribute("title") == f"after 16 queries; {across}"
     page.locator("select[name=axis]").select_option("images")
+    page.wait_for_function(DRAWN)
+    chart.locator(".plot").focus()
+    page.keyboard.press("End")
     assert rows.first.locator("td").nth(1).inner_text().strip() == f"{drawn['ddpo-is'][-1]['x']:.3f}:"
     name, svg = saved(page, chart.get_by_text("SVG").click)
     assert name == "compare-frontier-diversity-compressibility.svg"
     assert b"against diversity (levels of 255)</text>" in svg
+    assert outside(page, svg) == []
 
 
 def test_the_overall_charts_do_not_follow_the_chosen_axis(page: "Page") -> None:
@@ -197,37 +228,85 @@ def test_hidden_algorithms_leave_every_chart_and_its_files(page: "Page") -> None
     assert b"ddpo-is</text>" in svg
     assert b"rwr</text>" not in svg
     page.locator("input[value=ddpo-is]").uncheck()
-    chart.get_by_text("Every algorithm is hidden.").wait_for()
+    page.get_by_text("Every algorithm is hidden.").wait_for()
+    assert not any(card.is_visible() for card in page.locator(".chart").all()), "no blank card is left"
+    page.locator("input[value=ddpo-is]").check()
+    wait_for_lines(1)
+    assert not page.get_by_text("Every algorithm is hidden.").is_visible()
 
 
-def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page") -> None:
-    gallery = page.locator(".gallery").first
-    frames = data(page)["galleries"][0]["rows"][0]["frames"]
-    picture = gallery.locator(".row img").first
-    assert picture.get_attribute("src") == frames[2]["picture"]
-    slider = gallery.locator("input[type=range]")
-    slider.focus()
-    page.keyboard.press("Home")
-    assert picture.get_attribute("src") == frames[0]["picture"]
-    page.keyboard.press("ArrowRight")
-    assert picture.get_attribute("src") == frames[1]["picture"]
-    assert "after 8 of 16 reward queries" in gallery.locator(".where").inner_text()
-    assert re.fullmatch(
-        r"20 pictures of ddpo-is tuned for compressibility, after 8 .*, mean reward -\d\.\d{3}",
-        picture.get_attribute("alt"),
-    )
-    gallery.locator(".enlarge").first.focus()
+def test_the_slider_walks_through_training_and_pictures_enlarge(page: "Page", report: Path) -> None:
+    block = page.locator(".gallery").first
+    row = data(page)["galleries"][0]["rows"][0]
+    tile, slider = block.locator(".row li").nth(1), block.locator("input[type=range]")
+
+    def drawn(side: str) -> str:
+        return tile.locator(f".{side}").evaluate("(picture) => picture.style.backgroundImage")
+
+    assert tile.inner_text().strip() == row["prompts"][1] == "dog"
+    for key, frame in (("Home", 0), ("ArrowRight", 1), ("End", 2)):
+        slider.focus()
+        page.keyboard.press(key)
+        assert drawn("before") == f'url("{row["frames"][0]["picture"]}")'
+        assert drawn("now") == f'url("{row["frames"][frame]["picture"]}")'
+    page.keyboard.press("ArrowLeft")
+    assert "after 8 of 16 reward queries" in block.locator(".where").inner_text()
+    tile.locator(".enlarge").focus()
     page.keyboard.press("Enter")
     dialog = page.locator("#enlarged")
-    large = dialog.locator("img")
-    assert large.bounding_box()["width"] > 1.3 * picture.bounding_box()["width"]
-    page.keyboard.press("End")
-    assert large.get_attribute("src") == picture.get_attribute("src") == frames[2]["picture"]
-    box = large.bounding_box()
-    large.hover(position={"x": box["width"] / 2, "y": 0.3 * box["height"]})  # in the second of four rows
-    assert re.fullmatch(r"\w+: reward -\d\.\d{3}", dialog.locator(".cell").inner_text())
+    large = dialog.locator("canvas").last
+    assert large.bounding_box()["width"] > 3 * tile.bounding_box()["width"]
+    run = results_of(page)["runs"][row["run"]]
+    for key, evaluation in (("End", 2), ("Home", 0)):
+        page.keyboard.press(key)
+        reward = run["evaluations"][evaluation]["rewards"][1]
+        queries = run["evaluations"][evaluation]["costs"]["reward_queries"]
+        assert dialog.locator("figcaption").last.inner_text() == f"after {queries} queries: reward {reward:.3f}"
+        file = report.parent / dialog.locator("a").get_attribute("href")
+        assert file == report.parent / run["folder"] / "images" / f"{evaluation:06d}.png"
+        assert file.is_file()
+    assert "dog" in dialog.locator(".title").inner_text()
+    dialog.get_by_label("Next picture").click()
+    assert "horse" in dialog.locator(".title").inner_text()
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
+
+
+def test_an_enlarged_picture_is_the_whole_one(
+    browser: "BrowserContext", comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of 16 pixels that the page holds shrunk to 8: the whole ones are read from the run's folder."""
+    monkeypatch.setattr(gallery, "_SIDE", 8)
+    monkeypatch.setattr(report_page, "write_figures", lambda *_: None)
+    folder = Path(shutil.copytree(comparison, tmp_path / "compare"))
+    assert main(["report", str(folder)]) == 0
+    page = browser.new_page()
+    page.goto((folder / "report.html").as_uri())
+    page.locator(".gallery .enlarge").first.click()
+    page.wait_for_function("[...document.querySelectorAll('#enlarged canvas')].every(({ width }) => width === 16)")
+    page.close()
+
+
+OUTSIDE = """(source) => {
+  const holder = document.createElement("div");
+  holder.innerHTML = source;
+  document.body.append(holder);
+  const whole = holder.firstChild.getBoundingClientRect(), cut = [];
+  for (const text of holder.querySelectorAll("text")) {
+    const box = text.getBoundingClientRect(), shown = text.textContent && text.getAttribute("opacity") !== "0";
+    const inside = box.left >= whole.left && box.right <= whole.right
+      && box.top >= whole.top && box.bottom <= whole.bottom;
+    if (shown && !inside) cut.push(text.textContent);
+  }
+  holder.remove();
+  return cut;
+}"""
+
+
+def outside(page: "Page", svg: bytes) -> list[str]:
+    """Return the texts of a drawing that are not whole inside it."""
+    found: list[str] = page.evaluate(OUTSIDE, svg.decode())
+    return found
 
 
 def test_figures_pictures_and_data_can_be_saved(page: "Page", report: Path) -> None:
@@ -237,6 +316,7 @@ def test_figures_pictures_and_data_can_be_saved(page: "Page", report: Path) -> N
     assert svg.startswith(b"<svg")
     assert b"var(--" not in svg
     assert b"ddpo-is</text>" in svg
+    assert outside(page, svg) == []
     _, png = saved(page, chart.get_by_text("PNG").click)
     figure = Image.open(io.BytesIO(png)).convert("RGB")
     assert figure.size == (1440, 920)
@@ -244,9 +324,13 @@ def test_figures_pictures_and_data_can_be_saved(page: "Page", report: Path) -> N
     assert len(figure.getcolors(1 << 20)) > 50
     name, png = saved(page, page.locator(".row").first.get_by_text("PNG").click)
     assert name == "compare-compressibility-ddpo-is-16.png"
-    stored = Image.open(report.parent / "compressibility" / "ddpo-is" / "seed-0" / "images" / "000002.png")
     pictures = Image.open(io.BytesIO(png)).convert("RGB")
-    assert pictures.crop((0, 0, 88, 16)).tobytes() == stored.convert("RGB").crop((0, 0, 88, 16)).tobytes()
+    assert pictures.size == (160, 32), "ten before training, and below them those at the slider"
+    for index, below in ((0, 0), (2, 16)):
+        stored = Image.open(report.parent / "compressibility" / "ddpo-is" / "seed-0" / "images" / f"{index:06d}.png")
+        assert (
+            pictures.crop((0, below, 16, below + 16)).tobytes() == stored.convert("RGB").crop((0, 0, 16, 16)).tobytes()
+        )
     _, results = saved(page, page.get_by_role("button", name="results.json").click)
     assert json.loads(results) == json.loads((report.parent / "results.json").read_text())
 
@@ -280,8 +364,14 @@ def test_the_page_is_readable_light_and_dark_on_a_desk_and_on_a_phone(page: "Pag
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
     drawn = "(p) => p.querySelector('svg').getAttribute('width') == p.clientWidth"
-    page.wait_for_function(f"[...document.querySelectorAll('.plot')].every({drawn})")
+    page.wait_for_function(f"{VISIBLE}.every({drawn})")
     assert page.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+    bottom = "document.querySelector('#verdict .card').getBoundingClientRect().bottom"
+    assert page.evaluate(bottom) <= 844, "who won, at what cost, is on the first screen"
+    table = "[...document.querySelectorAll('.short')].every((t) => t.scrollWidth <= t.parentElement.clientWidth)"
+    assert page.evaluate(table), "the first table needs no scrolling"
+    page.locator(".plot").first.focus()
+    page.keyboard.press("End")
     cut = "[...document.querySelectorAll('.readout')].filter((t) => t.scrollWidth > t.parentElement.clientWidth).length"
     assert page.evaluate(cut) == 0, "a read-out is wider than its figure"
     contrast = page.evaluate(CONTRAST)

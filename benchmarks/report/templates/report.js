@@ -1,7 +1,14 @@
 "use strict";
-(() => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const page = read("page-data"), results = read("results-data"), log = read("log-data");
+(async () => {
+  const content = (id) => document.getElementById(id).textContent;
+  // What is large and is no picture is compressed.
+  async function unpacked(id) {
+    const bytes = Uint8Array.from(atob(content(id)), (character) => character.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+  const page = JSON.parse(content("page-data"));
+  const raw = { "results-data": await unpacked("results-data"), "log-data": await unpacked("log-data") };
+  const results = JSON.parse(raw["results-data"]), log = JSON.parse(raw["log-data"]);
   const names = Object.keys(page.styles);
   const hidden = new Set();
   let axis = "queries"; // the horizontal axis that the reader has chosen, for charts that have it
@@ -32,7 +39,7 @@
     link.remove();
     if (href.startsWith("blob:")) setTimeout(() => URL.revokeObjectURL(href), 10000);
   }
-  const text = (content, type) => URL.createObjectURL(new Blob([content], { type }));
+  const text = (written, type) => URL.createObjectURL(new Blob([written], { type }));
 
   // -- curves --------------------------------------------------------------------------------------------------------
 
@@ -71,14 +78,20 @@
     axisX.tickCount = Math.max(3, Math.round(width / 110));
     const data = { name: "cursor", values: cursor }, { y } = line(spec).encoding;
     spec.layer.push(
-      { data, transform: [{ filter: "datum.moving" }], mark: { type: "rule", opacity: 0.25 }, encoding: { color: { value: "currentColor" } } },
+      { data, mark: { type: "rule", opacity: 0.25 }, encoding: { color: { value: "currentColor" } } },
       { data, mark: { type: "point", filled: true, size: 80, opacity: 1, stroke: "var(--card)" }, encoding: { y } },
     );
     return { ...spec, background: null, padding: 0 };
   }
 
+  async function loadLibrary() {
+    const script = element("script");
+    script.textContent = await unpacked("library");
+    document.head.append(script);
+  }
+
   // Charts are drawn one after the other, from the top, and the page answers in between.
-  let queue = Promise.resolve();
+  let queue = document.querySelector(".chart") ? loadLibrary() : Promise.resolve();
   const inTurn = (draw) => { queue = queue.then(() => new Promise((done) => setTimeout(done))).then(draw).catch(console.error); };
 
   const quiet = { actions: false, defaultStyle: false, logLevel: 1, tooltip: false };
@@ -88,67 +101,85 @@
     return points.reduce((best, point) => away(point) < away(best) ? point : best);
   }
 
+  const last = (values) => values[values.length - 1];
+  // The points of a path follow each other in training, not along the axis.
+  const isPath = (chart) => chart.spec.data.values.some(({ end }) => end);
+
   class Chart {
     constructor(figure) {
       this.figure = figure;
       this.data = page.charts[Number(figure.dataset.chart)];
       this.plot = figure.querySelector(".plot");
-      this.readout = figure.querySelector(".readout tbody");
+      this.readout = figure.querySelector(".readout");
+      this.held = false;
       this.plot.tabIndex = 0;
       this.plot.setAttribute("role", "img");
-      this.plot.addEventListener("pointermove", (event) => this.point(event));
-      this.plot.addEventListener("pointerdown", (event) => this.point(event));
-      this.plot.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") this.select(Infinity); });
+      this.plot.addEventListener("pointermove", (event) => this.held || this.point(event));
+      this.plot.addEventListener("click", (event) => this.hold(event));
+      this.plot.addEventListener("pointerleave", () => this.held || this.select(null));
+      this.plot.addEventListener("blur", () => this.held || this.select(null));
       this.plot.addEventListener("keydown", (event) => this.key(event));
       for (const button of figure.querySelectorAll("[data-save]")) {
         button.setAttribute("aria-label", `Download ${this.data.title}, ${this.data.label} as ${button.dataset.save.toUpperCase()}`);
         button.addEventListener("click", () => this.save(button.dataset.save));
       }
-      new ResizeObserver(() => { if (this.plot.clientWidth !== this.width) this.render(); }).observe(this.plot);
+      // Inside a closed part of the page a chart has no width, and is drawn when that opens.
+      new ResizeObserver(() => { if (this.plot.clientWidth && this.plot.clientWidth !== this.width) this.render(); }).observe(this.plot);
     }
 
+    // A chart whose lines are all hidden leaves the page; one sentence stands in for all of them.
     render() {
+      this.figure.hidden = lines(this.data).length === 0;
       this.width = this.plot.clientWidth;
       if (this.view) this.view.finalize();
       this.view = null;
-      this.select(Infinity);
+      this.held = false;
+      this.select(null);
       const turn = this.turn = {}; // a later call replaces it
-      inTurn(() => this.turn === turn && this.draw());
+      if (this.width) inTurn(() => this.turn === turn && this.draw());
     }
 
     async draw() {
-      if (this.points.length === 0) {
-        this.plot.replaceChildren(element("p", "Every algorithm is hidden.", "note"));
-        return;
-      }
       const { view } = await vegaEmbed(this.plot, onPage(this.data, this.width, this.points), { ...quiet, renderer: "svg" });
       this.view = view;
-      this.select(this.at);
-      const ends = this.points.map(({ name, y }) => `${name} ends at ${number(y)}`);
+      const ends = lines(this.data).map(([name, points]) => `${name} ends at ${number(last(points).y)}`);
       this.plot.setAttribute("aria-label", `${this.data.title}: ${this.data.label} against ${axisLabel(this.data)}. ${ends.join(", ")}.`);
     }
 
     point(event) {
       if (!this.view) return;
-      const left = this.plot.getBoundingClientRect().left + this.view.origin()[0];
-      this.select(this.view.scale("x").invert(event.clientX - left));
+      const box = this.plot.getBoundingClientRect();
+      this.readout.classList.toggle("left", event.clientX > box.left + box.width / 2);
+      this.select(this.view.scale("x").invert(event.clientX - box.left - this.view.origin()[0]));
+    }
+
+    // Values that are held can be clicked.
+    hold(event) {
+      this.held = !this.held;
+      this.point(event);
     }
 
     key(event) {
-      const places = [...new Set(shown(this.data).map((point) => place(this.data, point)))].sort((a, b) => a - b);
-      const last = places.length - 1, here = this.at === Infinity ? last : places.findIndex((place) => place >= this.at);
-      const next = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: last }[event.key];
-      if (next === undefined || last < 0) return;
+      if (event.key === "Escape") { this.held = false; this.select(null); return; }
+      const found = lines(this.data), all = found.flatMap(([, points]) => points.map((point) => place(this.data, point)));
+      const steps = isPath(this.data) ? [...Array(Math.max(...found.map(([, points]) => points.length))).keys()] : [...new Set(all)].sort((a, b) => a - b);
+      const end = steps.length - 1, here = this.at === null ? end : steps.findIndex((step) => step >= this.at);
+      const next = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: end }[event.key];
+      if (next === undefined || end < 0) return;
       event.preventDefault();
-      this.select(places[Math.max(0, Math.min(last, next))]);
+      const step = steps[Math.max(0, Math.min(end, next))];
+      this.read(step, ([, points]) => isPath(this.data) ? points[step] || last(points) : nearest(this.data, points, step));
     }
 
-    // Read every line at x; at Infinity its end.
-    select(x) {
-      this.at = x;
-      this.points = lines(this.data).map(([, points]) => x === Infinity ? points[points.length - 1] : nearest(this.data, points, x));
-      this.points = this.points.map((point) => ({ ...point, moving: x !== Infinity }));
-      this.readout.replaceChildren(...this.points.map((point) => this.row(point)));
+    // Read every line at x; with null nothing is read.
+    select(x) { this.read(x, ([, points]) => nearest(this.data, points, x)); }
+
+    read(at, point) {
+      this.at = at;
+      this.points = at === null ? [] : lines(this.data).map(point);
+      this.readout.hidden = at === null;
+      this.readout.classList.toggle("held", this.held);
+      this.readout.tBodies[0].replaceChildren(...this.points.map((point) => this.row(point)));
       if (this.view) this.view.data("cursor", this.points).run();
     }
 
@@ -167,7 +198,7 @@
     // As a file the chart is light whatever the page is, and has its title and its legend.
     async save(kind) {
       const file = `${this.data.name}.${kind}`, spec = { ...chosen(this.data, 720, 460), background: "white", padding: 12 };
-      spec.title = `${this.data.title}: ${this.data.label} against ${axisLabel(this.data)}`;
+      spec.title = { text: this.data.title, subtitle: `${this.data.label} against ${axisLabel(this.data)}` };
       const { view } = await vegaEmbed(element("div"), spec, { ...quiet, renderer: "svg" });
       download(file, kind === "svg" ? text(await view.toSVG(), "image/svg+xml") : await view.toImageURL("png", 2));
     }
@@ -188,6 +219,7 @@
     box.checked = true; // browsers restore a form's state on reload
     box.addEventListener("change", () => {
       box.checked ? hidden.delete(box.value) : hidden.add(box.value);
+      document.getElementById("nothing").hidden = hidden.size < names.length;
       charts.forEach((chart) => chart.render());
     });
   }
@@ -245,7 +277,22 @@
   // -- pictures over training ----------------------------------------------------------------------------------------
 
   const enlarged = document.getElementById("enlarged");
-  let open = null; // the gallery and row that are enlarged
+  let open = null; // the gallery, the row and the picture that are enlarged
+
+  // Show one picture of a frame: its pictures stand beside each other.
+  function showTile(tile, frame, at, count) {
+    tile.style.backgroundImage = `url("${frame.picture}")`;
+    tile.style.backgroundSize = `${100 * count}% 100%`;
+    tile.style.backgroundPosition = `${count > 1 ? 100 * at / (count - 1) : 0}% 0`;
+  }
+
+  const loaded = (address) => new Promise((done, failed) => {
+    const image = new Image();
+    image.onload = () => done(image);
+    image.onerror = failed;
+    image.src = address;
+  });
+  const address = (file) => file.split("/").map(encodeURIComponent).join("/");
 
   class Gallery {
     constructor(block) {
@@ -254,57 +301,60 @@
       this.where = block.querySelector(".where");
       this.button = block.querySelector(".play");
       this.rows = [...block.querySelectorAll(".row")];
-      this.slider.value = this.slider.max;
+      const { positions, best } = this.data, away = (queries) => Math.abs(queries - (best ?? Infinity));
+      const opened = best === null ? positions.length - 1 : positions.findIndex((queries) => away(queries) === Math.min(...positions.map(away)));
+      this.slider.value = opened || positions.length - 1; // a start beside itself would show nothing
       this.slider.addEventListener("input", () => { this.pause(); this.show(); });
       this.button.addEventListener("click", () => this.timer ? this.pause() : this.play());
       this.rows.forEach((figure, row) => {
-        const image = figure.querySelector("img");
-        figure.querySelector(".enlarge").addEventListener("click", () => enlarge(this, row));
+        figure.querySelector(".tiles").append(...this.data.rows[row].prompts.map((prompt, at) => this.tile(row, prompt, at)));
         figure.querySelector("[data-save]").addEventListener("click", () => this.save(row));
         figure.querySelector("[data-save]").setAttribute("aria-label", `Download the pictures of ${this.data.rows[row].algorithm} as PNG`);
-        image.addEventListener("pointermove", (event) => { figure.querySelector(".cell").textContent = this.cell(row, image, event); });
-        image.addEventListener("pointerleave", () => { figure.querySelector(".cell").textContent = ""; });
       });
       this.show();
+    }
+
+    // One prompt: the picture before training, the one at the slider, and the prompt.
+    tile(row, prompt, at) {
+      const { frames, prompts, size } = this.data.rows[row];
+      const item = element("li"), button = element("button", undefined, "enlarge");
+      button.type = "button";
+      button.setAttribute("aria-label", `Enlarge ${prompt || `picture ${at + 1}`}, ${this.data.rows[row].algorithm}`);
+      for (const side of ["before", "now"]) {
+        const picture = element("span", undefined, `picture ${side}`);
+        picture.style.aspectRatio = `${size[1]} / ${size[0]}`;
+        button.append(picture);
+      }
+      showTile(button.querySelector(".before"), frames[0], at, prompts.length);
+      button.addEventListener("click", () => enlarge(this, row, at));
+      item.append(button, element("span", prompt, "prompt"));
+      return item;
     }
 
     get queries() { return this.data.positions[Number(this.slider.value)]; }
 
     frame(row) {
       const until = this.data.rows[row].frames.filter((frame) => frame.queries <= this.queries);
-      return until[until.length - 1] || this.data.rows[row].frames[0];
+      return last(until) || this.data.rows[row].frames[0];
     }
 
-    evaluation(row) { return results.runs[this.data.rows[row].run].evaluations[this.frame(row).evaluation]; }
+    evaluation(row, frame = this.frame(row)) { return results.runs[this.data.rows[row].run].evaluations[frame.evaluation]; }
 
     // A run that has not come as far as the slider shows its last pictures, and says so.
     state(row) {
-      const { queries } = this.frame(row), reward = `mean reward ${number(mean(this.evaluation(row).rewards))}`;
-      return queries === this.queries ? reward : `${reward}, at ${queries.toLocaleString("en")} queries`;
+      const { queries } = this.frame(row);
+      return queries === this.queries ? "" : `at ${queries.toLocaleString("en")} queries`;
     }
 
     show() {
-      const last = this.data.positions[this.data.positions.length - 1];
-      this.where.textContent = `after ${this.queries.toLocaleString("en")} of ${last.toLocaleString("en")} reward queries`;
+      this.where.textContent = `after ${this.queries.toLocaleString("en")} of ${last(this.data.positions).toLocaleString("en")} reward queries`;
       this.slider.setAttribute("aria-valuetext", this.where.textContent);
       this.rows.forEach((figure, row) => {
-        const image = figure.querySelector("img"), { algorithm } = this.data.rows[row], frame = this.frame(row);
-        image.src = frame.picture;
-        image.alt = `${frame.shown} pictures of ${algorithm} tuned for ${this.data.task}, ${this.where.textContent}, ${this.state(row)}`;
+        const { prompts } = this.data.rows[row], frame = this.frame(row);
+        figure.querySelectorAll(".now").forEach((tile, at) => showTile(tile, frame, at, prompts.length));
         figure.querySelector(".state").textContent = this.state(row);
       });
       if (open && open.gallery === this) showEnlarged();
-    }
-
-    cell(row, image, event) {
-      const { size, gap, prompts } = this.data.rows[row], { columns } = this.data, box = image.getBoundingClientRect();
-      // With object-fit: contain the picture may be smaller than its box.
-      const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
-      const x = (event.clientX - box.left - (box.width - image.naturalWidth * scale) / 2) / scale;
-      const y = (event.clientY - box.top - (box.height - image.naturalHeight * scale) / 2) / scale;
-      const column = Math.floor(x / (size[1] + gap)), index = Math.floor(y / (size[0] + gap)) * columns + column;
-      if (column < 0 || column >= columns || !(index >= 0 && index < this.frame(row).shown)) return "";
-      return `${prompts[index] ? prompts[index] + ": " : ""}reward ${number(this.evaluation(row).rewards[index])}`;
     }
 
     play() {
@@ -324,36 +374,61 @@
       this.button.textContent = "▶";
     }
 
-    save(row) {
-      const image = this.rows[row].querySelector("img"), canvas = element("canvas");
-      canvas.width = image.naturalWidth;
-      canvas.height = image.naturalHeight;
-      canvas.getContext("2d").drawImage(image, 0, 0);
-      const file = `${this.data.name}-${this.data.rows[row].algorithm}-${this.frame(row).queries}.png`;
+    // The pictures before, and below them those at the slider.
+    async save(row) {
+      const { frames, algorithm } = this.data.rows[row], frame = this.frame(row), canvas = element("canvas");
+      const both = await Promise.all([frames[0], frame].map(({ picture }) => loaded(picture)));
+      canvas.width = both[0].naturalWidth;
+      canvas.height = both[0].naturalHeight + both[1].naturalHeight;
+      both.forEach((image, below) => canvas.getContext("2d").drawImage(image, 0, below * both[0].naturalHeight));
+      const file = `${this.data.name}-${algorithm}-${frame.queries}.png`;
       canvas.toBlob((blob) => download(file, URL.createObjectURL(blob)), "image/png");
     }
   }
 
-  const largeImage = enlarged.querySelector("img"), largeSlider = enlarged.querySelector("input");
+  const largeSlider = enlarged.querySelector("input");
 
-  function enlarge(gallery, row) {
-    open = { gallery, row };
+  function enlarge(gallery, row, at) {
+    open = { gallery, row, at };
     largeSlider.max = gallery.slider.max;
     enlarged.showModal();
     showEnlarged();
     largeSlider.focus();
   }
 
+  // Draw one picture of a frame; first the page's own, and where that is smaller or compressed, then the file's, if it is there.
+  async function drawLarge(canvas, row, frame, at) {
+    const { size, full, places, exact, columns } = row, shown = canvas.shown = {}, gap = 2; // gap: between a file's pictures
+    const draw = (image, [height, width], left, top) => {
+      if (canvas.shown !== shown) return; // the reader has moved on
+      Object.assign(canvas, { width, height });
+      canvas.getContext("2d").drawImage(image, left, top, width, height, 0, 0, width, height);
+    };
+    draw(await loaded(frame.picture), size, at * size[1], 0);
+    if (exact) return;
+    const column = places[at] % columns, line = Math.floor(places[at] / columns);
+    try {
+      draw(await loaded(address(frame.file)), full, column * (full[1] + gap), line * (full[0] + gap));
+    } catch { /* the page stands alone: its own picture stays */ }
+  }
+
   function showEnlarged() {
-    const { gallery, row } = open, image = gallery.rows[row].querySelector("img");
-    largeImage.src = image.src;
-    largeImage.alt = image.alt;
-    const { size } = gallery.data.rows[row], columns = gallery.data.columns;
-    largeImage.style.width = `${Math.max(1, Math.floor(1100 / (size[1] * columns))) * size[1] * columns}px`;
+    const { gallery, row, at } = open, data = gallery.data.rows[row], now = gallery.frame(row);
+    const labels = ["before", `after ${now.queries.toLocaleString("en")} queries`];
+    enlarged.querySelectorAll(".canvas figure").forEach((figure, side) => {
+      const frame = side ? now : data.frames[0], reward = gallery.evaluation(row, frame).rewards[data.places[at]];
+      const canvas = figure.querySelector("canvas"), caption = `${labels[side]}: reward ${number(reward)}`;
+      canvas.setAttribute("aria-label", `${data.prompts[at]}, ${caption}`);
+      canvas.classList.toggle("small", data.full[1] <= 128);
+      figure.querySelector("figcaption").textContent = caption;
+      drawLarge(canvas, data, frame, at).catch(console.error);
+    });
+    const link = element("a", now.file);
+    link.href = address(now.file);
+    enlarged.querySelector(".original").replaceChildren("all pictures, as they were written: ", link);
     largeSlider.value = gallery.slider.value;
-    enlarged.querySelector(".title").textContent = `${gallery.data.rows[row].algorithm}, ${gallery.data.task}`;
-    enlarged.querySelector(".where").textContent = `${gallery.where.textContent}, ${gallery.state(row)}`;
-    enlarged.querySelector(".cell").textContent = "Point at a picture for its prompt and reward.";
+    enlarged.querySelector(".title").textContent = `${data.prompts[at] || `Picture ${at + 1}`} (${data.algorithm}, ${gallery.data.task})`;
+    enlarged.querySelector(".where").textContent = gallery.where.textContent;
   }
 
   largeSlider.addEventListener("input", () => {
@@ -361,9 +436,11 @@
     open.gallery.pause();
     open.gallery.show();
   });
-  for (const kind of ["pointermove", "pointerdown"]) {
-    largeImage.addEventListener(kind, (event) => {
-      enlarged.querySelector(".cell").textContent = open.gallery.cell(open.row, largeImage, event);
+  for (const [name, step] of [["previous", -1], ["next", 1]]) {
+    enlarged.querySelector(`.${name}`).addEventListener("click", () => {
+      const count = open.gallery.data.rows[open.row].prompts.length;
+      open.at = (open.at + step + count) % count;
+      showEnlarged();
     });
   }
   enlarged.addEventListener("close", () => { open = null; });
@@ -376,8 +453,7 @@
   // -- raw data ------------------------------------------------------------------------------------------------------
 
   for (const button of document.querySelectorAll("[data-download]")) {
-    const content = document.getElementById(button.dataset.download).textContent;
-    button.addEventListener("click", () => download(button.dataset.name, text(content, "application/json")));
+    button.addEventListener("click", () => download(button.dataset.name, text(raw[button.dataset.download], "application/json")));
   }
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
