@@ -1,6 +1,7 @@
 """Checks that an algorithm keeps what every algorithm promises, on models whose answers are known."""
 
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -88,6 +89,7 @@ def check_algorithm(
     with global_generators(0):
         _check_start(subject, ratio_tolerance)
         whole = run(subject, 1)
+        _check_state(subject, whole)
         _check_costs(subject, whole)
         _check_costs(subject, run(subject, guidance_scale=2.0))
         _check_repeats(subject, whole, run(subject, 2))
@@ -125,7 +127,9 @@ def _check_start(subject: Subject, tolerance: float) -> None:
 
     def watched(rollout: Rollout) -> dict[str, float]:
         gaps.extend(_ratio_gaps(algorithm, rollout))
-        return update(rollout)
+        metrics = update(rollout)
+        _check_metrics(subject, metrics)
+        return metrics
 
     algorithm.update = watched  # type: ignore[method-assign]
     learn(algorithm, 1)
@@ -156,6 +160,18 @@ def _check_start(subject: Subject, tolerance: float) -> None:
     )
 
 
+def _check_metrics(subject: Subject, metrics: object) -> None:
+    """Check that an update returns names and finite numbers."""
+    is_dict = isinstance(metrics, dict)
+    wrong = {} if not isinstance(metrics, dict) else {k: v for k, v in metrics.items() if not _is_finite(v)}
+    subject.require(
+        is_dict and not wrong,
+        "update() must return names in the log and finite numbers, but returned "
+        f"{next(iter(wrong.items()), metrics)}; give {{}} to log nothing, floats in the place of tensors, and look for "
+        "NaN at steps without a density, which are not among policy.trainable_steps.",
+    )
+
+
 def _ratio_gaps(algorithm: DiffusionAlgorithm[Any], rollout: Rollout) -> Iterator[float]:
     """Yield the largest |log ratio| of each chunk that was sampled, where the rollout has log-densities."""
     windows = rollout.windows is not None
@@ -167,6 +183,23 @@ def _ratio_gaps(algorithm: DiffusionAlgorithm[Any], rollout: Rollout) -> Iterato
             for chunk in rollout.window_chunks(update, size) if windows else algorithm.sampled_chunks(rollout, update):
                 now, _ = chunk.log_prob_under(algorithm.policy)
                 yield float((now - chunk.log_prob).abs().max())
+
+
+def _check_state(subject: Subject, made: Run) -> None:
+    """Check that updates were made by ``step()``, and that the state can be saved."""
+    subject.require(
+        made.algorithm.gradient_steps.made > 0,
+        f"{ITERATIONS} iterations made no update through step(optimizer), which clips gradients, sums them over ranks "
+        "and moves the average of the weights; call it in the place of optimizer.step().",
+    )
+    try:
+        json.dumps(made.algorithm.extra_state(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        subject.require(
+            False,
+            f"extra_state() must be what JSON holds, texts, finite numbers, lists and dictionaries, but {error}; "
+            "return tensors from extra_tensors().",
+        )
 
 
 def _check_costs(subject: Subject, made: Run) -> None:
@@ -187,7 +220,8 @@ def _check_repeats(subject: Subject, one: Run, other: Run) -> None:
     subject.require(
         difference is None,
         f"two runs of one seed must be equal bit for bit, but {difference}; draw random numbers from "
-        "algorithms.seeding.generator(seed, Stream.UPDATES, iteration), not from the global generators.",
+        "algorithms.seeding.generator(seed, Stream.UPDATES, iteration), not from the global generators; what is "
+        "measured in time is left out where its name has 'seconds' in it.",
     )
 
 
@@ -303,6 +337,10 @@ def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> T
         torch.zeros_like(value) if grad is None else grad for grad, value in zip(gradients, parameters, strict=True)
     ]
     return torch.cat([grad.flatten().double() for grad in found])
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _text(values: Tensor) -> str:

@@ -143,7 +143,43 @@ class FirstSteps(DDPO):
             yield replace(chunk, weight=int(chunk.step < 2))
 
 
+class LogsNothing(DDPO):
+    """Returns no numbers for the log."""
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        super().update(rollout)
+        return None  # type: ignore[return-value]
+
+
+class NotANumber(DDPO):
+    """Trains steps that have no density."""
+
+    def surrogate(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, seen = super().surrogate(*arguments)
+        return loss * torch.nan, seen
+
+
+class OwnStep(DDPO):
+    """Lets the optimizer step by itself."""
+
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        optimizer.step()
+        optimizer.zero_grad()
+        return torch.zeros(())
+
+
+class TensorState(DDPO):
+    """Saves a tensor as if it were JSON."""
+
+    def extra_state(self) -> dict[str, Any]:
+        return {**super().extra_state(), "mean": torch.zeros(2)}
+
+
 SENTENCES: dict[type[DDPO], str] = {
+    LogsNothing: r"update\(\) must return names in the log and finite numbers, but returned None; give {} to",
+    NotANumber: r"but returned \('train/loss', nan\); .* look for NaN at steps without a density",
+    OwnStep: r"3 iterations made no update through step\(optimizer\), which clips .*; call it in the place of",
+    TensorState: r"extra_state\(\) must be what JSON holds, .* but Object of type Tensor .* return tensors from",
     Elsewhere: r"the importance ratio must be exactly 1, but .* sampled_chunks\(\) differ .* by up to \d.* nats",
     OtherOld: r"but the log has train/approx_kl = .*, expected 0; look at which rows, chunks and weights",
     Moved: r"before training the KL to the start must be 0, but an evaluation measured \d.* nats; look at .* weights",
