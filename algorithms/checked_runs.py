@@ -6,7 +6,7 @@ import json
 import random
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import diffusion_gym
 from algorithms.base import FORWARDS_PER_TRAINED_ROW, DiffusionAlgorithm
-from algorithms.config.base import AlgorithmConfig, override
+from algorithms.config.base import AlgorithmConfig, EvaluationConfig, override
 from diffusion_gym.rewards import RewardSpec
 
 #: Two prompts per iteration of four, two rounds of sampling, and chunks of unequal size.
@@ -29,6 +29,14 @@ SMALL: Mapping[str, Any] = {
     "num_envs": 8,
     "chunk_size": 3,
     "learning_rate": 0.05,
+}
+#: What learning, and a gradient, is measured with.
+LEARNING: Mapping[str, Any] = {
+    **SMALL,
+    "images_per_iteration": 64,
+    "images_per_prompt": 16,
+    "num_envs": 64,
+    "chunk_size": 512,
 }
 ITERATIONS = 3
 
@@ -49,8 +57,13 @@ class Subject:
         reward: RewardSpec = "exact-quadratic",
         **changes: Any,
     ) -> DiffusionAlgorithm[Any]:
-        """Return a new algorithm; the user's settings come before the check's small ones, and changes before both."""
-        return self.cls(self.env(model, reward), override(self.config, **{**small, **self.settings, **changes}))
+        """Return a new algorithm; the user's settings come before the check's small ones, and changes before both.
+
+        Only changes make it evaluate: evaluations are not billed, and not the same lines in a run that is resumed.
+        """
+        config = override(self.config, **{**small, **self.settings, **changes})
+        config = replace(config, evaluation=changes.get("evaluation", EvaluationConfig()))
+        return self.cls(self.env(model, reward), config)
 
     def env(self, model: str = "mixture", reward: RewardSpec = "exact-quadratic") -> gymnasium.Env:
         """Return an environment of 4 steps, on the mixture with a prompt for each component."""

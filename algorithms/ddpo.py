@@ -53,7 +53,7 @@ class DDPO(WithAdvantages[DDPOConfig]):
                     seen["train/kl_to_start"] = kl * self._steps_with_density  # nats per image
                 self.backward(chunk.weight * loss.sum() / transitions)
                 ratios = ratio_statistics(new, chunk.log_prob, advantage, config.clip_range)
-                meter.add(seen | ratios.metrics() | {"train/loss": loss}, chunk.weight)
+                meter.add(ratios.metrics() | seen | {"train/loss": loss}, chunk.weight)
             meter.add({"train/grad_norm": self.step(self.optimizer)})
             self.count_rows(rows, reference=rows if config.kl_penalty > 0 else 0)
         return meter.means() | self.advantage_metrics(rollout, advantages)

@@ -16,12 +16,12 @@ from algorithms.base import Requirements
 from algorithms.chunks import SampledChunk
 from algorithms.config.grpo import GRPOConfig as GRPOConfig
 from algorithms.ddpo import DDPO
-from algorithms.losses import importance_sampling_loss, masked_loss, output_scales
+from algorithms.losses import importance_sampling_loss, masked_loss, output_scales, ratio_statistics
 from algorithms.parallel.split import Split
 from algorithms.rollouts import Rollout
 from algorithms.seeding import TRAINING_STREAMS, Noise, Stream, generator
 from algorithms.windows import Windows
-from diffusion_gym.transitions import Gaussian
+from diffusion_gym.transitions import Gaussian, Transition
 
 
 class GRPO(DDPO):
@@ -41,26 +41,48 @@ class GRPO(DDPO):
         """Also find the steps that may lie in a window.
 
         Raises:
-            ValueError: fewer than the window has.
+            ValueError: fewer than the window has, a stride past all of them, or ranks that would fall out of step.
         """
+        config = self.config
+        if self.ranks.sharded and config.window and config.images_per_prompt % self.ranks.size:
+            raise ValueError(
+                f"with windows and sharded weights (FSDP) images_per_prompt ({config.images_per_prompt}) must be a "
+                f"multiple of the number of ranks ({self.ranks.size}), so that all ranks make equally many forward "
+                "passes; choose another, or launch with --multi_gpu."
+            )
         super()._setup_model()
-        config, policy = self.config, self.policy
-        #: What steps in the window are drawn with; without a window, and outside it, the policy's.
-        self.noisy = policy.with_noise(config.window_eta) if config.window else policy.transition
+        levels = [config.window_eta] * self.policy.num_inference_steps
+        self._in_window = self.policy.with_noise(levels) if config.window else None
         steps = self.noisy.has_density.nonzero().flatten().tolist()
         low, high = (round(share * len(steps)) for share in config.window_range)
         #: The steps that may lie in a window.
         self.steps = steps[low:high]
-        if len(self.steps) < config.window:
+        places = len(self.steps) - config.window + 1
+        if places < 1:
             raise ValueError(
                 f"a window of {config.window} steps does not fit in window_range {config.window_range}: of "
-                f"{policy.num_inference_steps} steps {len(steps)} can have noise, {len(self.steps)} of them there. "
-                "Take a smaller window, a wider range or more steps."
+                f"{self.policy.num_inference_steps} steps {len(steps)} can have noise, {len(self.steps)} of them "
+                "there. Take a smaller window, a wider range or more steps."
             )
+        if config.window_stride >= max(2, places):
+            raise ValueError(
+                f"window_stride ({config.window_stride}) would not move the window, which has {places} places here; "
+                "take a smaller stride, a smaller window or more steps."
+            )
+
+    @property
+    def noisy(self) -> Transition:
+        """What the trained steps are drawn with: a window's own noise, or without windows the policy's."""
+        return self.policy.transition if self._in_window is None else self._in_window
+
+    @property
+    def step_weights(self) -> Tensor:
+        """(T,), the factor of each step's loss."""
+        if self.config.step_weight == "likelihood":
+            return torch.ones_like(self.noisy.std)
         scales = output_scales(self.noisy)
-        equal = scales[self.steps].mean() / scales
-        #: (T,), the factor of each step's loss.
-        self.step_weights = equal if config.step_weight == "equal" else torch.ones_like(scales)
+        steps = self.steps if self.config.window else self.policy.trainable_steps
+        return scales[steps].mean() / scales
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -95,8 +117,8 @@ class GRPO(DDPO):
         config = self.config
         places = torch.tensor(self.steps[: len(self.steps) - config.window + 1])
         if config.window_place == "sliding":
-            moved = self.iteration // config.window_every * config.window_stride
-            return places[moved % len(places)].expand(groups)
+            places = places[:: config.window_stride]
+            return places[self.iteration // config.window_every % len(places)].expand(groups)
         source = generator(config.seed, Stream.UPDATES, self.iteration, 0, 0)
         shares = (torch.rand(1, generator=source) + torch.randperm(groups, generator=source) / groups) % 1
         return places[(shares * len(places)).long().clamp(max=len(places) - 1)]
@@ -108,6 +130,12 @@ class GRPO(DDPO):
         return Noise(config.seed, TRAINING_STREAMS, images, shared, config.antithetic)
 
     # -- training -----------------------------------------------------------------------------------------------------
+
+    def groups(self, rollout: Rollout) -> list[str]:
+        """Return the images' prompts, or the groups that branched apart: two of one prompt began with other noise."""
+        if not self.config.branched:
+            return super().groups(rollout)
+        return [str(image // self.config.images_per_prompt) for image in range(len(rollout))]
 
     def chunks(self, rollout: Rollout, update: int) -> Iterator[SampledChunk]:
         """Yield an update's transitions in windows, or all with noise."""
@@ -136,7 +164,8 @@ class GRPO(DDPO):
         if config.proximal == "mask":
             assert kl is not None
             loss, masked = masked_loss(new, old, advantages, dimensions, reduction, kl, config.mask_kl)
-            seen = {"train/masked": masked.float(), "train/kl_to_old": kl}
+            seen = {"train/masked": masked.float(), "train/kl_to_old": kl, "train/clip_fraction": torch.zeros_like(kl)}
         else:
             loss = importance_sampling_loss(new, old, advantages, dimensions, reduction, config.clip_range)
+            seen["train/clip_fraction"] = ratio_statistics(new, old, advantages, config.clip_range).clipped
         return weight * loss, seen

@@ -116,13 +116,13 @@ def find_chunk_size(algorithm: "DiffusionAlgorithm[Any]") -> None:
     if ranks.sharded or policy.model.device.type not in PROBED_DEVICES:
         algorithm.chunk_size_found = True
         return
-    records, whole = [Prompt("")] * (config.images_per_iteration // ranks.size), algorithm.requires(config).trajectory
+    records, needs = [Prompt("")] * (config.images_per_iteration // ranks.size), algorithm.requires(config)
     trained = list(algorithm.trained_parameters().values())
     state = algorithm.optimizer.state if hasattr(algorithm, "optimizer") else {}
 
     def storage() -> object:
         moments = [torch.zeros_like(value) for value in trained for _ in range(2) if value not in state]
-        return moments, Rollout.empty(policy, records, whole)
+        return moments, Rollout.empty(policy, records, needs.trajectory, keeps_means=needs.means)
 
     fit_chunk_size(policy, lambda: try_chunk(policy, trained, storage, algorithm.train_blank))
     policy.chunk_size = min(ranks.gather_objects(policy.chunk_size))

@@ -113,24 +113,30 @@ class Rollout:
         """
         return self.split.runs(self.assigned(update), size, self.round_size, rank)
 
-    def all_chunks(self, size: int) -> list[slice]:
-        """Return :meth:`chunks` of all updates: all images kept here."""
-        return [chunk for update in range(self.updates) for chunk in self.chunks(update, size)]
+    def passes(self, images: slice, step: int, size: int) -> Iterator[Pass]:
+        """Yield the forward passes that sample one step of images kept here.
 
-    def passes(self, images: slice, step: int, size: int) -> list[Pass]:
-        """Return the forward passes that sample one step of neighbouring images of one update and round."""
-        if self.windows is None:
-            starts = range(images.start, images.stop, size)
-            chunks = [slice(start, min(start + size, images.stop)) for start in starts]
-            return [Pass(chunk, chunk) for chunk in chunks]
-        return [found for inside in (True, False) for found in self.windows.passes(images, step, size, inside)]
+        Args:
+            images: of whole rounds.
+            step: from 0, the noisiest.
+            size: rows per pass.
+        """
+        for update in range(self.updates):
+            for chunk in self.chunks(update, size if self.windows is None else len(self)):
+                if not images.start <= chunk.start < images.stop:
+                    continue
+                if self.windows is None:
+                    yield Pass(chunk, chunk)
+                else:  # the images of one update and round
+                    for inside in (True, False):
+                        yield from self.windows.passes(chunk, step, size, inside)
 
     def rows_sampled(self, steps: int) -> int:
         """Return how many rows all ranks' forward passes take to sample the images in T ``steps``. Collective."""
         if self.windows is None:
             return len(self) * steps
-        n = len(self)
-        mine = sum(p.num_rows for r in self.all_chunks(n) for step in range(steps) for p in self.passes(r, step, n))
+        n, everything = len(self), slice(0, len(self.split.kept))
+        mine = sum(p.num_rows for step in range(steps) for p in self.passes(everything, step, n))
         return sum(self.split.ranks.gather_objects(mine))
 
     def rows_in_windows(self, update: int) -> int:

@@ -114,18 +114,18 @@ def _sample_round(
     rollout.latents[0, mine] = observation["latent"]
     for name, stored in rollout.conditioning.items():
         stored[mine] = observation[name]
-    regions = [images for images in rollout.all_chunks(len(rollout)) if mine.start <= images.start < mine.stop]
     step_noise, going = StepNoise(noise, kept, rollout.latents.shape[2:]), True
     for t in range(env.num_inference_steps):
         z = step_noise.draw(None if rollout.windows is None else rollout.windows.before(t)[mine])
         z = z.to(rollout.latents.device, non_blocking=True)
         after = t + 1 if rollout.is_whole else 0
         with torch.no_grad(), weights():
-            for p in (p for images in regions for p in rollout.passes(images, t, policy.chunk_size)):
+            for p in rollout.passes(mine, t, policy.chunk_size):
                 rows = rollout.rows(p.rows, t)
                 gaussian = policy.distribution(rows, p.transition)  # p(x_{t-1} | x_t, c)
                 if rollout.kl_to_start is not None and reference is not None:
-                    rollout.kl_to_start[p.images] += reference.kl(rows, gaussian)
+                    kl = reference.kl(rows, gaussian, p.transition)
+                    rollout.kl_to_start[p.images] += kl if p.copies is None else kl[p.copies]
                 if p.copies is not None:
                     gaussian = gaussian.select(p.copies)
                 x = gaussian.sample(z[p.within(start)])

@@ -51,9 +51,8 @@ class Windows:
             inside: which images.
         """
         images = torch.arange(region.start, region.stop)
-        _, group, counts = self.groups[region].unique_consecutive(return_inverse=True, return_counts=True)
-        one = self.branched & (self.first[region] >= step)
-        row = torch.where(one, region.start + (counts.cumsum(0) - counts)[group], images)
+        leader = torch.searchsorted(self.groups, self.groups[region]).clamp(min=region.start)  # the group's first here
+        row = torch.where(self.branched & (self.first[region] >= step), leader, images)
         chosen = self.inside(step)[region] == inside
         images, row = images[chosen], row[chosen]
         rows, copies = row.unique(return_inverse=True)

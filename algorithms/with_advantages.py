@@ -25,7 +25,11 @@ class WithAdvantages(DiffusionAlgorithm[A]):
         if self.config.advantages == "running":
             return self.statistics.update(rollout.keys, rollout.rewards)
         others = self.config.advantages == "leave-one-out"
-        return group_advantages(rollout.keys, rollout.rewards, self.config.advantage_scale, others)
+        return group_advantages(self.groups(rollout), rollout.rewards, self.config.advantage_scale, others)
+
+    def groups(self, rollout: Rollout) -> list[str]:
+        """Return what n images are compared by, unless advantages are running: those of one name are a group."""
+        return rollout.keys
 
     def clipped_advantages(self, rollout: Rollout) -> Tensor:
         """Return :meth:`advantages` within plus and minus ``config.advantage_clip``."""
@@ -38,7 +42,7 @@ class WithAdvantages(DiffusionAlgorithm[A]):
             "train/advantage_abs_mean": float(advantages.abs().mean()),
         }
         if self.config.advantages != "running":
-            metrics["train/groups_without_spread"] = share_without_spread(rollout.keys, rollout.rewards)
+            metrics["train/groups_without_spread"] = share_without_spread(self.groups(rollout), rollout.rewards)
         return metrics
 
     def extra_state(self) -> dict[str, Any]:

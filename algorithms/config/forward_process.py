@@ -99,6 +99,11 @@ class ForwardProcessConfig(AdvantageConfig):
 
     def _check_use(self) -> None:
         """Raise ValueError for settings that would do nothing together."""
+        if self.surrogate != "ratio" and self.clip_range != 1.0:
+            raise ValueError(
+                f"clip_range ({self.clip_range}) has no effect on surrogate {self.surrogate!r}, which has no ratio; "
+                "leave it at 1, or set surrogate to 'ratio'."
+            )
         if self.anchor_everywhere and self.anchor_start == 0 and self.anchor_old == 0:
             raise ValueError("anchor_everywhere needs an anchor_old or an anchor_start above 0, for example 1.")
         if self.paired_noise and self.images_per_prompt < 2:

@@ -1,5 +1,6 @@
 """The configuration of GRPO and its relatives, apart from their class: reading it does not import torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -7,19 +8,19 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from algorithms.config.algorithms import DDPOConfig
-from algorithms.config.base import PolicyConfig, override
+from algorithms.config.base import override
 from algorithms.config.fields import check_range
 
 G = TypeVar("G", bound="GRPOConfig")
 
-_NOISE_FREE = PolicyConfig(eta=0.0)
-#: The published recipes, by their names, as fields of :class:`GRPOConfig` that differ from its defaults.
+#: The published recipes, by their names, as fields of :class:`GRPOConfig`, and of its policy, that differ from their
+#: defaults.
 GRPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {},
-    "grpo-fast": {"window": 2, "window_range": (0.0, 0.5), "policy": _NOISE_FREE},
-    "mixgrpo": {"window": 4, "window_place": "sliding", "window_every": 25, "policy": _NOISE_FREE},
+    "grpo-fast": {"window": 2, "window_range": (0.0, 0.5), "eta": 0.0},
+    "mixgrpo": {"window": 4, "window_place": "sliding", "window_every": 25, "eta": 0.0},
     "flow-dppo": {"proximal": "mask"},
-    "branched": {"window": 1, "branched": True, "step_weight": "equal", "policy": _NOISE_FREE},
+    "branched": {"window": 1, "branched": True, "step_weight": "equal", "eta": 0.0},
 }
 
 
@@ -67,16 +68,17 @@ class GRPOConfig(DDPOConfig):
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later, or would do nothing."""
-        super().__post_init__()
         if not self.importance_sampling:
             raise ValueError("GRPO takes importance ratios; for the score function take DDPO with advantages='group'.")
+        super().__post_init__()
         for name in ("window_every", "window_stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.window < 0 or self.window_eta <= 0 or self.mask_kl <= 0:
+        if self.window < 0 or self.mask_kl <= 0:
+            raise ValueError(f"window must be at least 0 and mask_kl positive, got {self.window} and {self.mask_kl}.")
+        if not 0 < self.window_eta <= (math.inf if self.policy.sampler == "flow-sde" else 1):
             raise ValueError(
-                "window must be at least 0, window_eta and mask_kl positive, got "
-                f"{self.window}, {self.window_eta} and {self.mask_kl}."
+                f"window_eta must lie in (0, 1], got {self.window_eta}; only sampler 'flow-sde' may take more."
             )
         check_range("window_range", self.window_range)
         self._check_use()
@@ -87,11 +89,19 @@ class GRPOConfig(DDPOConfig):
             raise ValueError("a window says which steps are trained; leave timestep_fraction at 1, or set window to 0.")
         self._check_unused("window_", not self.window, "needs a window; set window to 1 or more")
         self._check_unused("branched", not self.window, "needs a window; set window to 1 or more")
+        alone = self.images_per_prompt == 1
+        self._check_unused("branched", alone, "needs groups; set images_per_prompt to 2 or more, for example to 8")
+        if self.window and self.policy.sampler == "ddpm" and self.policy.eta not in (1.0, self.policy.noise_levels):
+            raise ValueError(
+                f"sampler 'ddpm' would give every step outside the window its own noise, whatever the one eta, got "
+                f"{self.policy.eta}; take sampler 'ddim', or give an eta for each step."
+            )
         for name in ("window_every", "window_stride"):
             self._check_unused(
                 name, self.window_place == "random", "moves a sliding window; set window_place to 'sliding'"
             )
         self._check_unused("mask_kl", self.proximal == "clip", "bounds the mask; set proximal to 'mask'")
+        self._check_unused("clip_range", self.proximal == "mask", "is PPO's; set proximal to 'clip'")
         groups = self.images_per_iteration // self.images_per_prompt
         if groups % self.updates_per_iteration:
             raise ValueError(
@@ -121,9 +131,13 @@ class GRPOConfig(DDPOConfig):
         """
         if name not in GRPO_PRESETS:
             raise ValueError(f"unknown preset {name!r}; expected one of {sorted(GRPO_PRESETS)}.")
-        return override(cls(**GRPO_PRESETS[name]), **changes)
+        return override(override(cls(), **GRPO_PRESETS[name]), **changes)
 
     @classmethod
     def variant(cls, **changes: Any) -> str:
-        """Return the branched form's name where it is asked for."""
-        return "branched" if changes.get("branched", False) else "grpo"
+        """Return the preset's name that the changes come nearest to."""
+        if changes.get("branched", False):
+            return "branched"
+        if changes.get("window", 0):
+            return "mixgrpo" if changes.get("window_place") == "sliding" else "grpo-fast"
+        return "flow-dppo" if changes.get("proximal") == "mask" else "grpo"

@@ -97,7 +97,8 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     weights, moments = _bytes(trained), _moment_bytes(trained, algorithm.config.optimizer)
     averages = (0 if algorithm.average is None else weights) + _bytes(algorithm.extra_tensors().values())
     images = algorithm.config.images_per_iteration // algorithm.ranks.size
-    trajectory = algorithm.requires(algorithm.config).trajectory
+    records = [Prompt("")] * images
+    needs = algorithm.requires(algorithm.config)
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
     stepping = weights if device.type == "cuda" else 0
     try:
@@ -113,7 +114,7 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         gradients=weights,
         moments=moments,
         kept=averages + (0 if algorithm.reference is None else algorithm.reference.nbytes),
-        rollout=Rollout.empty(policy, [Prompt("")] * images, trajectory, "meta").nbytes,
+        rollout=Rollout.empty(policy, records, needs.trajectory, "meta", keeps_means=needs.means).nbytes,
         working=working,
         prompts=_prompt_bytes(algorithm.mdp),
         chunk_size=policy.chunk_size,

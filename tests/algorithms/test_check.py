@@ -14,11 +14,14 @@ from algorithms import (
     GRPO_PRESETS,
     PRESETS,
     DDPOConfig,
+    EvaluationConfig,
     ForwardProcessConfig,
     OnlinePreferenceConfig,
     Requirements,
     check_algorithm,
+    checked_gradient,
 )
+from algorithms.checked_runs import Subject
 from algorithms.rollouts import Rollout, SampledChunk
 
 SHORT = {"updates_per_iteration": 4, "batch_size": 32}  # twenty updates of 128 take longer, and show no more
@@ -34,7 +37,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "ram": (ForwardProcessConfig.preset("ram"), {"anchor_start": 0.2}),  # 1 would hold it after one std
     "d3po": ("d3po", {"updates_per_iteration": 2}),
     "d3po, flow": (OnlinePreferenceConfig(log_prob_reduction="mean", beta=0.5), {"flow": True}),
-    "grpo": ("grpo", {"antithetic": True}),
+    "grpo": ("grpo", {"antithetic": True, "evaluation": EvaluationConfig(images=4)}),
     "grpo-fast": ("grpo-fast", {}),
     "mixgrpo": ("mixgrpo", {"window": 2, "window_every": 1, "centred_ratio": True}),
     "flow-dppo": ("flow-dppo", {}),
@@ -144,7 +147,43 @@ class FirstSteps(DDPO):
             yield replace(chunk, weight=int(chunk.step < 2))
 
 
+class LogsNothing(DDPO):
+    """Returns no numbers for the log."""
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        super().update(rollout)
+        return None  # type: ignore[return-value]
+
+
+class NotANumber(DDPO):
+    """Trains steps that have no density."""
+
+    def surrogate(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, seen = super().surrogate(*arguments)
+        return loss * torch.nan, seen
+
+
+class OwnStep(DDPO):
+    """Lets the optimizer step by itself."""
+
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        optimizer.step()
+        optimizer.zero_grad()
+        return torch.zeros(())
+
+
+class TensorState(DDPO):
+    """Saves a tensor as if it were JSON."""
+
+    def extra_state(self) -> dict[str, Any]:
+        return {**super().extra_state(), "mean": torch.zeros(2)}
+
+
 SENTENCES: dict[type[DDPO], str] = {
+    LogsNothing: r"update\(\) must return names in the log and finite numbers, but returned .None.; give {} for",
+    NotANumber: r"but returned .\('train/loss', nan\).; .* look for NaN at steps without a density",
+    OwnStep: r"3 iterations made no update through step\(optimizer\), which clips .*; call it in the place of",
+    TensorState: r"extra_state\(\) must be what JSON holds, .* but Object of type Tensor .* return tensors from",
     Elsewhere: r"the importance ratio must be exactly 1, but .* sampled_chunks\(\) differ .* by up to \d.* nats",
     OtherOld: r"but the log has train/approx_kl = .*, expected 0; look at which rows, chunks and weights",
     Moved: r"before training the KL to the start must be 0, but an evaluation measured \d.* nats; look at .* weights",
@@ -165,6 +204,17 @@ def test_what_is_broken_is_said(broken: type[DDPO]) -> None:
         check_algorithm(
             broken, importance_sampling=False, updates_per_iteration=1, policy_gradient=broken is FirstSteps
         )
+
+
+def test_a_noisy_gradient_takes_more_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 8 of 128 images it cannot be told from 0 yet."""
+    monkeypatch.setattr(checked_gradient, "ROLLOUTS", 8)
+    monkeypatch.setattr(checked_gradient, "IMAGES", 128)
+    subject = Subject(DDPO, ALGORITHMS["ddpo-sf"].config, False, {})
+    checked_gradient.check_gradient(subject)
+    monkeypatch.setattr(checked_gradient, "MOST_ROLLOUTS", 8)
+    with pytest.raises(AssertionError, match=r"over 1024 images .* the factor is 0\.\d+, with a standard error of 0"):
+        checked_gradient.check_gradient(subject)
 
 
 def test_what_cannot_be_checked_is_refused() -> None:

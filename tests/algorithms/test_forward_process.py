@@ -310,6 +310,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a range of one": ({"time_range": (0.5,)}, "time_range must be two numbers"),
     "a range that is NaN": ({"time_range": (math.nan, 1.0)}, "time_range must be two numbers"),
     "an empty range": ({"time_range": (0.81, 0.98)}, "none of the sampler's 5 times lies in time_range"),
+    "a clip without a ratio": (
+        {"surrogate": "linear", "clip_range": 0.2},
+        r"clip_range .0.2. has no effect on surrogate 'linear', which has no ratio",
+    ),
     "a negative anchor": ({"anchor_start": -1.0}, "anchor_start must be at least 0, got -1.0"),
     "shares of broken groups": ({"updates_per_iteration": 3}, r"must divide the 2 groups .*2 would"),
     "an anchor to itself": ({"old_decay": 0.0}, "anchor_old .* has no effect: with one update"),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from algorithms import ALGORITHMS, GRPO, GRPO_PRESETS, GRPOConfig
 from algorithms.losses import masked_loss, output_scales
+from algorithms.parallel.ranks import Ranks
 from algorithms.parallel.split import Split
 from algorithms.rollouts import Rollout
+from algorithms.sampling import collect
 from algorithms.seeding import TRAINING_STREAMS, Noise, StepNoise
 from algorithms.windows import Windows
 
@@ -95,6 +98,31 @@ def test_a_sliding_window_moves_and_begins_again(make: Callable) -> None:
     for algorithm.iteration in range(16):
         found.append(set(algorithm.windows(range(64), Split.alone(64)).first.tolist()))
     assert found == [{step} for step in (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 0, 0)]
+    algorithm = make("mixgrpo", window_every=1, window_stride=4)
+    places = [algorithm.windows(range(64), Split.alone(64)).first[0].item() for algorithm.iteration in range(4)]
+    assert places == [0, 4, 0, 4]
+
+
+def test_noise_of_ddpm_windows_is_scaled(make: Callable) -> None:
+    algorithm = make(sampler="ddpm", window_eta=0.5, eta=1.0)
+    torch.testing.assert_close(algorithm.noisy.std, 0.5 * algorithm.policy.transition.std)
+
+
+def test_the_kl_to_the_start_is_that_of_the_window(make: Callable) -> None:
+    """Of groups that branch, whose rows are fewer than their images; other steps have no density."""
+    algorithm = make(images_per_iteration=16, num_envs=16, kl_penalty=1.0)
+    with torch.no_grad():
+        algorithm.policy.denoiser.means += 0.1
+    images, split = range(16), Split.alone(16)
+    found = collect(
+        algorithm.rollout_env, algorithm.policy, algorithm.mdp.prompts * 16, 0, updates=2,
+        reference=algorithm.reference, windows=algorithm.windows(images, split), noise=algorithm.noise(images),
+    )  # fmt: skip
+    for update in range(2):
+        for chunk in found.window_chunks(update, 16):
+            now, start = chunk.log_prob_under(algorithm.policy)[1], chunk.per_image(algorithm._start(chunk))
+            torch.testing.assert_close(found.kl_to_start[chunk.images], now.kl(start).detach())
+    assert (found.kl_to_start > 0).all()
 
 
 @pytest.mark.parametrize("name", list(GRPO_PRESETS))
@@ -110,6 +138,49 @@ def test_every_ratio_is_1_before_the_first_update(make: Callable, name: str, gui
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def test_groups_that_branch_apart_are_compared_apart(make: Callable) -> None:
+    """All 8 groups are of one prompt; two that branch began with other noise, which no training changes."""
+    for name, apart in (("branched", True), ("grpo-fast", False)):
+        algorithm = make(name)
+        rollout = rolled(algorithm)
+        means = algorithm.advantages(rollout).reshape(8, 8).mean(1).abs()
+        assert bool((means < 1e-4).all()) == apart
+        rewards = rollout.rewards.reshape(8, 8).clone()
+        rewards[:2] = 0.0
+        metrics = algorithm.advantage_metrics(replace(rollout, rewards=rewards.flatten()), means)
+        assert metrics["train/groups_without_spread"] == (0.25 if apart else 0.0)
+
+
+def test_the_share_of_clipped_rows_is_that_of_the_ratio_in_the_loss(make: Callable) -> None:
+    """All of them where no gradient passes; the mask clips none."""
+    for changes, parts in (({"centred_ratio": True}, {0.0, 1.0}), ({}, {0.0, 1.0}), ({"proximal": "mask"}, {0.0})):
+        clip = {} if "proximal" in changes else {"clip_range": 0.02}
+        algorithm = make("grpo", log_prob_reduction="sum", **changes, **clip)
+        rollout, found = rolled(algorithm), set()
+        with torch.no_grad():
+            algorithm.policy.denoiser.means += 0.03
+        for chunk in algorithm.chunks(rollout, 0):
+            new, gaussian = chunk.log_prob_under(algorithm.policy)
+            new.retain_grad()
+            loss, seen = algorithm.surrogate(chunk, new, gaussian, torch.ones(len(new)))
+            clipped = seen["train/clip_fraction"]
+            found |= set(clipped.tolist())
+            if clip:
+                loss.sum().backward()
+                assert ((new.grad == 0) == clipped.bool()).all()
+        assert found == parts
+
+
+def test_equal_steps_follow_the_noise_levels(make: Callable) -> None:
+    """Without a window: a step that gets noise later is trained, too."""
+    algorithm = make("grpo", step_weight="equal", eta=(1.0,) * 5 + (0.0,) * 5)
+    assert algorithm.step_weights.bool().tolist() == [True] * 5 + [False] * 5
+    algorithm.policy.set_noise_levels((0.0,) * 5 + (1.0,) * 5)
+    weights = algorithm.step_weights[5:]
+    assert (weights[weights > 0] * output_scales(algorithm.noisy)[5:][weights > 0]).std() < 1e-4
+    assert not algorithm.step_weights[:5].any()
 
 
 def test_the_mask_by_hand() -> None:
@@ -213,14 +284,18 @@ def test_it_learns_the_exact_model(make: Callable, name: str) -> None:
 
 
 def test_settings_that_contradict_each_other_are_refused(make: Callable) -> None:
+    alone = {"images_per_prompt": 1, "advantages": "running"}
     refused: list[tuple[dict[str, Any], str]] = [
         ({"branched": True}, "branched .True. has no effect: it needs a window"),
         ({"window_eta": 0.5}, "window_eta .0.5. has no effect: it needs a window"),
         ({"window": 1, "window_stride": 2}, "window_stride .2. has no effect: it moves a sliding window"),
         ({"mask_kl": 0.1}, "mask_kl .0.1. has no effect: it bounds the mask"),
         ({"window": 1, "timestep_fraction": 0.5}, "leave timestep_fraction at 1"),
-        ({"antithetic": True, "images_per_prompt": 1, "advantages": "running"}, "need an even number"),
-        ({"importance_sampling": False, "updates_per_iteration": 1}, "GRPO takes importance ratios"),
+        ({**alone, "antithetic": True}, "need an even number"),
+        ({"importance_sampling": False}, "GRPO takes importance ratios"),
+        ({"window": 1, "window_eta": 2.0}, "window_eta must lie in .0, 1., got 2.0; only sampler 'flow-sde'"),
+        ({**alone, "window": 1, "branched": True}, "branched .True. has no effect: it needs groups"),
+        ({"proximal": "mask", "clip_range": 0.1}, "clip_range .0.1. has no effect: it is PPO's"),
         ({"updates_per_iteration": 16}, "must divide the 8 groups"),
     ]
     for changes, message in refused:
@@ -228,3 +303,23 @@ def test_settings_that_contradict_each_other_are_refused(make: Callable) -> None
             GRPOConfig(**changes)
     with pytest.raises(ValueError, match="a window of 4 steps does not fit"):
         make("mixgrpo", window_range=(0.0, 0.3))
+    with pytest.raises(ValueError, match=r"window_stride .7. would not move the window, which has 7 places"):
+        make("mixgrpo", window_stride=7)
+    with pytest.raises(ValueError, match=r"'ddpm' would give every step outside the window its own noise.* got 0.0"):
+        make("grpo-fast", sampler="ddpm")
+
+
+def test_sharded_groups_must_be_alike_on_all_ranks(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a rank would make more forward passes than another, and wait for it for ever."""
+    ranks = Ranks()
+    ranks.sharded, ranks.size = True, 3
+    monkeypatch.setattr("algorithms.setup.current_ranks", lambda: ranks)
+    with pytest.raises(ValueError, match=r"images_per_prompt .8. must be a multiple of the number of ranks .3."):
+        make("branched", images_per_iteration=48, num_envs=48)
+
+
+def test_presets_leave_the_rest_as_the_model_recommends(make_env: Callable) -> None:
+    for name, fields in GRPO_PRESETS.items():
+        policy = GRPO(make_env(), **fields).config.policy
+        assert (policy.trainable, policy.chunk_size, policy.eta) == ("full", 64, fields.get("eta", 1.0))
+        assert GRPOConfig.variant(**fields) == name

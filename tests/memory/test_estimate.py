@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from algorithms import DDPO, RWR, DDPOConfig, PolicyConfig
+from algorithms import DDPO, GRPO, RWR, DDPOConfig, PolicyConfig
 from benchmarks.commands.train import Output, Train, train
 from benchmarks.runs.memory import LiveBytes, estimate_memory
 from benchmarks.runs.spec import TaskConfig
@@ -79,6 +80,11 @@ def test_options_take_what_they_promise(small_run: Callable) -> None:
         estimate_memory(small_run(trainable="full", chunk_size=8, gradient_checkpointing=True)).working < plain.working
     )
     assert estimate_memory(small_run(RWR, trainable="full")).rollout < plain.rollout
+    groups: dict[str, Any] = {"images_per_prompt": 2, "updates_per_iteration": 1}
+    means = estimate_memory(algorithm := small_run(GRPO, centred_ratio=True, **groups)).rollout
+    transitions = algorithm.config.images_per_iteration * algorithm.mdp.num_inference_steps
+    latent = 4 * math.prod(algorithm.mdp.model.latent_shape)
+    assert means == estimate_memory(small_run(GRPO, **groups)).rollout + transitions * latent
     half = estimate_memory(small_run(trainable="full", chunk_size=4))
     assert 0.4 * plain.working < half.working < 0.7 * plain.working
     assert (half.trained, half.moments, half.frozen) == (plain.trained, plain.moments, plain.frozen)
