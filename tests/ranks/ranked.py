@@ -408,6 +408,7 @@ def exact(folder: Path) -> dict[str, list[Report]]:
         note(f"draft gradients {size}", size, lambda: gradients("draft", model, eta=1.0, gradient_steps=2))
         note(f"draft-lv gradients {size}", size, lambda: gradients("draft-lv", model))
         note(f"opsd gradients {size}", size, lambda: gradients("opsd", model))
+        note(f"branched gradients {size}", size, lambda: gradients("branched", model, images_per_prompt=6, window=2))
     leash = {"kl_penalty": 0.5, "ema_decay": 0.5}
     for size in (1, 2):
         note(f"leashed {size}", size, lambda: learn(build("ddpo-is", model, **leash), ITERATIONS))

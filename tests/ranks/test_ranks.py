@@ -67,7 +67,7 @@ def test_weights_differ_where_gradients_are_not_synchronised(exact_reports: Repo
     assert distance(first["tensors"], second["tensors"]) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["ddpo-is", "rwr", "nft", "draft", "draft-lv", "opsd"])
+@pytest.mark.parametrize("name", ["ddpo-is", "rwr", "nft", "draft", "draft-lv", "opsd", "branched"])
 def test_the_gradient_is_that_of_one_process(exact_reports: Reports, name: str) -> None:
     """The same images and rewards, summed in another order: float32 rounding, far below a share of 1 / ranks."""
     (whole,) = exact_reports[f"{name} gradients 1"]
