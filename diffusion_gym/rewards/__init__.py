@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.exact import Linear, Quadratic
     from diffusion_gym.rewards.geneval import GenEval
     from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+    from diffusion_gym.rewards.ocr import OCR
     from diffusion_gym.rewards.pixels import check_differentiable, differentiable, reward_pixels
     from diffusion_gym.rewards.trl import from_trl
     from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
 __all__ = [
+    "OCR",
     "REWARDS",
     "Aesthetic",
     "ClipScore",
@@ -70,6 +72,7 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
         "compressibility": "diffusion_gym.rewards.jpeg:Compressibility",
         "geneval": "diffusion_gym.rewards.geneval:GenEval",
         "incompressibility": "diffusion_gym.rewards.jpeg:Incompressibility",
+        "ocr": "diffusion_gym.rewards.ocr:OCR",
         "vlm_alignment": "diffusion_gym.rewards.vlm_alignment:VLMAlignment",
         "exact-linear": "diffusion_gym.rewards.exact:Linear",
         "exact-quadratic": "diffusion_gym.rewards.exact:Quadratic",
@@ -86,6 +89,7 @@ _MODULES = {
     "exact": ("Linear", "Quadratic"),
     "geneval": ("GenEval",),
     "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
+    "ocr": ("OCR",),
     "pixels": ("check_differentiable", "differentiable", "reward_pixels"),
     "trl": ("from_trl",),
     "vlm_alignment": ("VLMAlignment",),
