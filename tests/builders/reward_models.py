@@ -1,6 +1,8 @@
 """Tiny reward models under the published file names: CLIP, LAION's head, BERT and LLaVA, with random weights."""
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,3 +93,73 @@ def build_captioner(folder: Path) -> None:
             "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
         ),
     ).save_pretrained(folder)
+
+
+#: CLIP's normalisation of pictures.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def pickscore_tensors(
+    device: str = "cpu",
+    vision: tuple[int, int, int, int] = (16, 2, 8, 16),
+    text: tuple[int, int, int, int] = (16, 2, 520, TOKENS),
+    dimension: int = 12,
+) -> dict[str, torch.Tensor]:
+    """Return random tensors under the names of the published file, whose sizes are CLIP-H's.
+
+    Args:
+        device: of the tensors; "meta" for shapes alone.
+        vision: width, layers, patch and image size.
+        text: width, layers, vocabulary and context.
+        dimension: of the embedding.
+    """
+    (wide, layers, patch, image), (width, depth, vocabulary, context) = vision, text
+    places = (image // patch) ** 2 + 1
+    shapes: dict[str, tuple[int, ...]] = {
+        "text_model.embeddings.token_embedding.weight": (vocabulary, width),
+        "text_model.embeddings.position_embedding.weight": (context, width),
+        "text_projection.weight": (dimension, width),
+        "vision_model.embeddings.class_embedding": (wide,),
+        "vision_model.embeddings.patch_embedding.weight": (wide, 3, patch, patch),
+        "vision_model.embeddings.position_embedding.weight": (places, wide),
+        "visual_projection.weight": (dimension, wide),
+    }
+    linear = {f"self_attn.{part}_proj": (1, 1) for part in "kvq"} | {"self_attn.out_proj": (1, 1)}
+    linear |= {"mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+    for tower, size, count in (("text_model", width, depth), ("vision_model", wide, layers)):
+        norms = [f"{tower}.encoder.layers.{k}.layer_norm{n}" for k in range(count) for n in (1, 2)]
+        norms += ["text_model.final_layer_norm"] if tower == "text_model" else []
+        norms += ["vision_model.pre_layrnorm", "vision_model.post_layernorm"] if tower == "vision_model" else []
+        shapes |= {f"{name}.{kind}": (size,) for name in norms for kind in KINDS}
+        for k in range(count):
+            for name, (rows, columns) in linear.items():
+                shapes[f"{tower}.encoder.layers.{k}.{name}.weight"] = (rows * size, columns * size)
+                shapes[f"{tower}.encoder.layers.{k}.{name}.bias"] = (rows * size,)
+    source = torch.Generator(device if device != "meta" else "cpu").manual_seed(0)
+    draw = torch.empty if device == "meta" else partial(torch.randn, generator=source)
+    tensors = {name: draw(shape, device=device) / shape[-1] ** 0.25 for name, shape in shapes.items()}
+    tensors["logit_scale"] = torch.tensor(math.log(100.0), device=device)
+    for tower, count in (("text", context), ("vision", places)):
+        tensors[f"{tower}_model.embeddings.position_ids"] = torch.arange(count, device=device)[None]
+    return tensors
+
+
+def build_pickscore(folder: Path, tensors: dict[str, torch.Tensor] | None = None) -> None:
+    """Save a CLIPModel as PickScore is published, with its processor: files of transformers 4.27, in small."""
+    from safetensors.torch import save_file
+
+    write_clip_tokenizer(folder)
+    save_file(tensors or pickscore_tensors(), folder / "model.safetensors", {"format": "pt"})
+    sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "hidden_act": "gelu", "vocab_size": 520, "max_position_embeddings": TOKENS, "eos_token_id": 2}
+    vision = {**sizes, "hidden_act": "gelu", "image_size": 16, "patch_size": 8}
+    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 12, "torch_dtype": "float32"}
+    config |= {"text_config": text, "vision_config": vision, "logit_scale_init_value": 2.6592}
+    steps = {f"do_{step}": True for step in ("center_crop", "normalize", "resize")}
+    processor = {**steps, "crop_size": 16, "size": 16, "resample": 3, "image_mean": MEAN, "image_std": STD}
+    processor["feature_extractor_type"] = "CLIPFeatureExtractor"
+    special = {f"{role}_token": "<|endoftext|>" for role in ("eos", "pad", "unk")} | {"bos_token": "<|startoftext|>"}
+    files = {"config": config, "preprocessor_config": processor}
+    files["tokenizer_config"] = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
