@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.exact import Linear, Quadratic
     from diffusion_gym.rewards.geneval import GenEval
     from diffusion_gym.rewards.hpsv2 import HPSv2
+    from diffusion_gym.rewards.imagereward import ImageReward
     from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
     from diffusion_gym.rewards.ocr import OCR
     from diffusion_gym.rewards.pickscore import PickScore
@@ -44,6 +45,7 @@ __all__ = [
     "DifferentiableReward",
     "GenEval",
     "HPSv2",
+    "ImageReward",
     "Incompressibility",
     "Linear",
     "PickScore",
@@ -78,6 +80,7 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
         "compressibility": "diffusion_gym.rewards.jpeg:Compressibility",
         "geneval": "diffusion_gym.rewards.geneval:GenEval",
         "hpsv2": "diffusion_gym.rewards.hpsv2:HPSv2",
+        "imagereward": "diffusion_gym.rewards.imagereward:ImageReward",
         "incompressibility": "diffusion_gym.rewards.jpeg:Incompressibility",
         "ocr": "diffusion_gym.rewards.ocr:OCR",
         "pickscore": "diffusion_gym.rewards.pickscore:PickScore",
@@ -98,6 +101,7 @@ _MODULES = {
     "exact": ("Linear", "Quadratic"),
     "geneval": ("GenEval",),
     "hpsv2": ("HPSv2",),
+    "imagereward": ("ImageReward",),
     "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
     "ocr": ("OCR",),
     "pickscore": ("PickScore",),

@@ -90,10 +90,11 @@ def load_head(head: str) -> nn.Sequential:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many unrelated types
         not_found("head", head, error)
-    return _linear_layers(tensors, head)
+    return linear_layers(tensors, head)
 
 
-def _linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
+def linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
+    """Return the linear layers of tensors under LAION's names; raises ValueError, with the head's name, for others."""
     names = {f"layers.{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")}
     if not isinstance(tensors, Mapping) or set(tensors) != names:
         # A head with activations has the same kind of tensors at other positions; loading it here would be wrong.

@@ -163,3 +163,49 @@ def build_pickscore(folder: Path, tensors: dict[str, torch.Tensor] | None = None
     files["tokenizer_config"] = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS}
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def imagereward_tensors(
+    vision: tuple[int, int, int, int] = (128, 2, 8, 16), text: tuple[int, int, int, int] = (64, 2, 40, 40)
+) -> dict[str, torch.Tensor]:
+    """Return random tensors under the names of ImageReward.pt, whose sizes are (1024, 24, 16, 224), (768, 12, ...).
+
+    Args:
+        vision: width, layers, patch and image size.
+        text: width, layers, vocabulary and positions.
+    """
+    (wide, layers, patch, image), (width, depth, vocabulary, positions) = vision, text
+    places = (image // patch) ** 2 + 1
+    encoder = "blip.text_encoder"
+    shapes: dict[str, tuple[int, ...]] = {
+        "blip.visual_encoder.cls_token": (1, 1, wide),
+        "blip.visual_encoder.pos_embed": (1, places, wide),
+        "blip.visual_encoder.patch_embed.proj.weight": (wide, 3, patch, patch),
+        "blip.visual_encoder.patch_embed.proj.bias": (wide,),
+        f"{encoder}.embeddings.word_embeddings.weight": (vocabulary, width),
+        f"{encoder}.embeddings.position_embeddings.weight": (positions, width),
+    }
+    norms = {"blip.visual_encoder.norm": wide, f"{encoder}.embeddings.LayerNorm": width}
+    linear = {"blip.vision_proj": (8, wide), "blip.text_proj": (8, width)}
+    for k in range(layers):
+        block = f"blip.visual_encoder.blocks.{k}"
+        norms |= {f"{block}.norm1": wide, f"{block}.norm2": wide}
+        linear |= {f"{block}.attn.qkv": (3 * wide, wide), f"{block}.attn.proj": (wide, wide)}
+        linear |= {f"{block}.mlp.fc1": (4 * wide, wide), f"{block}.mlp.fc2": (wide, 4 * wide)}
+    for k in range(depth):
+        layer = f"{encoder}.encoder.layer.{k}"
+        for kind, given in (("attention", width), ("crossattention", wide)):
+            linear |= {f"{layer}.{kind}.self.query": (width, width), f"{layer}.{kind}.output.dense": (width, width)}
+            linear |= {f"{layer}.{kind}.self.{part}": (width, given) for part in ("key", "value")}
+            norms[f"{layer}.{kind}.output.LayerNorm"] = width
+        linear |= {f"{layer}.intermediate.dense": (4 * width, width), f"{layer}.output.dense": (width, 4 * width)}
+        norms[f"{layer}.output.LayerNorm"] = width
+    for name, (rows, columns) in linear.items():
+        shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    shapes |= {f"{name}.{kind}": (size,) for name, size in norms.items() for kind in KINDS}
+    source = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=source) / shape[-1] ** 0.3 for name, shape in shapes.items()}
+    tensors[f"{encoder}.embeddings.position_ids"] = torch.arange(positions)[None]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return tensors | {f"mlp.{name}": value for name, value in head_tensors((width, 16, 8, 8, 4, 1)).items()}

@@ -75,7 +75,7 @@ def test_strided_images_are_read_right() -> None:
 
 
 #: Rewards that need metadata, the extra ``ocr`` or weights that are not shipped; each has its own file of tests.
-APART = {"geneval", "hpsv2", "ocr", "pickscore", "unified"}
+APART = {"geneval", "hpsv2", "imagereward", "ocr", "pickscore", "unified"}
 
 
 @pytest.mark.parametrize("name", sorted(set(REWARDS) - APART))
