@@ -30,10 +30,10 @@ ratio-test: install
 test-slow: install
 	$(BIN)/python -m pytest -m long
 
-# What only the optional packages can show: W&B offline, and a sweep on a local Ray instance.
+# What only the optional packages can show: W&B offline, a sweep on a local Ray instance, and text that rapidocr reads.
 extras-test: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[wandb,ray]"
-	$(BIN)/python -m pytest tests/robustness/test_logs.py tests/benchmarks/test_ray.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[wandb,ray,ocr]"
+	$(BIN)/python -m pytest tests/robustness/test_logs.py tests/benchmarks/test_ray.py tests/gym/test_ocr.py
 
 # Writes what the commands print now over the texts that the tests expect; read the diff.
 snapshots: install

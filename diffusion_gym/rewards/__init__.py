@@ -26,20 +26,29 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.combine import RewardTerm, Scores, WeightedSum, score_images
     from diffusion_gym.rewards.exact import Linear, Quadratic
     from diffusion_gym.rewards.geneval import GenEval
+    from diffusion_gym.rewards.hpsv2 import HPSv2
+    from diffusion_gym.rewards.imagereward import ImageReward
     from diffusion_gym.rewards.jpeg import Compressibility, Incompressibility, jpeg_kilobytes
+    from diffusion_gym.rewards.ocr import OCR
+    from diffusion_gym.rewards.pickscore import PickScore
     from diffusion_gym.rewards.pixels import check_differentiable, differentiable, reward_pixels
     from diffusion_gym.rewards.trl import from_trl
+    from diffusion_gym.rewards.unified import Unified
     from diffusion_gym.rewards.vlm_alignment import VLMAlignment
 
 __all__ = [
+    "OCR",
     "REWARDS",
     "Aesthetic",
     "ClipScore",
     "Compressibility",
     "DifferentiableReward",
     "GenEval",
+    "HPSv2",
+    "ImageReward",
     "Incompressibility",
     "Linear",
+    "PickScore",
     "Quadratic",
     "Reward",
     "RewardError",
@@ -47,6 +56,7 @@ __all__ = [
     "RewardSpec",
     "RewardTerm",
     "Scores",
+    "Unified",
     "VLMAlignment",
     "WeightedSum",
     "check_differentiable",
@@ -70,7 +80,12 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
         "clip_score": "diffusion_gym.rewards.clip_score:ClipScore",
         "compressibility": "diffusion_gym.rewards.jpeg:Compressibility",
         "geneval": "diffusion_gym.rewards.geneval:GenEval",
+        "hpsv2": "diffusion_gym.rewards.hpsv2:HPSv2",
+        "imagereward": "diffusion_gym.rewards.imagereward:ImageReward",
         "incompressibility": "diffusion_gym.rewards.jpeg:Incompressibility",
+        "ocr": "diffusion_gym.rewards.ocr:OCR",
+        "pickscore": "diffusion_gym.rewards.pickscore:PickScore",
+        "unified": "diffusion_gym.rewards.unified:Unified",
         "vlm_alignment": "diffusion_gym.rewards.vlm_alignment:VLMAlignment",
         "exact-linear": "diffusion_gym.rewards.exact:Linear",
         "exact-quadratic": "diffusion_gym.rewards.exact:Quadratic",
@@ -86,9 +101,14 @@ _MODULES = {
     "combine": ("RewardTerm", "Scores", "WeightedSum", "score_images"),
     "exact": ("Linear", "Quadratic"),
     "geneval": ("GenEval",),
+    "hpsv2": ("HPSv2",),
+    "imagereward": ("ImageReward",),
     "jpeg": ("Compressibility", "Incompressibility", "jpeg_kilobytes"),
+    "ocr": ("OCR",),
+    "pickscore": ("PickScore",),
     "pixels": ("check_differentiable", "differentiable", "reward_pixels"),
     "trl": ("from_trl",),
+    "unified": ("Unified",),
     "vlm_alignment": ("VLMAlignment",),
 }
 __getattr__, __dir__ = _lazy.attributes(

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion_gym.chunks import in_chunks
 from diffusion_gym.rewards.models.clip import load_clip
-from diffusion_gym.rewards.models.weights import check_placement, embedded, not_found
+from diffusion_gym.rewards.models.weights import check_placement, embedded, local_file, not_found
 
 #: Positions of the linear layers in LAION's published head; dropout lies between them, and no activation.
 LAYERS = (0, 2, 4, 6, 7)
@@ -81,9 +80,7 @@ def load_head(head: str) -> nn.Sequential:
     Raises:
         ValueError: a file that is missing, or is no such head.
     """
-    path = Path(head)
-    if not path.is_file():
-        path = _download(head)
+    path = local_file("head", head, HEAD_SOURCE)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -93,10 +90,11 @@ def load_head(head: str) -> nn.Sequential:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many unrelated types
         not_found("head", head, error)
-    return _linear_layers(tensors, head)
+    return linear_layers(tensors, head)
 
 
-def _linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
+def linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
+    """Return the linear layers of tensors under LAION's names; raises ValueError, with the head's name, for others."""
     names = {f"layers.{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")}
     if not isinstance(tensors, Mapping) or set(tensors) != names:
         # A head with activations has the same kind of tensors at other positions; loading it here would be wrong.
@@ -115,18 +113,3 @@ def _linear_layers(tensors: Mapping[str, Tensor], head: str) -> nn.Sequential:
     except RuntimeError as error:
         raise ValueError(f"head={head}: the layers' sizes do not follow each other to one score: {error}.") from error
     return module.eval().requires_grad_(False)
-
-
-def _download(head: str) -> Path:
-    repository, _, file = head.rpartition("/")
-    if repository.count("/") != 1 or head.startswith((".", "/")):
-        raise ValueError(f"head={head} is not a file. Download one, for example {HEAD_SOURCE}, and give head=FILE.")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the hub client raises many unrelated types
-        raise ValueError(
-            f"head={head} could not be fetched from the model hub ({type(error).__name__}). Download it where there is "
-            f"a network ('hf download {repository} {file} --local-dir DIR') and give head=DIR/{file}."
-        ) from error

@@ -8,10 +8,35 @@ import torch
 from torch import Tensor
 
 from diffusion_gym.rewards.models.clip import load_clip
+from diffusion_gym.rewards.models.embedder import Embedder
 from diffusion_gym.rewards.models.weights import check_placement, embedded
 
 
-class ClipScore:
+class PromptCosine:
+    """``scale * cos(image, text)`` of a model that a subclass loads, with the prompt's text in a template."""
+
+    def __init__(self, clip: Embedder, template: str, scale: float, chunk_size: int) -> None:
+        """Take a loaded model; ``template`` holds ``{prompt}``, ``chunk_size`` counts images at a time, and texts."""
+        self._clip, self._template, self._scale, self._chunk_size = clip, template, scale, chunk_size
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PromptCosine":
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32."""
+        return self._compare(self._clip.embed_images(images, self._chunk_size), prompts).to(images.device)
+
+    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1]."""
+        return self._compare(self._clip.embed_pixels(images, self._chunk_size), prompts).to(images.device)
+
+    def _compare(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
+        texts = [self._template.replace("{prompt}", prompt) for prompt in prompts]
+        return self._scale * (seen * self._clip.embed_texts(texts, self._chunk_size, seen.device)).sum(1)
+
+
+class ClipScore(PromptCosine):
     """``scale * cos(image, text)``; by default in -100 to 100, as torchmetrics gives it, but not cut at 0."""
 
     name = "clip_score"
@@ -41,24 +66,7 @@ class ClipScore:
         check_template(template)
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, got {scale}.")
-        self._clip = load_clip(clip or embedded("clip"), device)
-        self._template, self._scale, self._chunk_size = template, scale, chunk_size
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ClipScore":
-        return self
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return (n,), float32."""
-        return self._compare(self._clip.embed_images(images, self._chunk_size), prompts).to(images.device)
-
-    def pixels(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return (n,), float32, with gradient to images (n, 3, H, W), float32 in [0, 1]."""
-        return self._compare(self._clip.embed_pixels(images, self._chunk_size), prompts).to(images.device)
-
-    def _compare(self, seen: Tensor, prompts: Sequence[str]) -> Tensor:
-        texts = [self._template.replace("{prompt}", prompt) for prompt in prompts]
-        return self._scale * (seen * self._clip.embed_texts(texts, self._chunk_size, seen.device)).sum(1)
+        super().__init__(load_clip(clip or embedded("clip"), device), template, scale, chunk_size)
 
 
 def check_template(template: str) -> None:

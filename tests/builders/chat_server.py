@@ -33,7 +33,7 @@ class ChatServer:
         self.most_at_once = 0
         self.behave: Callable[[int, bytes], str] = lambda attempt, picture: "answer"
         """From how often this picture was sent before, and its bytes, to what to do: "answer", "cut" (close without a
-        word), "garbage", "silence:SECONDS" (then answer), or "STATUS" or "STATUS:RETRY_AFTER"."""
+        word), "garbage", "say:TEXT", "silence:SECONDS" (then answer), or "STATUS" or "STATUS:RETRY_AFTER"."""
         self._attempts: Counter[bytes] = Counter()
         self._lock, self._at_once = threading.Lock(), 0
         self._server = _QuietServer(("127.0.0.1", port), self._handler())
@@ -78,7 +78,10 @@ class ChatServer:
                 if word == "cut":
                     return
                 status = int(word) if word.isdigit() else 200
-                message = {"role": "assistant", "content": f" {server.describe(picture)}\n"}
+                message = {
+                    "role": "assistant",
+                    "content": f" {number if word == 'say' else server.describe(picture)}\n",
+                }
                 answer = {"choices": [{"message": message}]} if status == 200 else {"error": "the test says no"}
                 text = b"<html>" if word == "garbage" else json.dumps(answer).encode()
                 self.send_response(status if self.path == "/v1/chat/completions" else 404)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,9 +150,9 @@ def test_models_are_loaded_once_and_only_when_built(tiny_rewards: Path, monkeypa
     built: list[str] = []
     load = Clip.__init__
 
-    def count(self: Clip, source: str, device: str | None) -> None:
+    def count(self: Clip, source: str, *rest: Any) -> None:
         built.append(source)
-        load(self, source, device)
+        load(self, source, *rest)
 
     monkeypatch.setattr(Clip, "__init__", count)
     load_clip.cache_clear()

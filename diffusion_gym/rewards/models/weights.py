@@ -28,6 +28,33 @@ def embedded(part: str) -> str:
     return str(path)
 
 
+def local_file(option: str, value: str, source: str) -> Path:
+    """Return the path of a file of weights, fetched from the model hub if there is none.
+
+    Args:
+        option: the reward's option for it.
+        value: a file, or ``owner/repository/file`` on the hub.
+        source: where the published file is, for the message.
+
+    Raises:
+        ValueError: neither, or a file that could not be fetched.
+    """
+    if Path(value).is_file():
+        return Path(value)
+    repository, _, file = value.rpartition("/")
+    if repository.count("/") != 1 or value.startswith((".", "/")):
+        raise ValueError(f"{option}={value} is not a file. Download one, for example {source}, and give {option}=FILE.")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # the hub client raises many unrelated types
+        raise ValueError(
+            f"{option}={value} could not be fetched from the model hub ({type(error).__name__}). Download it where "
+            f"there is a network ('hf download {repository} {file} --local-dir DIR') and give {option}=DIR/{file}."
+        ) from error
+
+
 def not_found(option: str, value: str, error: Exception, hub_id: str | None = None) -> NoReturn:
     """Raise ValueError for weights that cannot be loaded, with how to get them.
 
