@@ -4,6 +4,7 @@ Both first reach it on their interquartile mean over the seeds, between two eval
 the other variant too, which may be earlier than at those queries. Seeds are resampled, so the reward varies as well.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class Reach:
 
     Attributes:
         reward: to be reached: the other's after the queries.
-        fewer_forwards, fewer_queries: how many times less is spent; 0 where the reward is not reached.
+        fewer_forwards, fewer_queries: how many times less is spent; 0 where the reward is not reached, infinite where
+            the variant starts with it, because it samples in another way.
         sure: share of the resamples in which the reward is reached.
         change: metric -> how much higher it is there than the other's at the same reward; at the end if not reached.
     """
@@ -54,7 +56,7 @@ def reach(curve: Curve, other: Curve, queries: int) -> Reach | None:
         place, reached = _first_at(mean[..., 0], rewards)
         before, _ = _first_at(reference[..., 0], rewards)
         ratios = [
-            np.where(reached, _at(cost_of(other), before) / np.maximum(_at(cost_of(curve), place), 1e-9), 0.0)
+            np.where(reached, _ratio_of(_at(cost_of(other), before), _at(cost_of(curve), place)), 0.0)
             for cost_of in (lambda one: one.forwards, lambda one: one.queries)
         ]
         changes = [_along(mean[..., k + 1], place) - _along(reference[..., k + 1], before) for k in range(len(names))]
@@ -69,6 +71,10 @@ def _means(values: np.ndarray, runs: np.ndarray) -> np.ndarray:
     found, back = np.unique(np.sort(runs, axis=1), axis=0, return_inverse=True)
     means: np.ndarray = interquartile_mean(values[found], axis=1)[back.ravel()]
     return means
+
+
+def _ratio_of(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
+    return np.divide(theirs, ours, out=np.full_like(theirs, np.inf), where=ours > 0)
 
 
 def _first_at(values: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,11 +117,14 @@ def reach_table(summary: Curves, other: str, queries: int, metrics: Sequence[str
     return Table(columns, rows) if rows else None
 
 
+def _ratio(value: Interval) -> str:
+    if value.estimate == 0:
+        return "not reached"
+    return "at its start" if math.isinf(value.estimate) else f"{value.estimate:.1f}{bracketed(value, 1)}"
+
+
 def _cells(found: Reach, metrics: Sequence[str]) -> list[Cell]:
-    ratios: list[Cell] = [
-        ["not reached" if value.estimate == 0 else f"{value.estimate:.1f}{bracketed(value, 1)}"]
-        for value in (found.fewer_forwards, found.fewer_queries)
-    ]
+    ratios: list[Cell] = [[_ratio(value)] for value in (found.fewer_forwards, found.fewer_queries)]
     changes: list[Cell] = []
     for name in (*metrics, HELD_OUT):
         value = found.change.get(name)
