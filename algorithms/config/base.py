@@ -55,7 +55,8 @@ class PolicyConfig:
     """Noise of ddim, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none) to 1 (as in the paper). Several numbers are the
     noise of each step, the noisiest step first."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 or less is none and costs half; the paper uses 5. Flux dev: an input, usually 3.5."""
+    """Classifier-free guidance; 1 or less is none and halves the forward passes; the paper uses 5. Flux dev: an input,
+    usually 3.5."""
     chunk_size: int = 16
     """Rows per forward pass; halved until it fits a GPU. Changes results by rounding only."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
@@ -163,7 +164,7 @@ class AlgorithmConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation on fixed prompts and noise."""
     seed: int = 0
-    """Fixes all random numbers: on one device the same seed gives the same run bit for bit."""
+    """Fixes all random numbers: on the CPU, with as many threads, the same seed gives the same run bit for bit."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""

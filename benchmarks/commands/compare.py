@@ -76,7 +76,7 @@ class Compare:
     """Runs at the same time. 0 is as many as cores and memory allow (1.5 GB per run), or one per visible GPU if the
     task runs on GPUs; with a larger number, runs share the GPUs."""
     threads: int = 1
-    """Torch threads of each run. The same number gives the same results bit for bit."""
+    """Torch threads of each run. On the CPU the same number gives the same results bit for bit."""
     ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
     """Run on a Ray cluster, one task per run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
     dry_run: bool = False

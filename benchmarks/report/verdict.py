@@ -48,6 +48,10 @@ def _sentence(verdict: Verdict, by_variant: Mapping[str, Curve]) -> Cell:
     """Return who is first, from where to where, and what became of the pictures."""
     name, curve = verdict.winner, by_variant[verdict.winner]
     several = len(by_variant) > 1
+    if all(len(one.reward) == 1 for one in by_variant.values()):
+        unit = unit_of(curve)
+        first = Number(unit.text(curve.reward[0].estimate), of_reward(curve, 0))
+        return ["nothing has been evaluated after training yet; before it: ", first, f"{unit.name}."]
     head: list[str | Number | Name] = [Name(name)]
     if not verdict.gained:
         head = (

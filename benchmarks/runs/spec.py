@@ -97,7 +97,7 @@ class Writing:
     keep_checkpoints: int = 1
     """Checkpoints to keep. With 2 or more, the latest are in the folder's checkpoints/, named after their iteration."""
     threads: int = 0
-    """Torch threads; 0 uses all cores. The same number gives the same results bit for bit."""
+    """Torch threads; 0 uses all cores. On the CPU the same number gives the same results bit for bit."""
     tensorboard: bool = False
     """Also write curves and image grids for TensorBoard to the folder's tensorboard/; needs the package tensorboard."""
     wandb: WandbMode = "off"

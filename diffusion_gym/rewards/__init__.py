@@ -193,7 +193,8 @@ def _check_name(name: str) -> None:
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}; expected one of {sorted(REWARDS)}, a function in a file "
-            f"('path/to/file.py:function'), or a callable (images, prompts) -> scores.{did_you_mean(name, REWARDS)}"
+            "('path/to/file.py:function'), or in Python a callable (images, prompts) -> scores."
+            f"{did_you_mean(name, REWARDS)}"
         )
 
 
