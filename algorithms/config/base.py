@@ -55,7 +55,7 @@ class PolicyConfig:
     """Noise of ddim, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none) to 1 (as in the paper). Several numbers are the
     noise of each step, the noisiest step first."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance; up to 1 is none, with half the passes; the paper uses 5. Flux dev: an input, often 3.5."""
+    """Classifier-free guidance; 1 or less is none and takes half the passes; the paper uses 5. Flux dev: about 3.5."""
     chunk_size: int = 16
     """Rows per forward pass; halved until it fits a GPU. Changes results by rounding only."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
