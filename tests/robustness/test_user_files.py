@@ -195,14 +195,14 @@ def test_export_and_save_replace_nothing_of_the_users(tmp_path: Path) -> None:
 
 
 def test_tables_replace_no_figure_that_no_page_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = tmp_path / "results" / "mine" / "reward-queries.png"
+    figure = tmp_path / "results" / "mine" / "reward-queries.svg"
     figure.parent.mkdir(parents=True)
     figure.write_bytes(MINE)
     page = tmp_path / "page.md"
     page.write_text("<!-- results: exact/figures reward-queries -->\n<!-- end -->\n")
-    drawn = page.read_text().replace("<!-- end", "![x](results/mine/reward-queries.png)\n<!-- end")
+    drawn = page.read_text().replace("<!-- end", "![x](results/mine/reward-queries.svg)\n<!-- end")
     monkeypatch.setattr("benchmarks.docs_tables.command._rendered", lambda before, kept: drawn)
-    with pytest.raises(ValueError, match=r"reward-queries\.png', which no page has shown so far"):
+    with pytest.raises(ValueError, match=r"reward-queries\.svg', which no page has shown so far"):
         tables(Tables(tmp_path))
     assert figure.read_bytes() == MINE
     assert page.read_text() != drawn
