@@ -12,7 +12,7 @@ from typing import Any
 from algorithms import ALGORITHMS, AlgorithmEntry
 from algorithms.base import DiffusionAlgorithm
 from diffusion_gym.naming import file_name
-from diffusion_gym.rewards.own import run_file
+from diffusion_gym.rewards.own import run_file, said
 
 _EXAMPLE = "docs/your-own-algorithm.md has an example"
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
@@ -88,7 +88,7 @@ def _module(path: Path, file: Path) -> ModuleType:
             "if __name__ == '__main__'."
         ) from error
     except Exception as error:
-        raise ValueError(f"{str(path)!r} does not run: {error!r}.") from error
+        raise ValueError(f"{str(path)!r} does not run: {said(error)}.") from error
 
 
 def _registered(path: Path, module: ModuleType, before: Mapping[str, AlgorithmEntry]) -> Mapping[str, AlgorithmEntry]:

@@ -113,8 +113,9 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
 
             record = run(spec, folder, writing, on_progress=show, should_stop=stop, on_built=begin)
     except KeyboardInterrupt as interrupt:
-        left = f"the last checkpoint is {checkpoint}" if checkpoint.is_file() else "there is no checkpoint yet"
-        say(f"stopped at once; {left}. The same command resumes.")
+        kept = checkpoint.is_file()
+        left = f"the last checkpoint is {checkpoint}" if kept else "there is no checkpoint yet"
+        say(f"stopped at once; {left}. The same command {'resumes' if kept else 'starts again'}.")
         return status_of(interrupt)
     if not record.complete:
         say(f"stopped; the checkpoint is {checkpoint}. The same command resumes.")

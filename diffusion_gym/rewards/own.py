@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from diffusion_gym.naming import did_you_mean
 from diffusion_gym.rewards.base import RewardFunction, check_takes
 from diffusion_gym.rewards.guard import settings_kept
 from diffusion_gym.rewards.metadata import metadata_arguments
@@ -39,16 +40,26 @@ def load_function(path: Path, function: str) -> RewardFunction:
         with settings_kept(f"the reward file {str(path)!r}"):
             module = run_file(file)
     except Exception as error:
-        raise ValueError(f"the reward file {str(path)!r} does not run: {error!r}{_line(error, path)}.") from error
+        raise ValueError(f"the reward file {str(path)!r} does not run: {said(error)}{_line(error, path)}.") from error
     function = unicodedata.normalize("NFKC", function)  # as Python spells its names
     if not hasattr(module, function):
         own = module.__name__
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == own]
-        raise ValueError(f"the reward file {str(path)!r} has no {function!r}; its functions are {sorted(known)}.")
+        raise ValueError(
+            f"the reward file {str(path)!r} has no {function!r}; its functions are {sorted(known)}."
+            f"{did_you_mean(function, known)}"
+        )
     try:
         return check_callable(getattr(module, function))
     except TypeError as error:
         raise ValueError(f"'{path}:{function}': {error}") from error
+
+
+def said(error: Exception) -> str:
+    """Return an error for a message; of one in the file's syntax its place, too."""
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} in line {error.lineno}, {(error.text or '').strip()!r}"
+    return repr(error)
 
 
 def run_file(file: Path) -> ModuleType:

@@ -273,7 +273,7 @@ def _by_prompt(images: Tensor, prompts: Sequence[str]) -> Tensor:
     [
         (
             _constant,
-            "the reward '_constant' gave all 8 images of a rollout the same score, 0.5: there is nothing to learn from it",
+            "the reward '_constant' gave all 8 images of a rollout the same score, 0.5: there is nothing to learn",
         ),
         (_by_prompt, "the reward '_by_prompt' gave the images of each prompt in a rollout the same score"),
         ({_constant: 1.0, "exact-linear": 1.0}, "the reward '_constant' gave all 8 images of a rollout the same"),

@@ -133,7 +133,7 @@ def test_a_second_signal_ends_at_once_and_says_how_to_resume(
         interrupt(patch, "chunk", number, times)
         assert main(train) == status
     said = "".join(capsys.readouterr())
-    assert "The same command resumes." in said
+    assert "The same command " + ("starts again." if times == 2 else "resumes.") in said
     assert ("stopped at once" in said) == (times == 2)
     assert "Traceback" not in said
     assert main(train) == 0
@@ -162,7 +162,7 @@ def test_before_a_run_has_begun_it_says_that_there_is_no_checkpoint(
 ) -> None:
     monkeypatch.setattr("benchmarks.runs.run._build", sending(signal.SIGINT, 2, 1, lambda *given: None))
     assert main(["train", "ddpo-is", *TRAIN, "--folder", str(tmp_path)]) == 130
-    assert "stopped at once; there is no checkpoint yet. The same command resumes." in capsys.readouterr().out
+    assert "stopped at once; there is no checkpoint yet. The same command starts again." in capsys.readouterr().out
 
 
 def test_a_command_without_checkpoints_ends_with_a_sentence(
