@@ -142,7 +142,7 @@ def test_a_callable_is_returned_as_it_is() -> None:
 
 
 def test_unknown_reward_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown reward 'beauty'; expected one of \['aesthetic', .*or in Python a callable"):
+    with pytest.raises(ValueError, match=r"unknown reward 'beauty'; expected one of \['aesthetic', .*, or in Python a"):
         resolve_reward("beauty")
     with pytest.raises(ValueError, match="unknown reward 'beauty'"):
         resolve_reward("compressibility:1,beauty:2")
