@@ -85,7 +85,7 @@ A counting prompt that its picture keeps is found right, by the number of object
 |---|{count_lines}
 {count_rows}
 
-So one in seven pictures of one object earns no reward although it is right: the detector is not always 0.9 sure of it.
+So {missed} of the right pictures of one object earn no reward: the detector is not always 0.9 sure of it.
 
 The autoencoder reconstructs these scenes at {psnr} dB.
 
@@ -170,6 +170,7 @@ def model_card(card: dict[str, Any]) -> str:
         numbers=" | ".join(NUMBERS),
         count_lines="---|" * len(NUMBERS),
         count_rows="\n".join(counts),
+        missed=_percent(1 - card["counts"]["detector"][0]),
         **{
             f"{name}_{short}": _percent(renders[f"{name}_right_on_{what}"])
             for name in ("detector", "judge")
