@@ -33,7 +33,7 @@ class ForwardProcessConfig(AdvantageConfig):
 
     details: ClassVar[tuple[str, ...]] = (
         *("advantages", "passes", "time_range", "time_weight", "paired_noise", "surrogate", "clip_range"),
-        *("anchor_everywhere", "old_warmup", "sample_old", "cfg_training"),
+        *("anchor_everywhere", "old_decay", "old_warmup", "sample_old", "cfg_training"),
     )
 
     images_per_prompt: int = 8

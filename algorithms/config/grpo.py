@@ -29,8 +29,8 @@ class GRPOConfig(DDPOConfig):
     """GRPO: DDPO-IS with advantages in groups; the steps that are trained may be few, and groups may branch there."""
 
     details: ClassVar[tuple[str, ...]] = (
-        *("advantages", "window_eta", "window_range", "window_every", "window_stride", "branched", "antithetic"),
-        *("step_weight", "proximal", "mask_kl", "centred_ratio"),
+        *("advantages", "window_eta", "window_place", "window_range", "window_every", "window_stride", "branched"),
+        *("antithetic", "step_weight", "proximal", "mask_kl", "centred_ratio"),
     )
 
     images_per_prompt: int = 8

@@ -34,7 +34,7 @@ from benchmarks.report.charts import (
     log_charts,
     overall_charts,
 )
-from benchmarks.report.facts import duration, facts, title
+from benchmarks.report.facts import facts, title
 from benchmarks.report.figures import write_figures
 from benchmarks.report.followed import blocks
 from benchmarks.report.gallery import galleries, write_pictures
@@ -42,6 +42,7 @@ from benchmarks.report.settings import settings
 from benchmarks.report.source import Source
 from benchmarks.report.tables import fallen_table, measured_table, short_table
 from benchmarks.report.verdict import cards, one_seed_note
+from benchmarks.terminal import duration
 
 PAGE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -231,7 +231,8 @@ def _shown(records: Sequence[Prompt], spec: RunSpec) -> dict[str, Any]:
     return {"prompts": [record.text for record in shown]} | ({"metadata": metadata} if any(metadata) else {})
 
 
-def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
+def build(spec: RunSpec, checkpoint: Path | None = None) -> DiffusionAlgorithm[Any]:
+    """Return a run's algorithm with its environment, as it begins or from a checkpoint."""
     task = spec.task
     env = gymnasium.make(
         diffusion_gym.ENV_ID,
@@ -245,7 +246,11 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
         prompt_tokens=spec.config.policy.trains_text,
     )
     cls = ALGORITHMS[spec.algorithm].cls
-    algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
+    return cls(env, spec.config) if checkpoint is None else cls.load(checkpoint, env)
+
+
+def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
+    algorithm = build(spec, folder / CHECKPOINT if (folder / CHECKPOINT).exists() else None)
     tried = read_json(folder / RUN).get("chunk_size") if (folder / RUN).exists() else None
     if tried is not None:  # memory ran out with twice as many rows per forward pass
         algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)

@@ -19,6 +19,8 @@ from diffusion_gym.rewards import REWARDS, check_reward, check_reward_gradient
 
 #: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
 WandbMode = Literal["off", "offline", "online"]
+#: The sets that help lists; an unknown name's error lists all.
+_SHOWN_SETS = sorted((name for name in PROMPT_SETS if "-held-out-" not in name), key=lambda name: "held-out" in name)
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
@@ -50,9 +52,9 @@ class TaskConfig:
         str | None,
         tyro.conf.arg(
             metavar="SET|FILE",
-            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file: .txt with one prompt per line, or "
-            ".jsonl, .json, .csv or .tsv with weights and metadata. Append @train or @held-out for one side of its "
-            "split.",
+            help=f"A prompt set ({', '.join(_SHOWN_SETS)} or a part of it), or a UTF-8 file: "
+            ".txt with one prompt per line, or .jsonl, .json, .csv or .tsv with weights and metadata. Append @train or "
+            "@held-out for one side of its split.",
             help_behavior_hint="(default: the model's own)",
         ),
     ] = None
