@@ -15,6 +15,7 @@ from benchmarks.suite.recipes import (
     GENEVAL,
     LEASHED,
     MODERN,
+    MODERN_GENEVAL,
     PAPER,
     QUICK,
     QUICK_GENEVAL,
@@ -137,7 +138,7 @@ def _beside_geneval(
 def _with_younger(
     papers: Mapping[str, Comparison], geneval: Mapping[str, Task], changes: Mapping[str, _Changes]
 ) -> dict[str, Comparison]:
-    """Add the younger algorithms to comparisons of the paper's; on geneval it is ``composition``.
+    """Add the younger algorithms to comparisons of the paper's; on geneval they join ``composition``.
 
     Each keeps its recipe, so that runs of the paper's algorithms are those of ``paper`` and ``composition``.
     """
@@ -147,6 +148,7 @@ def _with_younger(
         younger = {name: Variant(name, own.get(name, {}), recipe=MODERN) for name in MODERN.settings}
         found[task] = replace(one, variants={**one.variants, **younger})
     there = {name: Variant(name, recipe=COMPOSITION) for name in COMPOSITION.settings}
+    there["branched"] = Variant("branched", recipe=MODERN_GENEVAL)
     return {**found, **{name: Comparison(task, there) for name, task in geneval.items()}}
 
 
