@@ -7,6 +7,8 @@ are this package's own Gaussians, whichever solver the model came with.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_gym.choices import PIPELINE, SOLVERS
+
 #: Schedulers of discrete-time diffusion models; all describe the same table of ``a_t``, and differ in their solvers.
 DIFFUSION_SCHEDULERS = (
     "DDIMScheduler",
@@ -75,3 +77,33 @@ def _not_a_table(config: Mapping[str, Any]) -> str | None:
     if config.get("trained_betas") is None and beta_schedule not in _BETA_SCHEDULES:
         return f"beta_schedule={beta_schedule!r} (known are {', '.join(_BETA_SCHEDULES)})"
     return None
+
+
+def make_solver(name: str, scheduler: str, config: Mapping[str, Any], model_class: str) -> Any:
+    """Return a new scheduler of diffusers that draws with a model, on the model's own noise schedule.
+
+    Args:
+        name: the model's, for errors.
+        scheduler: a class of :data:`SOLVERS`, or "pipeline" for the one that the model comes with.
+        config: the configuration that ``from_config`` is given.
+        model_class: the class of the scheduler that the model comes with.
+
+    Raises:
+        ValueError: a scheduler that does not draw with this kind of model, or needs a package that is not installed.
+    """
+    import diffusers
+
+    chosen = model_class if scheduler == PIPELINE else scheduler
+    if model_class in FLOW_SCHEDULERS or chosen not in SOLVERS:
+        raise ValueError(
+            f"{chosen} cannot draw the evaluation's images with {name!r}, which comes with a {model_class}. Expected "
+            + (
+                "eta 0 instead of a scheduler: its steps are then Euler's, as in the flow's own pipeline."
+                if model_class in FLOW_SCHEDULERS
+                else f"one of {', '.join(SOLVERS)}."
+            )
+        )
+    try:
+        return getattr(diffusers, chosen).from_config(dict(config))
+    except ImportError as error:
+        raise ValueError(f"{chosen} needs a package that is not installed: {error}") from error
