@@ -23,9 +23,9 @@ from algorithms.solving import new_solver, solve
 from diffusion_gym.choices import PIPELINE
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.prompts import Prompt, evaluation_prompts, load_prompts
 from diffusion_gym.rewards import RewardSpec, WeightedSum
+from diffusion_gym.transitions import FlowSchedule
 
 _CALIBRATION_IMAGES = 64
 
@@ -141,11 +141,17 @@ def deployed_policy(policy: DenoisingPolicy, deployed: DeployedConfig) -> tuple[
     eta = (deployed.eta or 0.0,) * steps  # one number would leave DDPM's own noise
     used = policy.sampling_as(dataclasses.replace(policy.config, guidance_scale=scale, eta=eta), steps)
     scheduler = deployed.scheduler
-    if scheduler == PIPELINE and policy.model.scheduler_config.get("_class_name") in FLOW_SCHEDULERS:
-        scheduler = None  # at eta 0 the flow's own Euler steps
-    if scheduler is not None:
+    if scheduler is None:
+        return used, None
+    if used.transition.schedule.kind != FlowSchedule.kind:
         new_solver(policy.model, scheduler, steps)
-    return used, scheduler
+        return used, scheduler
+    if scheduler != PIPELINE:
+        raise ValueError(
+            f"{scheduler} cannot draw with {policy.model.name!r}, a flow-matching model; expected eta 0 in its place, "
+            "with which the training sampler takes the Euler steps of the flow's own pipeline."
+        )
+    return used, None  # those Euler steps
 
 
 def _evaluate_on(

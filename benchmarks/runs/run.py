@@ -86,7 +86,7 @@ def run(
         ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
         ranks.first(lambda: prepare(spec, folder))
         ranks.call(lambda: check_same(spec, folder))
-        algorithm = ranks.call(lambda: _build(spec, folder))
+        algorithm = ranks.call(lambda: build(spec, folder))
         if is_finished(spec, folder):
             return read_run(folder)
         on_built(algorithm)
@@ -231,7 +231,12 @@ def _shown(records: Sequence[Prompt], spec: RunSpec) -> dict[str, Any]:
     return {"prompts": [record.text for record in shown]} | ({"metadata": metadata} if any(metadata) else {})
 
 
-def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
+def build(spec: RunSpec, folder: Path, checkpoint: str = CHECKPOINT) -> DiffusionAlgorithm[Any]:
+    """Return a run's algorithm, from a checkpoint in its folder if there is one.
+
+    Raises:
+        ValueError: its model, prompts, reward or metrics cannot be used, or the checkpoint is damaged.
+    """
     task = spec.task
     env = gymnasium.make(
         diffusion_gym.ENV_ID,
@@ -245,7 +250,7 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
         prompt_tokens=spec.config.policy.trains_text,
     )
     cls = ALGORITHMS[spec.algorithm].cls
-    algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
+    algorithm = cls.load(folder / checkpoint, env) if (folder / checkpoint).exists() else cls(env, spec.config)
     tried = read_json(folder / RUN).get("chunk_size") if (folder / RUN).exists() else None
     if tried is not None:  # memory ran out with twice as many rows per forward pass
         algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)

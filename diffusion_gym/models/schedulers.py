@@ -79,31 +79,27 @@ def _not_a_table(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def make_solver(name: str, scheduler: str, config: Mapping[str, Any], model_class: str) -> Any:
-    """Return a new scheduler of diffusers that draws with a model, on the model's own noise schedule.
+def make_solver(name: str, scheduler: str, config: Mapping[str, Any], came_with: str) -> Any:
+    """Return a new scheduler of diffusers that draws with a diffusion model, on the model's own noise schedule.
 
     Args:
         name: the model's, for errors.
         scheduler: a class of :data:`SOLVERS`, or "pipeline" for the one that the model comes with.
         config: the configuration that ``from_config`` is given.
-        model_class: the class of the scheduler that the model comes with.
+        came_with: the class of the scheduler that the model comes with.
 
     Raises:
-        ValueError: a scheduler that does not draw with this kind of model, or needs a package that is not installed.
+        ValueError: a scheduler that cannot draw for evaluations, or needs a package that is not installed.
     """
     import diffusers
 
-    chosen = model_class if scheduler == PIPELINE else scheduler
-    if model_class in FLOW_SCHEDULERS or chosen not in SOLVERS:
+    chosen = came_with if scheduler == PIPELINE else scheduler
+    if chosen not in SOLVERS:
         raise ValueError(
-            f"{chosen} cannot draw the evaluation's images with {name!r}, which comes with a {model_class}. Expected "
-            + (
-                "eta 0 instead of a scheduler: its steps are then Euler's, as in the flow's own pipeline."
-                if model_class in FLOW_SCHEDULERS
-                else f"one of {', '.join(SOLVERS)}."
-            )
+            f"{name!r} comes with a {chosen}, which cannot draw the images of an evaluation; name one of "
+            f"{', '.join(SOLVERS)}."
         )
     try:
         return getattr(diffusers, chosen).from_config(dict(config))
     except ImportError as error:
-        raise ValueError(f"{chosen} needs a package that is not installed: {error}") from error
+        raise ValueError(f"{chosen} needs a package that is not installed: {' '.join(str(error).split())}") from error
