@@ -317,7 +317,7 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         if config.images == 0 or done or (self.iteration % config.every and not final):
             return
         going: OnStep = lambda step: not self.should_stop()  # noqa: E731
-        deployed = config.deployed.is_on and (final or self.iteration == 0 or config.deployed.every_evaluation)
+        deployed = config.deployed.is_on and (final or self.iteration == 0 or config.deployed.always)
         with self.averaged():
             what = self.mdp, self.policy, self.config, self.iteration
             evaluation = evaluate(*what, self.kl_reference, self.ranks, going)

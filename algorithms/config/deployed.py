@@ -1,10 +1,17 @@
 """The configuration of evaluations with the sampler that a tuned model is used with, importable without torch."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
+
+import tyro
 
 from algorithms.config.fields import check_fields
 from diffusion_gym.choices import PIPELINE, SOLVERS
+
+
+def option(metavar: str, default: str) -> Any:
+    """Return the note on an option that is None unless given: what stands for its value, and what None means."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -14,21 +21,19 @@ class DeployedConfig:
     Any setting turns it on. What is left out is as in training; without a scheduler eta is 0.
     """
 
-    details: ClassVar[tuple[str, ...]] = (
-        *("scheduler", "num_inference_steps", "guidance_scale", "eta", "every_evaluation"),
-    )
+    details: ClassVar[tuple[str, ...]] = ("scheduler", "num_inference_steps", "guidance_scale", "eta", "always")
     #: :func:`override` does not reach in here: a plain eta is the policy's.
     is_apart: ClassVar[bool] = True
 
-    scheduler: str | None = None
+    scheduler: Annotated[str | None, option("STR", "the training sampler")] = None
     """A diffusers scheduler, such as DPMSolverMultistepScheduler; pipeline is the one that the model comes with."""
-    num_inference_steps: int | None = None
-    """Denoising steps per image; none is as in training."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance; none is as in training."""
-    eta: float | None = None
-    """Noise of the training sampler, 0 if it is left out; a scheduler of diffusers has its own."""
-    every_evaluation: bool = False
+    num_inference_steps: Annotated[int | None, option("INT", "as in training")] = None
+    """Denoising steps per image."""
+    guidance_scale: Annotated[float | None, option("FLOAT", "as in training")] = None
+    """Classifier-free guidance; 1 or less is none."""
+    eta: Annotated[float | None, option("FLOAT", "0")] = None
+    """Noise of the training sampler; a scheduler of diffusers has its own."""
+    always: bool = False
     """Evaluate so each time, not only before the first and after the last iteration."""
 
     def __post_init__(self) -> None:
@@ -45,8 +50,8 @@ class DeployedConfig:
             )
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}.")
-        if self.every_evaluation and not self.is_on:
-            raise ValueError("every_evaluation needs a deployed sampler; give its eta, for example 0, or a scheduler.")
+        if self.always and not self.is_on:
+            raise ValueError("always needs a deployed sampler; give its eta, for example 0, or a scheduler.")
         for name in ("eta", "guidance_scale"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
-from algorithms.config.deployed import DeployedConfig
+from algorithms.config.deployed import DeployedConfig, option
 
 if TYPE_CHECKING:
     from benchmarks.runs.record import Run
@@ -26,13 +24,13 @@ class Evaluate:
 
     run: tuple[Path, ...]
     """Folders written by train or compare, for example runs/*."""
-    scheduler: str | None = None
+    scheduler: Annotated[str | None, option("STR", "the training sampler")] = None
     """A diffusers scheduler, such as DPMSolverMultistepScheduler; pipeline is the one that the model comes with."""
-    num_inference_steps: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: as in training)")] = None
+    num_inference_steps: Annotated[int | None, option("INT", "as in training")] = None
     """Denoising steps per image."""
-    guidance_scale: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: as in training)")] = None
+    guidance_scale: Annotated[float | None, option("FLOAT", "as in training")] = None
     """Classifier-free guidance; 1 or less is none."""
-    eta: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 0)")] = None
+    eta: Annotated[float | None, option("FLOAT", "0")] = None
     """Noise of the training sampler; a scheduler of diffusers has its own."""
     checkpoint: Literal["last", "best"] = "last"
     """Which weights of the runs: the last ones, or those that --keep-best kept."""

@@ -90,9 +90,9 @@ def test_a_flow_model_is_deployed_at_eta_0(make_env: Callable) -> None:
 
 
 def test_it_is_measured_first_and_last_and_changes_nothing_else(make_env: Callable, digest: Callable) -> None:
-    """The log has both; weights, training images and costs are as without it. ``every_evaluation`` is each time."""
+    """The log has both; weights, training images and costs are as without it. ``always`` is each time."""
     trained = {}
-    for name, deployed in {"without": {}, "ends": {"eta": 0.0}, "each": {"eta": 0.0, "every_evaluation": True}}.items():
+    for name, deployed in {"without": {}, "ends": {"eta": 0.0}, "each": {"eta": 0.0, "always": True}}.items():
         algorithm, seen = _algorithm(make_env(), **deployed), []
         evaluate_if_due = algorithm._evaluate_if_due
         algorithm._evaluate_if_due = lambda final=False: (  # type: ignore[method-assign]
@@ -126,7 +126,7 @@ def test_eta_0_takes_the_ancestral_samplers_noise_away(make_env: Callable) -> No
     [
         ({"scheduler": "EulerScheduler"}, "unknown scheduler 'EulerScheduler'"),
         ({"scheduler": "DDIMScheduler", "eta": 0.0}, "leave one out"),
-        ({"every_evaluation": True}, "needs a deployed sampler"),
+        ({"always": True}, "needs a deployed sampler"),
         ({"num_inference_steps": 2000}, "from 1 to 1000"),
         ({"eta": 1.5}, "eta must lie in"),
     ],

@@ -52,7 +52,7 @@ def test_both_samplers_are_logged_reported_and_measured_afterwards(
     shown = [piece for cell in table.rows[0] for piece in cell if isinstance(piece, Number)]
     means = [first.mean_reward, last.mean_reward, first.deployed.mean_reward, last.deployed.mean_reward]
     assert [piece.text for piece in shown[:4]] == [f"{mean:.3f}" for mean in means]
-    assert shown[3].origin.path.endswith("evaluations[2].deployed.rewards")
+    assert shown[3].origin.to_json()["path"].endswith("evaluations[2].deployed.rewards")
     monkeypatch.setattr(page, "write_figures", lambda *_: None)
     assert main(["report", str(folder)]) == 0
     assert "Rewards and metrics with the deployed sampler" in (folder / "report.html").read_text(encoding="utf-8")
@@ -67,13 +67,13 @@ def test_both_samplers_are_logged_reported_and_measured_afterwards(
         assert found["deployed_sampler"][moment]["rewards"] == line.deployed.rewards
         assert found["deployed_sampler"][moment]["metrics"] == line.deployed.metrics
         assert line.deployed_held_out is not None
-        assert found["deployed_sampler"][moment]["deployed_held_out"]["rewards"] == line.deployed_held_out.rewards
+        assert found["deployed_sampler"][moment]["held_out"]["rewards"] == line.deployed_held_out.rewards
 
 
 def test_a_run_without_evaluations_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There are no prompts and no noise that its other numbers could be compared with."""
-    config = override(ALGORITHMS["rwr"].config, images_per_iteration=8, num_envs=8, trainable="full")
-    spec = RunSpec("rwr", config, TaskConfig("exact-mixture", "exact-linear", num_inference_steps=2), 8)
+    config = override(ALGORITHMS["ddpo-is"].config, images_per_iteration=8, num_envs=8, trainable="full")
+    spec = RunSpec("ddpo-is", config, TaskConfig("exact-mixture", "exact-linear", num_inference_steps=2), 8)
     run(spec, tmp_path / "run", should_stop=lambda: True)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--output", str(tmp_path / "out.json")]) == 2
     assert "has no evaluation, whose prompts" in capsys.readouterr().err
