@@ -4,6 +4,7 @@ A forward pass takes one chunk of rows. Kernels round by the batch's shape and b
 scores the chunks that were sampled (see ``rollouts.py``).
 """
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,26 +59,12 @@ class DenoisingPolicy(nn.Module):
         """Copy the model's denoiser; raises ValueError where model and config do not fit."""
         super().__init__()
         self.config, self.model = config, model
-        if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
-            warnings.warn(
-                f"guidance_scale {config.guidance_scale:g} means no guidance, like all up to 1 (as in diffusers); "
-                "give 1, or more than 1 to strengthen the prompt.",
-                stacklevel=2,
-            )
         #: The one module that forward passes go through; FSDP shards it in place.
         self.denoiser: nn.Module = self._build_denoiser()
-        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
-        self.guided = config.guidance_scale > 1.0 and not model.embeds_guidance
-        self._embeds_guidance = model.embeds_guidance
-        #: Denoiser forwards per row: 2 with guidance, else 1.
-        self.forwards_per_row = 2 if self.guided else 1
         #: What the denoiser takes of an observation beside latent and time: name -> (shape of a row, dtype).
         self.conditioning = _conditioning(model, config)
-        #: T.
-        self.num_inference_steps = num_inference_steps
-        self._schedule = model.schedule(num_inference_steps)
-        self.set_noise_levels(config.eta)
-        self._uncond = self._unconditional() if self.guided else None
+        self._embeds_guidance = model.embeds_guidance
+        self._sample_as(config, num_inference_steps)
         #: Rows per forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
@@ -111,6 +98,35 @@ class DenoisingPolicy(nn.Module):
         self.noise_levels = eta if isinstance(eta, int | float) else tuple(eta)
         #: Indices of the steps that have a density, int64.
         self.trainable_steps = self.transition.has_density.nonzero().flatten()
+
+    def sampling_as(self, config: PolicyConfig, num_inference_steps: int) -> "DenoisingPolicy":
+        """Return the same weights, shared and not copied, with another sampler, noise, guidance and number of steps.
+
+        Raises:
+            ValueError: they do not fit the model.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # else its transition would replace this one's
+        other._sample_as(config, num_inference_steps)
+        return other
+
+    def _sample_as(self, config: PolicyConfig, num_inference_steps: int) -> None:
+        if 0 < config.guidance_scale < 1 and not self._embeds_guidance:
+            warnings.warn(
+                f"guidance_scale {config.guidance_scale:g} means no guidance, like all up to 1 (as in diffusers); "
+                "give 1, or more than 1 to strengthen the prompt.",
+                stacklevel=3,
+            )
+        self.config = config
+        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
+        self.guided = config.guidance_scale > 1.0 and not self._embeds_guidance
+        #: Denoiser forwards per row: 2 with guidance, else 1.
+        self.forwards_per_row = 2 if self.guided else 1
+        #: T.
+        self.num_inference_steps = num_inference_steps
+        self._schedule = self.model.schedule(num_inference_steps)
+        self.set_noise_levels(config.eta)
+        self._uncond = self._unconditional() if self.guided else None
 
     @property
     def lora(self) -> LoRAConfig | None:

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from algorithms.checkpoints.state import SavedAlgorithm
 from algorithms.config.base import check_held_out, override
-from algorithms.evaluation import Evaluation
+from algorithms.evaluation import Evaluation, deployed_policy
 from algorithms.optimization import GradientSteps, check_optimizer
 from algorithms.parallel.ranks import current_ranks
 from algorithms.policy import DenoisingPolicy
@@ -131,6 +131,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         #: Counts of updates that were skipped because their gradient was not finite.
         self.skipped = self.gradient_steps.skipped
         self._check_held_out(self.mdp)
+        if self.config.evaluation.deployed.is_on:
+            deployed_policy(self.policy, self.config.evaluation.deployed)  # refuses what does not fit the model
         self.rollout_env = self._make_rollout_env(self.mdp)
 
     def _check_held_out(self, mdp: DenoisingMDP) -> None:

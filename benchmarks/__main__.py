@@ -25,6 +25,7 @@ from diffusion_gym.paths import user_path
 #: Name -> options, and the function that runs them; beside ``train``, which has a subcommand per algorithm.
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("benchmarks.commands.compare:Compare", "benchmarks.commands.compare:compare"),
+    "evaluate": ("benchmarks.commands.evaluate:Evaluate", "benchmarks.commands.evaluate:evaluate"),
     "sample": ("benchmarks.commands.sample:Sample", "benchmarks.commands.sample:sample"),
     "report": ("benchmarks.report.command:Report", "benchmarks.report.command:report"),
     "pretrain": ("benchmarks.pretrain:PretrainConfig", "benchmarks.pretrain:pretrain"),

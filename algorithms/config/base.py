@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 
 import tyro
 
+from algorithms.config.deployed import DeployedConfig as DeployedConfig
 from algorithms.config.fields import check_fields
 from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
 from diffusion_gym.prompts import check_prompts, resolve_prompts
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlgorithmConfig",
+    "DeployedConfig",
     "EvaluationConfig",
     "PolicyConfig",
     "Reduction",
@@ -106,6 +108,8 @@ class EvaluationConfig:
         None
     )
     """Also evaluate, separately, on prompts that are not trained on: a set such as animals@held-out, or a file."""
+    deployed: DeployedConfig = field(default_factory=DeployedConfig)
+    """Also evaluate, separately, with the sampler that the tuned model will be used with."""
 
     def __post_init__(self) -> None:
         """Refuse impossible counts and unknown prompts."""
@@ -114,6 +118,8 @@ class EvaluationConfig:
             check_prompts(self.held_out_prompts)
             if self.images == 0:
                 raise ValueError("held_out_prompts needs an evaluation; set its images, for example to 64.")
+        if self.deployed.is_on and self.images == 0:
+            raise ValueError("a deployed sampler needs an evaluation; set its images, for example to 64.")
         if self.images < 0 or self.every < 1:
             raise ValueError(
                 f"evaluation needs images >= 0 and every >= 1, got images={self.images}, every={self.every}."
@@ -303,7 +309,8 @@ def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
     inner = {name: value for name, value in changes.items() if name not in own}  # a name at both levels is the outer's
     for item in dataclasses.fields(config):
         value = changes.get(item.name, getattr(config, item.name))
-        if dataclasses.is_dataclass(value):  # a dataclass that is given is changed too, by fields given beside it
+        # A dataclass that is given is changed too, by fields given beside it.
+        if dataclasses.is_dataclass(value) and not getattr(value, "is_apart", False):
             value = _apply(value, {k: v for k, v in inner.items() if k in field_values(value)})
         replaced[item.name] = value
     return dataclasses.replace(config, **replaced)
@@ -312,7 +319,8 @@ def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
 def field_values(config: Any) -> dict[str, Any]:
     """Return the fields of a config and of the dataclasses in it, by the names that :func:`override` takes."""
     own = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-    inside = [field_values(value) for value in own.values() if dataclasses.is_dataclass(value)]
+    reached = (value for value in own.values() if not getattr(value, "is_apart", False))
+    inside = [field_values(value) for value in reached if dataclasses.is_dataclass(value)]
     return {name: value for values in (*inside, own) for name, value in values.items()}
 
 

@@ -92,10 +92,10 @@ def forecast_spec(spec: RunSpec, writing: Writing) -> int:
 
     from benchmarks.runs.forecast import extent, probe
     from benchmarks.runs.memory import estimate_memory
-    from benchmarks.runs.run import build
+    from benchmarks.runs.run import make_algorithm
 
     torch.set_num_threads(threads_of(writing))
-    algorithm, extends = build(spec), extent(spec)
+    algorithm, extends = make_algorithm(spec), extent(spec)
     print(f"{_taken(spec, algorithm)}\n{estimate_memory(algorithm).describe()}")
     print(f"{extends.describe(algorithm.policy.forwards_per_row)}\n{probe(algorithm, spec).describe(extends)}")
     print("nothing was trained or written")

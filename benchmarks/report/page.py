@@ -16,6 +16,7 @@ from benchmarks.analysis.curves import Curves, curves
 from benchmarks.analysis.leaderboard import Leaderboard, board_table, notes, overall_table
 from benchmarks.analysis.notes import interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.tables import (
+    deployed_table,
     has_seeds,
     held_out_table,
     improvement_table,
@@ -155,6 +156,7 @@ def _tables(summary: Curves, found: Sequence[Verdict]) -> dict[str, Any]:
         "judged": judge_table(summary),
         "judge_note": judge_note(summary),
         "held_out": held_out_table(summary),
+        "deployed": deployed_table(summary),
         "peaks": fallen_table(summary),
         "pairs": improvement_table(pairs, summary),
         "scores": score_table(together, summary) if together else None,

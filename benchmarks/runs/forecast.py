@@ -113,7 +113,8 @@ class Speed:
 def extent(spec: RunSpec) -> Extent:
     """Count what a run does, without its model."""
     evaluation = spec.config.evaluation
-    evaluated = evaluations(spec) * evaluation.images * (2 if evaluation.held_out_prompts else 1)
+    often = evaluations(spec) + (2 if evaluation.deployed.is_on else 0)
+    evaluated = often * evaluation.images * (2 if evaluation.held_out_prompts else 1)
     images, steps = spec.config.images_per_iteration, spec.task.num_inference_steps
     return Extent(iterations(spec), images, evaluated, steps, rows_per_iteration(spec))
 

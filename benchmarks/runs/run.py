@@ -86,7 +86,7 @@ def run(
         ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
         ranks.first(lambda: prepare(spec, folder))
         ranks.call(lambda: check_same(spec, folder))
-        algorithm = ranks.call(lambda: _build(spec, folder))
+        algorithm = ranks.call(lambda: build(spec, folder))
         if is_finished(spec, folder):
             return read_run(folder)
         on_built(algorithm)
@@ -231,7 +231,7 @@ def _shown(records: Sequence[Prompt], spec: RunSpec) -> dict[str, Any]:
     return {"prompts": [record.text for record in shown]} | ({"metadata": metadata} if any(metadata) else {})
 
 
-def build(spec: RunSpec, checkpoint: Path | None = None) -> DiffusionAlgorithm[Any]:
+def make_algorithm(spec: RunSpec, checkpoint: Path | None = None) -> DiffusionAlgorithm[Any]:
     """Return a run's algorithm with its environment, as it begins or from a checkpoint."""
     task = spec.task
     env = gymnasium.make(
@@ -249,8 +249,14 @@ def build(spec: RunSpec, checkpoint: Path | None = None) -> DiffusionAlgorithm[A
     return cls(env, spec.config) if checkpoint is None else cls.load(checkpoint, env)
 
 
-def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
-    algorithm = build(spec, folder / CHECKPOINT if (folder / CHECKPOINT).exists() else None)
+def build(spec: RunSpec, folder: Path, checkpoint: str = CHECKPOINT) -> DiffusionAlgorithm[Any]:
+    """Return a run's algorithm, from a checkpoint in its folder if there is one.
+
+    Raises:
+        ValueError: its model, prompts, reward or metrics cannot be used, or the checkpoint is damaged.
+    """
+    file = folder / checkpoint
+    algorithm = make_algorithm(spec, file if file.exists() else None)
     tried = read_json(folder / RUN).get("chunk_size") if (folder / RUN).exists() else None
     if tried is not None:  # memory ran out with twice as many rows per forward pass
         algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)

@@ -82,11 +82,7 @@ class DenoisingMDP:
             model.tokenize(prompts.texts[:1])  # says why there are none
         self.shared_reward = reward
         self.check(prompts.records)
-        self.schedule = model.schedule(num_inference_steps)
-        #: T, the length of an episode.
-        self.num_inference_steps = self.schedule.num_inference_steps
-        times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
-        self._times = times.to(model.device)
+        self._set_schedule(num_inference_steps)
         self.prompt_cache = PromptCache(model, prompt_tokens)
         self._begin(num_envs)
 
@@ -100,6 +96,19 @@ class DenoisingMDP:
         self.row_records = [Prompt("")] * num_envs
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
+
+    def _set_schedule(self, num_inference_steps: int) -> None:
+        self.schedule = self.model.schedule(num_inference_steps)
+        #: T, the length of an episode.
+        self.num_inference_steps = self.schedule.num_inference_steps
+        self._times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)]).to(self.model.device)
+
+    def with_steps(self, num_inference_steps: int) -> "DenoisingMDP":
+        """Return a twin whose episodes have another length. Raises ValueError for one that the schedule refuses."""
+        twin = self.twin(self.num_envs, trusted=self.trusted)
+        twin._set_schedule(num_inference_steps)
+        twin._begin(self.num_envs)
+        return twin
 
     def twin(self, num_envs: int, reward: RewardSpec | None = None, trusted: bool = False) -> "DenoisingMDP":
         """Return ``num_envs`` new episodes on the same model, prompts, steps and cache of encoded prompts.

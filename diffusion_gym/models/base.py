@@ -85,6 +85,11 @@ class DiffusionModel(ABC):
         return {}
 
     @property
+    def solver_config(self) -> Mapping[str, Any]:
+        """Return the scheduler's configuration from which diffusers makes other schedulers."""
+        return self.scheduler_config
+
+    @property
     def embeds_guidance(self) -> bool:
         """Return whether the denoiser takes the guidance scale as an input (guidance-distilled)."""
         return False

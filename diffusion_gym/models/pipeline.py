@@ -159,6 +159,12 @@ class PipelineModel(ImageModel):
         config: Mapping[str, Any] = getattr(self.pipe, self.denoiser_class.component).config
         return config
 
+    @property
+    def solver_config(self) -> Mapping[str, Any]:
+        """Return the configuration of the pipeline's own scheduler, as ``from_config`` is given it."""
+        config: Mapping[str, Any] = self.pipe.scheduler.config
+        return config
+
     def build_denoiser(self, lora: LoRAConfig | None = None) -> PipelineDenoiser:
         """Return a copy of the network: float32 and fully trainable, or frozen with float32 adapters.
 
