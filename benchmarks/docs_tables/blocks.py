@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
+from benchmarks.analysis.deployed import deployed_table, read_scored
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
@@ -109,6 +110,12 @@ def _peaks(committed: Committed, words: Sequence[str]) -> str | None:
 
 def _equal_reward(committed: Committed, words: Sequence[str]) -> str | None:
     return joined(equal_reward_table(committed.curves, words)) or None
+
+
+def _deployed(committed: Committed, words: Sequence[str]) -> str | None:
+    """Show what ``evaluate`` measured, of the files deployed-*.json beside the results."""
+    files = sorted(committed.folder.glob("deployed-*.json"))
+    return deployed_table(read_scored(files)) if files else None
 
 
 def _reach(committed: Committed, words: Sequence[str]) -> str | None:
@@ -262,6 +269,7 @@ KINDS: dict[str, _Kind] = {
     "exact": _exact,
     "equal-reward": _equal_reward,
     "reach": _reach,
+    "deployed": _deployed,
     "search": _search,
     "made": _made,
     "times": _times,
