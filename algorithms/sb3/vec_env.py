@@ -62,7 +62,7 @@ class DenoiseVecEnv(VecEnv):
         dones = terminations | truncations
         infos = self._split(info)
         for row in np.flatnonzero(dones):
-            final = _at_row(info["final_info"], row)
+            final = _at_row(info["final_info"], int(row))
             infos[row] = {**final, "terminal_observation": info["final_obs"][row], "TimeLimit.truncated": False}
         return observation, rewards.astype(np.float32), dones, infos
 

@@ -130,7 +130,7 @@ class WeightedSum:
         return torch.stack([self._contribution(term, name, parts[name]) for term, name in terms]).sum(0)
 
     def apart(self, parts: Mapping[str, Tensor]) -> tuple[Tensor, list[float]]:
-        """Return what each of the k terms adds, but for its weight, (k, n), float32, and the k weights.
+        """Return what each of the k terms adds before it is weighted, (k, n), float32, and the k weights.
 
         Raises:
             ValueError: a reward to normalise was not yet measured.
