@@ -19,7 +19,7 @@ def check_several(reward: str, terms: int) -> None:
     if terms < 2:
         raise ValueError(
             f"advantages 'gdpo' normalise each of several rewards by itself, but {reward!r} is a single one; combine "
-            f"it with another, for example '{reward},clip_score:0.5', or set advantages to 'group'."
+            "two or more, for example 'aesthetic,clip_score:0.5', or set advantages to 'group'."
         )
 
 

@@ -150,7 +150,7 @@ def test_a_resumed_run_is_that_which_never_stopped(make_env: Callable, tmp_path:
 @pytest.mark.parametrize("cls", [GRPO, OnlinePreference])
 def test_a_single_reward_is_refused(make_env: Callable, cls: Any) -> None:
     """Also one with a modifier, one that is set later, and in a run's specification before anything is built."""
-    alone = r"'gdpo' normalise each of several rewards by itself, but 'exact-linear.*' is a single one; combine it with"
+    alone = r"'gdpo' normalise each of several rewards by itself, but 'exact-linear.*' is a single one; combine two"
     for reward in ("exact-linear", "exact-linear:normalise:2", Linear()):
         with pytest.raises(ValueError, match=alone):
             build(make_env, cls, reward)
