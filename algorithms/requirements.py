@@ -23,6 +23,8 @@ class Requirements:
     """The moving average of the weights, as ``self.average``: ``ema_decay`` 0 is refused."""
     reward_gradient: bool = False
     """The reward has a gradient with respect to the images: others are refused before anything is sampled."""
+    several_rewards: bool = False
+    """The reward is combined, of two terms or more: others are refused before anything is sampled."""
     several_ranks: bool = False
     """The update works on this rank's rows only, through ``sampled_chunks`` or ``row_chunks``."""
 

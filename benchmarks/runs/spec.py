@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
+from algorithms.config.algorithms import check_several
 from algorithms.config.base import check_held_out, from_dict, to_dict
 from benchmarks.runs.metrics import check_metric
 from benchmarks.runs.safeguards import Safeguards
@@ -16,6 +17,7 @@ from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward, check_reward_gradient
+from diffusion_gym.rewards.spec import parse_reward
 
 #: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
 WandbMode = Literal["off", "offline", "online"]
@@ -147,14 +149,17 @@ class RunSpec:
             self.safeguards.check_prompts(prompts, evaluation)
 
     def check(self) -> None:
-        """Raise ValueError for what the algorithm cannot train: settings, or a reward without the gradient it needs.
+        """Raise ValueError for what the algorithm cannot train: settings, or a reward without what it needs.
 
         As far as known without the model and without running a file of rewards.
         """
         cls = ALGORITHMS[self.algorithm].cls
         cls.check_config(self.config)
-        if cls.requires(self.config).reward_gradient:
+        needs = cls.requires(self.config)
+        if needs.reward_gradient:
             check_reward_gradient(self.task.reward)
+        if needs.several_rewards:
+            check_several(self.task.reward, len(parse_reward(self.task.reward)))
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -220,7 +220,7 @@ class DenoisingMDP:
             return Transitions(rewards, finished, self.model.decode(self.latents[rows]))
         scored = self.score(self.latents[rows], [self.row_records[row] for row in rows])
         rewards[rows] = scored.rewards
-        return Transitions(rewards, finished, scored.images)
+        return Transitions(rewards, finished, scored.images, scored.parts)
 
     def score(self, latents: Tensor, prompts: Sequence[PromptLike]) -> Scored:
         """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does.
