@@ -25,6 +25,7 @@ from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.prompts import Prompt, evaluation_prompts, load_prompts
 from diffusion_gym.rewards import RewardSpec, WeightedSum
+from diffusion_gym.rewards.attended import evaluating
 from diffusion_gym.transitions import FlowSchedule
 
 _CALIBRATION_IMAGES = 64
@@ -166,7 +167,10 @@ def _evaluate_on(
     scheduler: str | None,
 ) -> Evaluation:
     n, prompts = config.evaluation.images, evaluation_prompts(records, config.evaluation.images)
-    rollout = _denoise(prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step, scheduler=scheduler)
+    with evaluating(mdp.reward):
+        rollout = _denoise(
+            prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step, scheduler=scheduler
+        )
     images = rollout.split.gather(rollout.images)[:n]
     parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
     kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()

@@ -172,9 +172,11 @@ class RewardMean:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> float:
         """Return the mean over images (n, 3, H, W), uint8."""
+        from diffusion_gym.rewards.attended import evaluating
         from diffusion_gym.rewards.base import evaluate_reward
 
-        return float(evaluate_reward(self.reward, images.to(self.device), prompts, metadata).mean())
+        with evaluating(self.reward):
+            return float(evaluate_reward(self.reward, images.to(self.device), prompts, metadata).mean())
 
 
 def measure(metric: Metric, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> float:

@@ -22,6 +22,7 @@ from benchmarks.runs.pictures import dispensable, grid
 from benchmarks.runs.spec import RunSpec, Writing
 from diffusion_gym.models import check_device
 from diffusion_gym.prompts import load_prompts
+from diffusion_gym.rewards.attended import TrainingRun, begin_run
 
 GRID_COLUMNS = 10
 
@@ -90,6 +91,16 @@ class Recorder(BaseCallback):
             check_needs(metric, load_prompts(held_out).records if held_out else ())
         self.algorithm.gradient_steps.after_backward = self._on_backward
         self.algorithm.should_stop = self._is_to_stop
+        config = self.spec.config
+        run = TrainingRun(
+            folder=self.folder,
+            images_per_prompt=config.images_per_prompt,
+            num_envs=config.num_envs,
+            evaluates=config.evaluation.images > 0,
+            processes=self._ranks.size,
+            should_stop=self._is_to_stop,
+        )
+        begin_run(self.algorithm.mdp.reward, run)
 
     def _on_rollout_start(self) -> None:
         self._record_evaluation()
