@@ -12,6 +12,7 @@ from diffusion_gym.models.base import DiffusionModel, ModelDtype
 from diffusion_gym.models.files import FilesState, check_not_pointers, files_state, instead_of
 from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.pixart_sigma import PixArtSigma
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
@@ -24,6 +25,7 @@ FAMILIES: dict[str, type[PipelineModel]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "PixArtSigmaPipeline": PixArtSigma,
     "DDPMPipeline": UnconditionalPixels,
     "DDIMPipeline": UnconditionalPixels,
 }

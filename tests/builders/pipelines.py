@@ -233,6 +233,31 @@ def build_flux_schnell(folder: Path) -> None:
     build_flux(folder, distilled=False)
 
 
+def build_pixart_sigma(folder: Path) -> None:
+    """With the learned variance, the mask and the scheduler's settings of the published model."""
+    from diffusers import DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    tokenizer, text_encoder = tiny_t5(folder, 24)
+    torch.nn.init.normal_(text_encoder.get_input_embeddings().weight)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        caption_channels=24,
+        use_additional_conditions=False,
+    )
+    PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=tiny_vae(scaling_factor=0.13025),
+        transformer=transformer,
+        scheduler=DDIMScheduler(clip_sample=False),
+    ).save_pretrained(folder)
+
+
 def build_ddpm(folder: Path) -> None:
     """The scheduler of the published models: clipped x_0, linear betas, steps_offset 0."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
