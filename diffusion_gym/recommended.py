@@ -58,6 +58,15 @@ STABLE_DIFFUSION = Recommended(
     },
     source="its family, Stable Diffusion",
 )
+#: Both guidance scales are the pipeline's defaults.
+INSTRUCT_PIX2PIX = Recommended(
+    num_inference_steps=50,
+    sections={
+        ANY: {"guidance_scale": 7.5, "image_guidance_scale": 1.5, "num_envs": 32, "chunk_size": 8},
+        **_DDPO,
+    },
+    source="its family, InstructPix2Pix",
+)
 STABLE_DIFFUSION_XL = Recommended(
     num_inference_steps=30,
     sections={
@@ -113,6 +122,7 @@ BY_PIPELINE: Mapping[str, Recommended] = {
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
     "PixArtSigmaPipeline": PIXART_SIGMA,
+    "StableDiffusionInstructPix2PixPipeline": INSTRUCT_PIX2PIX,
     "DDPMPipeline": PIXELS,
     "DDIMPipeline": PIXELS,
 }

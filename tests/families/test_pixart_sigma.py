@@ -18,7 +18,7 @@ def pixart(build: Callable[[str], Any]) -> Any:
 
 
 def test_conditioning_is_the_pipelines(pixart: Any) -> None:
-    """With its default of 300 tokens, though the tokenizer names 16; and of the empty prompt what its guidance reads."""
+    """With its default of 300 tokens, though the tokenizer names 16; the empty prompt as its guidance reads it."""
     embedding, mask, negative, negative_mask = pixart.plain().encode_prompt(PROMPTS, device="cpu")
     encoded, empty = pixart.model.encode_prompts(PROMPTS), pixart.model.encode_unconditional()
     torch.testing.assert_close(encoded["prompt_embedding"], embedding, rtol=0, atol=1e-5)
