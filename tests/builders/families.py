@@ -110,6 +110,7 @@ def _draw_edits(
     eta: float = 0.0,
     image_guidance: float = 1.0,
 ) -> Tensor:
+    """The picture's size is that of the image."""
     call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output, "eta": eta}
     images = [pipelines.source_image(text) for text in prompts]
     return pipe(list(prompts), images, generator=generators, image_guidance_scale=image_guidance, **call).images
