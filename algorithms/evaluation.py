@@ -174,7 +174,7 @@ def _evaluate_on(
     images = rollout.split.gather(rollout.images)[:n]
     parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
     kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()
-    metadata = [record.metadata for record in prompts]
+    metadata = [record.reward_metadata for record in prompts]
     texts = [record.text for record in prompts]
     return Evaluation(iteration, texts, rollout.rewards[:n].cpu(), images.cpu(), parts, kl, metadata=metadata)
 
@@ -228,7 +228,7 @@ def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: Algorit
     prompts = evaluation_prompts(mdp.records, _CALIBRATION_IMAGES)
     rollout = _denoise(prompts, mdp, policy, config, ranks, _nothing)
     images = rollout.split.gather(rollout.images)[:_CALIBRATION_IMAGES]
-    texts, metadata = [record.text for record in prompts], [record.metadata for record in prompts]
+    texts, metadata = [record.text for record in prompts], [record.reward_metadata for record in prompts]
     ranks.call(lambda: reward.calibrate(images, texts, metadata))
     if ranks.size > 1:  # a reward that never says the same twice must still mean the same to all ranks
         reward.load_state_dict(ranks.gather_objects(reward.state_dict())[0])

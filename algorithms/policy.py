@@ -65,6 +65,7 @@ class DenoisingPolicy(nn.Module):
         self.conditioning = _conditioning(model, config)
         self._embeds_guidance = model.embeds_guidance
         self._sample_as(config, num_inference_steps)
+        _check_image_guidance(model, config, self.guided)
         #: Rows per forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
@@ -120,8 +121,10 @@ class DenoisingPolicy(nn.Module):
         self.config = config
         #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
         self.guided = config.guidance_scale > 1.0 and not self._embeds_guidance
-        #: Denoiser forwards per row: 2 with guidance, else 1.
-        self.forwards_per_row = 2 if self.guided else 1
+        #: Whether it takes a third, without the prompt's image.
+        self.image_guided = self.guided and config.image_guidance_scale > 1.0
+        #: Denoiser forwards per row: 2 with guidance, 3 with that of images, else 1.
+        self.forwards_per_row = 1 + self.guided + self.image_guided
         #: T.
         self.num_inference_steps = num_inference_steps
         self._schedule = self.model.schedule(num_inference_steps)
@@ -163,9 +166,10 @@ class DenoisingPolicy(nn.Module):
     ) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
-        The model's family combines the predictions without and with the prompt, both from one forward. A
-        guidance-distilled model takes the scale as an input instead. With ``guided=False`` it is the prediction with
-        the prompt alone.
+        The model's family combines the predictions without and with the prompt, both from one forward. Of a model that
+        edits, both have the row's image, and guidance by the image leads away from the prediction without it (Brooks et
+        al. 2023, equation 3). A guidance-distilled model takes the scale as an input instead. With ``guided=False`` it
+        is the prediction with the prompt alone.
         """
         if self._embeds_guidance:
             scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
@@ -173,10 +177,16 @@ class DenoisingPolicy(nn.Module):
         if not (guided and self.guided):
             return self._forward(latents, timesteps, conditioning)
         assert self._uncond is not None
-        both = {name: torch.cat([self._uncond[name].expand_as(value), value]) for name, value in conditioning.items()}
-        output = self._forward(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
-        uncond, cond = output.chunk(2)
-        return self.model.guide(uncond, cond, self.config.guidance_scale)
+        away = {name: self._uncond[name].expand_as(value) for name, value in conditioning.items()}
+        sides = [{**away, **{name: conditioning[name] for name in self.model.image_conditioning}}, conditioning]
+        sides += [away] if self.image_guided else []
+        stacked = {name: torch.cat([side[name] for side in sides]) for name in conditioning}
+        output = self._forward(torch.cat([latents] * len(sides)), torch.cat([timesteps] * len(sides)), stacked)
+        uncond, cond, *without_image = output.chunk(len(sides))
+        prediction = self.model.guide(uncond, cond, self.config.guidance_scale)
+        for bare in without_image:
+            prediction = prediction + (self.config.image_guidance_scale - 1) * (uncond - bare)
+        return prediction
 
     def distribution(self, rows: Rows, transition: Transition | None = None) -> Gaussian:
         """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients; of :attr:`transition`, or of another one."""
@@ -299,6 +309,22 @@ class DenoisingPolicy(nn.Module):
             return self.denoiser(latents, timesteps, conditioning).float()
         with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
             return self.denoiser(latents, timesteps, conditioning).float()
+
+
+def _check_image_guidance(model: DiffusionModel, config: PolicyConfig, guided: bool) -> None:
+    """Raise ValueError for a guidance by images that the model does not have; warn of one that is off."""
+    scale = config.image_guidance_scale
+    if scale > 1 and not model.image_conditioning:
+        raise ValueError(
+            f"image_guidance_scale {scale:g} is for models that edit an image, and {model.name!r} does not; leave it "
+            "at 1."
+        )
+    if scale > 1 and not guided:
+        warnings.warn(
+            f"image_guidance_scale {scale:g} does nothing without guidance, as in diffusers: give a guidance_scale "
+            f"above 1, got {config.guidance_scale:g}, or image_guidance_scale 1.",
+            stacklevel=3,
+        )
 
 
 def _conditioning(model: DiffusionModel, config: PolicyConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

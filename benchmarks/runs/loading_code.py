@@ -166,9 +166,10 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> l
     arguments = model.pipeline_arguments(algorithm.mdp.prompts[0], guidance)
     steps = algorithm.mdp.num_inference_steps
     if arguments is None:
-        return [
-            f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, guidance_scale={guidance}"
-        ]
+        scales = f"guidance_scale={guidance}"
+        if model.image_conditioning:
+            scales += f", image_guidance_scale={policy.config.image_guidance_scale}, and the image to edit"
+        return [f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, {scales}"]
     arguments = {**arguments, "num_inference_steps": steps}
     lines = []
     if sampler == "ddim":

@@ -17,10 +17,10 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 from torch import Tensor
 
-from diffusion_gym.envs.prompt_cache import PromptCache
+from diffusion_gym.envs.prompt_cache import ImageCache, PromptCache
 from diffusion_gym.envs.results import Scored, Transitions
 from diffusion_gym.models import Conditioning, DiffusionModel
-from diffusion_gym.prompt_records import Prompt, PromptLike, PromptSet, check_fields
+from diffusion_gym.prompt_records import Prompt, PromptLike, PromptSet
 from diffusion_gym.rewards import RewardFunction, RewardSpec, resolve_reward, score_images
 from diffusion_gym.rewards.metadata import check_metadata
 
@@ -83,7 +83,7 @@ class DenoisingMDP:
         self.shared_reward = reward
         self.check(prompts.records)
         self._set_schedule(num_inference_steps)
-        self.prompt_cache = PromptCache(model, prompt_tokens)
+        self.prompt_cache, self.image_cache = PromptCache(model, prompt_tokens), ImageCache(model)
         self._begin(num_envs)
 
     def _begin(self, num_envs: int) -> None:
@@ -124,7 +124,7 @@ class DenoisingMDP:
 
     def check(self, records: Sequence[Prompt]) -> None:
         """Raise ValueError for a record with a field that the model does not read, or without one the reward needs."""
-        check_fields(records, self.model.prompt_fields, self.model.name)
+        self.model.check_records(records)
         check_metadata(self.reward, records)
 
     @property
@@ -245,7 +245,7 @@ class DenoisingMDP:
         self.check(records)
         images = self.model.decode(latents)
         scores = score_images(
-            self.reward, images, [record.text for record in records], [record.metadata for record in records]
+            self.reward, images, [record.text for record in records], [record.reward_metadata for record in records]
         )
         return Scored(images, scores.rewards, scores.parts)
 
@@ -260,12 +260,15 @@ class DenoisingMDP:
         else:
             timesteps = self._times[self.step_index.tolist()][:, None]
         if self._conditioning is None:
-            self._conditioning = self.conditioning_of([record.text for record in self.row_records])
+            self._conditioning = self.conditioning_of(self.row_records)
         return {"latent": self.latents, "timestep": timesteps, **self._conditioning}
 
-    def conditioning_of(self, prompts: Sequence[str]) -> Conditioning:
+    def conditioning_of(self, prompts: Sequence[PromptLike]) -> Conditioning:
         """Return the prompts' conditioning, name -> (n, ...), on the model's device."""
-        rows = self.prompt_cache(prompts)
+        records = self.prompt_set.find(prompts)
+        rows = self.prompt_cache([record.text for record in records])
+        if self.model.image_conditioning:
+            rows = [{**row, **image} for row, image in zip(rows, self.image_cache(records), strict=True)]
         return {name: torch.cat([row[name] for row in rows]).to(self.model.device) for name in rows[0]}
 
     def check_actions(self, actions: Any, active: np.ndarray) -> Tensor:

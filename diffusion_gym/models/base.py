@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffusion_gym.choices import LoRAConfig as LoRAConfig
 from diffusion_gym.choices import ModelDtype as ModelDtype
 from diffusion_gym.choices import Trained as Trained
+from diffusion_gym.prompt_records import Prompt, check_fields
 from diffusion_gym.recommended import Recommended
 from diffusion_gym.transitions import Schedule, make_schedule
 
@@ -19,8 +20,11 @@ from diffusion_gym.transitions import Schedule, make_schedule
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
+#: (n, L), 1 where the embedding has padding after the prompt's own tokens, else 0; of models that read it. Zeros, as of
+#: rows that memory is measured with, are then the longest prompt.
+PROMPT_PADDING = "prompt_padding"
 #: The conditioning that comes from text encoders.
-TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
+TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING, PROMPT_PADDING)
 #: The guidance scale (n,) that the policy gives to a model that takes it as an input; not in the observation.
 GUIDANCE = "guidance"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,6 +71,8 @@ class DiffusionModel(ABC):
     recommended: Recommended = Recommended()
     #: Which of a prompt's fields ``negative_prompt`` and ``image`` the family reads beside its text.
     prompt_fields: ClassVar[frozenset[str]] = frozenset()
+    #: Names of the conditioning that comes from a prompt's image, in families that edit it. Guidance by text keeps it.
+    image_conditioning: ClassVar[frozenset[str]] = frozenset()
     #: The prompts without a choice of the user's.
     default_prompts: str | tuple[str, ...] = "animals"
 
@@ -101,6 +107,18 @@ class DiffusionModel(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode n texts; each value (n, ...), float32, on the model's device."""
+
+    def check_records(self, records: Sequence[Prompt]) -> None:
+        """Raise ValueError for a record with a field that the family does not read, or without one that it needs."""
+        check_fields(records, self.prompt_fields, self.name)
+
+    def encode_prompt_images(self, records: Sequence[Prompt]) -> Conditioning:
+        """Encode the images of n records to :attr:`image_conditioning`; each value (n, ...), float32.
+
+        Raises:
+            ValueError: a family that edits no images, or as :meth:`check_records`.
+        """
+        raise ValueError(f"{self.name!r} ({type(self).__name__}) does not read the images of prompts; leave them out.")
 
     def encode_unconditional(self) -> Conditioning:
         """Return the unconditional side of guidance, one row, float32; here the empty prompt.

@@ -11,7 +11,9 @@ from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
 from diffusion_gym.models.files import FilesState, check_not_pointers, files_state, instead_of
 from diffusion_gym.models.flux import Flux
+from diffusion_gym.models.instruct_pix2pix import InstructPix2Pix
 from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.pixart_sigma import PixArtSigma
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
@@ -24,6 +26,8 @@ FAMILIES: dict[str, type[PipelineModel]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "StableDiffusionInstructPix2PixPipeline": InstructPix2Pix,
     "DDPMPipeline": UnconditionalPixels,
     "DDIMPipeline": UnconditionalPixels,
 }

@@ -71,6 +71,8 @@ class PipelineModel(ImageModel):
     schedulers: ClassVar[Sequence[str]] = DIFFUSION_SCHEDULERS
     #: Given to ``from_pretrained`` beside the dtype.
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    #: How many latents the network takes in its channels: the noisy ones, and in families that edit an image its own.
+    latent_inputs: ClassVar[int] = 1
     #: Whether the VAE stays float32 beside networks in float16, in which some overflow.
     float32_vae: ClassVar[bool] = False
 
@@ -116,11 +118,11 @@ class PipelineModel(ImageModel):
         """Return (c, h, w) of the latents and (3, H, W) of the images; here from the network's ``sample_size``."""
         network = getattr(self.pipe, self.denoiser_class.component)
         check_sample_size(self.name, self.denoiser_config)
-        check_channels(self.name, network, self.pipe.vae)
+        check_channels(self.name, network, self.pipe.vae, self.latent_inputs)
         size = network.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
         scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-        return (network.config.in_channels, h, w), (3, h * scale, w * scale)
+        return (network.config.in_channels // self.latent_inputs, h, w), (3, h * scale, w * scale)
 
     # -- the contract of a model ------------------------------------------------------------------------------------
 

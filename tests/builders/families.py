@@ -83,6 +83,39 @@ def _draw_flux(
     return images if output == "pt" else pipe._unpack_latents(images, 16, 16, pipe.vae_scale_factor)
 
 
+def _draw_pixart(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+    eta: float = 0.0,
+    size: tuple[int, int] = (16, 16),
+) -> Tensor:
+    """Without the search for a published size next to the 16 pixels, and the prompt's rewriting (with bs4)."""
+    call: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output, "eta": eta}
+    call |= {"height": size[0], "width": size[1]}
+    as_given = {"clean_caption": False, "use_resolution_binning": False}
+    return pipe(list(prompts), generator=generators, **as_given, **call).images
+
+
+def _draw_edits(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+    eta: float = 0.0,
+    image_guidance: float = 1.0,
+) -> Tensor:
+    """The picture's size is that of the image."""
+    call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output, "eta": eta}
+    images = [pipelines.source_image(text) for text in prompts]
+    return pipe(list(prompts), images, generator=generators, image_guidance_scale=image_guidance, **call).images
+
+
 def _draw_unconditional(
     pipe: Any,
     prompts: Sequence[str],
@@ -107,6 +140,8 @@ FAMILIES = {
     "sdxl": Family(pipelines.build_sdxl, _draw_from_text),
     "sd3": Family(pipelines.build_sd3, _draw_sd3, eta=None),
     "flux": Family(pipelines.build_flux, _draw_flux, eta=None),
+    "pixart-sigma": Family(pipelines.build_pixart_sigma, _draw_pixart, lora_file=False),
+    "instruct-pix2pix": Family(pipelines.build_instruct_pix2pix, _draw_edits),
     "ddpm": Family(pipelines.build_ddpm, _draw_unconditional, guidance=1.0, lora_file=False),
 }
 
@@ -121,6 +156,12 @@ VARIANTS = {
     ),
     "sd3-dynamic-shift": Family(pipelines.build_sd3_dynamic, _draw_sd3, eta=None),
 }
+
+
+def prompts_of(folder: str, texts: Sequence[str]) -> list[Any]:
+    """Return the prompts of a tiny pipeline: of one that edits, each with the image that lies in its folder."""
+    images = [Path(folder) / f"{text}.png" for text in texts]
+    return [{"prompt": t, "image": image} if image.is_file() else t for t, image in zip(texts, images, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ CASES = {
     "flux": Case("flux", {"eta": 0.7, "guidance_scale": 3.5}),
     "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0}),
     "flux-schnell": Case("flux-schnell", {"sampler": "cps", "eta": 1.0}),
+    "pixart-sigma": Case("pixart-sigma", {"eta": 0.5, "guidance_scale": 3.0}),
     "ddpm": Case("ddpm", {"eta": 0.5}),
     "ddpm, levels": Case("ddpm", {"eta": (0.5, 1.0, 0.0)}),
     "ddpm, Euler": Case("ddpm", {"trainable": "full"}, "EulerDiscreteScheduler"),

@@ -25,6 +25,7 @@ from benchmarks.__main__ import main
 from diffusion_gym import LoRAConfig, load_model
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from tests.builders.families import prompts_of
 
 STEPS, PROMPTS, SEEDS = 3, ["a cat", "dog"], [5, 6]
 #: Scaled by 4: ignoring alpha would shrink the update fourfold.
@@ -37,7 +38,7 @@ def denoise(built: Any, policy: DenoisingPolicy, noisy: bool = False) -> tuple[T
     Returns:
         The final latents (n, c, h, w) and the environment's images (n, 3, H, W), uint8.
     """
-    mdp = build_mdp(built.folder, "compressibility", PROMPTS, STEPS, 1, "cpu", "float32")
+    mdp = build_mdp(built.folder, "compressibility", prompts_of(built.folder, PROMPTS), STEPS, 1, "cpu", "float32")
     env = DenoiseVectorEnv.sharing(mdp, len(SEEDS))
     sources = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     observation, info = env.reset(seed=SEEDS, options={"prompts": PROMPTS})
@@ -254,9 +255,11 @@ def test_one_command_for_every_family(built: Any, tmp_path: Path, capsys: pytest
     run, picture = tmp_path / "run", tmp_path / "picture.png"
     sizes = ["--images-per-iteration", "4", "--num-envs", "2", "--reward-queries", "4", "--num-inference-steps", "3"]
     guidance = ["--policy.guidance-scale", str(built.family.guidance), "--evaluation.images", "2", "--threads", "1"]
-    given = ["train", "ddpo-is", "--model", built.folder, "--folder", str(run), "--prompts", "ten-animals"]
+    edits = Path(built.folder) / "edits.jsonl"
+    trained, drawn = (str(edits), str(edits)) if edits.is_file() else ("ten-animals", "cat")
+    given = ["train", "ddpo-is", "--model", built.folder, "--folder", str(run), "--prompts", trained]
     assert main([*given, *sizes, *guidance]) == 0
-    assert main(["sample", "--run", str(run), "--prompts", "cat", "--images", "1", "--output", str(picture)]) == 0
+    assert main(["sample", "--run", str(run), "--prompts", drawn, "--images", "1", "--output", str(picture)]) == 0
     assert str(run) in capsys.readouterr().out
     lora_file = run / "pytorch_lora_weights.safetensors"
     assert lora_file.is_file() == built.family.lora_file
