@@ -84,6 +84,20 @@ FLUX = Recommended(
     sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}, **_NO_NOISE},
     source="its family, Flux",
 )
+#: Flow-GRPO's noise and adapters, and the pipeline's own guidance.
+QWEN_IMAGE = Recommended(
+    sections={
+        ANY: {"eta": 0.7, "guidance_scale": 4.0, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1},
+        **_NO_NOISE,
+    },
+    source="its family, Qwen-Image",
+)
+#: Guidance is left to the user: both families have models that were distilled without it.
+Z_IMAGE = Recommended(
+    sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}, **_NO_NOISE},
+    source="its family, Z-Image",
+)
+FLUX_2_KLEIN = Recommended(sections=Z_IMAGE.sections, source="its family, Flux.2-klein")
 PIXELS = Recommended(
     num_inference_steps=50,
     sections={ANY: {"trainable": "full", "learning_rate": 1e-5}},
@@ -106,6 +120,9 @@ BY_PIPELINE: Mapping[str, Recommended] = {
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
+    "QwenImagePipeline": QWEN_IMAGE,
+    "ZImagePipeline": Z_IMAGE,
+    "Flux2KleinPipeline": FLUX_2_KLEIN,
     "DDPMPipeline": PIXELS,
     "DDIMPipeline": PIXELS,
 }

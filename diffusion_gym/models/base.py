@@ -19,8 +19,11 @@ from diffusion_gym.transitions import Schedule, make_schedule
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
+#: (n, L), 1 where the embedding has padding after the prompt's own tokens, else 0; of models that read it. Zeros, as of
+#: rows that memory is measured with, are then the longest prompt.
+PROMPT_PADDING = "prompt_padding"
 #: The conditioning that comes from text encoders.
-TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
+TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING, PROMPT_PADDING)
 #: The guidance scale (n,) that the policy gives to a model that takes it as an input; not in the observation.
 GUIDANCE = "guidance"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
