@@ -33,13 +33,14 @@ class Flux2KleinDenoiser(PipelineDenoiser):
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict the velocity, (n, c, h, w)."""
         dtype, embedding = self.dtype, conditioning[PROMPT_EMBEDDING]
+        rows, columns = latents.shape[2:]
         velocity = self.network(
             hidden_states=latents.flatten(2).transpose(1, 2).to(dtype),
             timestep=timesteps.to(dtype) / _TIME_SCALE,
             guidance=None,
             encoder_hidden_states=embedding.to(dtype),
             txt_ids=_places(1, 1, embedding.shape[1], latents.device),
-            img_ids=_places(*latents.shape[2:], 1, latents.device),
+            img_ids=_places(rows, columns, 1, latents.device),
             return_dict=False,
         )[0]
         return velocity.transpose(1, 2).reshape(latents.shape)

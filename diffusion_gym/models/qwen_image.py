@@ -65,9 +65,10 @@ class QwenImage(LanguagePipeline):
 
     def guide(self, uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
         """Return ``u + w (c - u)``, of which each token (2 x 2 latents) is rescaled to the norm that it has in c."""
+        _, c, h, w = cond.shape
         guided, of_prompt = pack(super().guide(uncond, cond, guidance_scale)), pack(cond)
         rescaled = guided * (of_prompt.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
-        return unpack(rescaled, self.latent_shape)
+        return unpack(rescaled, (c, h, w))
 
     def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
         """Return prompt, picture size, tokens and true guidance."""

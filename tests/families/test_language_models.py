@@ -62,7 +62,7 @@ def test_padding_is_not_read(build: Callable[[str], Any], name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_is_measured_with_the_longest_prompt(build: Callable, make_env: Callable, name: str) -> None:
     """Its rows of zeros have no padding; a rollout keeps embedding and padding of each image."""
-    settings = {"images_per_iteration": 2, "images_per_prompt": 1, "num_envs": 2, "chunk_size": 2, "trainable": "lora"}
+    settings = {"images_per_iteration": 2, "updates_per_iteration": 1, "num_envs": 2, "chunk_size": 2}
     algorithm = DDPO(make_env(build(name).folder), **settings)
     assert float(algorithm.policy.blank_rows(2).conditioning.get("prompt_padding", torch.zeros(1)).sum()) == 0
     estimate, shapes = estimate_memory(algorithm), algorithm.mdp.model.conditioning_shapes
