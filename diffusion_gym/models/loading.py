@@ -11,13 +11,16 @@ from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
 from diffusion_gym.models.base import DiffusionModel, ModelDtype
 from diffusion_gym.models.files import FilesState, check_not_pointers, files_state, instead_of
 from diffusion_gym.models.flux import Flux
+from diffusion_gym.models.flux_2_klein import Flux2Klein
 from diffusion_gym.models.instruct_pix2pix import InstructPix2Pix
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.models.pixart_sigma import PixArtSigma
+from diffusion_gym.models.qwen_image import QwenImage
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
 from diffusion_gym.models.unconditional import UnconditionalPixels
+from diffusion_gym.models.z_image import ZImage
 from diffusion_gym.recommended import Recommended, in_folder
 
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
@@ -28,6 +31,9 @@ FAMILIES: dict[str, type[PipelineModel]] = {
     "FluxPipeline": Flux,
     "PixArtSigmaPipeline": PixArtSigma,
     "StableDiffusionInstructPix2PixPipeline": InstructPix2Pix,
+    "QwenImagePipeline": QwenImage,
+    "ZImagePipeline": ZImage,
+    "Flux2KleinPipeline": Flux2Klein,
     "DDPMPipeline": UnconditionalPixels,
     "DDIMPipeline": UnconditionalPixels,
 }

@@ -238,10 +238,10 @@ class PipelineModel(ImageModel):
 
     def _check_tokenizers(self) -> None:
         """Raise ValueError for a tokenizer that transformers made of missing files, without a word."""
-        for part in self.prompt_readers:
+        for part, length in self.prompt_readers.items():
             tokenizer, encoder = getattr(self.pipe, part), getattr(self.pipe, part.replace("tokenizer", "text_encoder"))
-            length, words = tokenizer.model_max_length, encoder.config.vocab_size
-            limit = getattr(encoder.config, "max_position_embeddings", length)  # T5 has no limit
+            config = getattr(encoder.config, "text_config", encoder.config)  # of a model that also reads images
+            words, limit = config.vocab_size, getattr(config, "max_position_embeddings", length)  # T5 has no limit
             if length > limit or len(tokenizer) < words // 2:
                 raise ValueError(
                     f"the {part} of {self.name!r} is missing or broken: it has {len(tokenizer)} words and allows "

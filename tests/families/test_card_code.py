@@ -82,6 +82,9 @@ CASES = {
     "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0}),
     "flux-schnell": Case("flux-schnell", {"sampler": "cps", "eta": 1.0}),
     "pixart-sigma": Case("pixart-sigma", {"eta": 0.5, "guidance_scale": 3.0}),
+    "qwen-image": Case("qwen-image", {"eta": 0.7, "guidance_scale": 3.0}),
+    "z-image": Case("z-image", {"eta": 0.7, "guidance_scale": 3.3}),
+    "flux-2-klein": Case("flux-2-klein", {"eta": 0.7, "guidance_scale": 3.0}),
     "ddpm": Case("ddpm", {"eta": 0.5}),
     "ddpm, levels": Case("ddpm", {"eta": (0.5, 1.0, 0.0)}),
     "ddpm, Euler": Case("ddpm", {"trainable": "full"}, "EulerDiscreteScheduler"),
@@ -127,9 +130,12 @@ def _block_of_the_page(folder: str) -> str:
 
 
 def _noise(algorithm: DiffusionAlgorithm[Any], x: Tensor) -> Tensor:
-    if "Flux" not in type(algorithm.policy.model).__name__:
-        return torch.randn(x.shape)
-    return unpack(torch.randn(pack(x).shape), algorithm.policy.model.latent_shape)
+    match type(algorithm.policy.model).__name__:
+        case "Flux" | "QwenImage":
+            return unpack(torch.randn(pack(x).shape), algorithm.policy.model.latent_shape)
+        case "Flux2Klein":
+            return torch.randn(x.flatten(2).transpose(1, 2).shape).transpose(1, 2).reshape(x.shape)
+    return torch.randn(x.shape)
 
 
 @pytest.fixture(scope="module")
