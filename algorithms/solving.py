@@ -91,7 +91,7 @@ def _round(
     which: Sequence[int],
     on_step: OnStep | None,
 ) -> tuple[Scored, bool]:
-    """Draw and score images side by side; beside them whether to go on."""
+    """Draw and score images side by side; beside them whether to draw the next ones."""
     if env.num_envs != len(records):
         env = DenoiseVectorEnv.sharing(env.mdp, len(records), trusted=True)
     observation, _ = env.reset(seed=noise.seeds(which), options={"prompts": records})

@@ -18,7 +18,7 @@ EXACT_MODELS = ("exact-gaussian", "exact-mixture", "exact-flow-gaussian", "exact
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 #: What of a model is trained.
 Trained = Literal["denoiser", "text_encoder", "both"]
-Sampler = Literal["auto", "ddim", "ddpm", "flow-sde", "cps"]
+Sampler = Literal["auto", "ddim", "ddpm", "flow-sde", "cps", "lcm"]
 #: The name of the scheduler that a model comes with, where a solver is chosen.
 PIPELINE = "pipeline"
 #: Solvers of diffusers that can draw the images of an evaluation, on the model's own noise schedule. DPMSolverSDE is

@@ -10,7 +10,7 @@ from diffusion_gym.choices import PIPELINE, SOLVERS
 
 
 def option(metavar: str, default: str) -> Any:
-    """Return the note on an option that is None unless given: what stands for its value, and what None means."""
+    """Return the note on an option that may be left out: what its value is called, and what happens without it."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 

@@ -14,7 +14,7 @@ from diffusion_gym.models.unconditional import UnconditionalPixels
 from diffusion_gym.paths import user_path
 
 #: diffusers' scheduler whose step is the sampler's.
-_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "lcm": "LCMScheduler"}
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 #: diffusers has only a flow's ODE, so the card carries the run's step (diffusion_gym/transitions/flow.py).
 _FLOW_STEP = f"""
@@ -154,8 +154,8 @@ def scheduler_lines(model: Any, sampler: str, levels: Levels) -> list[str]:
     settings = {name: used[name] for name in defaults.keys() & used.keys() if used[name] != defaults[name]}
     own = _DDIM_STEP.format(levels=levels).split("\n") if sampler == "ddim" and isinstance(levels, tuple) else []
     name = "Sampler" if own else kind.__name__
-    if sampler == "ddpm" and levels != 1:
-        own = [f"# without the run's noise levels of {levels}, which diffusers' DDPM does not take"]
+    if sampler in ("ddpm", "lcm") and levels != 1:
+        own = [f"# without the run's noise levels of {levels}, which diffusers' {kind.__name__} does not take"]
     return [*own, *_call(f"pipe.scheduler = {name}", _keywords(dict(sorted(settings.items()))))]
 
 

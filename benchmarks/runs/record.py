@@ -53,7 +53,7 @@ class Evaluation(Scores):
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "Evaluation":
         """Return what a line of ``evaluations.jsonl``, or of ``results.json``, says."""
-        others = {name: Scores(**_scores(line[name])) for name in _OTHERS if name in line}
+        others: dict[str, Any] = {name: Scores(**_scores(line[name])) for name in _OTHERS if name in line}
         return cls(iteration=line["iteration"], costs=line["costs"], **others, **_scores(line))
 
     def to_json(self) -> dict[str, Any]:

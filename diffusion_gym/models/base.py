@@ -13,7 +13,7 @@ from diffusion_gym.choices import ModelDtype as ModelDtype
 from diffusion_gym.choices import Trained as Trained
 from diffusion_gym.prompt_records import Prompt, check_fields
 from diffusion_gym.recommended import Recommended
-from diffusion_gym.transitions import Schedule, make_schedule
+from diffusion_gym.transitions import Schedule, make_consistency_schedule, make_schedule
 
 #: A denoiser's conditioning beside latents and time: name -> (n, ...), float32; always with "prompt_embedding", or,
 #: where text encoders are trained, with the prompt's tokens instead: (n, L), int64.
@@ -102,6 +102,8 @@ class DiffusionModel(ABC):
 
     def schedule(self, num_inference_steps: int) -> Schedule:
         """Return the sampling grid with ``num_inference_steps`` steps."""
+        if self.scheduler_config.get("_class_name") == "LCMScheduler":
+            return make_consistency_schedule(self.scheduler_config, num_inference_steps)
         return make_schedule(self.scheduler_config, num_inference_steps)
 
     @abstractmethod

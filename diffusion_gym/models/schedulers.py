@@ -10,6 +10,7 @@ from typing import Any
 from diffusion_gym.choices import PIPELINE, SOLVERS
 
 #: Schedulers of discrete-time diffusion models; all describe the same table of ``a_t``, and differ in their solvers.
+#: The last has a grid and Gaussian steps of its own (``transitions/consistency.py``).
 DIFFUSION_SCHEDULERS = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -26,6 +27,7 @@ DIFFUSION_SCHEDULERS = (
     "DEISMultistepScheduler",
     "UniPCMultistepScheduler",
     "SASolverScheduler",
+    "LCMScheduler",
 )
 #: Schedulers of flow-matching models.
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
