@@ -1,4 +1,4 @@
-"""Committed runs whose gold is known: where it has fallen, what each detector says at each evaluation, and which half."""
+"""Committed runs whose gold is known: where it has fallen, and what each detector says at each evaluation."""
 
 import zlib
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Judged:
         queries: reward queries at each evaluation, (n,).
         gold: at each evaluation, (n,).
         reward: mean reward at each evaluation, (n,).
-        fall: index of the evaluation from which gold has fallen by a tenth of its highest so far; None if it never does.
+        fall: index of the evaluation from which gold has fallen by a tenth of its highest so far; None if it has not.
         scores: detector -> its number at each evaluation, (n,); only of detectors that could be measured.
     """
 

@@ -79,6 +79,39 @@ def _statistics(strata: Resamples) -> np.ndarray:
     return np.stack([right / np.maximum(alarms, 1), right / np.maximum(falls, 1), middle], axis=1)
 
 
+@dataclass(frozen=True)
+class Stops:
+    """What ends before the alarm cost and saved, over runs; means with intervals bootstrapped over the runs.
+
+    Attributes:
+        runs: how many.
+        stopped: how many of them have an alarm; the others go to their end.
+        gold_at_stop, gold_at_end: gold, as a share of its highest.
+        reward: rise of the reward until the stop, as a share of its rise until the end.
+    """
+
+    runs: int
+    stopped: int
+    gold_at_stop: Interval
+    gold_at_end: Interval
+    reward: Interval
+
+
+def stops(runs: Sequence[Judged], alarms: Alarms) -> Stops:
+    """Return what it means to end runs at the evaluation with the highest reward before the alarm."""
+    rows = []
+    for run in runs:
+        at = alarms(run)
+        fired = at is not None and math.isfinite(at)
+        end = len(run.gold) - 1
+        stop = int(run.reward[: max(1, int(at))].argmax()) if fired and at is not None else end
+        rise = (run.reward[stop] - run.reward[0]) / (run.reward[end] - run.reward[0])
+        rows.append((run.gold[stop] / run.gold.max(), run.gold[end] / run.gold.max(), rise, float(fired)))
+    found = np.array(rows)
+    stop, end, rise = stratified_bootstrap([[found[:, :3]]], lambda strata: strata[0].mean(1), over="runs")
+    return Stops(len(runs), int(found[:, 3].sum()), stop, end, rise)
+
+
 def f1(runs: Sequence[Judged], alarms: Alarms) -> float:
     """Return the harmonic mean of precision and recall; 0 if no alarm is right."""
     alarmed, right, falls, _ = outcomes(runs, alarms).T.sum(1) if runs else np.zeros(4)
