@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,27 +63,25 @@ class Rule:
     watch: Sequence[str]
     at_least: int
 
-    def signs(self, readings: Sequence[Reading]) -> dict[str, Sign | None]:
-        """Return what each detector with a threshold says; None if it has not fired. Not measurable ones are left out.
+    def signs(self, readings: Sequence[Reading], names: Sequence[str] | None = None) -> dict[str, Sign | None]:
+        """Return what detectors say, all with a threshold if none is named; None where one has not fired.
 
-        Not measurable is a detector whose number is missing at a reading.
+        Those whose number is missing at a reading are left out: they could not be measured.
         """
         found: dict[str, Sign | None] = {}
-        for name, threshold in self.thresholds.items():
+        for name in self.thresholds if names is None else names:
             scores = [DETECTORS[name].score(readings[: at + 1]) for at in range(len(readings))]
-            if any(score != score for score in scores):
+            if any(map(math.isnan, scores)):
                 continue
-            at = next((at for at, score in enumerate(scores) if score >= threshold), None)
+            at = next((at for at, score in enumerate(scores) if score >= self.thresholds[name]), None)
             seen = readings[: 0 if at is None else at + 1]
             found[name] = Sign(name, seen[-1].queries, DETECTORS[name].says(seen)) if seen else None
         return found
 
     def alarm(self, readings: Sequence[Reading]) -> Alarm | None:
         """Return the alarm if enough of the watching detectors have fired so far."""
-        signs = self.signs(readings) if readings else {}
-        fired = sorted(
-            (sign for name in self.watch if (sign := signs.get(name)) is not None), key=lambda sign: sign.queries
-        )
+        signs = self.signs(readings, self.watch) if readings else {}
+        fired = sorted((sign for sign in signs.values() if sign is not None), key=lambda sign: sign.queries)
         kept = fired[: self.at_least]
         return Alarm(kept[-1].queries, kept) if len(kept) == self.at_least else None
 
