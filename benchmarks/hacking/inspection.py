@@ -79,7 +79,7 @@ def _said(name: str, rule: Rule, signs: Mapping[str, Sign | None], unit: str) ->
     from benchmarks.hacking.detectors import DETECTORS
 
     if name not in rule.thresholds:
-        return "has no threshold: no committed run that loses its gold was measured with it"
+        return "has no threshold: it could not be tuned on committed runs"
     if name not in signs:
         return f"not measured; needs {DETECTORS[name].needs} at every evaluation"
     sign = signs[name]

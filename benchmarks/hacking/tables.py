@@ -12,29 +12,38 @@ _NONE = ["", "", "", ""]
 
 def measured_text(measured: Mapping[str, Any]) -> str:
     """Return the detectors' table, what stopping by the rule means, and how both were made, as Markdown."""
-    return joined(_detectors(measured), _note(measured), _stops(measured))
+    return joined(_thresholds(measured["rule"]), _detectors(measured), _note(measured), _stops(measured))
+
+
+def _thresholds(rule: Mapping[str, Any]) -> str:
+    """Return what each detector looks at, and from which number on it fires."""
+    rows = []
+    for name, detector in DETECTORS.items():
+        threshold = rule["thresholds"].get(name)
+        rows.append([name, detector.needs, detector.number, "none" if threshold is None else f"{threshold:.4g}"])
+    return markdown(["detector", "looks at", "compared with the threshold", "threshold"], rows)
 
 
 def _detectors(measured: Mapping[str, Any]) -> str:
     rule = measured["rule"]
     watch = f"the watch, {rule['at_least']} of {', '.join(rule['watch'])}"
-    rows = [_row(found["detector"], found["threshold"], found) for found in measured["detectors"]]
-    rows.append(_row(watch, None, measured["watch"]))
-    rows.append(_row("always at this many queries", measured["time"]["queries"], measured["time"]))
-    head = ["detector", "threshold", "runs", "precision", "recall", "lead, queries", "false alarms", "not measurable"]
+    rows = [_row(found["detector"], found) for found in measured["detectors"]]
+    rows.append(_row(watch, measured["watch"]))
+    time = measured["time"]
+    rows.append(_row(f"no log: always at {time['queries']:,.0f} queries", time))
+    head = ["detector", "runs", "precision", "recall", "lead, queries", "false alarms", "not measurable"]
     return markdown(head, rows)
 
 
-def _row(name: str, threshold: float | None, found: Mapping[str, Any]) -> list[str]:
-    shown = "" if threshold is None else f"{threshold:.4g}"
+def _row(name: str, found: Mapping[str, Any]) -> list[str]:
     if "precision" not in found:
-        return [name, "none", f"{found['runs']}", *_NONE, f"{found['unmeasured']}"]
+        return [name, f"{found['runs']}", *_NONE, f"{found['unmeasured']}"]
     if not found["falls"]:
         numbers = ["", "", ""]
     else:
         numbers = [_number(found[key], 2) for key in ("precision", "recall")] + [_number(found["lead"], 0)]
     kept = found["runs"] - found["falls"]
-    return [name, shown, f"{found['runs']}", *numbers, f"{found['false_alarms']} of {kept}", f"{found['unmeasured']}"]
+    return [name, f"{found['runs']}", *numbers, f"{found['false_alarms']} of {kept}", f"{found['unmeasured']}"]
 
 
 def _number(data: Mapping[str, Any], digits: int) -> str:
@@ -50,8 +59,8 @@ def _note(measured: Mapping[str, Any]) -> str:
         "name decides, so both halves have the same settings with other seeds. An alarm is right if it comes within "
         f"{measured['within']} reward queries of that point. Lead is the median over right alarms; positive is before "
         "the point. False alarms are runs that keep their gold and have an alarm. Not measurable are runs whose "
-        "results lack what the detector needs; a detector that no run with a fall has is without a threshold, and "
-        "never fires. 95 % bootstrap intervals over runs."
+        "results lack what the detector needs. A detector without a threshold never fires: no run with a fall has "
+        "what it needs, or its number is 0 there. 95 % bootstrap intervals over runs."
     )
 
 
@@ -68,12 +77,3 @@ def _stops(measured: Mapping[str, Any]) -> str:
         "with the highest reward before the watch's alarm (gold as a share of its highest, means over runs):"
     )
     return joined(text, markdown(head, rows))
-
-
-def thresholds_table(rule: Mapping[str, Any]) -> str:
-    """Return what each detector looks at, as Markdown; ``rule``: as JSON."""
-    rows = []
-    for name, detector in DETECTORS.items():
-        threshold = rule["thresholds"].get(name)
-        rows.append([name, detector.needs, detector.number, "none" if threshold is None else f"{threshold:.4g}"])
-    return markdown(["detector", "looks at", "compared with the threshold", "threshold"], rows)
