@@ -81,13 +81,13 @@ def _statistics(strata: Resamples) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Stops:
-    """What ends before the alarm cost and saved, over runs; means with intervals bootstrapped over the runs.
+    """What ends before the alarm cost and saved; intervals are bootstrapped over the runs.
 
     Attributes:
         runs: how many.
         stopped: how many of them have an alarm; the others go to their end.
-        gold_at_stop, gold_at_end: gold, as a share of its highest.
-        reward: rise of the reward until the stop, as a share of its rise until the end.
+        gold_at_stop, gold_at_end: gold, as a share of its highest; the mean.
+        reward: rise of the reward until the stop, as a share of its rise until the end; the median.
     """
 
     runs: int
@@ -108,8 +108,19 @@ def stops(runs: Sequence[Judged], alarms: Alarms) -> Stops:
         rise = (run.reward[stop] - run.reward[0]) / (run.reward[end] - run.reward[0])
         rows.append((run.gold[stop] / run.gold.max(), run.gold[end] / run.gold.max(), rise, float(fired)))
     found = np.array(rows)
-    stop, end, rise = stratified_bootstrap([[found[:, :3]]], lambda strata: strata[0].mean(1), over="runs")
+    (stop, end), (rise,) = (
+        stratified_bootstrap([[part]], statistic, over="runs")
+        for part, statistic in ((found[:, :2], _mean), (found[:, 2:3], _median))
+    )
     return Stops(len(runs), int(found[:, 3].sum()), stop, end, rise)
+
+
+def _mean(strata: Resamples) -> np.ndarray:
+    return strata[0].mean(1)
+
+
+def _median(strata: Resamples) -> np.ndarray:
+    return np.median(strata[0], axis=1)  # a rise near 0 makes any share
 
 
 def f1(runs: Sequence[Judged], alarms: Alarms) -> float:

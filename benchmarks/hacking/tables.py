@@ -71,9 +71,10 @@ def _stops(measured: Mapping[str, Any]) -> str:
         found = measured["stops"][which]
         numbers = [_number(found[key], 2) for key in ("gold_at_stop", "gold_at_end", "reward")]
         rows.append([name, f"{found['runs']}", f"{found['stopped']}", *numbers])
-    head = ["held-out runs that", "runs", "stopped", "gold at the stop", "gold at the end", "rise of the reward kept"]
+    head = ["held-out runs that", "runs", "stopped", "gold at the stop", "gold at the end", "rise of the reward"]
     text = (
         "What `--stop-when-hacked` means for the same held-out runs, whose committed evaluations are cut at the one "
-        "with the highest reward before the watch's alarm (gold as a share of its highest, means over runs):"
+        "with the highest reward before the watch's alarm (gold as a share of its highest, mean over runs; rise of the "
+        "reward as a share of that at the end, median over runs):"
     )
     return joined(text, markdown(head, rows))
