@@ -19,7 +19,7 @@ _NO_METRIC = tyro.conf.arg(metavar="METRIC", help_behavior_hint="(default: none)
 class Safeguards:
     """When a run stops early, and which checkpoint it keeps as its best."""
 
-    details: ClassVar[tuple[str, ...]] = ("stop_at_kl", "stop_when_metric_falls", "patience")
+    details: ClassVar[tuple[str, ...]] = ("stop_at_kl", "stop_when_metric_falls", "patience", "stop_when_hacked")
 
     stop_at_kl: Annotated[float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: never)")] = None
     """Stop when eval/kl_to_start exceeds this many nats per image; needs --kl-to-start or a KL penalty."""
