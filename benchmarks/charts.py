@@ -15,6 +15,7 @@ Rows = list[dict[str, Any]]
 _LABEL, _NAME = 56, 40  # characters that a panel, and a name in its legend, have room for
 _DOTS = 40  # points of a line that are still drawn as dots
 _WIDTH = 380  # pixels of a panel
+_CROSS = "M-1,-1L1,1M-1,1L1,-1"
 _PANELS = 2  # beside each other in a file
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
@@ -112,7 +113,7 @@ class Chart:
         label: of the vertical axis.
         axes: field of the rows -> label of a horizontal axis; the first is drawn, the reader may choose another.
         rows: points in the order of their lines: "name" of the line, "y", the fields of ``axes``, and where they are
-            known "low" and "high" (the interval of y), "x_low" and "x_high".
+            known "low" and "high" (the interval of y), "x_low" and "x_high"; "mark" at a point with a cross.
         zero: whether the vertical axis begins at 0.
         way: of paths, which follow the order of their points, whatever their x; None for curves. Only their ends show
             intervals, because a band around a line that turns back hides more than it shows.
@@ -168,6 +169,10 @@ class Chart:
             layers.insert(0, {"mark": band, "encoding": {**self._y("low"), "y2": {"field": "high"}}})
         if len(self.rows) <= _DOTS * len({row["name"] for row in self.rows}):
             layers.append(_dots(self._y("y"), 14))
+        if any("mark" in row for row in self.rows):
+            cross = {"type": "point", "shape": _CROSS, "size": 60, "strokeWidth": 3, "opacity": 1}
+            marked = [{"filter": "isValid(datum.mark)"}]
+            layers.append({"transform": marked, "mark": cross, "encoding": self._y("y")})
         return layers
 
     def _path(self, line: dict[str, Any], way: Way) -> list[dict[str, Any]]:

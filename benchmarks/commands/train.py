@@ -133,7 +133,8 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
             def begin(algorithm: "DiffusionAlgorithm[Any]") -> None:
                 _say_what_begins(spec, algorithm, say, stop)
 
-            record = run(spec, folder, writing, on_progress=show, should_stop=stop, on_built=begin)
+            alarm: Say = bar.write if ranks.is_first else say
+            record = run(spec, folder, writing, on_progress=show, should_stop=stop, on_built=begin, on_alarm=alarm)
     except KeyboardInterrupt as interrupt:
         kept = checkpoint.is_file()
         left = f"the last checkpoint is {checkpoint}" if kept else "there is no checkpoint yet"

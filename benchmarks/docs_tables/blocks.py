@@ -1,5 +1,6 @@
 """The parts of documentation pages that are made of committed results: which there are, and what they show."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from benchmarks.analysis.tables import (
 )
 from benchmarks.commands.search import ranking
 from benchmarks.docs_tables.results import COMMANDS, Committed
+from benchmarks.hacking.tables import measured_text
+from benchmarks.hacking.tuning import MEASURED
 from benchmarks.suite import CLAIMS
 from diffusion_gym.naming import file_name
 
@@ -58,7 +61,7 @@ class Block:
 
     def render(self, committed: Committed) -> str:
         """Return the block's Markdown; if there are no results yet, the command that makes them."""
-        text = KINDS[self.kind](committed, self.words) if committed.results.runs else None
+        text = KINDS[self.kind](committed, self.words) if committed.results.runs or self.kind == "hacking" else None
         if text is not None:
             return text
         if self.kind not in ("made", "claim"):  # the command once per page is enough
@@ -255,7 +258,16 @@ def _task(committed: Committed, words: Sequence[str]) -> str | None:
     return f'<div class="task" markdown="1">\n\n{shown}\n\n</div>'
 
 
+def _hacking(committed: Committed, words: Sequence[str]) -> str | None:
+    """Show how well the detectors of reward hacking do; ``diffusion-gym detectors`` measures it over all results."""
+    file = committed.folder / MEASURED.name
+    if not file.is_file():
+        return None
+    return joined(measured_text(json.loads(file.read_text(encoding="utf-8"))), _command(committed))
+
+
 KINDS: dict[str, _Kind] = {
+    "hacking": _hacking,
     "rewards": _rewards,
     "judge": _judge,
     "followed": _followed,

@@ -22,6 +22,7 @@ COMMANDS = {
     "paper-sd": "diffusion-gym compare --suite paper-sd",
     "modern": "diffusion-gym compare --suite modern --algorithms branched awm",
     "ladder": "diffusion-gym compare --suite ladder",
+    "detectors": "diffusion-gym detectors",
     "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
     "search-modern-alignment": "diffusion-gym search --algorithms branched awm --tasks vlm_alignment",
@@ -71,6 +72,8 @@ class Committed:
 
     def command(self, tasks: str = "") -> str:
         """Return the command that makes these results, and keeps them where the blocks read them."""
+        if self.name == "detectors":  # of all results
+            return COMMANDS[self.name]
         files = [f"docs/results/{name}/results.json" for name in (self.name, *_ALSO_READ.get(self.name, ()))]
         return f"{COMMANDS[self.name]}{tasks} --results {' '.join(files)}"
 

@@ -39,6 +39,7 @@ from benchmarks.report.facts import facts, title
 from benchmarks.report.figures import write_figures
 from benchmarks.report.followed import blocks
 from benchmarks.report.gallery import galleries, write_pictures
+from benchmarks.report.hacked import Mark, marks
 from benchmarks.report.settings import settings
 from benchmarks.report.source import Source
 from benchmarks.report.tables import fallen_table, measured_table, short_table
@@ -62,8 +63,9 @@ def write_report(source: Source, leaders: Leaderboard | None = None) -> Path:
         raise ValueError(f"{str(source.folder)!r} holds no run that has begun.")
     summary = curves(runs)
     variants = list(dict.fromkeys(run.variant for run in runs))
-    charts = _charts(summary) + log_charts(variants[0], source.log)
-    page = _page(source, summary, charts, styles(variants), leaders)
+    alarms = marks(summary, runs)
+    charts = _charts(summary, alarms) + log_charts(variants[0], source.log)
+    page = _page(source, summary, charts, styles(variants), leaders, alarms)
     with published(source.folder) as fresh:
         write_figures(summary, fresh)
         write_pictures(source.results, source.folder, fresh)
@@ -71,10 +73,10 @@ def write_report(source: Source, leaders: Leaderboard | None = None) -> Path:
     return source.folder / PAGE
 
 
-def _charts(summary: Curves) -> list[Shown]:
+def _charts(summary: Curves, alarms: Sequence[Mark]) -> list[Shown]:
     together = aggregate(summary)
     overall = overall_charts(together, summary) if together else []
-    return [*evaluation_charts(summary), *frontier_charts(summary), *overall]
+    return [*evaluation_charts(summary, alarms), *frontier_charts(summary), *overall]
 
 
 def _page(
@@ -83,6 +85,7 @@ def _page(
     charts: Sequence[Shown],
     chosen: Mapping[str, Style],
     leaders: Leaderboard | None,
+    alarms: Sequence[Mark],
 ) -> str:
     runs, found = source.results.runs, verdicts(summary)
     winners = {verdict.task: verdict for verdict in found}
@@ -114,6 +117,7 @@ def _page(
         sections={shown.section for shown in charts},
         galleries=pictures,
         followed=prompts,
+        alarms=alarms,
         runs=runs,
         facts=facts(source),
         failed="; ".join(f"{name}: {error}" for name, error in source.results.failures.items()),
