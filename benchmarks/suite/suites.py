@@ -5,6 +5,19 @@ from dataclasses import dataclass, replace
 
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
+from benchmarks.suite.hacking import (
+    FLOOR_TASKS,
+    FLOOR_VARIANTS,
+    HACKING,
+    HACKING_EXACT,
+    HACKING_EXACT_TASKS,
+    HACKING_EXACT_VARIANTS,
+    HACKING_ON_REQUEST,
+    HACKING_TASKS,
+    HACKING_VARIANTS,
+    SUM_TASKS,
+    SUM_VARIANTS,
+)
 from benchmarks.suite.ladder import EMBEDDED_LADDER, EXACT_LADDER, RUNGS
 from benchmarks.suite.recipes import (
     COMPOSITION,
@@ -270,6 +283,21 @@ SUITES: dict[str, Suite] = {
         },
         EMBEDDED_LADDER,
         (0, 1, 2, 3, 4),
+    ),
+    "hacking": Suite(
+        "what keeps a model whole: rewards that are hacked, with gold measured beside them, five seeds, two hours",
+        {
+            **{name: Comparison(task, HACKING_VARIANTS) for name, task in HACKING_TASKS.items()},
+            **{name: Comparison(task, FLOOR_VARIANTS) for name, task in FLOOR_TASKS.items()},
+            **{name: Comparison(task, SUM_VARIANTS) for name, task in SUM_TASKS.items()},
+            **{
+                name: Comparison(task, HACKING_EXACT_VARIANTS, recipe=HACKING_EXACT)
+                for name, task in HACKING_EXACT_TASKS.items()
+            },
+        },
+        HACKING,
+        (0, 1, 2, 3, 4),
+        HACKING_ON_REQUEST,
     ),
     "leash": Suite(
         "DDPO-IS with and without a KL penalty on the embedded model, three seeds, an hour",
