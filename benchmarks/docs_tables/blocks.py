@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
+from benchmarks.analysis.hacking import gold_table, kept_table, stop_table
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
@@ -120,6 +121,18 @@ def _reach(committed: Committed, words: Sequence[str]) -> str | None:
     variants = [word for word in rest if any(word in by_variant for by_variant in committed.curves.values())]
     summary = committed.only([other, *variants] if variants else ())
     return joined(reach_table(summary, other, int(queries), [word for word in rest if word not in variants])) or None
+
+
+def _gold(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(gold_table(committed.only(words))) or None
+
+
+def _kept(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(kept_table(committed.only(words))) or None
+
+
+def _stops(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(stop_table(committed.curves, words)) or None
 
 
 def _way(committed: Committed, words: Sequence[str]) -> str:
@@ -257,6 +270,9 @@ KINDS: dict[str, _Kind] = {
     "improvement": _improvement,
     "scores": _scores,
     "peaks": _peaks,
+    "gold": _gold,
+    "kept": _kept,
+    "stops": _stops,
     "way": _way,
     "claim": _claim,
     "exact": _exact,

@@ -31,7 +31,7 @@ HACKING_TASKS = {reward: _task(reward) for reward in _HACKED}
 FLOOR_TASKS = {f"{reward}-floor": _task(reward, _FLOOR) for reward in _HACKED}
 SUM_TASKS = {f"{reward}-sum": _task(reward, _SUM) for reward in _HACKED}
 #: Trained until the mean has left the target's.
-HACKING_EXACT_TASKS = {"mixture-linear": replace(EXACT_TASKS["mixture-linear"], reward_queries=4096)}
+HACKING_EXACT_TASKS = {"mixture-linear": replace(EXACT_TASKS["mixture-linear"], reward_queries=3072)}
 
 #: The settings of ``paper`` and ``modern``.
 HACKING = Recipe(PAPER.policy, PAPER.settings, evaluation_images=32, queries_per_evaluation=_EVERY)
@@ -40,33 +40,25 @@ HACKING_EXACT = Recipe(
 )
 
 
-def _branched(**changes: object) -> Variant:
-    return Variant("branched", changes, recipe=MODERN)
-
-
-#: A nat costs 0.03 stds of the reward in ``leash``, where half of the animals are lost.
+#: The number is the cost of a nat in stds of the reward. At 0.03 DDPO-IS loses half of the animals in ``leash``.
 HACKING_VARIANTS: Mapping[str, Variant] = {
-    "ddpo-is-kl": Variant("ddpo-is", {"kl_penalty": 0.03}),
-    "ddpo-is-kl-strong": Variant("ddpo-is", {"kl_penalty": 0.1}),
+    "ddpo-is-kl-0.1": Variant("ddpo-is", {"kl_penalty": 0.1}),
     "ddpo-is-ema": Variant("ddpo-is", _AVERAGE),
-    "branched-kl": _branched(kl_penalty=0.03),
-    "branched-kl-strong": _branched(kl_penalty=0.1),
-    "branched-ema": _branched(**_AVERAGE),
+    "branched-kl-0.03": Variant("branched", {"kl_penalty": 0.03}, recipe=MODERN),
+    "branched-kl-0.1": Variant("branched", {"kl_penalty": 0.1}, recipe=MODERN),
 }
-FLOOR_VARIANTS = {"ddpo-is-floor": Variant("ddpo-is"), "branched-floor": _branched()}
-SUM_VARIANTS = {"ddpo-is-sum": Variant("ddpo-is"), "branched-sum": _branched()}
-#: Variants for which the time of the committed results was too short.
-HACKING_ON_REQUEST = ("branched-kl-strong", "branched-ema", "ddpo-is-sum", "branched-floor")
+FLOOR_VARIANTS = {"ddpo-is-floor": Variant("ddpo-is")}
+SUM_VARIANTS = {"branched-sum": Variant("branched", recipe=MODERN)}
 
 _MIXTURE_BRANCHED = RUNGS["branched"].changes
 #: The truth's own price of a nat is 1, which is 0.9 standard deviations of the reward at the start.
 HACKING_EXACT_VARIANTS: Mapping[str, Variant] = {
     "ddpo-is": Variant("ddpo-is"),
-    "ddpo-is-kl": Variant("ddpo-is", {"kl_penalty": 0.3}),
-    "ddpo-is-kl-strong": Variant("ddpo-is", {"kl_penalty": 0.9}),
+    "ddpo-is-kl-0.3": Variant("ddpo-is", {"kl_penalty": 0.3}),
+    "ddpo-is-kl-0.9": Variant("ddpo-is", {"kl_penalty": 0.9}),
     "ddpo-is-ema": Variant("ddpo-is", _AVERAGE),
     "branched": Variant("grpo", _MIXTURE_BRANCHED),
-    "branched-kl": Variant("grpo", {**_MIXTURE_BRANCHED, "kl_penalty": 0.3}),
+    "branched-kl-0.3": Variant("grpo", {**_MIXTURE_BRANCHED, "kl_penalty": 0.3}),
     "awm": RUNGS["re-noised-quiet"],
     "rwr": Variant("rwr"),
 }

@@ -12,7 +12,6 @@ from benchmarks.suite.hacking import (
     HACKING_EXACT,
     HACKING_EXACT_TASKS,
     HACKING_EXACT_VARIANTS,
-    HACKING_ON_REQUEST,
     HACKING_TASKS,
     HACKING_VARIANTS,
     SUM_TASKS,
@@ -285,7 +284,7 @@ SUITES: dict[str, Suite] = {
         (0, 1, 2, 3, 4),
     ),
     "hacking": Suite(
-        "what keeps a model whole: rewards that are hacked, with gold measured beside them, five seeds, two hours",
+        "what keeps a model whole: rewards that are hacked, with gold measured beside them, five seeds, an hour",
         {
             **{name: Comparison(task, HACKING_VARIANTS) for name, task in HACKING_TASKS.items()},
             **{name: Comparison(task, FLOOR_VARIANTS) for name, task in FLOOR_TASKS.items()},
@@ -297,7 +296,6 @@ SUITES: dict[str, Suite] = {
         },
         HACKING,
         (0, 1, 2, 3, 4),
-        HACKING_ON_REQUEST,
     ),
     "leash": Suite(
         "DDPO-IS with and without a KL penalty on the embedded model, three seeds, an hour",
