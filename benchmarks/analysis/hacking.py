@@ -196,6 +196,27 @@ def stop_table(summary: Curves, variants: Sequence[str]) -> Table | None:
     return Table(columns, rows) if rows else None
 
 
+def signs_table(summary: Curves, variant: str, names: Sequence[str]) -> Table | None:
+    """Return reward, gold and metrics of a variant at the start, where gold has fallen by a tenth, and at the end.
+
+    The fall is the median of the seeds'; a task on which fewer than half of them fall is left out.
+    """
+    rows: list[list[Cell]] = []
+    for task, by_variant in summary.items():
+        curve = by_variant.get(variant)
+        falls = [] if curve is None else sorted(run.fall for run in seeds_of(curve) if run.fall is not None)
+        if curve is None or 2 * len(falls) < len(curve.runs):
+            continue
+        places = {"start": 0, "gold has fallen": falls[len(falls) // 2], "end": len(curve.queries) - 1}
+        for when, at in places.items():
+            shown = [f"{curve.metrics[name][at].estimate:.2f}" if name in curve.metrics else "" for name in names]
+            gold = f"{curve.metrics[GOLD][at].estimate:.2f}"
+            reward = unit_of(curve).text(curve.reward[at].estimate)
+            rows.append([[task], [when], [f"{curve.queries[at]:,.0f}"], [reward], *([cell] for cell in shown), [gold]])
+    columns = [_FIRST[0], Column("when", is_text=True), *map(Column, ("queries", "reward", *names, GOLD))]
+    return Table(columns, rows) if rows else None
+
+
 def remedy_table(summary: Curves) -> Table | None:
     """Return each variant over the tasks whose gold a plain run loses: gold left, and gains of reward.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
-from benchmarks.analysis.hacking import gold_table, kept_table, remedy_table, stop_table
+from benchmarks.analysis.hacking import gold_table, kept_table, remedy_table, signs_table, stop_table
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
@@ -133,6 +133,11 @@ def _kept(committed: Committed, words: Sequence[str]) -> str | None:
 
 def _remedies(committed: Committed, words: Sequence[str]) -> str | None:
     return joined(remedy_table(committed.only(words))) or None
+
+
+def _signs(committed: Committed, words: Sequence[str]) -> str | None:
+    variant, *names = words
+    return joined(signs_table(committed.curves, variant, names)) or None
 
 
 def _stops(committed: Committed, words: Sequence[str]) -> str | None:
@@ -277,6 +282,7 @@ KINDS: dict[str, _Kind] = {
     "gold": _gold,
     "kept": _kept,
     "remedies": _remedies,
+    "signs": _signs,
     "stops": _stops,
     "way": _way,
     "claim": _claim,
