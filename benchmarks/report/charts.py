@@ -40,7 +40,7 @@ _HIDDEN = ("eval/", "cost/", "time/", "reward_by_prompt/")  # shown elsewhere, o
 #: A metric that begins with one of these is a KL from the start, which comes first among the frontiers.
 _KL = ("kl", "exact-kl-from-start")
 #: They rise with noise and texture too: neither more nor less of them is better.
-_OF_PIXELS = ("diversity", "sharpness")
+_OF_PIXELS = ("diversity", "sharpness", "colourfulness", "flat_area")
 #: Their own curves show more than frontiers against them would.
 _NO_FRONTIER = ("exact-target-kl", "exact-mean-error", "exact-mode-weight-error", "exact-excess-kl")
 

@@ -68,8 +68,9 @@ class TaskConfig:
     metrics: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
-            help="Measured at evaluations, besides reward and diversity: clip_diversity, sharpness, recognised "
-            "(emoji-animals), judge or judge-KIND (emoji-world; for example judge-counting), or any reward.",
+            help="Measured at evaluations, besides reward and diversity: clip_diversity, sharpness, colourfulness, "
+            "flat_area, recognised (emoji-animals), judge or judge-KIND (emoji-world; for example judge-counting), or "
+            "any reward.",
             help_behavior_hint="(default: none)",
         ),
     ] = ()
