@@ -58,6 +58,10 @@ _MORE = (
     Style("#00798c", "#5fd0e0", (6, 4)),
     Style("#8a5a00", "#d9a441", (2, 3)),
     Style("#4b51b8", "#a3a8f5", (8, 3, 2, 3)),
+    Style("#3b3b3b", "#d8d8d8", (2, 3)),
+    Style("#0b6e4f", "#58d0a0", (8, 3, 2, 3)),
+    Style("#9a3b00", "#ffae80", (2, 3)),
+    Style("#5a3fa0", "#bda8ff", (6, 4)),
 )
 
 
@@ -209,8 +213,11 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def figure(panels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the specification of a file with these panels side by side."""
+    """Return the specification of a file with these panels side by side; each has its legend if their lines differ."""
     spec = {"concat": panels, "columns": _PANELS, "spacing": 40} if len(panels) > 1 else panels[0]
+    if len(panels) > 1 and len({tuple(panel["encoding"]["color"]["scale"]["domain"]) for panel in panels}) > 1:
+        apart = {"color": "independent", "strokeDash": "independent"}  # a shared scale would mix up their colours
+        spec = {**spec, "resolve": {"scale": apart}}
     return {"$schema": _SCHEMA, "config": CONFIG, "background": "white", "padding": 12, **spec}
 
 

@@ -32,7 +32,8 @@ class GoldCurve:
         proxy: the mean of what is trained on: of a reward with several parts the first, (evaluations,).
         measured: gold as measured, (evaluations,), float64.
         gold: the same, each value the mean of as many evaluations around it as show 96 images, (evaluations,): 32
-            images are too few to tell a fall by a tenth from chance. At the ends fewer are averaged.
+            images are too few to tell a fall by a tenth from chance. At the end fewer are averaged. The start is as
+            measured: the untrained model on the same noise, and so the same in all runs.
     """
 
     metric: str
@@ -98,6 +99,7 @@ def _proxy(run: Run, at: int) -> float:
 
 
 def _smoothed(values: Sequence[float] | np.ndarray, images: int) -> np.ndarray:
-    """Return each value's mean with its neighbours: as many on both sides as make up 96 images."""
+    """Return each value but the first with its neighbours' mean: as many on both sides as make up 96 images."""
     side = math.ceil((_IMAGES / images - 1) / 2)
-    return np.array([np.mean(values[max(0, at - side) : at + side + 1]) for at in range(len(values))])
+    means = [np.mean(values[max(0, at - side) : at + side + 1]) for at in range(1, len(values))]
+    return np.array([*values[:1], *means])

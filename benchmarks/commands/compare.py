@@ -51,6 +51,7 @@ class Compare:
             "paper-claims",
             "modern",
             "ladder",
+            "hacking",
             "leash",
             "baseline",
             "paper-sd",

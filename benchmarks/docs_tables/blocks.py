@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
 from benchmarks.analysis.deployed import deployed_table, read_scored
+from benchmarks.analysis.hacking import gold_table, kept_table, remedy_table, signs_table, stop_table
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
@@ -130,6 +131,27 @@ def _reach(committed: Committed, words: Sequence[str]) -> str | None:
     variants = [word for word in rest if any(word in by_variant for by_variant in committed.curves.values())]
     summary = committed.only([other, *variants] if variants else ())
     return joined(reach_table(summary, other, int(queries), [word for word in rest if word not in variants])) or None
+
+
+def _gold(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(gold_table(committed.only(words))) or None
+
+
+def _kept(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(kept_table(committed.only(words))) or None
+
+
+def _remedies(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(remedy_table(committed.only(words))) or None
+
+
+def _signs(committed: Committed, words: Sequence[str]) -> str | None:
+    variant, *names = words
+    return joined(signs_table(committed.curves, variant, names)) or None
+
+
+def _stops(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(stop_table(committed.curves, words)) or None
 
 
 def _way(committed: Committed, words: Sequence[str]) -> str:
@@ -276,6 +298,11 @@ KINDS: dict[str, _Kind] = {
     "improvement": _improvement,
     "scores": _scores,
     "peaks": _peaks,
+    "gold": _gold,
+    "kept": _kept,
+    "remedies": _remedies,
+    "signs": _signs,
+    "stops": _stops,
     "way": _way,
     "claim": _claim,
     "exact": _exact,

@@ -5,6 +5,18 @@ from dataclasses import dataclass, replace
 
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
+from benchmarks.suite.hacking import (
+    FLOOR_TASKS,
+    FLOOR_VARIANTS,
+    HACKING,
+    HACKING_EXACT,
+    HACKING_EXACT_TASKS,
+    HACKING_EXACT_VARIANTS,
+    HACKING_TASKS,
+    HACKING_VARIANTS,
+    SUM_TASKS,
+    SUM_VARIANTS,
+)
 from benchmarks.suite.ladder import EMBEDDED_LADDER, EXACT_LADDER, RUNGS
 from benchmarks.suite.recipes import (
     COMPOSITION,
@@ -271,6 +283,20 @@ SUITES: dict[str, Suite] = {
             **{name: Comparison(task, RUNGS) for name, task in LADDER_TASKS.items()},
         },
         EMBEDDED_LADDER,
+        (0, 1, 2, 3, 4),
+    ),
+    "hacking": Suite(
+        "what keeps a model whole: rewards that are hacked, with gold measured beside them, five seeds, an hour",
+        {
+            **{name: Comparison(task, HACKING_VARIANTS) for name, task in HACKING_TASKS.items()},
+            **{name: Comparison(task, FLOOR_VARIANTS) for name, task in FLOOR_TASKS.items()},
+            **{name: Comparison(task, SUM_VARIANTS) for name, task in SUM_TASKS.items()},
+            **{
+                name: Comparison(task, HACKING_EXACT_VARIANTS, recipe=HACKING_EXACT)
+                for name, task in HACKING_EXACT_TASKS.items()
+            },
+        },
+        HACKING,
         (0, 1, 2, 3, 4),
     ),
     "leash": Suite(
