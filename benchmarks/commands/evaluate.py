@@ -57,8 +57,8 @@ def evaluate(options: Evaluate) -> int:
     """Write the scores of all runs, and print their rewards; return the exit status."""
     from algorithms.checkpoints.published import check_output, published
     from benchmarks.provenance import provenance
-    from benchmarks.runs.jsonlines import finite
     from benchmarks.runs.run import read_run
+    from diffusion_gym.jsonlines import finite
 
     if options.threads:
         import torch
