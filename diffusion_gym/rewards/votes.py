@@ -61,7 +61,7 @@ class Votes:
         if self.file is not None and self.replay is not None:
             raise ValueError("votes takes a file to keep votes in, or one to replay, not both.")
         given = self.replay or self.file
-        self._kept = KeptVotes(None if given is None else Path(given).resolve(), must_exist=self.replay is not None)
+        self._kept = KeptVotes(None if given is None else Path(given).resolve(), replays=self.replay is not None)
         self._stand_in = None if self.evaluate is None else _stand_in(self.evaluate)
         self._evaluating = False
         self._size = self.group
