@@ -1,7 +1,7 @@
 """Rewards that wait for a person: what a run says to them, and evaluations, which do not ask."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -58,5 +58,5 @@ def evaluating(reward: RewardFunction) -> Iterator[None]:
 
 
 def _attended(reward: RewardFunction) -> list[AttendedReward]:
-    parts = reward.rewards.values() if isinstance(reward, WeightedSum) else (reward,)
+    parts: Iterable[object] = reward.rewards.values() if isinstance(reward, WeightedSum) else (reward,)
     return [part for part in parts if isinstance(part, AttendedReward)]

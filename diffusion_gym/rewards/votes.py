@@ -16,7 +16,7 @@ from diffusion_gym.rewards.metadata import check_metadata
 from diffusion_gym.rewards.spec import parse_reward
 from diffusion_gym.rewards.voting import page
 from diffusion_gym.rewards.voting.kept import KeptVotes
-from diffusion_gym.rewards.voting.question import Question, metadata_text
+from diffusion_gym.rewards.voting.question import Mode, Question, metadata_text
 
 _FILE = "votes.jsonl"
 _LOOPBACK = ("127.", "localhost")
@@ -61,7 +61,7 @@ class Votes:
         if self.file is not None and self.replay is not None:
             raise ValueError("votes takes a file to keep votes in, or one to replay, not both.")
         given = self.replay or self.file
-        self._kept = KeptVotes(None if given is None else Path(given).resolve(), must_exist=self.replay is not None)
+        self._kept = KeptVotes(None if given is None else Path(given).resolve(), replays=self.replay is not None)
         self._stand_in = None if self.evaluate is None else _stand_in(self.evaluate)
         self._evaluating = False
         self._size = self.group
@@ -163,7 +163,7 @@ class Votes:
                 f"{len(images)}; set images_per_prompt to 2 or more, and num_envs to images_per_iteration, or take "
                 "mode=grade."
             )
-        mode = "best" if self.mode == "best" or (self.mode == "auto" and alone is None) else "grade"
+        mode: Mode = "best" if self.mode == "best" or (self.mode == "auto" and alone is None) else "grade"
         return [
             (rows, Question(images[rows], prompts[rows[0]], mode, self.grades, metadata[rows[0]])) for rows in groups
         ]

@@ -127,12 +127,17 @@ def test_votes_in_the_file_are_not_asked_again_and_a_replay_asks_nobody(
         assert not voter.asked
         assert resumed(images[[4, 0]], ["dog", "dog"]).tolist() == [1, 0]
         assert len(voter.asked) == 1
+    graded = Votes(mode="grade")
+    begin_run(graded, run_in(tmp_path))
+    with Voter(lambda asked: {"grades": [5, 3]}, graded.address):
+        assert graded(images[[4, 3]], ["dog", "dog"]).tolist() == [1, 0.5]
+        assert graded(images[[4, 0]], ["dog", "dog"]).tolist() == [1, 0.5], "a pick is not a grade"
 
     monkeypatch.setattr(page, "VotingPage", None)  # nothing may be opened
     replayed = resolve_reward(f"votes?replay={file}")
     begin_run(replayed, run_in(tmp_path / "other"))
     assert torch.equal(replayed(images[:4], ["cat", "cat", "dog", "dog"]), before)
-    assert replayed(images[[4, 0]], ["dog", "dog"]).tolist() == [1, 0]
+    assert replayed(images[[4, 3]], ["dog", "dog"]).tolist() == [1, 0.5]
     with pytest.raises(RewardError, match=r"has none on 2 pictures of the prompt 'cat', and 1 more such groups"):
         evaluate_reward(replayed, images[[1, 0, 3, 2]], ["cat", "cat", "dog", "dog"])
 

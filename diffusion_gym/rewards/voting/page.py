@@ -85,7 +85,7 @@ class VotingPage:
     @property
     def address(self) -> str:
         """The page's address; of a server on all of the machine's addresses, with the machine's name."""
-        host, port = self._server.server_address[:2]
+        host, port = str(self._server.server_address[0]), self._server.server_address[1]
         return f"http://{socket.gethostname() if host == '0.0.0.0' else host}:{port}/{self.token}/"
 
     def close(self) -> None:
