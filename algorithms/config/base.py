@@ -52,7 +52,7 @@ class PolicyConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Low-rank adapters; used only with trainable 'lora'."""
     sampler: Sampler = "auto"
-    """ddim (with eta) or ancestral ddpm; for flow models flow-sde or cps; for LCM models lcm. auto is the first of them."""
+    """ddim (with eta) or ancestral ddpm; for flow models flow-sde or cps; for LCM models lcm. auto is the first one."""
     eta: Annotated[float | tuple[float, ...], tyro.conf.arg(metavar="FLOAT [..]")] = 1.0
     """Noise of ddim, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none) to 1 (as in the paper). Several numbers are the
     noise of each step, the noisiest step first."""
