@@ -21,7 +21,8 @@ def _lcm(pipe: Any) -> None:
 
 def _built(name: str, env: gymnasium.Env) -> DiffusionAlgorithm[Any]:
     entry = ALGORITHMS[name]
-    changes = {"images_per_iteration": 4, "images_per_prompt": 2, "num_envs": 4, "trainable": "full"}
+    changes: dict[str, Any] = {"images_per_iteration": 4, "images_per_prompt": 2, "num_envs": 4, "trainable": "full"}
+    changes |= {"updates_per_iteration": 2, "batch_size": 4} if name == "rwr" else {}
     return entry.cls(env, override(entry.config, **changes, learning_rate=1e-2))
 
 
@@ -36,7 +37,7 @@ def test_the_training_samplers_pictures_are_the_plain_lcm_pipelines(
     evaluation = EvaluationConfig(images=2)
     algorithm = DDPO(
         make_env(folder, 4, reward="compressibility"), num_envs=2, images_per_iteration=2, guidance_scale=8.0,
-        trainable="full", evaluation=evaluation,
+        updates_per_iteration=1, trainable="full", evaluation=evaluation,
     )  # fmt: skip
     assert algorithm.policy.forwards_per_row == 1
     policy = algorithm.policy.sampling_as(algorithm.config.policy, steps)
