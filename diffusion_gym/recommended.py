@@ -132,6 +132,7 @@ EXACT = Recommended(
 #: Pipeline class -> its family's settings. Those of other families are on their classes, which import torch.
 BY_PIPELINE: Mapping[str, Recommended] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
+    "LatentConsistencyModelPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,

@@ -26,6 +26,7 @@ from diffusion_gym.recommended import Recommended, in_folder
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
 FAMILIES: dict[str, type[PipelineModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
+    "LatentConsistencyModelPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,

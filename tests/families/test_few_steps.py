@@ -1,6 +1,7 @@
 """Few-step models: a tiny LCM that takes its guidance as an input, and training in 1, 2 and 4 steps."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -20,25 +21,28 @@ def _lcm(pipe: Any) -> None:
 
 def _built(name: str, env: gymnasium.Env) -> DiffusionAlgorithm[Any]:
     entry = ALGORITHMS[name]
-    changes = {"images_per_iteration": 4, "images_per_prompt": 2, "num_envs": 4, "trainable": "full"}
+    changes: dict[str, Any] = {"images_per_iteration": 4, "images_per_prompt": 2, "num_envs": 4, "trainable": "full"}
+    changes |= {"updates_per_iteration": 2, "batch_size": 4} if name == "rwr" else {}
     return entry.cls(env, override(entry.config, **changes, learning_rate=1e-2))
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(("steps", "pipeline"), [(1, "StableDiffusionPipeline"), (4, "LatentConsistencyModelPipeline")])
 def test_the_training_samplers_pictures_are_the_plain_lcm_pipelines(
-    altered: Callable[..., str], make_env: Callable[..., gymnasium.Env], steps: int
+    altered: Callable[..., str], make_env: Callable[..., gymnasium.Env], steps: int, pipeline: str
 ) -> None:
     """From the same noise, with the guidance scale embedded in the time, and one forward per row."""
     folder = altered("sd", _lcm, unet={"time_cond_proj_dim": 6})
+    index = Path(folder) / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", pipeline))
     evaluation = EvaluationConfig(images=2)
     algorithm = DDPO(
         make_env(folder, 4, reward="compressibility"), num_envs=2, images_per_iteration=2, guidance_scale=8.0,
-        trainable="full", evaluation=evaluation,
+        updates_per_iteration=1, trainable="full", evaluation=evaluation,
     )  # fmt: skip
     assert algorithm.policy.forwards_per_row == 1
     policy = algorithm.policy.sampling_as(algorithm.config.policy, steps)
     found = evaluate(algorithm.mdp.with_steps(steps), policy, algorithm.config, 0).images
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     noise = Noise(evaluation.seed, EVALUATION_STREAMS, range(2))
     sources = [torch.Generator().manual_seed(seed) for seed in noise.seeds(range(2))]
