@@ -1,7 +1,7 @@
 """Pipelines whose text encoder is a language model (Qwen): how many tokens it reads, and padding after them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class LanguagePipeline(PipelineModel):
 
     Embeddings are padded to one length, so that the observation and each forward pass have the same shape for all.
     """
+
+    tokenizer_cuts: ClassVar[bool] = False
 
     @property
     def tokens(self) -> int:

@@ -75,6 +75,8 @@ class PipelineModel(ImageModel):
     latent_inputs: ClassVar[int] = 1
     #: Whether the VAE stays float32 beside networks in float16, in which some overflow.
     float32_vae: ClassVar[bool] = False
+    #: Whether the pipeline cuts prompts to the tokenizer's own maximum, which text encoders then must take.
+    tokenizer_cuts: ClassVar[bool] = True
 
     def __init__(
         self, name: str, source: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False
@@ -238,11 +240,12 @@ class PipelineModel(ImageModel):
 
     def _check_tokenizers(self) -> None:
         """Raise ValueError for a tokenizer that transformers made of missing files, without a word."""
-        for part, length in self.prompt_readers.items():
+        for part in self.prompt_readers:
             tokenizer, encoder = getattr(self.pipe, part), getattr(self.pipe, part.replace("tokenizer", "text_encoder"))
             config = getattr(encoder.config, "text_config", encoder.config)  # of a model that also reads images
-            words, limit = config.vocab_size, getattr(config, "max_position_embeddings", length)  # T5 has no limit
-            if length > limit or len(tokenizer) < words // 2:
+            length, words = tokenizer.model_max_length, config.vocab_size
+            limit = getattr(config, "max_position_embeddings", length)  # T5 has no limit
+            if (self.tokenizer_cuts and length > limit) or len(tokenizer) < words // 2:
                 raise ValueError(
                     f"the {part} of {self.name!r} is missing or broken: it has {len(tokenizer)} words and allows "
                     f"{length} tokens, its text encoder has {words} and {limit}. Copy the {part!r} folder again."

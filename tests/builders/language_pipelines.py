@@ -30,8 +30,9 @@ def tiny_qwen_tokenizer() -> Any:
     return tokenizer
 
 
-#: A language model of width 16.
+#: A language model of width 16, which allows fewer tokens than its tokenizer does, as the published one of Qwen-Image.
 _TEXT: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+_TEXT |= {"max_position_embeddings": TOKENS - 1}
 
 
 def build_qwen_image(folder: Path) -> None:

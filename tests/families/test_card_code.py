@@ -134,7 +134,8 @@ def _noise(algorithm: DiffusionAlgorithm[Any], x: Tensor) -> Tensor:
         case "Flux" | "QwenImage":
             return unpack(torch.randn(pack(x).shape), algorithm.policy.model.latent_shape)
         case "Flux2Klein":
-            return torch.randn(x.flatten(2).transpose(1, 2).shape).transpose(1, 2).reshape(x.shape)
+            tokens = x.flatten(2).transpose(1, 2)  # not contiguous, on which torch's random numbers depend
+            return torch.randn_like(tokens).transpose(1, 2).reshape(x.shape)
     return torch.randn(x.shape)
 
 
