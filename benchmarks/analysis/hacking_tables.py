@@ -148,7 +148,7 @@ def answer(summary: Curves) -> str:
     return (
         f"Gold that is left at the end, for which share of the reward that plain DDPO-IS gains: {left}.\n\n"
         "Gain of reward while gold is at 80 % of its start, against the plain variant of the same algorithm, stopped "
-        f"there: {'; '.join(beats)}."
+        f"there: {'; '.join(beats)}. A run whose gold stays above that counts with its highest reward."
     )
 
 
