@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
 from benchmarks.analysis.deployed import deployed_table, read_scored
-from benchmarks.analysis.hacking import gold_table, kept_table, remedy_table, signs_table, stop_table
+from benchmarks.analysis.hacking_tables import answer, gold_table, kept_table, remedy_table, signs_table, stop_table
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
@@ -142,7 +142,8 @@ def _kept(committed: Committed, words: Sequence[str]) -> str | None:
 
 
 def _remedies(committed: Committed, words: Sequence[str]) -> str | None:
-    return joined(remedy_table(committed.only(words))) or None
+    summary = committed.only(words)
+    return joined(answer(summary), remedy_table(summary)) or None
 
 
 def _signs(committed: Committed, words: Sequence[str]) -> str | None:

@@ -7,17 +7,8 @@ import pytest
 
 from benchmarks.analysis.curves import Curves, curves
 from benchmarks.analysis.gold import gold_curve
-from benchmarks.analysis.hacking import (
-    STOPS,
-    gold_runs,
-    gold_table,
-    kept_table,
-    remedy_table,
-    reward_kept,
-    signs_table,
-    stop_table,
-    stops,
-)
+from benchmarks.analysis.hacking import STOPS, gold_runs, reward_kept, stops
+from benchmarks.analysis.hacking_tables import answer, gold_table, kept_table, remedy_table, signs_table, stop_table
 from benchmarks.analysis.table import Table
 from benchmarks.report.figures import figures
 from benchmarks.runs.record import Run
@@ -79,6 +70,8 @@ def test_tables_by_hand() -> None:
     plain, floor = rows(remedy_table(summary))
     assert [cell.split(" ")[0] for cell in plain] == ["ddpo-is", "1", "0.00", "1.00", "0.25", "0.50"]
     assert [cell.split(" ")[0] for cell in floor] == ["ddpo-is-floor", "1", "0.95", "0.50", "0.50", "0.50"]
+    assert "`ddpo-is-floor` 95% for 50%." in answer(summary)
+    assert "`ddpo-is-floor` +0.00 (0.00 to 0.00), no sure difference." in answer(summary)
 
 
 def test_stops_by_hand() -> None:
