@@ -96,7 +96,7 @@ class DenoiseVecEnv(VecEnv):
         return range(self.num_envs) if indices is None else ([indices] if isinstance(indices, int) else indices)
 
     def _split(self, info: dict[str, Any]) -> list[dict[str, Any]]:
-        present = {name: value for name, value in info.items() if not name.startswith("final")}
+        present = {name: value for name, value in info.items() if not name.startswith(("final", "_final"))}
         return [_at_row(present, row) for row in range(self.num_envs)]
 
 
@@ -105,7 +105,7 @@ def _at_row(info: Mapping[str, Any], row: int) -> dict[str, Any]:
     return {
         name: _at_row(value, row) if isinstance(value, Mapping) else value[row]
         for name, value in info.items()
-        if not name.startswith("_")
+        if not (name.startswith("_") and name[1:] in info)  # a reward's own name may begin so
     }
 
 

@@ -60,8 +60,12 @@ def test_parts_are_logged_apart_and_add_up(make_env: Callable) -> None:
     torch.testing.assert_close(evaluation.rewards, expected)
 
 
+def _bright(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.float().mean((1, 2, 3))
+
+
 def test_infos_have_each_rewards_own_score(make_env: Callable) -> None:
-    """In callbacks at an episode's end, as in Stable-Baselines3's environment."""
+    """In callbacks at an episode's end, as in Stable-Baselines3's environment; also of a function named ``_bright``."""
     seen: list[dict[str, Any]] = []
 
     class Reader(BaseCallback):
@@ -75,7 +79,8 @@ def test_infos_have_each_rewards_own_score(make_env: Callable) -> None:
             return super().update(rollout)
 
     parts: dict[str, Tensor] = {}
-    algorithm = ddpo(make_env, cls=Kept).learn(IMAGES * STEPS, Reader())
+    reward = WeightedSum({Linear(): 1.0, _bright: 2.0})
+    algorithm = ddpo(make_env, reward, cls=Kept).learn(IMAGES * STEPS, Reader())
     ended = [info for info in seen if "episode" in info]
     assert [info for info in seen if "rewards" in info] == ended
     assert {name: [info["rewards"][name] for info in ended] for name in parts} == {
