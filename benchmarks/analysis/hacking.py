@@ -28,8 +28,9 @@ Stop = Callable[[Watched], int | None]
 def gold_runs(runs: Sequence[Run]) -> list[Run]:
     """Return the suite's runs with the proxy as their reward, and gold among their metrics.
 
-    So runs on several rewards stand beside those on the first alone, under its task. Of a task the evaluations are kept
-    that all its runs have: runs of other suites are longer, and evaluated more often. Runs of other tasks are left out.
+    So runs on several rewards are compared with those on the first alone, under its task. Of a task the evaluations are
+    kept that all its runs have: runs of other suites are longer, and evaluated more often. Runs of other tasks are left
+    out.
     """
     by_task: dict[str, list[Run]] = {name: [] for name in TASKS}
     for run in runs:
