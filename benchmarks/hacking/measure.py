@@ -108,11 +108,9 @@ def stops(runs: Sequence[Judged], alarms: Alarms) -> Stops:
         rise = (run.reward[stop] - run.reward[0]) / (run.reward[end] - run.reward[0])
         rows.append((run.gold[stop] / run.gold.max(), run.gold[end] / run.gold.max(), rise, float(fired)))
     found = np.array(rows)
-    (stop, end), (rise,) = (
-        stratified_bootstrap([[part]], statistic, over="runs")
-        for part, statistic in ((found[:, :2], _mean), (found[:, 2:3], _median))
-    )
-    return Stops(len(runs), int(found[:, 3].sum()), stop, end, rise)
+    at_stop, at_end = stratified_bootstrap([[found[:, :2]]], _mean, over="runs")
+    (reward,) = stratified_bootstrap([[found[:, 2:3]]], _median, over="runs")
+    return Stops(len(runs), int(found[:, 3].sum()), at_stop, at_end, reward)
 
 
 def _mean(strata: Resamples) -> np.ndarray:
