@@ -103,16 +103,14 @@ def stops(runs: Sequence[Judged], alarms: Alarms) -> Stops:
     for run in runs:
         at = alarms(run)
         fired = at is not None and math.isfinite(at)
-        last = len(run.gold) - 1
-        stopped = int(run.reward[: max(1, int(at))].argmax()) if fired and at is not None else last
-        rise = (run.reward[stopped] - run.reward[0]) / (run.reward[last] - run.reward[0])
-        rows.append((run.gold[stopped] / run.gold.max(), run.gold[last] / run.gold.max(), rise, float(fired)))
+        end = len(run.gold) - 1
+        stop = int(run.reward[: max(1, int(at))].argmax()) if fired and at is not None else end
+        rise = (run.reward[stop] - run.reward[0]) / (run.reward[end] - run.reward[0])
+        rows.append((run.gold[stop] / run.gold.max(), run.gold[end] / run.gold.max(), rise, float(fired)))
     found = np.array(rows)
-    (stop, end), (risen,) = (
-        stratified_bootstrap([[part]], statistic, over="runs")
-        for part, statistic in ((found[:, :2], _mean), (found[:, 2:3], _median))
-    )
-    return Stops(len(runs), int(found[:, 3].sum()), stop, end, risen)
+    at_stop, at_end = stratified_bootstrap([[found[:, :2]]], _mean, over="runs")
+    (reward,) = stratified_bootstrap([[found[:, 2:3]]], _median, over="runs")
+    return Stops(len(runs), int(found[:, 3].sum()), at_stop, at_end, reward)
 
 
 def _mean(strata: Resamples) -> np.ndarray:
