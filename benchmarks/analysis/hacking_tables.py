@@ -1,6 +1,6 @@
 """What the hacking suite says: what each remedy keeps of gold, at what cost of reward, and where runs are hacked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -107,49 +107,51 @@ def remedy_table(summary: Curves) -> Table | None:
     """Return each variant over the tasks whose gold a plain run loses: gold left, and gains of reward.
 
     1 is what plain DDPO-IS gains on the task, the interquartile mean of its runs: at the end, while gold is at least
-    nine tenths of its start, and eight.
+    nine tenths of its start, and eight. The last column is that of eight minus the plain variant's of the algorithm.
     """
-    lost = {task: found for task, found in summary.items() if task in HACKED and _UNIT in found}
+    lost = _lost(summary)
     rows: list[list[Cell]] = []
     for name in dict.fromkeys(name for found in lost.values() for name in found):
         pairs = [(found[name], found[_UNIT]) for found in lost.values() if name in found]
         columns = [[measure(*pair) for pair in pairs] for measure in (_gold_left, _gain, *map(_gain_kept, KEPT))]
         cells = [_ended(stratified_bootstrap([strata], pooled_interquartile_mean)[0]) for strata in columns]
-        rows.append([[Name(name)], [str(len(pairs))], *cells])
+        more = _more(lost, name)
+        against: Cell = [] if more is None else [f"{more.estimate:+.2f}{bracketed(more)}"]
+        rows.append([[Name(name)], [str(len(pairs))], *cells, against])
     kept = [f"while gold is at {share:.0%}" for share in KEPT]
-    titles = ("tasks", "gold at the end, of its start", "gain of reward", *kept)
+    titles = ("tasks", "gold at the end, of its start", "gain of reward", *kept, "against the plain one, stopped there")
     return Table([_FIRST[1], *map(Column, titles)], rows) if rows else None
 
 
 def answer(summary: Curves) -> str:
-    """Return what each remedy keeps in sentences: most gold first, and whether it beats stopping its plain variant.
+    """Return which remedies have more reward at equal gold than their plain variant that is stopped; "" without any.
 
-    It does if the reward that it has while gold is at eight tenths is above the plain variant's, with an interval over
-    seeds that does not hold 0; in the unit of :func:`remedy_table`.
+    More or less is sure where the interval of the last column of :func:`remedy_table` does not hold 0.
     """
-    lost = {task: found for task, found in summary.items() if task in HACKED and _UNIT in found}
-    names = dict.fromkeys(name for found in lost.values() for name in found)
-    kept, beats = {}, []
-    for name in names:
-        plain = next((other for other in _PLAIN if name.startswith(f"{other}-")), None)
-        both = [found for found in lost.values() if name in found and plain in found]
-        if plain is None or not both:
-            continue
-        own = [np.stack([_gold_left(found[name], found[_UNIT]), _gain(found[name], found[_UNIT])], 1) for found in both]
-        kept[name] = [float(value) for value in pooled_interquartile_mean([one[None] for one in own])[0]]
-        groups = [[_gain_kept(KEPT[1])(found[one], found[_UNIT]) for found in both] for one in (name, plain)]
-        (more,) = stratified_bootstrap(groups, _difference)
-        sure = "more" if more.low > 0 else "less" if more.high < 0 else "no sure difference"
-        beats.append(f"`{name}` {more.estimate:+.2f}{bracketed(more)}, {sure}")
-    if not kept:
-        return ""
-    order = sorted(kept, key=lambda name: -kept[name][0])
-    left = "; ".join(f"`{name}` {kept[name][0]:.0%} for {kept[name][1]:.0%}" for name in order)
-    return (
-        f"Gold that is left at the end, for which share of the reward that plain DDPO-IS gains: {left}.\n\n"
-        "Gain of reward while gold is at 80 % of its start, against the plain variant of the same algorithm, stopped "
-        f"there: {'; '.join(beats)}. A run whose gold stays above that counts with its highest reward."
-    )
+    lost = _lost(summary)
+    said: dict[str, list[str]] = {"more": [], "no sure difference": [], "less": []}
+    for name in dict.fromkeys(name for found in lost.values() for name in found):
+        more = _more(lost, name)
+        if more is not None:
+            said["more" if more.low > 0 else "less" if more.high < 0 else "no sure difference"].append(f"`{name}`")
+    found = [f"{how}: {', '.join(names)}" for how, names in said.items() if names]
+    start = "Reward while gold is at 80 % of its start, against the plain variant of the algorithm, stopped there: "
+    end = ". A run whose gold stays above that counts with its highest reward."
+    return start + "; ".join(found) + end if found else ""
+
+
+def _lost(summary: Curves) -> dict[str, Mapping[str, Curve]]:
+    return {task: found for task, found in summary.items() if task in HACKED and _UNIT in found}
+
+
+def _more(lost: Curves, name: str) -> Interval | None:
+    """Return how much more a remedy gains while gold is kept than its plain variant; None for other variants."""
+    plain = next((other for other in _PLAIN if name.startswith(f"{other}-")), None)
+    both = [found for found in lost.values() if name in found and plain in found]
+    if plain is None or not both:
+        return None
+    groups = [[_gain_kept(KEPT[-1])(found[one], found[_UNIT]) for found in both] for one in (name, plain)]
+    return stratified_bootstrap(groups, _difference)[0]
 
 
 def _difference(own: Resamples, plain: Resamples) -> np.ndarray:

@@ -68,10 +68,9 @@ def test_tables_by_hand() -> None:
     assert plain[2:5] == ["1.00", "1.50 (1.50 to 1.50)", "0 of 2"]
     assert floor[3:5] == ["2.00 (2.00 to 2.00)", "2 of 2"]
     plain, floor = rows(remedy_table(summary))
-    assert [cell.split(" ")[0] for cell in plain] == ["ddpo-is", "1", "0.00", "1.00", "0.25", "0.50"]
-    assert [cell.split(" ")[0] for cell in floor] == ["ddpo-is-floor", "1", "0.95", "0.50", "0.50", "0.50"]
-    assert "`ddpo-is-floor` 95% for 50%." in answer(summary)
-    assert "`ddpo-is-floor` +0.00 (0.00 to 0.00), no sure difference." in answer(summary)
+    assert [cell.split(" ")[0] for cell in plain] == ["ddpo-is", "1", "0.00", "1.00", "0.25", "0.50", ""]
+    assert [cell.split(" ")[0] for cell in floor] == ["ddpo-is-floor", "1", "0.95", "0.50", "0.50", "0.50", "+0.00"]
+    assert "stopped there: no sure difference: `ddpo-is-floor`." in answer(summary)
 
 
 def test_stops_by_hand() -> None:
@@ -97,3 +96,11 @@ def test_signs_at_the_start_the_fall_and_the_end() -> None:
     assert fall[1:] == ["gold has fallen", "128", "2.00", "", "0.80"]
     assert end[1:] == ["end", "384", "3.00", "", "0.00"]
     assert signs_table(found(), "ddpo-is-floor", []) is None
+
+
+def test_panels_with_different_lines_have_their_own_legends() -> None:
+    """A scale that they share would give a line another's colour."""
+    other = pushed([1.0, 0.9], task="compressibility", reward="compressibility", variant="branched")
+    assert figures(curves(gold_runs([*suite(), other])))["frontier-gold"]["resolve"]["scale"]["color"] == "independent"
+    same = pushed([1.0, 0.9], task="compressibility", reward="compressibility")
+    assert "resolve" not in figures(curves(gold_runs([suite()[0], same])))["frontier-gold"]
