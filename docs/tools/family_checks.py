@@ -79,7 +79,7 @@ def main() -> int:
     from tests.builders.families import FAMILIES, VARIANTS
 
     collected = Collected()
-    code = pytest.main(["--collect-only", "-q", "-p", "no:xdist", str(TESTS)], plugins=[collected])
+    code = pytest.main(["--collect-only", "-p", "no:terminal", "-p", "no:xdist", str(TESTS)], plugins=[collected])
     if code != 0:
         return int(code)
     made = table(collected.cases, {**FAMILIES, **VARIANTS}).splitlines(keepends=True)[: 2 + len(FAMILIES)]
