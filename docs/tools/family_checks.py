@@ -5,6 +5,8 @@ running it (``make test`` does), and writes which test there is for which family
 setting has "none" in its column, as the test leaves it out.
 """
 
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -79,8 +81,10 @@ def main() -> int:
     from tests.builders.families import FAMILIES, VARIANTS
 
     collected = Collected()
-    code = pytest.main(["--collect-only", "-p", "no:terminal", "-p", "no:xdist", str(TESTS)], plugins=[collected])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = pytest.main(["--collect-only", "-q", "-p", "no:xdist", str(TESTS)], plugins=[collected])
     if code != 0:
+        print(said.getvalue())
         return int(code)
     made = table(collected.cases, {**FAMILIES, **VARIANTS}).splitlines(keepends=True)[: 2 + len(FAMILIES)]
     page = PAGE.read_text(encoding="utf-8")
