@@ -41,7 +41,7 @@ def main(modern: Path, hacking: Path) -> None:
         write(beside(parts), f"hacked-{name}.png")
     algorithm = RWR.load(hacking / "mixture-linear" / "rwr" / "seed-0" / "checkpoint.zip")
     start, reward = algorithm.mdp.model.target, algorithm.mdp.reward  # type: ignore[attr-defined]
-    best = start.tilt_linear(reward.direction, 1.0)
+    best = start.tilt_linear(reward.direction, 1.0)  # type: ignore[attr-defined]
     end = algorithm.policy.whole_denoiser().mixture()  # type: ignore[operator]
     write(beside([density(found) for found in (start, best, end)]), "hacked-one-kind.png")
 
