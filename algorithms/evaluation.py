@@ -166,7 +166,8 @@ def _evaluate_on(
     on_step: OnStep | None,
     scheduler: str | None,
 ) -> Evaluation:
-    n, prompts = config.evaluation.images, evaluation_prompts(records, config.evaluation.images)
+    n = config.evaluation.images
+    prompts = evaluation_prompts(records, n, config.evaluation.images_per_prompt)
     with evaluating(mdp.reward):
         rollout = _denoise(
             prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step, scheduler=scheduler

@@ -122,10 +122,14 @@ def check_prompts(prompts: PromptSpec) -> None:
         load_prompts(prompts)
 
 
-def evaluation_prompts(prompts: Sequence[_Item], n: int) -> list[_Item]:
-    """Return n prompts: all in turn, or, of more than n, evenly spaced ones (the first of ImageNet's are all fish)."""
-    count = len(prompts)
-    return [prompts[i % count] if count <= n else prompts[i * count // n] for i in range(n)]
+def evaluation_prompts(prompts: Sequence[_Item], n: int, per_prompt: int = 1) -> list[_Item]:
+    """Return n prompts, each ``per_prompt`` times in a row.
+
+    They are all in turn, or, of more than there is room for, evenly spaced ones (the first of ImageNet's are all fish).
+    """
+    count, room = len(prompts), -(-n // per_prompt)
+    shown = [prompts[i % count] if count <= room else prompts[i * count // room] for i in range(room)]
+    return [shown[i // per_prompt] for i in range(n)]
 
 
 def held_out_indices(name: str, count: int) -> list[int]:

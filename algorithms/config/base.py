@@ -103,10 +103,12 @@ class PolicyConfig:
 class EvaluationConfig:
     """Evaluation on fixed prompts and fixed noise, the same for every run and algorithm. Costs are not counted."""
 
-    details: ClassVar[tuple[str, ...]] = ("images", "seed", "held_out_prompts")
+    details: ClassVar[tuple[str, ...]] = ("images", "images_per_prompt", "seed", "held_out_prompts")
 
     images: int = 0
     """Images per evaluation; 0 turns evaluation off."""
+    images_per_prompt: int = 1
+    """Images of each evaluated prompt in a row; diversity and the watch for reward hacking need two of some prompt."""
     every: int = 1
     """Iterations between evaluations; the first is before training."""
     seed: int = 1_000_003
@@ -127,9 +129,10 @@ class EvaluationConfig:
                 raise ValueError("held_out_prompts needs an evaluation; set its images, for example to 64.")
         if self.deployed.is_on and self.images == 0:
             raise ValueError("a deployed sampler needs an evaluation; set its images, for example to 64.")
-        if self.images < 0 or self.every < 1:
+        if self.images < 0 or self.every < 1 or self.images_per_prompt < 1:
             raise ValueError(
-                f"evaluation needs images >= 0 and every >= 1, got images={self.images}, every={self.every}."
+                f"evaluation needs images >= 0, every >= 1 and images_per_prompt >= 1, got images={self.images}, "
+                f"every={self.every}, images_per_prompt={self.images_per_prompt}."
             )
         if self.seed < 0:
             raise ValueError(f"the evaluation's seed must be at least 0, got {self.seed}.")

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 Say = Callable[[str], None]
-#: ``train``'s default evaluations: they add 2 % to DDPO-IS's forwards on emoji-animals.
-_EVALUATION_IMAGES, _QUERIES_PER_EVALUATION = 16, 256
+#: ``train``'s default evaluations: they add 2 % to DDPO-IS's forwards on emoji-animals. With two pictures per prompt
+#: the watch for reward hacking sees whether they get alike.
+_EVALUATION_IMAGES, _PER_PROMPT, _QUERIES_PER_EVALUATION = 16, 2, 256
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def defaults(name: str, model: str = DEFAULT_MODEL) -> Train[AlgorithmConfig]:
     config = recommended(ALGORITHMS[name].config, name, model)
     if config.evaluation == EvaluationConfig():
         every = max(1, _QUERIES_PER_EVALUATION // config.images_per_iteration)
-        config = replace(config, evaluation=EvaluationConfig(images=_EVALUATION_IMAGES, every=every))
+        config = replace(config, evaluation=EvaluationConfig(_EVALUATION_IMAGES, _PER_PROMPT, every))
     task = TaskConfig(model, num_inference_steps=recommends(model).num_inference_steps)
     return Train(algorithm=config, task=task)
 

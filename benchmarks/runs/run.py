@@ -250,7 +250,8 @@ def _facts(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> dict[str, Any]:
 
 def _shown(records: Sequence[Prompt], spec: RunSpec) -> dict[str, Any]:
     """Return the text of each evaluation image's prompt, and its metadata if any prompt has some."""
-    shown = evaluation_prompts(records, spec.config.evaluation.images)
+    evaluation = spec.config.evaluation
+    shown = evaluation_prompts(records, evaluation.images, evaluation.images_per_prompt)
     metadata = [record.metadata for record in shown]
     return {"prompts": [record.text for record in shown]} | ({"metadata": metadata} if any(metadata) else {})
 

@@ -82,10 +82,9 @@ class Safeguards:
                 continue
             held_out = evaluation.held_out_prompts if name.startswith(HELD_OUT) else None
             texts = trained if held_out is None else resolve_prompts(held_out)
-            shown = evaluation_prompts(texts, evaluation.images)
+            shown = evaluation_prompts(texts, evaluation.images, evaluation.images_per_prompt)
             if len(set(shown)) == len(shown):
                 raise ValueError(
                     f"{name} compares images of one prompt, but {evaluation.images} evaluation images of {len(texts)} "
-                    f"prompts are of as many prompts; set --evaluation.images to {len(texts) + 1} or more, better "
-                    f"{2 * len(texts)}."
+                    f"prompts are of as many prompts; set --evaluation.images-per-prompt to 2 or more."
                 )

@@ -18,6 +18,7 @@ from algorithms.parallel.ranks import ALONE
 from benchmarks.__main__ import main
 from benchmarks.analysis.curves import curves
 from benchmarks.charts import styles
+from benchmarks.commands.train import defaults
 from benchmarks.hacking.csv_files import read_csv
 from benchmarks.hacking.detectors import DETECTORS
 from benchmarks.hacking.judged import Judged
@@ -33,6 +34,7 @@ from benchmarks.runs.record import Evaluation
 from benchmarks.runs.run import read_run, run
 from benchmarks.runs.safeguards import Safeguards
 from benchmarks.runs.spec import RunSpec, TaskConfig
+from diffusion_gym.prompts import evaluation_prompts
 
 
 def curve(**columns: list[float]) -> list[Reading]:
@@ -310,3 +312,13 @@ def test_stopping_needs_two_pictures_of_a_prompt() -> None:
     with pytest.raises(ValueError, match="stop_when_hacked compares images of one prompt"):
         safeguards.check_prompts(["a", "b"], EvaluationConfig(images=2))
     safeguards.check_prompts(["a", "b"], EvaluationConfig(images=4))
+
+
+def test_train_watches_by_default_whatever_the_number_of_prompts() -> None:
+    """Its evaluations show each prompt twice, so diversity and the spread within a prompt are measured."""
+    evaluation = defaults("ddpo-is").algorithm.evaluation
+    shown = evaluation_prompts([f"prompt {number}" for number in range(1000)], evaluation.images, 2)
+    assert evaluation.images_per_prompt == 2
+    assert shown[::2] == shown[1::2]
+    assert len(set(shown)) == 8
+    Safeguards(stop_when_hacked=True).check_prompts([f"prompt {number}" for number in range(1000)], evaluation)

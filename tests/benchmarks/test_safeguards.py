@@ -201,13 +201,14 @@ def test_safeguards_without_what_they_need_are_refused() -> None:
 @pytest.mark.parametrize("watched", [{"stop_when_metric_falls": "diversity"}, {"keep_best": "clip_diversity"}])
 def test_diversity_without_two_images_of_a_prompt_is_not_watched(watched: dict[str, str], tmp_path: Path) -> None:
     """It would be NaN at every evaluation: the run would never stop, and keep no checkpoint."""
-    message = r"but 8 evaluation images of 10 prompts .*set --evaluation\.images to 11 or more"
+    message = r"but 8 evaluation images of 10 prompts .*set --evaluation\.images-per-prompt to 2 or more"
     task = TaskConfig(prompts="ten-animals")
     spec = spec_of()
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(spec, task=task, safeguards=Safeguards(**watched))
-    enough = override(spec.config, images=11)
-    dataclasses.replace(spec, task=task, config=enough, safeguards=Safeguards(**watched))
+    pairs = dataclasses.replace(spec.config.evaluation, images_per_prompt=2)
+    for enough in (override(spec.config, images=11), dataclasses.replace(spec.config, evaluation=pairs)):
+        dataclasses.replace(spec, task=task, config=enough, safeguards=Safeguards(**watched))
     dataclasses.replace(spec, task=task, safeguards=Safeguards(keep_best="reward"))
     held_out = override(spec.config, images=9, held_out_prompts="animals@held-out")
     split = dataclasses.replace(spec, task=TaskConfig(prompts="animals@train"), config=held_out)
