@@ -24,7 +24,7 @@ from benchmarks.hacking.detectors import DETECTORS
 from benchmarks.hacking.judged import Judged
 from benchmarks.hacking.measure import detector_alarms, f1, fixed_alarms, skill, stops, tuned_threshold
 from benchmarks.hacking.readings import Reading, read_evaluation
-from benchmarks.hacking.rule import Rule, shipped_rule
+from benchmarks.hacking.rule import Rule
 from benchmarks.hacking.tables import measured_text
 from benchmarks.hacking.tuning import tune
 from benchmarks.report.charts import evaluation_charts
@@ -60,13 +60,15 @@ CURVES: Mapping[str, tuple[list[Reading], str, list[Reading]]] = {
     "flat-area": (curve(flat_area=[0.3, 0.4, 0.6]), "getting flat", curve(flat_area=[0.3, 0.3, 0.2])),
     "reward-rise": (curve(reward=[0, 1, 2]), "far above its start", curve(reward=[0, 1, -2])),
 }  # fmt: skip
-#: For the detectors that no committed run could tune.
-OTHERS = {"no-spread": 0.5, "sharpness": 0.5, "colourfulness": 0.5, "flat-area": 0.5}
+#: Of these tests' own: the shipped ones change with the committed runs.
+THRESHOLDS = {"metric-falls": 0.05, "kl": 28.0, "kl-rate": 15.0, "diversity": 0.15, "prompt-spread": 0.29}
+THRESHOLDS |= {"reward-spread": 0.25, "no-spread": 0.5, "sharpness": 0.5, "colourfulness": 0.5, "flat-area": 0.5}
+THRESHOLDS |= {"reward-rise": 1.3}
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_fires_where_it_must_and_nowhere_else(name: str) -> None:
-    rule = Rule({**OTHERS, **shipped_rule().thresholds}, [name], 1)
+    rule = Rule(THRESHOLDS, [name], 1)
     hacked, said, whole = CURVES[name]
     alarm = rule.alarm(hacked)
     assert alarm is not None
