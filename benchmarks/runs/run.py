@@ -284,8 +284,13 @@ def build(spec: RunSpec, folder: Path, checkpoint: str = CHECKPOINT) -> Diffusio
     tried = read_json(folder / RUN).get("chunk_size") if (folder / RUN).exists() else None
     if tried is not None:  # memory ran out with twice as many rows per forward pass
         algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)
+    check_shown(spec, algorithm)
+    return algorithm
+
+
+def check_shown(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> None:
+    """Raise ValueError where safeguards or metrics cannot use the prompts, which are known once the model is."""
     prompts, held_out = algorithm.mdp.prompts, spec.config.evaluation.held_out_prompts  # also the model's own
     spec.safeguards.check_prompts(prompts, spec.config.evaluation)
     if spec.metrics:
         check_worlds(spec.metrics, algorithm.mdp.model, [*prompts, *(resolve_prompts(held_out) if held_out else ())])
-    return algorithm

@@ -67,7 +67,7 @@ def test_guidance_doubles_the_forward_passes() -> None:
     assert found.forwards(2) == (80, 120)
 
 
-def test_a_dry_run_calls_no_reward_of_the_users_and_writes_nothing(
+def test_a_dry_run_calls_no_reward_of_the_users_writes_nothing_and_refuses_what_train_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -78,4 +78,8 @@ def test_a_dry_run_calls_no_reward_of_the_users_and_writes_nothing(
     assert "32 iterations of 64 images: 2,048 reward calls" in said
     assert "without the reward, which is not called" in said
     assert "memory on cpu, estimated" in said
+    assert main([*command, "--reward", "votes"]) == 2
+    assert "votes asks nobody about the images of evaluations" in capsys.readouterr().err
+    assert main([*command, "--reward", "exact-linear", "--stop-when-hacked", "--evaluation.images", "1"]) == 2
+    assert "stop_when_hacked compares images of one prompt" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]

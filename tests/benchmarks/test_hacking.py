@@ -263,13 +263,28 @@ def test_it_stops_when_hacked_exports_the_best_before_and_decides_alike_when_res
     assert len(said) == 1  # its own end says the rest
 
 
+def test_a_run_that_cannot_be_watched_says_so_at_its_first_evaluation() -> None:
+    """Its prompts are shown once each, so that one of three detectors is left."""
+    said: list[str] = []
+    readings = iter(curve(reward=[0, 1, 9]))
+    watching = watch.WatchForHacking(lambda: next(readings), (), said.append)
+    watching.model = SimpleNamespace(ranks=ALONE)  # type: ignore[assignment]
+    for _ in range(3):
+        watching.on_evaluation(None)  # type: ignore[arg-type]
+    (line,) = said
+    assert line.startswith("reward hacking is not watched for: 2 of diversity, prompt-spread, reward-rise decide, and ")
+    assert "diversity, prompt-spread could not be measured: an evaluation must show prompts at least twice" in line
+
+
 def test_a_lengthened_run_returns_to_a_best_that_its_log_no_longer_has(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The last evaluation of the shorter run, at iteration 3, was out of turn, and is not made again."""
     torch.set_num_threads(1)
     late = Alarm(64, [Sign("reward-rise", 64, "it rises")])
-    rule = SimpleNamespace(alarm=lambda readings: late if readings and readings[-1].queries >= 64 else None)
+    rule = SimpleNamespace(
+        alarm=lambda readings: late if readings and readings[-1].queries >= 64 else None, silent=lambda readings: None
+    )
     monkeypatch.setattr(watch, "shipped_rule", lambda: rule)
     spec = spec_of(stop_when_hacked=True)
     spec = replace(spec, config=override(spec.config, evaluation=EvaluationConfig(images=8, every=2)))
