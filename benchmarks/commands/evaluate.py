@@ -105,7 +105,8 @@ def _scored(options: Evaluate, folder: Path, run: Run, starts: dict[str, Any]) -
 
     with algorithm.averaged():
         end = scores(algorithm.policy)
-    key = json.dumps([dataclasses.asdict(each) for each in (spec.task, config.policy, config.evaluation)])
+    shared = [dataclasses.asdict(each) for each in (spec.task, config.policy, config.evaluation)]
+    key = json.dumps([*shared, spec.metrics])  # the safeguards' metrics, too
     if key not in starts:
         starts[key] = scores(DenoisingPolicy(algorithm.mdp.model, algorithm.mdp.num_inference_steps, config.policy))
     return {

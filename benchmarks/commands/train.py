@@ -87,16 +87,21 @@ def threads_of(writing: Writing) -> int:
 
 
 def forecast_spec(spec: RunSpec, writing: Writing) -> int:
-    """Say what a run would take, and write nothing; return the exit status."""
+    """Say what a run would take, and write nothing; return the exit status. What ``train`` refuses is refused here."""
     spec.check()
     import torch
 
     from benchmarks.runs.forecast import extent, probe
     from benchmarks.runs.memory import estimate_memory
-    from benchmarks.runs.run import make_algorithm
+    from benchmarks.runs.run import check_shown, make_algorithm
+    from diffusion_gym.rewards.attended import evaluating
 
     torch.set_num_threads(threads_of(writing))
     algorithm, extends = make_algorithm(spec), extent(spec)
+    check_shown(spec, algorithm)
+    if spec.config.evaluation.images:
+        with evaluating(algorithm.mdp.reward):  # refuses votes without a reward for evaluations
+            pass
     print(f"{_taken(spec, algorithm)}\n{estimate_memory(algorithm).describe()}")
     print(f"{extends.describe(algorithm.policy.forwards_per_row)}\n{probe(algorithm, spec).describe(extends)}")
     print("nothing was trained or written")

@@ -32,14 +32,16 @@ class CSVRun:
 def read_csv(file: Path) -> CSVRun:
     """Read a CSV file with a header: "queries" or "step", "reward", and any other column that detectors look at.
 
-    Other rewards by their names (such as clip_score) are metrics. An empty cell is not measured.
+    Other rewards by their names (such as clip_score) are metrics. An empty cell, or nan, is not measured.
 
     Raises:
-        ValueError: not such a file: a column is missing, a cell is no number, or a line has too many or too few cells.
+        ValueError: not such a file: a column is missing or there twice, a cell is no number, a line has too many or too
+            few cells, or lies before the line above it.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
-            header, *lines = [line for line in csv.reader(opened) if line] or [[]]
+            reader = csv.reader(opened)
+            (_, header), *lines = [(reader.line_num, line) for line in reader if line] or [(1, [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"{str(file)!r} cannot be read as CSV ({error}); expected a header and lines in UTF-8."
@@ -52,9 +54,13 @@ def read_csv(file: Path) -> CSVRun:
             f"{str(file)!r} lacks the column {' and the column '.join(missing)}, got {', '.join(names) or 'nothing'}. "
             f"Known are also {', '.join(name for name in COLUMNS if name != REWARD)}, and the names of rewards."
         )
+    twice = next((name for name in (place, *COLUMNS, *REWARDS) if names.count(name) > 1), None)
+    if twice is not None:
+        both = ", ".join(repr(cell) for cell, name in zip(header, names, strict=True) if name == twice)
+        raise ValueError(f"{str(file)!r} has {twice} in several columns ({both}); expected one.")
     known = [name for name in names if name in COLUMNS or (name in REWARDS and not is_gold(name))]
-    readings = []
-    for number, cells in enumerate(lines, 2):
+    readings: list[Reading] = []
+    for number, cells in lines:
         if len(cells) != len(names):
             raise ValueError(f"line {number} of {str(file)!r} has {len(cells)} cells; expected {len(names)}.")
         values = {
@@ -63,7 +69,12 @@ def read_csv(file: Path) -> CSVRun:
         at = _number(cells[names.index(place)], place, number, file)
         if math.isnan(at) or math.isnan(values[REWARD]):
             raise ValueError(
-                f"line {number} of {str(file)!r} needs a number for {place} and reward, got an empty cell."
+                f"line {number} of {str(file)!r} needs a number for {place} and reward, got an empty cell or nan."
+            )
+        if readings and at < readings[-1].queries:
+            raise ValueError(
+                f"line {number} of {str(file)!r} has the {place} {at:g} after {readings[-1].queries:g}; expected lines "
+                "in the order of training, of one run."
             )
         readings.append(Reading(at, {name: value for name, value in values.items() if not math.isnan(value)}))
     if not readings:
@@ -75,6 +86,9 @@ def _number(cell: str, name: str, number: int, file: Path) -> float:
     if not cell.strip():
         return math.nan
     try:
-        return float(cell)
+        value = float(cell)
     except ValueError:
-        raise ValueError(f"line {number} of {str(file)!r} has {cell!r} for {name}; expected a number.") from None
+        value = math.inf
+    if math.isinf(value):
+        raise ValueError(f"line {number} of {str(file)!r} has {cell!r} for {name}; expected a finite number.")
+    return value

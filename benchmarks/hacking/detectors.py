@@ -146,7 +146,7 @@ DETECTORS: Mapping[str, Detector] = {
         "flat areas of the pictures have been disappearing",
     ),
     "reward-rise": _exceeds(
-        REWARD,
+        f"{REWARD}, {REWARD_SPREAD}",
         "rise of the mean reward, in standard deviations of the pictures' rewards at the start",
         _reward_rise,
         "the reward has been far above its start",

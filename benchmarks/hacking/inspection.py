@@ -81,6 +81,6 @@ def _said(name: str, rule: Rule, signs: Mapping[str, Sign | None], unit: str) ->
     if name not in rule.thresholds:
         return "has no threshold: it could not be tuned on committed runs"
     if name not in signs:
-        return f"not measured; needs {DETECTORS[name].needs} at every evaluation"
+        return f"not measured; needs {DETECTORS[name].needs} at every evaluation, and for changes not 0 at the first"
     sign = signs[name]
     return "nothing" if sign is None else f"{sign.text} since {sign.queries:,.0f} {unit}"

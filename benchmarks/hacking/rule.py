@@ -85,6 +85,16 @@ class Rule:
         kept = fired[: self.at_least]
         return Alarm(kept[-1].queries, kept) if len(kept) == self.at_least else None
 
+    def silent(self, readings: Sequence[Reading]) -> str | None:
+        """Return why there can be no alarm, whatever comes: too few detectors could be measured; None if there can."""
+        missing = [name for name in self.watch if name not in self.signs(readings, self.watch)]
+        if len(self.watch) - len(missing) >= self.at_least:
+            return None
+        return (
+            f"{self.at_least} of {', '.join(self.watch)} decide, and {', '.join(missing)} could not be measured: "
+            "an evaluation must show prompts at least twice (--evaluation.images), and its rewards must differ"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the rule as JSON."""
         return {"thresholds": dict(self.thresholds), "watch": list(self.watch), "at_least": self.at_least}

@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 import diffusion_gym
 from algorithms import ALGORITHMS, DiffusionAlgorithm
+from algorithms.checkpoints.file import read_checkpoint
 from algorithms.checkpoints.published import check_replaceable, published
 from algorithms.memory import OutOfMemory
 from algorithms.parallel.ranks import current_ranks
@@ -172,9 +173,8 @@ def _learn(
 def _return_to_best(folder: Path, algorithm: DiffusionAlgorithm[Any]) -> int:
     """Give the algorithm weights, iteration and costs of ``best.zip``; return the iteration."""
     algorithm.set_parameters(folder / BEST)
-    algorithm.iteration = read_json(folder / RUN)["best"]["iteration"]
-    lines = log_lines(folder, EVALUATIONS)
-    algorithm.costs = next(line["costs"] for line in lines if line["iteration"] == algorithm.iteration)
+    state = read_checkpoint(folder / BEST).state  # its evaluation need not be in the log: the run may have got longer
+    algorithm.iteration, algorithm.costs = state["iteration"], state["costs"]
     return algorithm.iteration
 
 
@@ -285,8 +285,13 @@ def build(spec: RunSpec, folder: Path, checkpoint: str = CHECKPOINT) -> Diffusio
     tried = read_json(folder / RUN).get("chunk_size") if (folder / RUN).exists() else None
     if tried is not None:  # memory ran out with twice as many rows per forward pass
         algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)
+    check_shown(spec, algorithm)
+    return algorithm
+
+
+def check_shown(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> None:
+    """Raise ValueError where safeguards or metrics cannot use the prompts, which are known once the model is."""
     prompts, held_out = algorithm.mdp.prompts, spec.config.evaluation.held_out_prompts  # also the model's own
     spec.safeguards.check_prompts(prompts, spec.config.evaluation)
     if spec.metrics:
         check_worlds(spec.metrics, algorithm.mdp.model, [*prompts, *(resolve_prompts(held_out) if held_out else ())])
-    return algorithm

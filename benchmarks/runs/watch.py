@@ -62,6 +62,8 @@ def value_of(line: Mapping[str, Any], name: str) -> float:
 class WatchForHacking(EvaluationCallback):
     """Says once when a run's log shows that its reward is being hacked, and stops the run if asked to.
 
+    Where the first evaluation lacks what the rule needs, it says that instead.
+
     Attributes:
         alarm: what the log shows; None while it shows nothing.
     """
@@ -100,6 +102,8 @@ class WatchForHacking(EvaluationCallback):
 
     def _look_at_log(self) -> Alarm | None:
         self._readings.append(self._read())
+        if len(self._readings) == 1 and (why := self._rule.silent(self._readings)) is not None:
+            self._say(f"reward hacking is not watched for: {why}")
         return self._rule.alarm(self._readings)
 
 

@@ -37,6 +37,20 @@ def test_forward_passes_are_those_that_the_run_is_billed(name: str, tmp_path: Pa
     assert (found.iterations, found.images, found.evaluated) == (3, 32, 8 * 4)
 
 
+def test_several_rewards_are_counted_and_an_algorithm_that_fails_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"trainable": "full", "images_per_iteration": 8, "images_per_prompt": 4, "num_envs": 8}
+    config = override(ALGORITHMS["ddpo-is"].config, **few, advantages="gdpo")
+    task = TaskConfig("exact-gaussian", "exact-quadratic,exact-linear", num_inference_steps=2)
+    spec = RunSpec("ddpo-is", config, task, 8)
+    assert extent(spec).rows is not None
+
+    def needs_more(self: object, rollout: object) -> None:
+        raise AttributeError("the exact model has no text encoder")
+
+    monkeypatch.setattr(ALGORITHMS["ddpo-is"].cls, "update", needs_more)
+    assert extent(spec).rows is None
+
+
 def test_time_is_the_sum_of_its_parts() -> None:
     found = Extent(iterations=10, images=64, evaluated=80, steps=10, rows=Rows(sampled=640, trained=320, compared=5))
     said = Speed(forward=0.01, training=0.02, decoding=0.5, reward=0.25).describe(found)
@@ -53,7 +67,7 @@ def test_guidance_doubles_the_forward_passes() -> None:
     assert found.forwards(2) == (80, 120)
 
 
-def test_a_dry_run_calls_no_reward_of_the_users_and_writes_nothing(
+def test_a_dry_run_calls_no_reward_of_the_users_writes_nothing_and_refuses_what_train_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -64,4 +78,8 @@ def test_a_dry_run_calls_no_reward_of_the_users_and_writes_nothing(
     assert "32 iterations of 64 images: 2,048 reward calls" in said
     assert "without the reward, which is not called" in said
     assert "memory on cpu, estimated" in said
+    assert main([*command, "--reward", "votes"]) == 2
+    assert "votes asks nobody about the images of evaluations" in capsys.readouterr().err
+    assert main([*command, "--reward", "exact-linear", "--stop-when-hacked", "--evaluation.images", "1"]) == 2
+    assert "stop_when_hacked compares images of one prompt" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]

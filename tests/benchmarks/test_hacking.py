@@ -24,7 +24,7 @@ from benchmarks.hacking.detectors import DETECTORS
 from benchmarks.hacking.judged import Judged
 from benchmarks.hacking.measure import detector_alarms, f1, fixed_alarms, skill, stops, tuned_threshold
 from benchmarks.hacking.readings import Reading, read_evaluation
-from benchmarks.hacking.rule import Rule
+from benchmarks.hacking.rule import Alarm, Rule, Sign
 from benchmarks.hacking.tables import measured_text
 from benchmarks.hacking.tuning import tune
 from benchmarks.report.charts import evaluation_charts
@@ -186,6 +186,9 @@ def test_a_csv_file_of_another_program(tmp_path: Path, capsys: pytest.CaptureFix
         ("step,reward\n1,good\n", "line 2 of .* has 'good' for reward"),
         ("step,reward\n1\n", "line 2 of .* has 1 cells; expected 2"),
         ("step,reward\n1,\n", "needs a number for step and reward"),
+        ("step,reward\n\n1,inf\n", "line 3 of .* has 'inf' for reward"),
+        ("step,reward\n8,1\n4,2\n", "line 3 of .* has the step 4 after 8"),
+        ("step,reward,kl, kl_to_start\n1,2,3,4\n", "has kl_to_start in several columns \\('kl', ' kl_to_start'\\)"),
         ("", "lacks the column queries or step and the column reward, got nothing"),
     ],
 )  # fmt: skip
@@ -262,6 +265,40 @@ def test_it_stops_when_hacked_exports_the_best_before_and_decides_alike_when_res
     assert weights(tmp_path / "parts" / "best.zip") == weights(tmp_path / "whole" / "best.zip")
     assert (tmp_path / "parts" / exported).read_bytes() == (tmp_path / "whole" / exported).read_bytes()
     assert len(said) == 1  # its own end says the rest
+
+
+def test_a_run_that_cannot_be_watched_says_so_at_its_first_evaluation() -> None:
+    """Its prompts are shown once each, so that one of three detectors is left."""
+    said: list[str] = []
+    readings = iter(curve(reward=[0, 1, 9]))
+    watching = watch.WatchForHacking(lambda: next(readings), (), said.append)
+    watching.model = SimpleNamespace(ranks=ALONE)  # type: ignore[assignment]
+    for _ in range(3):
+        watching.on_evaluation(None)  # type: ignore[arg-type]
+    (line,) = said
+    assert line.startswith("reward hacking is not watched for: 2 of diversity, prompt-spread, reward-rise decide, and ")
+    assert "diversity, prompt-spread could not be measured: an evaluation must show prompts at least twice" in line
+
+
+def test_a_lengthened_run_returns_to_a_best_that_its_log_no_longer_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The last evaluation of the shorter run, at iteration 3, was out of turn, and is not made again."""
+    torch.set_num_threads(1)
+    late = Alarm(64, [Sign("reward-rise", 64, "it rises")])
+    rule = SimpleNamespace(
+        alarm=lambda readings: late if readings and readings[-1].queries >= 64 else None, silent=lambda readings: None
+    )
+    monkeypatch.setattr(watch, "shipped_rule", lambda: rule)
+    spec = spec_of(stop_when_hacked=True)
+    spec = replace(spec, config=override(spec.config, evaluation=EvaluationConfig(images=8, every=2)))
+    short = run(replace(spec, reward_queries=48), tmp_path)
+    assert short.best is not None
+    assert short.best["iteration"] == 3
+    longer = run(spec, tmp_path)
+    assert [line.iteration for line in longer.evaluations] == [0, 2, 4]
+    assert longer.stopped_early is not None
+    assert longer.stopped_early.endswith("exported are the weights of iteration 3")
 
 
 def test_what_was_said_before_a_run_is_resumed_is_not_said_again() -> None:

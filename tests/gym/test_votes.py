@@ -5,6 +5,8 @@ import io
 import json
 import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,9 @@ def test_the_page_is_for_who_knows_the_token_and_takes_one_right_answer(images: 
         status, text = request(f"{address}answer", {"number": asked["number"], "grades": wrong})
         assert (status, text.decode()[:39]) == (400, "expected a grade from 1 to 5 for each o")
     assert request(f"{address}answer", [1, 5])[0] == 400
+    deep = urllib.request.Request(f"{address}answer", b"[" * 90_000)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(deep, timeout=20)
     assert request(f"{address}answer", {**right, "number": 9})[0] == 409
     assert not scores
     assert request(f"{address}answer", right)[0] == 200
@@ -171,6 +176,8 @@ def test_a_wait_ends_when_the_run_is_to_stop(images: Tensor, tmp_path: Path) -> 
         ("replay=none.jsonl", "there is no file of votes '.*none.jsonl'; expected a run's votes.jsonl"),
         ("replay=log.jsonl", "'.*log.jsonl' is not a file of votes .*; expected lines with prompt, metadata, pictures"),
         ("replay=text.jsonl", "line 1 of '.*text.jsonl' is damaged"),
+        ("file=notes.txt", "'.*notes.txt' is not a file of votes, and its last line would be lost"),
+        ("file=.", "is a folder; expected a file of votes"),
         ("file=no/votes.jsonl", "there is no folder '.*no' to keep votes in"),
         ("file=a.jsonl&replay=log.jsonl", "a file to keep votes in, or one to replay, not both"),
         ("evaluate=votes", "evaluate='votes' would ask, too; expected a reward that needs nobody"),
@@ -183,6 +190,7 @@ def test_bad_options_are_answered_in_a_sentence(
     monkeypatch.chdir(tmp_path)
     Path("log.jsonl").write_text('{"prompt": "cat", "metadata": {}, "pictures": ["1", "2"], "rewards": [1]}\n')
     Path("text.jsonl").write_text("five stars\n")
+    Path("notes.txt").write_text("five stars")
     with pytest.raises(ValueError, match=words):
         resolve_reward(f"votes?{options}")
 

@@ -34,6 +34,14 @@ class KeptVotes:
             raise ValueError(
                 f"there is no folder {str(path.parent)!r} to keep votes in; make it, or name another file."
             )
+        if path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder; expected a file of votes, such as votes.jsonl in it.")
+        torn = _torn_line(path)
+        if torn and not torn.startswith(b"{"):
+            raise ValueError(
+                f"{str(path)!r} is not a file of votes, and its last line would be lost; expected a run's votes.jsonl, "
+                "or a file that is not there yet."
+            )
         for line in read_lines(path, "rewards"):
             try:
                 key: Key = line["prompt"], metadata_text(line["metadata"]), tuple(line["pictures"])
@@ -71,7 +79,12 @@ class KeptVotes:
         return "" if self._replays else mode
 
 
+def _torn_line(path: Path) -> bytes:
+    """Return what a killed process wrote of its last line; nothing from a missing file."""
+    return path.read_bytes().rpartition(b"\n")[2] if path.is_file() else b""
+
+
 def _drop_torn_line(path: Path) -> None:
     """Cut off what a killed process wrote of its last line, or the next line would be damaged by it."""
-    if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+    if torn := _torn_line(path):
+        os.truncate(path, path.stat().st_size - len(torn))

@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(answer, dict):
                 raise ValueError(f"expected a mapping as an answer, got {type(answer).__name__}.")
             taken = self.server.page.take(answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the second for thousands of brackets
             self._send_text(str(error), HTTPStatus.BAD_REQUEST)
         else:
             if taken:
