@@ -4,9 +4,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from diffusion_gym.naming import did_you_mean
 
 DEFAULT_MODEL = "emoji-animals"
 EMOJI_WORLD = "emoji-world"
@@ -48,6 +50,50 @@ class LoRAConfig:
     def layers(self, groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """Return the suffixes of the adapted layers, with a family's groups of layers written out."""
         return tuple(dict.fromkeys(layer for name in self.targets for layer in groups.get(name, (name,))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """How a diffusers pipeline is loaded, beside its device and the dtype of its networks."""
+
+    details: ClassVar[tuple[str, ...]] = ("vae_tiling", "height", "width")
+
+    vae_tiling: bool = False
+    """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, to save memory."""
+    height: int | None = None
+    """Height of the images in pixels; without it that of the model's configuration."""
+    width: int | None = None
+    """Width of the images in pixels; without it that of the model's configuration."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no model takes."""
+        if not isinstance(self.vae_tiling, bool):
+            raise TypeError(f"vae_tiling must be True or False, got {self.vae_tiling!r}.")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive number of pixels, or left out, got {value!r}.")
+
+    @classmethod
+    def of(cls, **given: Any) -> "ModelSettings":
+        """Return the settings of keyword arguments. Raises TypeError for a name that is no setting."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise TypeError(
+                    f"unexpected keyword argument {name!r}; a model's settings are {known}.{did_you_mean(name, known)}"
+                )
+        return cls(**given)
+
+    @classmethod
+    def among(cls, options: "ModelSettings") -> "ModelSettings":
+        """Return the settings that options of a subclass hold."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Return name -> value of the settings that are not at their defaults."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
 
 def folder_of(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 import tyro
 
 from algorithms.config.fields import check_fields
-from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
+from diffusion_gym.choices import LoRAConfig, ModelSettings, Reduction, Sampler, Trained
 from diffusion_gym.prompts import check_prompts, resolve_prompts
 from diffusion_gym.recommended import recommended_for as recommends
 
@@ -286,7 +286,7 @@ def _belongs(name: str) -> str | None:
         return f"{name} belongs to learn: algorithm.learn({name}=...)."
     from diffusion_gym.envs.single import DenoiseEnv  # not at the top: the command line is parsed without it
 
-    if name not in inspect.signature(DenoiseEnv).parameters:
+    if name not in (*inspect.signature(DenoiseEnv).parameters, *ModelSettings.__dataclass_fields__):
         return None
     wrapper = (
         f", or TerminalReward(env, {name}) around one (diffusion_gym.rewards.wrappers)" if name == "reward" else ""

@@ -12,13 +12,14 @@ from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config.base import check_held_out, from_dict, to_dict
 from benchmarks.runs.metrics import check_metric
 from benchmarks.runs.safeguards import Safeguards
-from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward, check_reward_gradient
 
 #: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
 WandbMode = Literal["off", "offline", "online"]
+_OWN_SIZE = "(default: the model's own)"
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
@@ -30,10 +31,10 @@ def check_names(kind: str, given: Collection[str], known: Collection[str]) -> No
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(ModelSettings):
     """The model, and what it is tuned toward."""
 
-    details: ClassVar[tuple[str, ...]] = ("device", "dtype", "vae_tiling", "metrics")
+    details: ClassVar[tuple[str, ...]] = ("device", "dtype", "metrics")
 
     model: str = DEFAULT_MODEL
     """emoji-animals or emoji-world (embedded), exact-gaussian, exact-mixture, a diffusers folder, or a hub id."""
@@ -63,8 +64,14 @@ class TaskConfig:
     """Where the model runs: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU."""
     dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
-    vae_tiling: bool = False
-    """Decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, to save memory."""
+    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN_SIZE)] = field(
+        default=None, kw_only=True
+    )
+    """Height of the images in pixels."""
+    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN_SIZE)] = field(
+        default=None, kw_only=True
+    )
+    """Width of the images in pixels."""
     metrics: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
@@ -77,6 +84,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Refuse unknown names before any weight is loaded."""
+        super().__post_init__()
         check_reward(self.reward)
         if self.prompts is not None:
             check_prompts(self.prompts)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_gym.choices import LoRAConfig as LoRAConfig
 from diffusion_gym.choices import ModelDtype as ModelDtype
+from diffusion_gym.choices import ModelSettings as ModelSettings
 from diffusion_gym.choices import Trained as Trained
 from diffusion_gym.recommended import Recommended
 from diffusion_gym.transitions import Schedule, make_schedule
@@ -55,6 +56,7 @@ class DiffusionModel(ABC):
         conditioning_shapes: name -> shape of one image's conditioning; "prompt_embedding" is (L, D).
         scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
         recommended: the default settings of its training.
+        settings: how it was loaded, beside device and dtype.
     """
 
     name: str
@@ -65,6 +67,7 @@ class DiffusionModel(ABC):
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     scheduler_config: Mapping[str, Any]
     recommended: Recommended = Recommended()
+    settings: ModelSettings = ModelSettings()
     #: Which of a prompt's fields ``negative_prompt`` and ``image`` the family reads beside its text.
     prompt_fields: ClassVar[frozenset[str]] = frozenset()
     #: The prompts without a choice of the user's.

@@ -8,7 +8,7 @@ import torch
 from diffusion_gym.choices import ASSETS as ASSETS
 from diffusion_gym.choices import EMBEDDED as EMBEDDED
 from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
-from diffusion_gym.models.base import DiffusionModel, ModelDtype
+from diffusion_gym.models.base import DiffusionModel, ModelDtype, ModelSettings
 from diffusion_gym.models.files import FilesState, check_not_pointers, files_state, instead_of
 from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.pipeline import PipelineModel
@@ -42,14 +42,14 @@ def state_of(name: str) -> FilesState | str:
         return ""
 
 
-def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False) -> DiffusionModel:
+def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, settings: ModelSettings) -> DiffusionModel:
     """Load the model called ``name``.
 
     Raises:
-        ValueError: nothing is found under that name, or its pipeline class is not supported.
+        ValueError: nothing is found under that name, its pipeline class is not supported, or it has no such setting.
     """
     source, family = _family(name)
-    return family(name, source, device, dtype, vae_tiling)
+    return family(name, source, device, dtype, settings)
 
 
 def pipeline_recommends(name: str) -> Recommended:

@@ -5,6 +5,9 @@ decoding is in ``images.py``.
 """
 
 import copy
+import dataclasses
+import functools
+import math
 import shutil
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,13 +22,16 @@ from diffusion_gym.libraries import dtype_argument, no_progress_bars
 from diffusion_gym.models.adapters import TRANSFORMER_LORA_GROUPS as TRANSFORMER_LORA_GROUPS
 from diffusion_gym.models.adapters import UNET_LORA_GROUPS as UNET_LORA_GROUPS
 from diffusion_gym.models.adapters import Groups, check_targets, merged, with_adapters
-from diffusion_gym.models.base import DTYPES, Denoiser, LoRAConfig, ModelDtype
+from diffusion_gym.models.base import DTYPES, Denoiser, LoRAConfig, ModelDtype, ModelSettings
 from diffusion_gym.models.files import variant_of
 from diffusion_gym.models.images import ImageModel
 from diffusion_gym.models.probe import check_channels, check_runs, check_sample_size
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
 from diffusion_gym.recommended import FILE, in_folder
 from diffusion_gym_torchvision import repair_torchvision
+
+#: Stable Diffusion's pipelines refuse heights and widths that this does not divide, whatever their VAE.
+_PIPELINES_ASK_FOR = 8
 
 
 class PipelineDenoiser(Denoiser):
@@ -58,7 +64,6 @@ class PipelineModel(ImageModel):
     Attributes:
         pipe: the diffusers pipeline, frozen and in evaluation mode.
         load_arguments: what ``from_pretrained`` was given beside the folder.
-        vae_tiling: whether large images are decoded in overlapping tiles, which takes less memory.
     """
 
     #: Wraps the trained network; its ``component`` is the network's name in the pipeline.
@@ -75,7 +80,12 @@ class PipelineModel(ImageModel):
     float32_vae: ClassVar[bool] = False
 
     def __init__(
-        self, name: str, source: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False
+        self,
+        name: str,
+        source: str,
+        device: torch.device,
+        dtype: ModelDtype,
+        settings: ModelSettings = ModelSettings(),  # noqa: B008 - frozen
     ) -> None:
         """Load the pipeline from the folder or hub id ``source``.
 
@@ -83,7 +93,7 @@ class PipelineModel(ImageModel):
             ValueError: diffusers cannot load it (a missing file, a network that is not there), the family cannot use
                 what it holds, its parts do not run together, or its recommended settings are no such file.
         """
-        self.name, self.device, self.dtype, self.vae_tiling = name, device, dtype, vae_tiling
+        self.name, self.device, self.dtype, self.settings = name, device, dtype, settings
         self.recommended = in_folder(source, type(self).recommended)
         self.default_prompts = self.recommended.prompts or type(self).default_prompts
         self.pipe = self._load(source).to(device)
@@ -96,6 +106,7 @@ class PipelineModel(ImageModel):
         self._check_tokenizers()
         self._prepare_vae()
         self.latent_shape, self.image_shape = self._shapes()
+        self._check_size()
         self.conditioning_shapes = self._conditioning_shapes()
         check_runs(self)
 
@@ -113,14 +124,47 @@ class PipelineModel(ImageModel):
         """Raise ValueError for a pipeline that cannot be used, after it is loaded."""
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Return (c, h, w) of the latents and (3, H, W) of the images; here from the network's ``sample_size``."""
+        """Return (c, h, w) of the latents and (3, H, W) of the images; here from the network's ``sample_size``.
+
+        A family that can draw other sizes asks :meth:`_sized` for them.
+        """
         network = getattr(self.pipe, self.denoiser_class.component)
         check_sample_size(self.name, self.denoiser_config)
         check_channels(self.name, network, self.pipe.vae)
         size = network.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
         scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-        return (network.config.in_channels, h, w), (3, h * scale, w * scale)
+        height, width = self._sized(h * scale, w * scale, math.lcm(scale, _PIPELINES_ASK_FOR))
+        return (network.config.in_channels, height // scale, width // scale), (3, height, width)
+
+    def _sized(self, height: int, width: int, multiple: int) -> tuple[int, int]:
+        """Return height and width of the images in pixels: those of the settings, or else the model's own.
+
+        Args:
+            height: the model's own.
+            width: the same.
+            multiple: of which height and width in the settings must be.
+
+        Raises:
+            ValueError: a size that is no such multiple.
+        """
+        for name in ("height", "width"):
+            asked = getattr(self.settings, name)
+            if asked is not None and asked % multiple:
+                near = max(multiple, round(asked / multiple) * multiple)
+                raise ValueError(
+                    f"{name} must be a multiple of {multiple} pixels for {self.name!r}, got {asked}; {near} would do."
+                )
+        return self.settings.height or height, self.settings.width or width
+
+    def _check_size(self) -> None:
+        """Raise ValueError where the settings ask for a size that the family did not take."""
+        for name, size in zip(("height", "width"), self.image_shape[1:], strict=True):
+            if getattr(self.settings, name) not in (None, size):
+                raise ValueError(
+                    f"{self.name!r} draws images of {self.image_shape[1]} x {self.image_shape[2]} pixels alone, as its "
+                    f"pipeline does; leave out {name}, got {getattr(self.settings, name)}."
+                )
 
     # -- the contract of a model ------------------------------------------------------------------------------------
 
@@ -202,7 +246,8 @@ class PipelineModel(ImageModel):
         """Pickle as its name."""
         from diffusion_gym.models import load_model
 
-        return load_model, (self.name, str(self.device), self.dtype, self.vae_tiling)
+        reload = functools.partial(load_model, **dataclasses.asdict(self.settings))
+        return reload, (self.name, str(self.device), self.dtype)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -225,7 +270,7 @@ class PipelineModel(ImageModel):
             return
         if self.float32_vae and vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()
-        if self.vae_tiling:
+        if self.settings.vae_tiling:
             vae.enable_tiling()
 
     def _check_tokenizers(self) -> None:

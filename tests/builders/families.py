@@ -23,8 +23,8 @@ class Family:
 
     Attributes:
         build: writes the pipeline into a folder.
-        draw: plain diffusers: (pipeline, prompts, generators, output "latent" or "pt", steps, guidance, eta) ->
-            final latents (n, c, h, w), or pictures (n, 3, H, W) in [0, 1].
+        draw: plain diffusers: (pipeline, prompts, generators, output "latent" or "pt", steps, guidance, eta, size) ->
+            final latents (n, c, h, w), or pictures (n, 3, H, W) in [0, 1]; a size is (height, width) in pixels.
         guidance: a scale other than 1, or 1 for a family without prompts.
         eta: noise that the pipeline itself can add, or None.
         lora_file: whether diffusers loads a LoRA into it.
@@ -47,9 +47,10 @@ def _draw_from_text(
     steps: int,
     guidance: float,
     eta: float = 0.0,
+    size: tuple[int, int] = (16, 16),
 ) -> Tensor:
     call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output}
-    return pipe(list(prompts), generator=generators, eta=eta, **call).images
+    return pipe(list(prompts), generator=generators, eta=eta, height=size[0], width=size[1], **call).images
 
 
 def _draw_sd3(
@@ -59,10 +60,16 @@ def _draw_sd3(
     output: str,
     steps: int,
     guidance: float,
+    size: tuple[int, int] = (16, 16),
 ) -> Tensor:
-    call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output}
     tokens = 256 if pipe.tokenizer_3 is None else TOKENS
-    return pipe(list(prompts), generator=generators, height=16, width=16, max_sequence_length=tokens, **call).images
+    call = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "output_type": output,
+        "max_sequence_length": tokens,
+    }
+    return pipe(list(prompts), generator=generators, height=size[0], width=size[1], **call).images
 
 
 def _draw_flux(
@@ -72,15 +79,16 @@ def _draw_flux(
     output: str,
     steps: int,
     guidance: float,
+    size: tuple[int, int] = (16, 16),
 ) -> Tensor:
     """Guidance is the transformer's input in dev, and true guidance away from the empty prompt in schnell."""
-    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
+    call = {"num_inference_steps": steps, "output_type": output, "height": size[0], "width": size[1]}
     if pipe.transformer.config.guidance_embeds:
         call["guidance_scale"] = guidance
     else:
         call |= {"true_cfg_scale": guidance, "negative_prompt": [""] * len(prompts)}
     images = pipe(list(prompts), generator=generators, max_sequence_length=TOKENS, **call).images
-    return images if output == "pt" else pipe._unpack_latents(images, 16, 16, pipe.vae_scale_factor)
+    return images if output == "pt" else pipe._unpack_latents(images, *size, pipe.vae_scale_factor)
 
 
 def _draw_unconditional(

@@ -25,19 +25,20 @@ from benchmarks.__main__ import main
 from diffusion_gym import LoRAConfig, load_model
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.models.fingerprint import difference, fingerprint
 
 STEPS, PROMPTS, SEEDS = 3, ["a cat", "dog"], [5, 6]
 #: Scaled by 4: ignoring alpha would shrink the update fourfold.
 LORA = LoRAConfig(rank=2, alpha=8.0)
 
 
-def denoise(built: Any, policy: DenoisingPolicy, noisy: bool = False) -> tuple[Tensor, Tensor]:
+def denoise(built: Any, policy: DenoisingPolicy, noisy: bool = False, **settings: Any) -> tuple[Tensor, Tensor]:
     """Step the environment with the policy's means, or with the noise that a pipeline draws after the first latents.
 
     Returns:
         The final latents (n, c, h, w) and the environment's images (n, 3, H, W), uint8.
     """
-    mdp = build_mdp(built.folder, "compressibility", PROMPTS, STEPS, 1, "cpu", "float32")
+    mdp = build_mdp(built.folder, "compressibility", PROMPTS, STEPS, 1, "cpu", "float32", settings)
     env = DenoiseVectorEnv.sharing(mdp, len(SEEDS))
     sources = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     observation, info = env.reset(seed=SEEDS, options={"prompts": PROMPTS})
@@ -126,6 +127,27 @@ def test_images_are_the_pipelines(built_or_variant: Any, noisy: bool, guided: bo
     # float32 rounding over the steps; at the noisiest the prediction of x_0 multiplies it by 1 / sqrt(a) = 15.
     torch.testing.assert_close(latents, draw(built, pipe, "latent", **call), rtol=1e-4, atol=1e-4)
     assert_same_images(images, draw(built, pipe, "pt", **call))
+
+
+def test_images_of_another_size_are_the_pipelines(built_or_variant: Any) -> None:
+    """Not square, and only the height given; SDXL's size ids, Flux's image ids and shifts by resolution follow."""
+    built, guidance = built_or_variant, built_or_variant.family.guidance
+    if built.family.guidance == 1.0:
+        with pytest.raises(ValueError, match=r"draws images of 16 x 16 pixels alone, .*; leave out height, got 24"):
+            load_model(built.folder, height=24)
+        return
+    model = load_model(built.folder, height=24)
+    assert (model.image_shape, model.latent_shape) == ((3, 24, 16), (4, 12, 8))
+    assert pickle.loads(pickle.dumps(model)) is model
+    assert "latent_shape" in str(difference(fingerprint(built.model), fingerprint(model)))
+    policy = DenoisingPolicy(model, STEPS, PolicyConfig(trainable="full", eta=0.0, guidance_scale=guidance))
+    latents, images = denoise(built, policy, height=24)
+    call = {"guidance": guidance, "size": (24, 16)}
+    pipe = built.plain()
+    torch.testing.assert_close(latents, draw(built, pipe, "latent", **call), rtol=1e-4, atol=1e-4)
+    assert_same_images(images, draw(built, pipe, "pt", **call))
+    with pytest.raises(ValueError, match=r"width must be a multiple of [48] pixels for .*, got 18; (16|20) would do"):
+        load_model(built.folder, width=18)
 
 
 def test_prompts_and_guidance_matter(built: Any) -> None:
