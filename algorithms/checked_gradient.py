@@ -62,7 +62,7 @@ def _exact_gradient(algorithm: DiffusionAlgorithm[Any], pairs: int = 4096) -> Te
     """
     policy, mdp, n = algorithm.policy, algorithm.mdp, 2 * pairs
     parameters, source = list(policy.trainable_parameters().values()), torch.Generator().manual_seed(0)
-    conditioning = {name: value.expand(n, *value.shape[1:]) for name, value in mdp.conditioning_of(mdp.prompts).items()}
+    conditioning = {name: value.expand(n, *value.shape[1:]) for name, value in mdp.conditioning_of(mdp.records).items()}
     trained = set(policy.trainable_steps.tolist())
 
     def noise() -> Tensor:

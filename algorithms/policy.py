@@ -19,7 +19,7 @@ from algorithms.parallel.sharding import is_sharded, whole
 from algorithms.sb3.observations import observation_tensors
 from algorithms.sb3.vec_env import find_mdp
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
-from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING
+from diffusion_gym.models.base import GUIDANCE, NEGATIVE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
 from diffusion_gym.transitions import Gaussian, Transition, make_transition
 
@@ -54,9 +54,22 @@ class Rows:
 class DenoisingPolicy(nn.Module):
     """pi(x_{t-1} | x_t, t, c), a Gaussian around the denoiser's prediction."""
 
-    def __init__(self, model: DiffusionModel, num_inference_steps: int, config: PolicyConfig) -> None:
-        """Copy the model's denoiser; raises ValueError where model and config do not fit."""
+    def __init__(
+        self, model: DiffusionModel, num_inference_steps: int, config: PolicyConfig, negative_prompts: bool = False
+    ) -> None:
+        """Copy the model's denoiser.
+
+        Args:
+            model: the pretrained model.
+            num_inference_steps: T.
+            config: how it samples, and what is trained.
+            negative_prompts: whether each row has an unconditional side of its own (``DenoisingMDP.negative_prompts``).
+
+        Raises:
+            ValueError: model and config do not fit, or nothing would read the negative prompts.
+        """
         super().__init__()
+        _check_negative_prompts(model, config, negative_prompts)
         self.config, self.model = config, model
         if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
             warnings.warn(
@@ -73,11 +86,13 @@ class DenoisingPolicy(nn.Module):
         self.forwards_per_row = 2 if self.guided else 1
         #: What the denoiser takes of an observation beside latent and time: name -> (shape of a row, dtype).
         self.conditioning = _conditioning(model, config)
+        if negative_prompts:
+            self.conditioning |= {NEGATIVE + name: value for name, value in self.conditioning.items()}
         #: T.
         self.num_inference_steps = num_inference_steps
         self._schedule = model.schedule(num_inference_steps)
         self.set_noise_levels(config.eta)
-        self._uncond = self._unconditional() if self.guided else None
+        self._uncond = self._unconditional() if self.guided and not negative_prompts else None
         #: Rows per forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
@@ -98,7 +113,7 @@ class DenoisingPolicy(nn.Module):
         """
         mdp = find_mdp(env, stepped=True)  # the environment itself is stepped, so its wrappers have their effect
         config = override(AlgorithmConfig.for_model(mdp.model).policy, **settings)
-        return cls(mdp.model, mdp.num_inference_steps, config)
+        return cls(mdp.model, mdp.num_inference_steps, config, mdp.negative_prompts)
 
     def set_noise_levels(self, eta: float | Sequence[float]) -> None:
         """Sample with other noise from now on: one eta for all steps, or one for each, the noisiest step first.
@@ -151,13 +166,14 @@ class DenoisingPolicy(nn.Module):
         guidance-distilled model takes the scale as an input instead. With ``guided=False`` it is the prediction with
         the prompt alone.
         """
+        given = {name: value for name, value in conditioning.items() if not name.startswith(NEGATIVE)}
         if self._embeds_guidance:
             scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
-            conditioning = {**conditioning, GUIDANCE: scale}
+            given[GUIDANCE] = scale
         if not (guided and self.guided):
-            return self._forward(latents, timesteps, conditioning)
-        assert self._uncond is not None
-        both = {name: torch.cat([self._uncond[name].expand_as(value), value]) for name, value in conditioning.items()}
+            return self._forward(latents, timesteps, given)
+        away = {name: conditioning[NEGATIVE + name] for name in given} if self._uncond is None else self._uncond
+        both = {name: torch.cat([away[name].expand_as(value), value]) for name, value in given.items()}
         output = self._forward(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
         uncond, cond = output.chunk(2)
         return self.model.guide(uncond, cond, self.config.guidance_scale)
@@ -273,9 +289,13 @@ class DenoisingPolicy(nn.Module):
 
     def _unconditional(self) -> Conditioning:
         """Return what guidance leads away from, one row, of which the text encoder in training makes its own."""
-        encoded = self.model.encode_unconditional()
-        if self.config.trains_text:
-            encoded |= self.model.unconditional_tokens()
+        negative = self.config.negative_prompt
+        with_tokens = self.config.trains_text
+        if negative is None:
+            encoded = self.model.encode_unconditional() | (self.model.unconditional_tokens() if with_tokens else {})
+        else:
+            texts = [negative]
+            encoded = self.model.encode_prompts(texts) | (self.model.tokenize(texts) if with_tokens else {})
         return {name: encoded[name] for name in self.conditioning}
 
     def _forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -283,6 +303,25 @@ class DenoisingPolicy(nn.Module):
             return self.denoiser(latents, timesteps, conditioning).float()
         with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
             return self.denoiser(latents, timesteps, conditioning).float()
+
+
+def _check_negative_prompts(model: DiffusionModel, config: PolicyConfig, by_prompt: bool) -> None:
+    """Raise ValueError for a negative prompt that the model has no place for, or that another one would replace."""
+    if config.negative_prompt is not None and "negative_prompt" not in model.fields_read:
+        why = "takes the guidance scale as an input" if model.embeds_guidance else "has no unconditional branch"
+        raise ValueError(
+            f"the model {model.name!r} {why}, so it reads no negative_prompt; leave {config.negative_prompt!r} out."
+        )
+    if by_prompt and config.negative_prompt is not None:
+        raise ValueError(
+            f"some prompts have a negative_prompt of their own beside negative_prompt {config.negative_prompt!r} for "
+            "all; leave out one of the two."
+        )
+    if by_prompt and config.guidance_scale <= 1:
+        raise ValueError(
+            "some prompts have a negative_prompt, which needs guidance; set guidance_scale above 1 (5 is usual), "
+            f"got {config.guidance_scale:g}."
+        )
 
 
 def _conditioning(model: DiffusionModel, config: PolicyConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -109,7 +109,7 @@ class SB3PPO(DiffusionAlgorithm[SB3PPOConfig]):
         steps, n = len(rollout.log_probs), len(rollout)
         dense, times = self.policy.transition.has_density.tolist(), self.policy.transition.timesteps
         stds = self.policy.transition.std
-        prompts = self.mdp.conditioning_of(rollout.prompts)
+        prompts = self.mdp.conditioning_of(rollout.records)
         for t in range(steps):
             observation = {**prompts, "latent": rollout.latents[t], "timestep": times[t].float().expand(n, 1)}
             buffer.add(

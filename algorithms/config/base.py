@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 
 import tyro
 
-from algorithms.config.fields import check_fields
+from algorithms.config.fields import check_fields, check_kl_limit, check_patience
 from diffusion_gym.choices import LoRAConfig, ModelSettings, Reduction, Sampler, Trained
 from diffusion_gym.prompts import check_prompts, resolve_prompts
 from diffusion_gym.recommended import recommended_for as recommends
@@ -41,7 +41,15 @@ C = TypeVar("C", bound="AlgorithmConfig")
 class PolicyConfig:
     """How the pretrained model samples, and which of its weights are trained."""
 
-    details: ClassVar[tuple[str, ...]] = ("train", "lora", "sampler", "eta", "autocast", "gradient_checkpointing")
+    details: ClassVar[tuple[str, ...]] = (
+        "train",
+        "lora",
+        "sampler",
+        "eta",
+        "negative_prompt",
+        "autocast",
+        "gradient_checkpointing",
+    )
 
     train: Trained = "denoiser"
     """Train the denoiser, its text encoder (TexForce, arXiv 2311.15657; Stable Diffusion 1, 2 and SDXL), or both."""
@@ -56,6 +64,8 @@ class PolicyConfig:
     noise of each step, the noisiest step first."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 or less is none and takes half the passes; the paper uses 5. Flux dev: about 3.5."""
+    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: none)")] = None
+    """What guidance leads away from, for all prompts; prompts in a file may have their own instead."""
     chunk_size: int = 16
     """Rows per forward pass; halved until it fits a GPU. Changes results by rounding only."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
@@ -71,6 +81,11 @@ class PolicyConfig:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
+        if self.negative_prompt is not None and self.guidance_scale <= 1:
+            raise ValueError(
+                f"negative_prompt {self.negative_prompt!r} needs guidance: set guidance_scale above 1 (5 is usual), "
+                f"got {self.guidance_scale:g}."
+            )
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
 
@@ -245,18 +260,6 @@ def check_held_out(trained: Sequence[str], config: EvaluationConfig) -> None:
             "train on the other side of the split, for example prompts 'animals@train' with held_out_prompts "
             "'animals@held-out'."
         )
-
-
-def check_kl_limit(limit: float) -> None:
-    """Raise ValueError unless the limit of a KL is a positive, finite number."""
-    if not 0 < limit < math.inf:
-        raise ValueError(f"the limit of the KL must be a positive, finite number of nats per image, got {limit!r}.")
-
-
-def check_patience(patience: object) -> None:
-    """Raise ValueError unless the patience is an integer of at least 1."""
-    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-        raise ValueError(f"patience must be an integer of at least 1, got {patience!r}.")
 
 
 def divisor(number: int, at_most: int) -> int:

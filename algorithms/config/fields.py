@@ -52,6 +52,18 @@ def check_range(name: str, value: object) -> None:
         raise ValueError(f"{name} must be two numbers that rise within [0, 1], such as (0.65, 1.0), got {value!r}.")
 
 
+def check_kl_limit(limit: float) -> None:
+    """Raise ValueError unless the limit of a KL is a positive, finite number."""
+    if not 0 < limit < math.inf:
+        raise ValueError(f"the limit of the KL must be a positive, finite number of nats per image, got {limit!r}.")
+
+
+def check_patience(patience: object) -> None:
+    """Raise ValueError unless the patience is an integer of at least 1."""
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        raise ValueError(f"patience must be an integer of at least 1, got {patience!r}.")
+
+
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 

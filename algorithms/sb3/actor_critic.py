@@ -48,6 +48,7 @@ def actor_critic_arguments(env: Any, config: PolicyConfig | None = None, **overr
         "dtype": mdp.model.dtype,
         "model_device": str(mdp.model.device),
         "model_settings": mdp.model.settings.given,
+        "negative_prompts": mdp.negative_prompts,
         "config": to_dict(override(config or PolicyConfig(), **overrides)),
     }
 
@@ -91,6 +92,7 @@ class DenoisingActorCritic(ActorCriticPolicy):
         dtype: Any = "float32",
         model_device: str = "cpu",
         model_settings: Mapping[str, Any] = MappingProxyType({}),
+        negative_prompts: bool = False,
         config: Mapping[str, Any] | None = None,
         build_actor: Callable[[], DenoisingPolicy] | None = None,
         **kwargs: Any,
@@ -111,7 +113,7 @@ class DenoisingActorCritic(ActorCriticPolicy):
             raise ValueError("use_sde=True is not possible: the noise of a step is the sampler's. Set use_sde=False.")
         self._given = {
             "model": model, "num_inference_steps": num_inference_steps, "dtype": dtype, "model_device": model_device,
-            "model_settings": dict(model_settings), "config": dict(config),
+            "model_settings": dict(model_settings), "negative_prompts": negative_prompts, "config": dict(config),
         }  # fmt: skip
         self._build_actor = build_actor or self._new_actor
         kwargs.setdefault("features_extractor_class", ObservationFeatures)
@@ -132,7 +134,8 @@ class DenoisingActorCritic(ActorCriticPolicy):
     def _new_actor(self) -> DenoisingPolicy:
         given = self._given
         model = load_model(given["model"], given["model_device"], given["dtype"], **given["model_settings"])
-        return DenoisingPolicy(model, given["num_inference_steps"], from_dict(PolicyConfig, given["config"]))
+        config = from_dict(PolicyConfig, given["config"])
+        return DenoisingPolicy(model, given["num_inference_steps"], config, given["negative_prompts"])
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._given}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusion_gym.envs.vector import DenoiseVectorEnv
 
 #: The policy's settings among the options; with a run, and likewise the number of steps, they are the run's.
-_POLICY = ("guidance_scale", "eta")
+_POLICY = ("guidance_scale", "eta", "negative_prompt")
 _SETTINGS = ("height", "width")
 
 
@@ -54,6 +54,8 @@ class Sample:
     """Classifier-free guidance, without a run; 1 or less is none."""
     eta: Annotated[float | None, _option("FLOAT", "the model's recommendation")] = None
     """Noise of the sampler, without a run; 0 is none."""
+    negative_prompt: Annotated[str | None, _option("STR", "none")] = None
+    """What guidance leads away from, without a run."""
     height: Annotated[int | None, _option("INT", "the model's own")] = None
     """Height of the pictures in pixels, without a run."""
     width: Annotated[int | None, _option("INT", "the model's own")] = None
@@ -147,7 +149,7 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
     )
     drawn_prompts = [record for record in mdp.records for _ in range(options.images)]
     env = DenoiseVectorEnv.sharing(mdp, min(len(drawn_prompts), config.chunk_size))
-    policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
+    policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config, mdp.negative_prompts)]
     averaged: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if spec is not None and file is not None:
         # Prompts that were held out of training may be drawn here, so that they are no longer separate.

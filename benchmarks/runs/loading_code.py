@@ -169,6 +169,10 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> l
         return [
             f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, guidance_scale={guidance}"
         ]
+    given = policy.config.negative_prompt
+    negative = algorithm.mdp.records[0].negative_prompt if given is None else given
+    if negative is not None:
+        arguments["negative_prompt"] = negative
     arguments = {**arguments, "num_inference_steps": steps}
     lines = []
     if sampler == "ddim":

@@ -230,7 +230,10 @@ def _prompt_bytes(mdp: DenoisingMDP) -> int:
     values = sum(math.prod(shape) for shape in mdp.model.conditioning_shapes.values())
     tokens = sum(length for length, _ in mdp.model.token_limits.values()) if mdp.prompt_tokens else 0
     each = values * torch.float32.itemsize + tokens * torch.int64.itemsize
-    return min(each * len(set(mdp.prompts)), mdp.prompt_cache.limit)
+    texts: set[str | None] = set(mdp.prompts)
+    if mdp.negative_prompts:
+        texts |= {record.negative_prompt for record in mdp.records}
+    return min(each * len(texts), mdp.prompt_cache.limit)
 
 
 def _moment_bytes(trained: list[nn.Parameter], optimizer: str) -> int:

@@ -70,11 +70,19 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
         "budget": f"{costs['reward_queries']:,} reward queries, {algorithm.iteration} iterations, "
         f"{costs['forward_equivalents']:,} denoiser forwards",
         "sampler": f"{used_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {_levels(algorithm)}, "
-        f"guidance scale {policy.guidance_scale:g}",
+        f"guidance scale {policy.guidance_scale:g}{_negative(spec, algorithm)}",
         "precision": f"{spec.task.dtype}, autocast {policy.autocast}",
         "seed": str(config.seed),
         "made with": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
     }
+
+
+def _negative(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> str:
+    """Return what guidance led away from, where that was a negative prompt."""
+    if algorithm.mdp.negative_prompts:
+        return ", negative prompts of the prompts' own"
+    negative = spec.config.policy.negative_prompt
+    return "" if negative is None else f", negative prompt {negative!r}"
 
 
 def _levels(algorithm: DiffusionAlgorithm[Any]) -> str:

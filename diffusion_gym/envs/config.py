@@ -44,7 +44,7 @@ def build_mdp(
     steps = loaded.recommended.num_inference_steps if num_inference_steps is None else num_inference_steps
     mdp = DenoisingMDP(loaded, shared, drawn, steps, num_envs, prompt_tokens)
     mdp.prompt_cache.tell_apart(drawn.texts)
-    mdp.prompt_cache(drawn.texts[:1])  # a prompt the model cannot encode is an error now, not at the first reset
+    mdp.usable(drawn.records[:1])  # a prompt the model cannot encode is an error now, not at the first reset
     return mdp
 
 

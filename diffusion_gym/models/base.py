@@ -22,6 +22,9 @@ PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
 #: The conditioning that comes from text encoders.
 TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
+#: Begins the names of a row's own unconditional side of guidance, each as large as the value that it stands beside:
+#: there where prompts have negative prompts of their own.
+NEGATIVE = "negative_"
 #: The guidance scale (n,) that the policy gives to a model that takes it as an input; not in the observation.
 GUIDANCE = "guidance"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,6 +84,11 @@ class DiffusionModel(ABC):
     def networks(self) -> list[nn.Module]:
         """Return the model's own networks, which take memory beside the policy's."""
         return []
+
+    @property
+    def fields_read(self) -> frozenset[str]:
+        """Return which of a prompt's fields are read: a guidance-distilled model has no place for a negative prompt."""
+        return self.prompt_fields - {"negative_prompt"} if self.embeds_guidance else self.prompt_fields
 
     @property
     def denoiser_config(self) -> Mapping[str, Any]:

@@ -66,6 +66,7 @@ class PipelineModel(ImageModel):
         load_arguments: what ``from_pretrained`` was given beside the folder.
     """
 
+    prompt_fields: ClassVar[frozenset[str]] = frozenset({"negative_prompt"})
     #: Wraps the trained network; its ``component`` is the network's name in the pipeline.
     denoiser_class: ClassVar[type[PipelineDenoiser]]
     #: Names for groups of layers in ``LoRAConfig.targets``.

@@ -23,8 +23,9 @@ class Family:
 
     Attributes:
         build: writes the pipeline into a folder.
-        draw: plain diffusers: (pipeline, prompts, generators, output "latent" or "pt", steps, guidance, eta, size) ->
-            final latents (n, c, h, w), or pictures (n, 3, H, W) in [0, 1]; a size is (height, width) in pixels.
+        draw: plain diffusers: (pipeline, prompts, generators, output "latent" or "pt", steps, guidance, eta, size,
+            negative prompts) -> final latents (n, c, h, w), or pictures (n, 3, H, W) in [0, 1]; a size is (height,
+            width) in pixels.
         guidance: a scale other than 1, or 1 for a family without prompts.
         eta: noise that the pipeline itself can add, or None.
         lora_file: whether diffusers loads a LoRA into it.
@@ -48,8 +49,14 @@ def _draw_from_text(
     guidance: float,
     eta: float = 0.0,
     size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
-    call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output}
+    call = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "output_type": output,
+        "negative_prompt": negative,
+    }
     return pipe(list(prompts), generator=generators, eta=eta, height=size[0], width=size[1], **call).images
 
 
@@ -61,6 +68,7 @@ def _draw_sd3(
     steps: int,
     guidance: float,
     size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
     tokens = 256 if pipe.tokenizer_3 is None else TOKENS
     call = {
@@ -69,7 +77,8 @@ def _draw_sd3(
         "output_type": output,
         "max_sequence_length": tokens,
     }
-    return pipe(list(prompts), generator=generators, height=size[0], width=size[1], **call).images
+    call |= {"height": size[0], "width": size[1], "negative_prompt": negative}
+    return pipe(list(prompts), generator=generators, **call).images
 
 
 def _draw_flux(
@@ -80,13 +89,14 @@ def _draw_flux(
     steps: int,
     guidance: float,
     size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
     """Guidance is the transformer's input in dev, and true guidance away from the empty prompt in schnell."""
     call = {"num_inference_steps": steps, "output_type": output, "height": size[0], "width": size[1]}
     if pipe.transformer.config.guidance_embeds:
         call["guidance_scale"] = guidance
     else:
-        call |= {"true_cfg_scale": guidance, "negative_prompt": [""] * len(prompts)}
+        call |= {"true_cfg_scale": guidance, "negative_prompt": negative or [""] * len(prompts)}
     images = pipe(list(prompts), generator=generators, max_sequence_length=TOKENS, **call).images
     return images if output == "pt" else pipe._unpack_latents(images, *size, pipe.vae_scale_factor)
 

@@ -49,13 +49,13 @@ for folder in sys.argv[1:]:
 
 @dataclass(frozen=True)
 class Case:
-    """A run: its family, what of the policy is not the default, and the scheduler that its base model comes with."""
+    """A run: its family, what of the policy is not the default, its base model's scheduler, and the environment's."""
 
     family: str
     policy: dict[str, Any] = field(default_factory=dict)
     scheduler: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
+    make: dict[str, Any] = field(default_factory=dict)
 
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -70,16 +70,16 @@ CASES = {
     "sd, Euler, whole": Case("sd", {"trainable": "full"}, "EulerDiscreteScheduler", BETAS),
     "sd, PNDM, ddpm": Case("sd", {"sampler": "ddpm"}, "PNDMScheduler", {**BETAS, "skip_prk_steps": True}),
     "sd, DPM-Solver, ddpm": Case("sd", {"sampler": "ddpm"}, "DPMSolverMultistepScheduler", BETAS),
-    "sd, half": Case("sd", {}, dtype="bfloat16"),
+    "sd, half": Case("sd", {}, make={"dtype": "bfloat16"}),
     "sd-v": Case("sd-v", {"guidance_scale": 2.0}),
-    "sdxl": Case("sdxl", {"eta": 0.7, "guidance_scale": 3.0}),
+    "sdxl": Case("sdxl", {"eta": 0.7, "guidance_scale": 3.0, "negative_prompt": "dog"}, make={"height": 24}),
     "sdxl, Euler": Case("sdxl", {"train": "text_encoder"}, "EulerDiscreteScheduler", {**BETAS, "steps_offset": 1}),
     "sd3": Case("sd3", {"eta": 0.7, "guidance_scale": 3.0}),
     "sd3, cps": Case("sd3-dynamic-shift", {"eta": 0.5, "sampler": "cps", "trainable": "full"}),
     "sd3, levels": Case("sd3", {"eta": (0.7, 0.3, 0.0)}),
     "sd3 without t5": Case("sd3-without-t5", {"trainable": "full"}),
     "flux": Case("flux", {"eta": 0.7, "guidance_scale": 3.5}),
-    "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0}),
+    "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0, "negative_prompt": "dog"}),
     "flux-schnell": Case("flux-schnell", {"sampler": "cps", "eta": 1.0}),
     "ddpm": Case("ddpm", {"eta": 0.5}),
     "ddpm, levels": Case("ddpm", {"eta": (0.5, 1.0, 0.0)}),
@@ -95,7 +95,7 @@ def _algorithm(case: Case, base: Path, make_env: Callable[..., Any]) -> Diffusio
         (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
         index = json.loads((base / "model_index.json").read_text())
         (base / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", case.scheduler]}))
-    env = make_env(str(base), STEPS, prompt_tokens="train" in case.policy, dtype=case.dtype)
+    env = make_env(str(base), STEPS, prompt_tokens="train" in case.policy, **case.make)
     algorithm = DDPO(env, images_per_iteration=4, num_envs=4, chunk_size=1, **case.policy)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -4,9 +4,10 @@ Each test runs on a tiny pipeline of each family's real classes (see conftest).
 """
 
 import copy
+import dataclasses
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,21 @@ STEPS, PROMPTS, SEEDS = 3, ["a cat", "dog"], [5, 6]
 LORA = LoRAConfig(rank=2, alpha=8.0)
 
 
-def denoise(built: Any, policy: DenoisingPolicy, noisy: bool = False, **settings: Any) -> tuple[Tensor, Tensor]:
+def denoise(
+    built: Any, policy: DenoisingPolicy, noisy: bool = False, prompts: Sequence[Any] = PROMPTS, **settings: Any
+) -> tuple[Tensor, Tensor]:
     """Step the environment with the policy's means, or with the noise that a pipeline draws after the first latents.
 
     Returns:
         The final latents (n, c, h, w) and the environment's images (n, 3, H, W), uint8.
     """
-    mdp = build_mdp(built.folder, "compressibility", PROMPTS, STEPS, 1, "cpu", "float32", settings)
+    mdp = build_mdp(built.folder, "compressibility", prompts, STEPS, 1, "cpu", "float32", settings)
     env = DenoiseVectorEnv.sharing(mdp, len(SEEDS))
     sources = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     observation, info = env.reset(seed=SEEDS, options={"prompts": PROMPTS})
     x = torch.stack([torch.randn(mdp.model.latent_shape, generator=source) for source in sources])
     assert torch.equal(x, observation["latent"])
-    conditioning = {name: observation[name] for name in mdp.model.conditioning_shapes}
+    conditioning = {name: observation[name] for name in policy.conditioning}
     for step in range(STEPS):
         noise = torch.stack([torch.randn(x.shape[1:], generator=source) for source in sources]) if noisy else None
         x, _ = policy.sample(Rows(x, torch.full((len(x),), step), conditioning), noise)
@@ -148,6 +151,20 @@ def test_images_of_another_size_are_the_pipelines(built_or_variant: Any) -> None
     assert_same_images(images, draw(built, pipe, "pt", **call))
     with pytest.raises(ValueError, match=r"width must be a multiple of [48] pixels for .*, got 18; (16|20) would do"):
         load_model(built.folder, width=18)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux-schnell"])
+@pytest.mark.parametrize("by_prompt", [False, True])
+def test_images_with_negative_prompts_are_the_pipelines(build: Callable, name: str, by_prompt: bool) -> None:
+    built, negative = build(name), ["dog", "a bike"] if by_prompt else ["dog"] * 2
+    prompts = [{"prompt": p, "negative_prompt": n} for p, n in zip(PROMPTS, negative, strict=True)]
+    config = PolicyConfig(trainable="full", eta=0.0, guidance_scale=built.family.guidance)
+    if not by_prompt:
+        config = dataclasses.replace(config, negative_prompt=negative[0])
+    policy = DenoisingPolicy(built.model, STEPS, config, negative_prompts=by_prompt)
+    latents, _ = denoise(built, policy, prompts=prompts if by_prompt else PROMPTS)
+    expected = draw(built, built.plain(), "latent", guidance=built.family.guidance, negative=negative)
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_and_guidance_matter(built: Any) -> None:
