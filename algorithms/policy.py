@@ -4,6 +4,7 @@ A forward pass takes one chunk of rows. Kernels round by the batch's shape and b
 scores the chunks that were sampled (see ``rollouts.py``).
 """
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from algorithms.config.base import AlgorithmConfig, override
 from algorithms.config.base import PolicyConfig as PolicyConfig
+from algorithms.guidance import check_negative_prompts, guidance
 from algorithms.parallel.sharding import is_sharded, whole
 from algorithms.sb3.observations import observation_tensors
 from algorithms.sb3.vec_env import find_mdp
@@ -22,6 +24,9 @@ from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, NEGATIVE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
 from diffusion_gym.transitions import Gaussian, Transition, make_transition
+
+#: Settings of adapters, which a model may recommend.
+_LORA_FIELDS = tuple(field.name for field in dataclasses.fields(LoRAConfig))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class DenoisingPolicy(nn.Module):
             ValueError: model and config do not fit, or nothing would read the negative prompts.
         """
         super().__init__()
-        _check_negative_prompts(model, config, negative_prompts)
+        check_negative_prompts(model, config, negative_prompts)
+        config = _started(model, config)
         self.config, self.model = config, model
         if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
             warnings.warn(
@@ -82,6 +88,7 @@ class DenoisingPolicy(nn.Module):
         #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
         self.guided = config.guidance_scale > 1.0 and not model.embeds_guidance
         self._embeds_guidance = model.embeds_guidance
+        self._guide = guidance(model, config)
         #: Denoiser forwards per row: 2 with guidance, else 1.
         self.forwards_per_row = 2 if self.guided else 1
         #: What the denoiser takes of an observation beside latent and time: name -> (shape of a row, dtype).
@@ -176,7 +183,7 @@ class DenoisingPolicy(nn.Module):
         both = {name: torch.cat([away[name].expand_as(value), value]) for name, value in given.items()}
         output = self._forward(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
         uncond, cond = output.chunk(2)
-        return self.model.guide(uncond, cond, self.config.guidance_scale)
+        return self._guide(uncond, cond)
 
     def distribution(self, rows: Rows, transition: Transition | None = None) -> Gaussian:
         """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients; of :attr:`transition`, or of another one."""
@@ -305,23 +312,13 @@ class DenoisingPolicy(nn.Module):
             return self.denoiser(latents, timesteps, conditioning).float()
 
 
-def _check_negative_prompts(model: DiffusionModel, config: PolicyConfig, by_prompt: bool) -> None:
-    """Raise ValueError for a negative prompt that the model has no place for, or that another one would replace."""
-    if config.negative_prompt is not None and "negative_prompt" not in model.fields_read:
-        why = "takes the guidance scale as an input" if model.embeds_guidance else "has no unconditional branch"
-        raise ValueError(
-            f"the model {model.name!r} {why}, so it reads no negative_prompt; leave {config.negative_prompt!r} out."
-        )
-    if by_prompt and config.negative_prompt is not None:
-        raise ValueError(
-            f"some prompts have a negative_prompt of their own beside negative_prompt {config.negative_prompt!r} for "
-            "all; leave out one of the two."
-        )
-    if by_prompt and config.guidance_scale <= 1:
-        raise ValueError(
-            "some prompts have a negative_prompt, which needs guidance; set guidance_scale above 1 (5 is usual), "
-            f"got {config.guidance_scale:g}."
-        )
+def _started(model: DiffusionModel, config: PolicyConfig) -> PolicyConfig:
+    """Return the configuration with the adapters of the LoRA that is trained on, where none were asked for."""
+    if model.start is None or config.trainable == "full":
+        return config  # the model refuses the latter
+    recommended = {name: value for name, value in model.recommended.settings("").items() if name in _LORA_FIELDS}
+    unasked = (LoRAConfig(), dataclasses.replace(LoRAConfig(), **recommended))
+    return dataclasses.replace(config, lora=model.start.lora) if config.lora in unasked else config
 
 
 def _conditioning(model: DiffusionModel, config: PolicyConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -42,13 +42,8 @@ class PolicyConfig:
     """How the pretrained model samples, and which of its weights are trained."""
 
     details: ClassVar[tuple[str, ...]] = (
-        "train",
-        "lora",
-        "sampler",
-        "eta",
-        "negative_prompt",
-        "autocast",
-        "gradient_checkpointing",
+        *("train", "lora", "sampler", "eta", "autocast", "gradient_checkpointing"),
+        *("guidance_rescale", "negative_prompt"),
     )
 
     train: Trained = "denoiser"
@@ -64,6 +59,8 @@ class PolicyConfig:
     noise of each step, the noisiest step first."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 or less is none and takes half the passes; the paper uses 5. Flux dev: about 3.5."""
+    guidance_rescale: float = 0.0
+    """Share of the guided prediction with the std of the conditional one, 0 to 1 (Lin et al. 2023, who use 0.7)."""
     negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: none)")] = None
     """What guidance leads away from, for all prompts; prompts in a file may have their own instead."""
     chunk_size: int = 16
@@ -81,6 +78,11 @@ class PolicyConfig:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
+        if not 0 <= self.guidance_rescale <= 1 or (self.guidance_rescale > 0 and self.guidance_scale <= 1):
+            raise ValueError(
+                "guidance_rescale must lie in [0, 1], and above 0 needs a guidance_scale above 1, got "
+                f"{self.guidance_rescale} with guidance_scale {self.guidance_scale:g}."
+            )
         if self.negative_prompt is not None and self.guidance_scale <= 1:
             raise ValueError(
                 f"negative_prompt {self.negative_prompt!r} needs guidance: set guidance_scale above 1 (5 is usual), "

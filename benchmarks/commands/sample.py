@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: The policy's settings among the options; with a run, and likewise the number of steps, they are the run's.
 _POLICY = ("guidance_scale", "eta", "negative_prompt")
-_SETTINGS = ("height", "width")
+_SETTINGS = ("height", "width", "start_from")
 
 
 def _option(metavar: str, default: str) -> Any:
@@ -60,6 +60,8 @@ class Sample:
     """Height of the pictures in pixels, without a run."""
     width: Annotated[int | None, _option("INT", "the model's own")] = None
     """Width of the pictures in pixels, without a run."""
+    start_from: Annotated[str | None, _option("LORA", "none")] = None
+    """A LoRA that is merged into the model, without a run: a file, a folder with one, or a hub id."""
     seed: int = 0
     """Fixes the noise."""
     device: str = "auto"

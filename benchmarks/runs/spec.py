@@ -19,7 +19,7 @@ from diffusion_gym.rewards import REWARDS, check_reward, check_reward_gradient
 
 #: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
 WandbMode = Literal["off", "offline", "online"]
-_OWN_SIZE = "(default: the model's own)"
+_OWN, _NONE = "(default: the model's own)", "(default: none)"
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
@@ -64,14 +64,30 @@ class TaskConfig(ModelSettings):
     """Where the model runs: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU."""
     dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN_SIZE)] = field(
+    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN)] = field(
         default=None, kw_only=True
     )
     """Height of the images in pixels."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN_SIZE)] = field(
+    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN)] = field(
         default=None, kw_only=True
     )
     """Width of the images in pixels."""
+    start_from: Annotated[str | None, tyro.conf.arg(metavar="LORA", help_behavior_hint=_NONE)] = field(
+        default=None, kw_only=True
+    )
+    """A LoRA to start from: a .safetensors file, a folder with one (a run's, for example), or a hub id."""
+    scheduler: Annotated[str | None, tyro.conf.arg(metavar="CLASS|FOLDER", help_behavior_hint=_OWN)] = field(
+        default=None, kw_only=True
+    )
+    """In the place of the model's: a class of diffusers, with the model's settings, or a folder with one."""
+    model_variant: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=_NONE)] = field(
+        default=None, kw_only=True
+    )
+    """Which of the model's weights to load where it has several, such as fp16; without it the full ones if possible."""
+    model_config: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=_NONE)] = field(
+        default=None, kw_only=True
+    )
+    """With a single-file checkpoint as model: a diffusers folder with the configurations of its parts."""
     metrics: Annotated[
         tuple[str, ...],
         tyro.conf.arg(

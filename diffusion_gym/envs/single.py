@@ -95,6 +95,10 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | device | ``str`` | ``"cpu"`` | of the model: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
     | dtype | ``str`` | ``"float32"`` | of the frozen networks; also ``"bfloat16"``, ``"float16"`` |
     | height, width | ``int`` | the model's own | of the images, in pixels |
+    | start_from, start_from_mode | ``str`` | none, ``"merge"`` | a LoRA (file, folder, hub id): merged, or with ``"train"`` trained on |
+    | model_config | ``str`` | none | of a single-file checkpoint: a diffusers folder with the configurations of its parts |
+    | scheduler | ``str`` | the model's own | a class of diffusers, or a folder |
+    | model_variant | ``str`` | none | of the weights, such as ``"fp16"`` |
     | vae_tiling | ``bool`` | ``False`` | decode large images in overlapping tiles, which takes less memory |
     | prompt_tokens | ``bool`` | ``False`` | add the prompt's tokens to the observation, for policies that train the text encoder |
 

@@ -16,7 +16,7 @@ from diffusion_gym.models.base import (
     ModelDtype,
     ModelSettings,
 )
-from diffusion_gym.models.loading import load_pipeline_model, state_of
+from diffusion_gym.models.loading import load_pipeline_model, state_of, weights_state
 from diffusion_gym.paths import expanded
 from diffusion_gym.recommended import Recommended, recommended_for
 
@@ -51,9 +51,11 @@ def load_model(
             ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
         device: a torch device, or "auto": "cuda" where torch sees a GPU, and "cpu" elsewhere.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        settings: fields of :class:`ModelSettings`: ``height`` and ``width`` of the images in pixels; ``vae_tiling``
-            decodes images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes less
-            memory and leaves faint differences where tiles meet.
+        settings: fields of :class:`ModelSettings`: ``height`` and ``width`` of the images in pixels; ``start_from``, a
+            LoRA that is merged into the weights, or with ``start_from_mode="train"`` trained on; ``scheduler``, a class
+            or folder in the place of the model's; ``model_variant``, such as ``"fp16"``; ``model_config``, of a
+            single-file checkpoint; ``vae_tiling``, which decodes images larger than the VAE's tiles (usually 512
+            pixels) in overlapping tiles, to save memory, and leaves faint differences where tiles meet.
 
     Raises:
         TypeError: an unknown setting.
@@ -75,7 +77,7 @@ def load_model(
         raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}.")
-    key = (name, str(check_device(device)), dtype, asked, state_of(name))
+    key = (name, str(check_device(device)), dtype, asked, (state_of(name), weights_state(asked.start_from)))
     model = _loaded.get(key)
     if model is None:
         model = _loaded[key] = _load(*key[:-1])

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from diffusion_gym.choices import ModelSettings as ModelSettings
 from diffusion_gym.choices import Trained as Trained
 from diffusion_gym.recommended import Recommended
 from diffusion_gym.transitions import Schedule, make_schedule
+
+if TYPE_CHECKING:
+    from diffusion_gym.models.start import StartingLoRA
 
 #: A denoiser's conditioning beside latents and time: name -> (n, ...), float32; always with "prompt_embedding", or,
 #: where text encoders are trained, with the prompt's tokens instead: (n, L), int64.
@@ -60,6 +63,7 @@ class DiffusionModel(ABC):
         scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
         recommended: the default settings of its training.
         settings: how it was loaded, beside device and dtype.
+        start: adapters that training goes on with, or None where it begins with new ones.
     """
 
     name: str
@@ -71,6 +75,7 @@ class DiffusionModel(ABC):
     scheduler_config: Mapping[str, Any]
     recommended: Recommended = Recommended()
     settings: ModelSettings = ModelSettings()
+    start: "StartingLoRA | None" = None
     #: Which of a prompt's fields ``negative_prompt`` and ``image`` the family reads beside its text.
     prompt_fields: ClassVar[frozenset[str]] = frozenset()
     #: The prompts without a choice of the user's.
@@ -84,6 +89,11 @@ class DiffusionModel(ABC):
     def networks(self) -> list[nn.Module]:
         """Return the model's own networks, which take memory beside the policy's."""
         return []
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Return whether the model's own pipeline can rescale guidance (``guidance_rescale``)."""
+        return False
 
     @property
     def fields_read(self) -> frozenset[str]:

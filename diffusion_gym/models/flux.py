@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel, t5_tokens
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import FLUX
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -94,7 +95,7 @@ class Flux(PipelineModel):
         size = getattr(self.pipe.vae.config, "sample_size", None) or self.pipe.default_sample_size * scale
         patch = 2 * scale  # of 2 x 2 latents
         side = size // patch * patch
-        height, width = self._sized(side, side, patch)
+        height, width = sized(self, (side, side), patch)
         channels = self.pipe.transformer.config.in_channels // 4
         return (channels, height // scale, width // scale), (3, height, width)
 

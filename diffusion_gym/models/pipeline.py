@@ -7,6 +7,7 @@ decoding is in ``images.py``.
 import copy
 import dataclasses
 import functools
+import inspect
 import math
 import shutil
 from abc import abstractmethod
@@ -26,7 +27,11 @@ from diffusion_gym.models.base import DTYPES, Denoiser, LoRAConfig, ModelDtype, 
 from diffusion_gym.models.files import variant_of
 from diffusion_gym.models.images import ImageModel
 from diffusion_gym.models.probe import check_channels, check_runs, check_sample_size
-from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
+from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, named_scheduler, read_scheduler_config
+from diffusion_gym.models.single_file import load_single_file
+from diffusion_gym.models.sizes import check_size, sized
+from diffusion_gym.models.start import merge, taken
+from diffusion_gym.paths import user_path
 from diffusion_gym.recommended import FILE, in_folder
 from diffusion_gym_torchvision import repair_torchvision
 
@@ -98,6 +103,9 @@ class PipelineModel(ImageModel):
         self.recommended = in_folder(source, type(self).recommended)
         self.default_prompts = self.recommended.prompts or type(self).default_prompts
         self.pipe = self._load(source).to(device)
+        if settings.scheduler is not None:
+            self.pipe.scheduler = named_scheduler(name, settings.scheduler, self.pipe.scheduler.config, self.schedulers)
+        self._start_from()
         self.pipe.set_progress_bar_config(disable=True)
         for part in self.networks:
             part.requires_grad_(False).eval()
@@ -107,7 +115,7 @@ class PipelineModel(ImageModel):
         self._check_tokenizers()
         self._prepare_vae()
         self.latent_shape, self.image_shape = self._shapes()
-        self._check_size()
+        check_size(self)
         self.conditioning_shapes = self._conditioning_shapes()
         check_runs(self)
 
@@ -127,7 +135,7 @@ class PipelineModel(ImageModel):
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """Return (c, h, w) of the latents and (3, H, W) of the images; here from the network's ``sample_size``.
 
-        A family that can draw other sizes asks :meth:`_sized` for them.
+        A family that can draw other sizes asks :func:`sized` for them.
         """
         network = getattr(self.pipe, self.denoiser_class.component)
         check_sample_size(self.name, self.denoiser_config)
@@ -135,37 +143,8 @@ class PipelineModel(ImageModel):
         size = network.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
         scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-        height, width = self._sized(h * scale, w * scale, math.lcm(scale, _PIPELINES_ASK_FOR))
+        height, width = sized(self, (h * scale, w * scale), math.lcm(scale, _PIPELINES_ASK_FOR))
         return (network.config.in_channels, height // scale, width // scale), (3, height, width)
-
-    def _sized(self, height: int, width: int, multiple: int) -> tuple[int, int]:
-        """Return height and width of the images in pixels: those of the settings, or else the model's own.
-
-        Args:
-            height: the model's own.
-            width: the same.
-            multiple: of which height and width in the settings must be.
-
-        Raises:
-            ValueError: a size that is no such multiple.
-        """
-        for name in ("height", "width"):
-            asked = getattr(self.settings, name)
-            if asked is not None and asked % multiple:
-                near = max(multiple, round(asked / multiple) * multiple)
-                raise ValueError(
-                    f"{name} must be a multiple of {multiple} pixels for {self.name!r}, got {asked}; {near} would do."
-                )
-        return self.settings.height or height, self.settings.width or width
-
-    def _check_size(self) -> None:
-        """Raise ValueError where the settings ask for a size that the family did not take."""
-        for name, size in zip(("height", "width"), self.image_shape[1:], strict=True):
-            if getattr(self.settings, name) not in (None, size):
-                raise ValueError(
-                    f"{self.name!r} draws images of {self.image_shape[1]} x {self.image_shape[2]} pixels alone, as its "
-                    f"pipeline does; leave out {name}, got {getattr(self.settings, name)}."
-                )
 
     # -- the contract of a model ------------------------------------------------------------------------------------
 
@@ -173,6 +152,11 @@ class PipelineModel(ImageModel):
     def networks(self) -> list[nn.Module]:
         """Return the pipeline's components that have weights."""
         return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Return whether the pipeline takes ``guidance_rescale``."""
+        return "guidance_rescale" in inspect.signature(type(self.pipe).__call__).parameters
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:
@@ -257,13 +241,37 @@ class PipelineModel(ImageModel):
         from diffusers import DiffusionPipeline
 
         self.load_arguments: dict[str, Any] = {**dtype_argument(DTYPES[self.dtype]), **self._load_options(source)}
+        variant = self.settings.model_variant
+        if variant is not None:
+            self.load_arguments["variant"] = variant
+        if self.settings.model_config is not None:
+            config = str(user_path(self.settings.model_config))
+            self.load_arguments |= {"config": config, "local_files_only": True}
+            return load_single_file(self.name, source, self.load_arguments)
         if Path(source).is_dir():
-            self.load_arguments["variant"] = variant_of(self.name, Path(source), DiffusionPipeline.load_config(source))
+            components = DiffusionPipeline.load_config(source)
+            self.load_arguments["variant"] = variant_of(self.name, Path(source), components, variant)
         try:
             with no_progress_bars():
                 return DiffusionPipeline.from_pretrained(source, **self.load_arguments)
         except Exception as error:  # the libraries raise many unrelated types; all mean "not a complete pipeline"
             raise ValueError(f"diffusers could not load the model {self.name!r} from {source!r}: {error}") from error
+
+    def _start_from(self) -> None:
+        """Merge the LoRA to start from into the weights, or keep it to be trained on."""
+        source = self.settings.start_from
+        if source is None:
+            return
+        if not self.has_lora_loader:
+            raise ValueError(f"diffusers loads no LoRA into {self.name!r}; leave out start_from, got {source!r}.")
+        if self.settings.start_from_mode == "merge":
+            merge(self.pipe, self.name, source)
+        else:
+            self.start = taken(self.pipe, self.name, source, self._groups())
+
+    def _groups(self) -> dict[str, Groups]:
+        """Return the groups of layers of each component that LoRA can adapt."""
+        return {self.denoiser_class.component: self.lora_groups}
 
     def _prepare_vae(self) -> None:
         vae = getattr(self.pipe, "vae", None)
@@ -288,6 +296,8 @@ class PipelineModel(ImageModel):
 
     def _check_targets(self, lora: LoRAConfig | None, groups: Mapping[str, Groups]) -> None:
         """Raise ValueError for targets without layers; groups: of each component that gets adapters."""
+        if self.start is not None:
+            self.start.check(lora, set(groups))
         check_targets(self.name, lora, {part: (getattr(self.pipe, part), named) for part, named in groups.items()})
 
     def _trainable(self, component: str, lora: LoRAConfig | None, groups: Groups) -> nn.Module:
@@ -295,7 +305,10 @@ class PipelineModel(ImageModel):
         pretrained = getattr(self.pipe, component)
         if lora is None:
             return copy.deepcopy(pretrained).float().requires_grad_(True)
-        return with_adapters(pretrained, lora, groups, own_method=self.has_lora_loader)
+        network = with_adapters(pretrained, lora, groups, own_method=self.has_lora_loader)
+        if self.start is not None:
+            self.start.put_into(component, network)
+        return network
 
     def _save_lora(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
         """Write the adapters of some components with the pipeline's own writer."""

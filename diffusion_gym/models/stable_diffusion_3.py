@@ -12,6 +12,7 @@ from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING,
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel, t5_tokens
 from diffusion_gym.models.probe import check_channels, check_sample_size
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import STABLE_DIFFUSION_3
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -50,7 +51,7 @@ class StableDiffusion3(PipelineModel):
         check_sample_size(self.name, self.denoiser_config)
         check_channels(self.name, self.pipe.transformer, self.pipe.vae)
         own = network.sample_size * scale
-        height, width = self._sized(own, own, network.patch_size * scale)
+        height, width = sized(self, (own, own), network.patch_size * scale)
         largest = (network.pos_embed_max_size or math.inf) * network.patch_size * scale
         if max(height, width) > largest:
             raise ValueError(

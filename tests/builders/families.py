@@ -50,14 +50,11 @@ def _draw_from_text(
     eta: float = 0.0,
     size: tuple[int, int] = (16, 16),
     negative: Sequence[str] | None = None,
+    rescale: float = 0.0,
 ) -> Tensor:
-    call = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "output_type": output,
-        "negative_prompt": negative,
-    }
-    return pipe(list(prompts), generator=generators, eta=eta, height=size[0], width=size[1], **call).images
+    call = {"num_inference_steps": steps, "guidance_scale": guidance, "guidance_rescale": rescale, "eta": eta}
+    call |= {"height": size[0], "width": size[1], "negative_prompt": negative, "output_type": output}
+    return pipe(list(prompts), generator=generators, **call).images
 
 
 def _draw_sd3(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DDPOConfig, DenoisingPolicy, DiffusionAlgorithm, PolicyConfig, RWRConfig
@@ -132,9 +133,11 @@ def test_images_are_the_pipelines(built_or_variant: Any, noisy: bool, guided: bo
     assert_same_images(images, draw(built, pipe, "pt", **call))
 
 
-def test_images_of_another_size_are_the_pipelines(built_or_variant: Any) -> None:
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3-dynamic-shift", "flux", "ddpm"])
+def test_images_of_another_size_are_the_pipelines(build: Callable, name: str) -> None:
     """Not square, and only the height given; SDXL's size ids, Flux's image ids and shifts by resolution follow."""
-    built, guidance = built_or_variant, built_or_variant.family.guidance
+    built = build(name)
+    guidance = built.family.guidance
     if built.family.guidance == 1.0:
         with pytest.raises(ValueError, match=r"draws images of 16 x 16 pixels alone, .*; leave out height, got 24"):
             load_model(built.folder, height=24)
@@ -153,8 +156,9 @@ def test_images_of_another_size_are_the_pipelines(built_or_variant: Any) -> None
         load_model(built.folder, width=18)
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux-schnell"])
-@pytest.mark.parametrize("by_prompt", [False, True])
+@pytest.mark.parametrize(
+    ("name", "by_prompt"), [("sd", True), ("sdxl", True), ("sdxl", False), ("sd3", False), ("flux-schnell", True)]
+)
 def test_images_with_negative_prompts_are_the_pipelines(build: Callable, name: str, by_prompt: bool) -> None:
     built, negative = build(name), ["dog", "a bike"] if by_prompt else ["dog"] * 2
     prompts = [{"prompt": p, "negative_prompt": n} for p, n in zip(PROMPTS, negative, strict=True)]
@@ -165,6 +169,17 @@ def test_images_with_negative_prompts_are_the_pipelines(build: Callable, name: s
     latents, _ = denoise(built, policy, prompts=prompts if by_prompt else PROMPTS)
     expected = draw(built, built.plain(), "latent", guidance=built.family.guidance, negative=negative)
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_rescaled_guidance_is_the_pipelines(build: Callable, name: str) -> None:
+    built, config = build(name), PolicyConfig(trainable="full", eta=0.0, guidance_scale=5.0, guidance_rescale=0.7)
+    latents, _ = denoise(built, DenoisingPolicy(built.model, STEPS, config))
+    plain, rescaled = (draw(built, built.plain(), "latent", guidance=5.0, rescale=share) for share in (0.0, 0.7))
+    assert (plain - rescaled).abs().max() > 1e-2
+    torch.testing.assert_close(latents, rescaled, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"has no guidance_rescale, .*; leave it out, got 0\.7"):
+        DenoisingPolicy(build("sd3").model, STEPS, config)
 
 
 def test_prompts_and_guidance_matter(built: Any) -> None:
@@ -302,6 +317,41 @@ def test_one_command_for_every_family(built: Any, tmp_path: Path, capsys: pytest
     assert (run / "pipeline" / "model_index.json").is_file() == (not built.family.lora_file)
     with Image.open(picture) as image:
         assert image.width > 2 * built.model.image_shape[2]
+
+
+def test_starting_from_a_lora(built: Any, tmp_path: Path) -> None:
+    """What was exported predicts the same when it is merged, and when it is trained on, which exports it again."""
+    if not built.family.lora_file:
+        with pytest.raises(ValueError, match=r"diffusers loads no LoRA into .*; leave out start_from, got 'x/y'"):
+            load_model(built.folder, start_from="x/y")
+        return
+    written = tmp_path / "lora"
+    tuned = DenoisingPolicy(built.model, STEPS, PolicyConfig(lora=LORA))
+    source = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in tuned.trainable_parameters().values():
+            value.add_(0.2 * torch.randn(value.shape, generator=source))
+    built.model.export(tuned.denoiser, written, LORA)
+    (file,) = written.glob("*.safetensors")
+    merged = load_model(built.folder, start_from=str(written))
+    further = load_model(built.folder, start_from=str(file), start_from_mode="train")
+    rows = tuned.blank_rows(1)
+    with torch.no_grad():
+        expected = tuned.distribution(rows).mean
+        assert (
+            expected - DenoisingPolicy(built.model, STEPS, PolicyConfig()).distribution(rows).mean
+        ).abs().max() > 1e-3
+        policies = [DenoisingPolicy(model, STEPS, PolicyConfig()) for model in (merged, further)]
+        for policy, rounding in zip(policies, (1e-4, 0.0), strict=True):
+            torch.testing.assert_close(policy.distribution(rows).mean, expected, rtol=rounding, atol=rounding)
+    assert [policy.config.lora for policy in policies] == [LoRAConfig(), LORA]
+    further.export(policies[1].denoiser, tmp_path / "again", LORA)
+    again = load_file(next((tmp_path / "again").glob("*.safetensors")))
+    assert all(torch.equal(value, again.pop(name)) for name, value in load_file(file).items())
+    assert not again
+    present = fingerprint(built.model)
+    assert "weights are others" in str(difference(present, fingerprint(merged)))
+    assert "start_from) is another" in str(difference(present, fingerprint(further)))
 
 
 @pytest.mark.parametrize("group", ["attention", "all"])
