@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from algorithms.config.algorithms import DDPOConfig, RWRConfig, SB3PPOConfig
-from algorithms.config.base import AlgorithmConfig, EvaluationConfig, PolicyConfig
+from algorithms.config.base import AlgorithmConfig, DeployedConfig, EvaluationConfig, PolicyConfig
 from algorithms.config.forward_process import PRESETS, ForwardProcessConfig
 from algorithms.config.grpo import GRPO_PRESETS, GRPOConfig
 from algorithms.config.opsd import OPSDConfig
@@ -40,6 +40,7 @@ __all__ = [
     "AlgorithmEntry",
     "DDPOConfig",
     "DenoisingPolicy",
+    "DeployedConfig",
     "DiffusionAlgorithm",
     "EvaluationConfig",
     "ForwardProcess",

@@ -1,4 +1,4 @@
-"""From rewards to weights of the loss: DDPO's advantages, running or in groups; RWR's softmax and top-k weights."""
+"""From rewards to weights of the loss: advantages, running or in groups, of one reward or several; RWR's weights."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -93,6 +93,29 @@ def group_advantages(prompts: Sequence[str], rewards: Tensor, scale: str = "grou
     return _per_prompt(prompts, rewards, relative)
 
 
+def gdpo_advantages(prompts: Sequence[str], rewards: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return advantages of several rewards, each normalised apart: ``A / (std(A) + 1e-4)``, (n,), float32.
+
+    GDPO (Liu et al. 2026, arXiv 2601.05242): ``A = sum_k w_k (r_k - mean) / (std + 1e-4)`` with mean and std of reward
+    k among the iteration's images of a prompt, so that its scale does not matter. The last std is that of all images.
+    Images whose prompt no other has get 0.
+
+    Args:
+        prompts: n texts, or keys of prompts (``rollout.keys``).
+        rewards: (k, n), any real dtype.
+        weights: k numbers, of which only the ratios matter.
+    """
+
+    def normalised(values: np.ndarray) -> np.ndarray:
+        return (values - values.mean()) / (values.std() + _GROUP_EPSILON)
+
+    total = np.zeros(len(prompts))
+    for weight, values in zip(weights, rewards, strict=True):
+        total += weight * _in_groups(prompts, values, normalised)
+    total /= total.std() + _GROUP_EPSILON  # its mean over the images is 0, as it is in each group
+    return torch.tensor(total.tolist(), dtype=torch.float32, device=rewards.device)
+
+
 def share_without_spread(prompts: Sequence[str], rewards: Tensor) -> float:
     """Return the share of prompts whose images in this iteration all have the same reward: nothing is learned."""
     found: dict[str, set[float]] = defaultdict(set)
@@ -156,6 +179,10 @@ def effective_sample_size(weights: Tensor) -> float:
 
 
 def _per_prompt(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> Tensor:
+    return torch.tensor(_in_groups(prompts, rewards, weigh).tolist(), dtype=torch.float32, device=rewards.device)
+
+
+def _in_groups(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> np.ndarray:
     values = np.array(rewards.detach().cpu().double().tolist())
     groups: dict[str, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -163,7 +190,7 @@ def _per_prompt(prompts: Sequence[str], rewards: Tensor, weigh: Any) -> Tensor:
     weights = np.zeros(len(values))
     for members in groups.values():
         weights[members] = weigh(values[members])
-    return torch.tensor(weights.tolist(), dtype=torch.float32, device=rewards.device)
+    return weights
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -5,6 +5,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from algorithms.chunks import SampledChunk
-from algorithms.evaluation import calibrate_reward, evaluate
+from algorithms.evaluation import calibrate_reward, evaluate, evaluate_deployed
 from algorithms.memory import OutOfMemory, find_chunk_size, is_out_of_memory
 from algorithms.metrics import log_names, rollout_metrics, warn_of_equal_rewards
 from algorithms.parallel.split import RowChunk, Split
@@ -316,11 +317,14 @@ class DiffusionAlgorithm(BuiltAlgorithm[Config]):
         if config.images == 0 or done or (self.iteration % config.every and not final):
             return
         going: OnStep = lambda step: not self.should_stop()  # noqa: E731
+        deployed = config.deployed.is_on and (final or self.iteration == 0 or config.deployed.always)
         with self.averaged():
-            self.last_evaluation = evaluate(
-                self.mdp, self.policy, self.config, self.iteration, self.kl_reference, self.ranks, going
-            )
-        self._log(self.last_evaluation.metrics())
+            what = self.mdp, self.policy, self.config, self.iteration
+            evaluation = evaluate(*what, self.kl_reference, self.ranks, going)
+            if deployed:
+                evaluation = replace(evaluation, deployed=evaluate_deployed(*what, self.ranks, going))
+        self.last_evaluation = evaluation
+        self._log(evaluation.metrics())
 
     @property
     def kl_reference(self) -> Reference | None:

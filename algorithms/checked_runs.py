@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import diffusion_gym
 from algorithms.base import FORWARDS_PER_TRAINED_ROW, DiffusionAlgorithm
 from algorithms.config.base import AlgorithmConfig, EvaluationConfig, override
-from diffusion_gym.rewards import RewardSpec
+from diffusion_gym.rewards import RewardSpec, RewardTerm, WeightedSum, resolve_reward
 
 #: Two prompts per iteration of four, two rounds of sampling, and chunks of unequal size.
 SMALL: Mapping[str, Any] = {
@@ -68,6 +68,9 @@ class Subject:
     def env(self, model: str = "mixture", reward: RewardSpec = "exact-quadratic") -> gymnasium.Env:
         """Return an environment of 4 steps, on the mixture with a prompt for each component."""
         prompts = ["north", "east", "south", "west"] if model == "mixture" else ["anywhere"]
+        config = override(self.config, **{**SMALL, **self.settings})
+        if self.cls.requires(config).several_rewards:  # one reward in two terms, which add up to it
+            reward = WeightedSum([RewardTerm(resolve_reward(reward), weight) for weight in (0.75, 0.25)])
         name = f"exact-{'flow-' if self.flow else ''}{model}"
         return gymnasium.make(diffusion_gym.ENV_ID, model=name, reward=reward, prompts=prompts, num_inference_steps=4)
 

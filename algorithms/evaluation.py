@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algorithms.config.base import AlgorithmConfig
+from algorithms.config.base import AlgorithmConfig, DeployedConfig
 from algorithms.diversity import diversity
 from algorithms.metrics import part_name
 from algorithms.parallel.ranks import ALONE, Ranks
@@ -18,11 +18,15 @@ from algorithms.policy import DenoisingPolicy
 from algorithms.reference import Reference
 from algorithms.rollouts import Rollout
 from algorithms.sampling import OnStep, collect
-from algorithms.seeding import EVALUATION_STREAMS
+from algorithms.seeding import EVALUATION_STREAMS, Noise
+from algorithms.solving import new_solver, solve
+from diffusion_gym.choices import PIPELINE
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.prompts import Prompt, evaluation_prompts, load_prompts
 from diffusion_gym.rewards import RewardSpec, WeightedSum
+from diffusion_gym.rewards.attended import evaluating
+from diffusion_gym.transitions import FlowSchedule
 
 _CALIBRATION_IMAGES = 64
 
@@ -40,6 +44,7 @@ class Evaluation:
         kl_to_start: (n,), float32, on the CPU, where it was measured: the sum over the steps of the exact KL to the
             starting model, nats.
         held_out: the same on held-out prompts, if there are any.
+        deployed: the same images under the sampler that the tuned model is used with, where it was measured.
         metadata: the n prompts' metadata.
     """
 
@@ -50,12 +55,14 @@ class Evaluation:
     parts: dict[str, Tensor] = field(default_factory=dict)
     kl_to_start: Tensor | None = None
     held_out: "Evaluation | None" = None
+    deployed: "Evaluation | None" = None
     metadata: list[Mapping[str, Any]] = field(default_factory=list)
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
-        """Mean, std and standard error over the images; mean and std of each part; the same of ``held_out``.
+        """Mean, std and standard error over the images; mean and std of each part; the same of the others.
 
-        Beside them :meth:`distances`.
+        These have "held_out", "deployed" and "deployed_held_out" in the place of ``prefix``. Beside them
+        :meth:`distances`.
         """
         std = _sample_std(self.rewards)
         metrics = {
@@ -68,7 +75,9 @@ class Evaluation:
             key = f"{prefix}/{part_name(name)}"
             metrics |= {f"{key}_mean": mean, f"{key}_std": _sample_std(scores)}
         metrics |= {f"{prefix}/{name}": value for name, value in self.distances().items()}
-        return metrics | ({} if self.held_out is None else self.held_out.metrics("held_out"))
+        if self.held_out is not None:
+            metrics |= self.held_out.metrics("held_out" if prefix == "eval" else f"{prefix}_held_out")
+        return metrics | ({} if self.deployed is None else self.deployed.metrics("deployed"))
 
     def distances(self) -> dict[str, float]:
         """How far the policy has gone: ``kl_to_start``, the mean over images in nats, and ``diversity``, levels of 255.
@@ -89,8 +98,11 @@ def evaluate(
     reference: Reference | None = None,
     ranks: Ranks = ALONE,
     on_step: OnStep | None = None,
+    scheduler: str | None = None,
 ) -> Evaluation:
-    """Denoise ``config.evaluation.images`` images with the stochastic sampler and score them.
+    """Denoise ``config.evaluation.images`` images with the policy's sampler and score them.
+
+    With ``scheduler`` they are drawn by that solver of diffusers instead, from the same initial latents.
 
     Held-out prompts are evaluated in the same way, on the same noise. With a reference the KL to it is measured on the
     trajectories of the prompts that are trained on. Ranks share the images, and all return the whole.
@@ -98,12 +110,51 @@ def evaluate(
     Raises:
         Interrupted: ``on_step`` returned False; see :func:`algorithms.sampling.collect`.
     """
-    evaluation = _evaluate_on(mdp.records, mdp, policy, config, iteration, reference, ranks, on_step)
+    evaluation = _evaluate_on(mdp.records, mdp, policy, config, iteration, reference, ranks, on_step, scheduler)
     if config.evaluation.held_out_prompts is None:
         return evaluation
     records = load_prompts(config.evaluation.held_out_prompts).records
-    held_out = _evaluate_on(records, mdp, policy, config, iteration, None, ranks, on_step)
+    held_out = _evaluate_on(records, mdp, policy, config, iteration, None, ranks, on_step, scheduler)
     return dataclasses.replace(evaluation, held_out=held_out)
+
+
+def evaluate_deployed(
+    mdp: DenoisingMDP,
+    policy: DenoisingPolicy,
+    config: AlgorithmConfig,
+    iteration: int,
+    ranks: Ranks = ALONE,
+    on_step: OnStep | None = None,
+) -> Evaluation:
+    """Return :func:`evaluate` under ``config.evaluation.deployed``: the same prompts, initial latents and weights."""
+    used, scheduler = deployed_policy(policy, config.evaluation.deployed)
+    return evaluate(mdp.with_steps(used.num_inference_steps), used, config, iteration, None, ranks, on_step, scheduler)
+
+
+def deployed_policy(policy: DenoisingPolicy, deployed: DeployedConfig) -> tuple[DenoisingPolicy, str | None]:
+    """Return a policy's weights with the deployed sampler, and the solver of diffusers that draws instead, if any.
+
+    Raises:
+        ValueError: a sampler or a number of steps that does not fit the model.
+    """
+    steps = deployed.num_inference_steps or policy.num_inference_steps
+    scale = policy.config.guidance_scale if deployed.guidance_scale is None else deployed.guidance_scale
+    eta = (deployed.eta or 0.0,) * steps  # one number would leave DDPM's own noise
+    none = {"negative_prompt": None, "guidance_rescale": 0.0} if scale <= 1 else {}  # without guidance they do nothing
+    config = dataclasses.replace(policy.config, guidance_scale=scale, eta=eta, **none)
+    used = policy.sampling_as(config, steps)
+    scheduler = deployed.scheduler
+    if scheduler is None:
+        return used, None
+    if used.transition.schedule.kind != FlowSchedule.kind:
+        new_solver(policy.model, scheduler, steps)
+        return used, scheduler
+    if scheduler != PIPELINE:
+        raise ValueError(
+            f"{scheduler} cannot draw with {policy.model.name!r}, a flow-matching model; expected eta 0 in its place, "
+            "with which the training sampler takes the Euler steps of the flow's own pipeline."
+        )
+    return used, None  # those Euler steps
 
 
 def _evaluate_on(
@@ -115,13 +166,17 @@ def _evaluate_on(
     reference: Reference | None,
     ranks: Ranks,
     on_step: OnStep | None,
+    scheduler: str | None,
 ) -> Evaluation:
     n, prompts = config.evaluation.images, evaluation_prompts(records, config.evaluation.images)
-    rollout = _denoise(prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step)
+    with evaluating(mdp.reward):
+        rollout = _denoise(
+            prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step, scheduler=scheduler
+        )
     images = rollout.split.gather(rollout.images)[:n]
     parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
     kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()
-    metadata = [record.metadata for record in prompts]
+    metadata = [record.reward_metadata for record in prompts]
     texts = [record.text for record in prompts]
     return Evaluation(iteration, texts, rollout.rewards[:n].cpu(), images.cpu(), parts, kl, metadata=metadata)
 
@@ -135,6 +190,7 @@ def _denoise(
     reward: RewardSpec | None = None,
     reference: Reference | None = None,
     on_step: OnStep | None = None,
+    scheduler: str | None = None,
 ) -> Rollout:
     """Denoise one image per prompt on the evaluation's noise, as many side by side as in training.
 
@@ -143,6 +199,9 @@ def _denoise(
     shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
     num_envs = min(len(shared), config.num_envs) // ranks.size
     env = DenoiseVectorEnv.sharing(mdp, num_envs, reward=reward, trusted=True)
+    if scheduler is not None:
+        noise = Noise(config.evaluation.seed, EVALUATION_STREAMS, range(len(shared)))
+        return solve(env, policy, scheduler, shared, noise, Split(ranks, len(shared)), on_step)
     return collect(
         env,
         policy,
@@ -171,7 +230,7 @@ def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: Algorit
     prompts = evaluation_prompts(mdp.records, _CALIBRATION_IMAGES)
     rollout = _denoise(prompts, mdp, policy, config, ranks, _nothing)
     images = rollout.split.gather(rollout.images)[:_CALIBRATION_IMAGES]
-    texts, metadata = [record.text for record in prompts], [record.metadata for record in prompts]
+    texts, metadata = [record.text for record in prompts], [record.reward_metadata for record in prompts]
     ranks.call(lambda: reward.calibrate(images, texts, metadata))
     if ranks.size > 1:  # a reward that never says the same twice must still mean the same to all ranks
         reward.load_state_dict(ranks.gather_objects(reward.state_dict())[0])

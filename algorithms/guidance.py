@@ -1,5 +1,6 @@
 """How predictions without and with the prompt become the guided one, and what guidance leads away from."""
 
+import warnings
 from collections.abc import Callable
 
 from torch import Tensor
@@ -16,6 +17,11 @@ def guidance(model: DiffusionModel, config: PolicyConfig) -> Callable[[Tensor, T
     """
     if not config.guidance_rescale:
         return lambda uncond, cond: model.guide(uncond, cond, config.guidance_scale)
+    if model.embeds_guidance:
+        raise ValueError(
+            f"the model {model.name!r} takes the guidance scale as an input, so there is nothing to rescale; leave "
+            f"guidance_rescale out, got {config.guidance_rescale}."
+        )
     if not model.rescales_guidance:
         raise ValueError(
             f"the pipeline of {model.name!r} has no guidance_rescale, as those of Stable Diffusion and SDXL have; "
@@ -34,7 +40,7 @@ def guidance(model: DiffusionModel, config: PolicyConfig) -> Callable[[Tensor, T
 def check_negative_prompts(model: DiffusionModel, config: PolicyConfig, by_prompt: bool) -> None:
     """Raise ValueError for a negative prompt that the model has no place for, or that another one would replace."""
     if config.negative_prompt is not None and "negative_prompt" not in model.fields_read:
-        why = "takes the guidance scale as an input" if model.embeds_guidance else "has no unconditional branch"
+        why = "takes the guidance scale as an input" if model.embeds_guidance else "has a pipeline without any"
         raise ValueError(
             f"the model {model.name!r} {why}, so it reads no negative_prompt; leave {config.negative_prompt!r} out."
         )
@@ -47,4 +53,20 @@ def check_negative_prompts(model: DiffusionModel, config: PolicyConfig, by_promp
         raise ValueError(
             "some prompts have a negative_prompt, which needs guidance; set guidance_scale above 1 (5 is usual), "
             f"got {config.guidance_scale:g}."
+        )
+
+
+def check_image_guidance(model: DiffusionModel, config: PolicyConfig, guided: bool) -> None:
+    """Raise ValueError for a guidance by images that the model does not have; warn of one that is off."""
+    scale = config.image_guidance_scale
+    if scale > 1 and not model.image_conditioning:
+        raise ValueError(
+            f"image_guidance_scale {scale:g} is for models that edit an image, and {model.name!r} does not; leave it "
+            "at 1."
+        )
+    if scale > 1 and not guided:
+        warnings.warn(
+            f"image_guidance_scale {scale:g} does nothing without guidance, as in diffusers: give a guidance_scale "
+            f"above 1, got {config.guidance_scale:g}, or image_guidance_scale 1.",
+            stacklevel=3,
         )

@@ -4,7 +4,7 @@ A forward pass takes one chunk of rows. Kernels round by the batch's shape and b
 scores the chunks that were sampled (see ``rollouts.py``).
 """
 
-import dataclasses
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,15 @@ from torch import Tensor, nn
 
 from algorithms.config.base import AlgorithmConfig, override
 from algorithms.config.base import PolicyConfig as PolicyConfig
-from algorithms.guidance import check_negative_prompts, guidance
+from algorithms.guidance import check_image_guidance, check_negative_prompts, guidance
 from algorithms.parallel.sharding import is_sharded, whole
+from algorithms.requirements import started
 from algorithms.sb3.observations import observation_tensors
 from algorithms.sb3.vec_env import find_mdp
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
 from diffusion_gym.models.base import GUIDANCE, NEGATIVE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
 from diffusion_gym.transitions import Gaussian, Transition, make_transition
-
-#: Settings of adapters, which a model may recommend.
-_LORA_FIELDS = tuple(field.name for field in dataclasses.fields(LoRAConfig))
 
 
 @dataclass(frozen=True)
@@ -75,31 +73,17 @@ class DenoisingPolicy(nn.Module):
         """
         super().__init__()
         check_negative_prompts(model, config, negative_prompts)
-        config = _started(model, config)
+        config = started(model, config)
         self.config, self.model = config, model
-        if 0 < config.guidance_scale < 1 and not model.embeds_guidance:
-            warnings.warn(
-                f"guidance_scale {config.guidance_scale:g} means no guidance, like all up to 1 (as in diffusers); "
-                "give 1, or more than 1 to strengthen the prompt.",
-                stacklevel=2,
-            )
         #: The one module that forward passes go through; FSDP shards it in place.
         self.denoiser: nn.Module = self._build_denoiser()
-        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
-        self.guided = config.guidance_scale > 1.0 and not model.embeds_guidance
-        self._embeds_guidance = model.embeds_guidance
-        self._guide = guidance(model, config)
-        #: Denoiser forwards per row: 2 with guidance, else 1.
-        self.forwards_per_row = 2 if self.guided else 1
         #: What the denoiser takes of an observation beside latent and time: name -> (shape of a row, dtype).
         self.conditioning = _conditioning(model, config)
         if negative_prompts:
             self.conditioning |= {NEGATIVE + name: value for name, value in self.conditioning.items()}
-        #: T.
-        self.num_inference_steps = num_inference_steps
-        self._schedule = model.schedule(num_inference_steps)
-        self.set_noise_levels(config.eta)
-        self._uncond = self._unconditional() if self.guided and not negative_prompts else None
+        self._negative_prompts, self._embeds_guidance = negative_prompts, model.embeds_guidance
+        self._sample_as(config, num_inference_steps)
+        check_image_guidance(model, config, self.guided)
         #: Rows per forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
@@ -133,6 +117,38 @@ class DenoisingPolicy(nn.Module):
         self.noise_levels = eta if isinstance(eta, int | float) else tuple(eta)
         #: Indices of the steps that have a density, int64.
         self.trainable_steps = self.transition.has_density.nonzero().flatten()
+
+    def sampling_as(self, config: PolicyConfig, num_inference_steps: int) -> "DenoisingPolicy":
+        """Return the same weights, shared and not copied, with another sampler, noise, guidance and number of steps.
+
+        Raises:
+            ValueError: they do not fit the model.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # else its transition would replace this one's
+        other._sample_as(config, num_inference_steps)
+        return other
+
+    def _sample_as(self, config: PolicyConfig, num_inference_steps: int) -> None:
+        if 0 < config.guidance_scale < 1 and not self._embeds_guidance:
+            warnings.warn(
+                f"guidance_scale {config.guidance_scale:g} means no guidance, like all up to 1 (as in diffusers); "
+                "give 1, or more than 1 to strengthen the prompt.",
+                stacklevel=3,
+            )
+        self.config = config
+        #: Whether each row takes a second, unconditional forward; as in diffusers a scale up to 1 means no guidance.
+        self.guided = config.guidance_scale > 1.0 and not self._embeds_guidance
+        #: Whether it takes a third, without the prompt's image.
+        self.image_guided = self.guided and config.image_guidance_scale > 1.0
+        #: Denoiser forwards per row: 2 with guidance, 3 with that of images, else 1.
+        self.forwards_per_row = 1 + self.guided + self.image_guided
+        #: T.
+        self.num_inference_steps = num_inference_steps
+        self._schedule = self.model.schedule(num_inference_steps)
+        self.set_noise_levels(config.eta)
+        self._guide = guidance(self.model, config)
+        self._uncond = self._unconditional() if self.guided and not self._negative_prompts else None
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -169,9 +185,10 @@ class DenoisingPolicy(nn.Module):
     ) -> Tensor:
         """Return the denoiser's prediction with guidance applied, (n, c, h, w), float32.
 
-        The model's family combines the predictions without and with the prompt, both from one forward. A
-        guidance-distilled model takes the scale as an input instead. With ``guided=False`` it is the prediction with
-        the prompt alone.
+        The model's family combines the predictions without and with the prompt, both from one forward. Of a model that
+        edits, both have the row's image, and guidance by the image leads away from the prediction without it (Brooks et
+        al. 2023, equation 3). A guidance-distilled model takes the scale as an input instead. With ``guided=False`` it
+        is the prediction with the prompt alone.
         """
         given = {name: value for name, value in conditioning.items() if not name.startswith(NEGATIVE)}
         if self._embeds_guidance:
@@ -179,11 +196,17 @@ class DenoisingPolicy(nn.Module):
             given[GUIDANCE] = scale
         if not (guided and self.guided):
             return self._forward(latents, timesteps, given)
-        away = {name: conditioning[NEGATIVE + name] for name in given} if self._uncond is None else self._uncond
-        both = {name: torch.cat([away[name].expand_as(value), value]) for name, value in given.items()}
-        output = self._forward(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
-        uncond, cond = output.chunk(2)
-        return self._guide(uncond, cond)
+        own = {name: conditioning[NEGATIVE + name] for name in given} if self._uncond is None else self._uncond
+        away = {name: own[name].expand_as(value) for name, value in given.items()}
+        sides = [{**away, **{name: given[name] for name in self.model.image_conditioning}}, given]
+        sides += [away] if self.image_guided else []
+        stacked = {name: torch.cat([side[name] for side in sides]) for name in given}
+        output = self._forward(torch.cat([latents] * len(sides)), torch.cat([timesteps] * len(sides)), stacked)
+        uncond, cond, *without_image = output.chunk(len(sides))
+        prediction = self._guide(uncond, cond)
+        for bare in without_image:
+            prediction = prediction + (self.config.image_guidance_scale - 1) * (uncond - bare)
+        return prediction
 
     def distribution(self, rows: Rows, transition: Transition | None = None) -> Gaussian:
         """Return p(x_{t-1} | x_t, c) of one chunk of rows, with gradients; of :attr:`transition`, or of another one."""
@@ -310,15 +333,6 @@ class DenoisingPolicy(nn.Module):
             return self.denoiser(latents, timesteps, conditioning).float()
         with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
             return self.denoiser(latents, timesteps, conditioning).float()
-
-
-def _started(model: DiffusionModel, config: PolicyConfig) -> PolicyConfig:
-    """Return the configuration with the adapters of the LoRA that is trained on, where none were asked for."""
-    if model.start is None or config.trainable == "full":
-        return config  # the model refuses the latter
-    recommended = {name: value for name, value in model.recommended.settings("").items() if name in _LORA_FIELDS}
-    unasked = (LoRAConfig(), dataclasses.replace(LoRAConfig(), **recommended))
-    return dataclasses.replace(config, lora=model.start.lora) if config.lora in unasked else config
 
 
 def _conditioning(model: DiffusionModel, config: PolicyConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -18,6 +18,7 @@ from algorithms.losses import preference_loss
 from algorithms.metrics import Meter
 from algorithms.rollouts import Rollout
 from algorithms.seeding import Stream, generator
+from algorithms.with_advantages import rewards_apart, spread_metrics
 
 
 class OnlinePreference(DiffusionAlgorithm[OnlinePreferenceConfig]):
@@ -31,27 +32,38 @@ class OnlinePreference(DiffusionAlgorithm[OnlinePreferenceConfig]):
 
         Not several ranks: the best and the worst of a group may lie on different ones, and their losses are coupled.
         """
-        return replace(super().requires(config), trajectory=True, density=True, reference=True)
+        apart = config.advantages == "gdpo"
+        return replace(super().requires(config), trajectory=True, density=True, reference=True, several_rewards=apart)
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self.optimizer = self.make_optimizer()
 
+    def ranked_by(self, rollout: Rollout) -> Tensor:
+        """Return what ranks the images of each group, (n,): rewards, or several, each normalised by itself."""
+        if self.config.advantages == "group":
+            return rollout.rewards
+        return rewards_apart(self.mdp.reward, self.groups(rollout), rollout)
+
+    def groups(self, rollout: Rollout) -> list[str]:
+        """Return the names of the n images' groups."""
+        return [str(image // self.config.images_per_prompt) for image in range(len(rollout))]
+
     def pairs(self, rollout: Rollout) -> Tensor:
         """Return best and worst image (groups, 2), int64, of each group of images in a row with one prompt.
 
-        The first of several that tie; of a group whose rewards all tie, the same image twice.
+        The first of several that tie; of a group whose images all tie, the same image twice.
         """
-        rewards = rollout.rewards.reshape(-1, self.config.images_per_prompt)
+        rewards = self.ranked_by(rollout).reshape(-1, self.config.images_per_prompt)
         first = torch.arange(len(rewards), device=rewards.device) * self.config.images_per_prompt
         return torch.stack([first + rewards.argmax(1), first + rewards.argmin(1)], 1)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Make each update on its share of the groups; groups whose rewards all tie are left out."""
-        meter, pairs = Meter(self.ranks), self.pairs(rollout)
+        """Make each update on its share of the groups; groups whose images all tie are left out."""
+        meter, pairs, compared = Meter(self.ranks), self.pairs(rollout), self.ranked_by(rollout)
         source = generator(self.config.seed, Stream.UPDATES, self.iteration)
         order = torch.randperm(len(pairs), generator=source).to(pairs.device)
-        tied = rollout.rewards[pairs[:, 0]] == rollout.rewards[pairs[:, 1]]
+        tied = compared[pairs[:, 0]] == compared[pairs[:, 1]]
         for share in order.chunk(self.config.updates_per_iteration):
             chosen = pairs[share[~tied[share]]]
             if len(chosen) == 0:
@@ -61,7 +73,8 @@ class OnlinePreference(DiffusionAlgorithm[OnlinePreferenceConfig]):
             meter.add({"train/grad_norm": self.step(self.optimizer)})
             rows = chosen.numel() * len(self.policy.trainable_steps)
             self.count_rows(rows, reference=rows)
-        return meter.means() | {"train/groups_without_spread": float(tied.float().mean())}
+        spread = spread_metrics(self.groups(rollout), compared, rollout)
+        return meter.means() | spread | {"train/groups_without_spread": float(tied.float().mean())}
 
     def _losses(self, rollout: Rollout, pairs: Tensor, meter: Meter) -> Iterator[Tensor]:
         """Yield the losses of each step of some pairs (p, 2), with gradients; a pair is in one forward pass.

@@ -14,6 +14,7 @@ from algorithms.scoring import Scoring
 from algorithms.seeding import TRAINING_STREAMS, Noise, StepNoise, Streams
 from algorithms.windows import Windows
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.errors import Interrupted as Interrupted
 from diffusion_gym.prompt_records import PromptLike
 from diffusion_gym.rewards import Scores
 
@@ -21,10 +22,6 @@ from diffusion_gym.rewards import Scores
 OnStep = Callable[[Step], bool]
 #: Makes a context in which the policy has the weights that sample.
 Weights = Callable[[], contextlib.AbstractContextManager[None]]
-
-
-class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """Training is to stop in a rollout or an evaluation, which is dropped."""
 
 
 def collect(

@@ -33,7 +33,7 @@ class Scoring(contextlib.AbstractContextManager["Scoring"]):
 
     def submit(self, images: Tensor, records: Sequence[Prompt]) -> Future[Scores]:
         """Score a round's images (n, 3, H, W), uint8, or have the thread score them; failures are kept."""
-        given = (self._reward, images, [each.text for each in records], [each.metadata for each in records])
+        given = (self._reward, images, [each.text for each in records], [each.reward_metadata for each in records])
         if self._executor is not None and _leave_settings.get(id(self._reward)) is self._reward:
             self._rounds.append(self._executor.submit(score_images, *given))
         else:

@@ -8,8 +8,9 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from algorithms.checkpoints.state import SavedAlgorithm
+from algorithms.config.algorithms import check_several
 from algorithms.config.base import check_held_out, override
-from algorithms.evaluation import Evaluation
+from algorithms.evaluation import Evaluation, deployed_policy
 from algorithms.optimization import GradientSteps, check_optimizer
 from algorithms.parallel.ranks import current_ranks
 from algorithms.policy import DenoisingPolicy
@@ -25,7 +26,7 @@ from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 from diffusion_gym.paths import user_path
 from diffusion_gym.prompts import load_prompts
-from diffusion_gym.rewards import check_differentiable
+from diffusion_gym.rewards import WeightedSum, check_differentiable, reward_name
 
 
 class BuiltAlgorithm(SavedAlgorithm[Config]):
@@ -133,6 +134,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         #: Counts of updates that were skipped because their gradient was not finite.
         self.skipped = self.gradient_steps.skipped
         self._check_held_out(self.mdp)
+        if self.config.evaluation.deployed.is_on:
+            deployed_policy(self.policy, self.config.evaluation.deployed)  # refuses what does not fit the model
         self.rollout_env = self._make_rollout_env(self.mdp)
 
     def _check_held_out(self, mdp: DenoisingMDP) -> None:
@@ -142,9 +145,12 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
             mdp.check(load_prompts(self.config.evaluation.held_out_prompts).records)
 
     def _check_reward(self, mdp: DenoisingMDP) -> None:
-        """Raise ValueError for a reward without a gradient where the algorithm needs one."""
-        if self.requires(self.config).reward_gradient:
-            check_differentiable(mdp.reward)
+        """Raise ValueError for a reward without a gradient, or a single one, where the algorithm needs other."""
+        needs, reward = self.requires(self.config), mdp.reward
+        if needs.reward_gradient:
+            check_differentiable(reward)
+        if needs.several_rewards:
+            check_several(reward_name(reward), len(reward.terms) if isinstance(reward, WeightedSum) else 1)
 
     def _check_noise(self) -> None:
         """Raise ValueError where no step has a density and the algorithm needs one."""

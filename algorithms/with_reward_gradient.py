@@ -51,7 +51,7 @@ class WithRewardGradient(DiffusionAlgorithm[G]):
                 self.mdp.reward,
                 model.decode_pixels(latents),
                 [prompt.text for prompt in prompts],
-                [prompt.metadata for prompt in prompts],
+                [prompt.reward_metadata for prompt in prompts],
             ).rewards
             gradients.append(torch.autograd.grad(scale * scores.sum(), latents)[0] / scale)
             rewards.append(scores.detach().to(x_0.device))

@@ -25,15 +25,18 @@ from diffusion_gym.paths import user_path
 #: Name -> options, and the function that runs them; beside ``train``, which has a subcommand per algorithm.
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("benchmarks.commands.compare:Compare", "benchmarks.commands.compare:compare"),
+    "evaluate": ("benchmarks.commands.evaluate:Evaluate", "benchmarks.commands.evaluate:evaluate"),
     "sample": ("benchmarks.commands.sample:Sample", "benchmarks.commands.sample:sample"),
     "report": ("benchmarks.report.command:Report", "benchmarks.report.command:report"),
+    "inspect": ("benchmarks.hacking.inspection:Inspect", "benchmarks.hacking.inspection:inspect"),
+    "detectors": ("benchmarks.hacking.tuning:Detectors", "benchmarks.hacking.tuning:detectors"),
     "pretrain": ("benchmarks.pretrain:PretrainConfig", "benchmarks.pretrain:pretrain"),
     "search": ("benchmarks.commands.search:Search", "benchmarks.commands.search:search"),
     "tables": ("benchmarks.docs_tables.command:Tables", "benchmarks.docs_tables.command:tables"),
     "throughput": ("benchmarks.throughput.options:Throughput", "benchmarks.throughput.command:throughput"),
 }
 #: Those that make what this repository ships or publishes, apart in the help.
-DEVELOPERS = ("pretrain", "search", "tables", "throughput")
+DEVELOPERS = ("detectors", "pretrain", "search", "tables", "throughput")
 #: Errors that are a sentence for the user, by name: their classes take torch to import.
 _SENTENCES = {"RewardError", "DivergedError", "WriteError", "RankError"}
 

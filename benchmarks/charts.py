@@ -15,6 +15,7 @@ Rows = list[dict[str, Any]]
 _LABEL, _NAME = 56, 40  # characters that a panel, and a name in its legend, have room for
 _DOTS = 40  # points of a line that are still drawn as dots
 _WIDTH = 380  # pixels of a panel
+_CROSS = "M-1,-1L1,1M-1,1L1,-1"
 _PANELS = 2  # beside each other in a file
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
@@ -57,6 +58,10 @@ _MORE = (
     Style("#00798c", "#5fd0e0", (6, 4)),
     Style("#8a5a00", "#d9a441", (2, 3)),
     Style("#4b51b8", "#a3a8f5", (8, 3, 2, 3)),
+    Style("#3b3b3b", "#d8d8d8", (2, 3)),
+    Style("#0b6e4f", "#58d0a0", (8, 3, 2, 3)),
+    Style("#9a3b00", "#ffae80", (2, 3)),
+    Style("#5a3fa0", "#bda8ff", (6, 4)),
 )
 
 
@@ -112,7 +117,7 @@ class Chart:
         label: of the vertical axis.
         axes: field of the rows -> label of a horizontal axis; the first is drawn, the reader may choose another.
         rows: points in the order of their lines: "name" of the line, "y", the fields of ``axes``, and where they are
-            known "low" and "high" (the interval of y), "x_low" and "x_high".
+            known "low" and "high" (the interval of y), "x_low" and "x_high"; "mark" at a point with a cross.
         zero: whether the vertical axis begins at 0.
         way: of paths, which follow the order of their points, whatever their x; None for curves. Only their ends show
             intervals, because a band around a line that turns back hides more than it shows.
@@ -168,6 +173,10 @@ class Chart:
             layers.insert(0, {"mark": band, "encoding": {**self._y("low"), "y2": {"field": "high"}}})
         if len(self.rows) <= _DOTS * len({row["name"] for row in self.rows}):
             layers.append(_dots(self._y("y"), 14))
+        if any("mark" in row for row in self.rows):
+            cross = {"type": "point", "shape": _CROSS, "size": 60, "strokeWidth": 3, "opacity": 1}
+            marked = [{"filter": "isValid(datum.mark)"}]
+            layers.append({"transform": marked, "mark": cross, "encoding": self._y("y")})
         return layers
 
     def _path(self, line: dict[str, Any], way: Way) -> list[dict[str, Any]]:
@@ -204,8 +213,11 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def figure(panels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the specification of a file with these panels side by side."""
+    """Return the specification of a file with these panels side by side; each has its legend if their lines differ."""
     spec = {"concat": panels, "columns": _PANELS, "spacing": 40} if len(panels) > 1 else panels[0]
+    if len(panels) > 1 and len({tuple(panel["encoding"]["color"]["scale"]["domain"]) for panel in panels}) > 1:
+        apart = {"color": "independent", "strokeDash": "independent"}  # a shared scale would mix up their colours
+        spec = {**spec, "resolve": {"scale": apart}}
     return {"$schema": _SCHEMA, "config": CONFIG, "background": "white", "padding": 12, **spec}
 
 

@@ -25,6 +25,13 @@ def command(*words: str | Path) -> str:
     return shlex.join(["diffusion-gym", *quoted])
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     """Replace lines and dashes by those of ASCII, anything else by its number."""
     if not isinstance(error, UnicodeEncodeError):

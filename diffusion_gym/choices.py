@@ -25,7 +25,29 @@ Trained = Literal["denoiser", "text_encoder", "both"]
 _LARGEST_HEADER = 100_000_000
 #: What is made of a LoRA that training starts from.
 StartMode = Literal["merge", "train"]
-Sampler = Literal["auto", "ddim", "ddpm", "flow-sde", "cps"]
+Sampler = Literal["auto", "ddim", "ddpm", "flow-sde", "cps", "lcm"]
+#: The name of the scheduler that a model comes with, where a solver is chosen.
+PIPELINE = "pipeline"
+#: Solvers of diffusers that can draw the images of an evaluation, on the model's own noise schedule. DPMSolverSDE is
+#: left out: its noise does not come from a generator per image.
+SOLVERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
 #: How log-probabilities are put together over a latent's dimensions.
 Reduction = Literal["mean", "sum"]
 

@@ -6,6 +6,10 @@ import warnings
 from collections.abc import Iterator
 
 
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """Training is to stop in a rollout or an evaluation, which is dropped; a reward that waits may raise it too."""
+
+
 def summary(error: Exception) -> str:
     """Return an error's class and the first line of its text, to be quoted in another error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -30,7 +30,7 @@ class Prompt:
         text: what the model reads.
         weight: how often it is drawn in training, a positive number in any unit; prompts are equal whatever it is.
         negative_prompt: what the picture is not to show, for model families that read it.
-        image: a picture's path, or a picture, for model families that are conditioned on one.
+        image: a picture's path, or a picture, for model families that edit it. Rewards find it in their metadata.
         metadata: every further field, as JSON: name -> text, number, list or mapping. Rewards may read it.
     """
 
@@ -72,13 +72,25 @@ class Prompt:
     @cached_property
     def key(self) -> str:
         """The record's identity in statistics and groups: of a prompt that is only a text the text itself."""
-        rest = self._more() | ({"image": _image_key(self.image)} if self.image is not None else {})
+        rest = self._more() | ({"image": self.image_key} if self.image is not None else {})
         # No text holds a zero byte, so no record has the key of a text.
         return f"{self.text}\0{json.dumps(rest, sort_keys=True)}" if rest else self.text
 
+    @cached_property
+    def image_key(self) -> str:
+        """The image's identity: its path, or a digest of a picture; empty without one."""
+        return "" if self.image is None else _image_key(self.image)
+
+    @cached_property
+    def reward_metadata(self) -> Mapping[str, Any]:
+        """The metadata that rewards get: with an image, ``image`` is its path as text, or the picture."""
+        if self.image is None:
+            return self.metadata
+        return {**self.metadata, "image": str(self.image) if isinstance(self.image, Path) else self.image}
+
     def metadata_copy(self) -> dict[str, Any]:
-        """Return the metadata for somebody who may change them."""
-        return {name: _copied(value) for name, value in self.metadata.items()}
+        """Return :attr:`reward_metadata` for somebody who may change them."""
+        return {name: _copied(value) for name, value in self.reward_metadata.items()}
 
     def describe(self, weighted: bool = False) -> str | dict[str, Any]:
         """Return the record as JSON that :func:`load_prompts` takes: the text alone, where there is nothing else.

@@ -58,6 +58,15 @@ STABLE_DIFFUSION = Recommended(
     },
     source="its family, Stable Diffusion",
 )
+#: Both guidance scales are the pipeline's defaults.
+INSTRUCT_PIX2PIX = Recommended(
+    num_inference_steps=50,
+    sections={
+        ANY: {"guidance_scale": 7.5, "image_guidance_scale": 1.5, "num_envs": 32, "chunk_size": 8},
+        **_DDPO,
+    },
+    source="its family, InstructPix2Pix",
+)
 STABLE_DIFFUSION_XL = Recommended(
     num_inference_steps=30,
     sections={
@@ -84,6 +93,26 @@ FLUX = Recommended(
     sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}, **_NO_NOISE},
     source="its family, Flux",
 )
+#: Guidance is the pipeline's default.
+PIXART_SIGMA = Recommended(
+    num_inference_steps=20,
+    sections={ANY: {"guidance_scale": 4.5, "num_envs": 32, "chunk_size": 8}, **_DDPO},
+    source="its family, PixArt-Sigma",
+)
+#: Flow-GRPO's noise and adapters, and the pipeline's own guidance.
+QWEN_IMAGE = Recommended(
+    sections={
+        ANY: {"eta": 0.7, "guidance_scale": 4.0, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1},
+        **_NO_NOISE,
+    },
+    source="its family, Qwen-Image",
+)
+#: Guidance is left to the user: both families have models that were distilled without it.
+Z_IMAGE = Recommended(
+    sections={ANY: {"eta": 0.7, "rank": 32, "alpha": 64.0, "num_envs": 8, "chunk_size": 1}, **_NO_NOISE},
+    source="its family, Z-Image",
+)
+FLUX_2_KLEIN = Recommended(sections=Z_IMAGE.sections, source="its family, Flux.2-klein")
 PIXELS = Recommended(
     num_inference_steps=50,
     sections={ANY: {"trainable": "full", "learning_rate": 1e-5}},
@@ -103,9 +132,15 @@ EXACT = Recommended(
 #: Pipeline class -> its family's settings. Those of other families are on their classes, which import torch.
 BY_PIPELINE: Mapping[str, Recommended] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
+    "LatentConsistencyModelPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
+    "PixArtSigmaPipeline": PIXART_SIGMA,
+    "StableDiffusionInstructPix2PixPipeline": INSTRUCT_PIX2PIX,
+    "QwenImagePipeline": QWEN_IMAGE,
+    "ZImagePipeline": Z_IMAGE,
+    "Flux2KleinPipeline": FLUX_2_KLEIN,
     "DDPMPipeline": PIXELS,
     "DDIMPipeline": PIXELS,
 }

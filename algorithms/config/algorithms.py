@@ -9,7 +9,18 @@ from typing import Any, ClassVar, Literal
 from algorithms.config.base import AlgorithmConfig, Reduction, divisor
 from algorithms.config.fields import check_statistics
 
+#: What a reward is compared with to make an advantage.
+Baseline = Literal["running", "group", "leave-one-out", "gdpo"]
 _MAX_CLIP_RANGE = 88  # e to this many nats is the largest ratio that a float32 holds
+
+
+def check_several(reward: str, terms: int) -> None:
+    """Raise ValueError where each term of a reward is to be normalised by itself, and it has fewer than two."""
+    if terms < 2:
+        raise ValueError(
+            f"advantages 'gdpo' normalise each of several rewards by itself, but {reward!r} is a single one; combine "
+            "two or more, for example 'aesthetic,clip_score:0.5', or set advantages to 'group'."
+        )
 
 
 @dataclass(frozen=True)
@@ -23,9 +34,9 @@ class AdvantageConfig(AlgorithmConfig):
         "statistics_min_count",
     )
 
-    advantages: Literal["running", "group", "leave-one-out"] = "running"
+    advantages: Baseline = "running"
     """Baseline of the reward: each prompt's running mean and std (the paper), the prompt's images in this iteration
-    (GRPO), or the prompt's other images in it (RLOO)."""
+    (GRPO), or the prompt's other images in it (RLOO). gdpo: as group, for each of several rewards by itself."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """The std that divides group advantages: of the prompt's images, of all images, or none."""
     advantage_clip: float = 5.0
@@ -45,6 +56,11 @@ class AdvantageConfig(AlgorithmConfig):
             raise ValueError(
                 f"advantage_scale {self.advantage_scale!r} has no effect on running advantages, which divide by each "
                 "prompt's running std; set advantages to 'group' or 'leave-one-out'."
+            )
+        if self.advantages == "gdpo" and self.advantage_scale != "group":
+            raise ValueError(
+                f"advantage_scale {self.advantage_scale!r} has no effect on advantages 'gdpo', which divide each "
+                "reward by its std in the group, and their sum by its std over all images; leave it at 'group'."
             )
         if self.advantages != "running" and self.images_per_prompt < 2:
             raise ValueError(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 
 import tyro
 
-from algorithms.config.fields import check_fields, check_kl_limit, check_patience
+from algorithms.config.deployed import DeployedConfig as DeployedConfig
+from algorithms.config.fields import check_fields, check_guidance, check_kl_limit, check_patience
 from diffusion_gym.choices import LoRAConfig, ModelSettings, Reduction, Sampler, Trained
 from diffusion_gym.prompts import check_prompts, resolve_prompts
 from diffusion_gym.recommended import recommended_for as recommends
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlgorithmConfig",
+    "DeployedConfig",
     "EvaluationConfig",
     "PolicyConfig",
     "Reduction",
@@ -42,7 +44,7 @@ class PolicyConfig:
     """How the pretrained model samples, and which of its weights are trained."""
 
     details: ClassVar[tuple[str, ...]] = (
-        *("train", "lora", "sampler", "eta", "autocast", "gradient_checkpointing"),
+        *("train", "lora", "sampler", "eta", "image_guidance_scale", "autocast", "gradient_checkpointing"),
         *("guidance_rescale", "negative_prompt"),
     )
 
@@ -53,7 +55,7 @@ class PolicyConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Low-rank adapters; used only with trainable 'lora'."""
     sampler: Sampler = "auto"
-    """ddim (with eta) or ancestral ddpm; for flow models flow-sde or cps. auto is ddim, for flow models flow-sde."""
+    """ddim (with eta) or ancestral ddpm; for flow models flow-sde or cps; for LCM models lcm. auto is the first one."""
     eta: Annotated[float | tuple[float, ...], tyro.conf.arg(metavar="FLOAT [..]")] = 1.0
     """Noise of ddim, flow-sde (0.7 in Flow-GRPO) and cps, from 0 (none) to 1 (as in the paper). Several numbers are the
     noise of each step, the noisiest step first."""
@@ -63,6 +65,9 @@ class PolicyConfig:
     """Share of the guided prediction with the std of the conditional one, 0 to 1 (Lin et al. 2023, who use 0.7)."""
     negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: none)")] = None
     """What guidance leads away from, for all prompts; prompts in a file may have their own instead."""
+    image_guidance_scale: float = 1.0
+    """How closely a model that edits keeps to the prompt's image (InstructPix2Pix: about 1.5). Above 1, beside a
+    guidance_scale above 1, a third forward pass leads away from no image."""
     chunk_size: int = 16
     """Rows per forward pass; halved until it fits a GPU. Changes results by rounding only."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
@@ -76,18 +81,7 @@ class PolicyConfig:
         largest = math.inf if self.sampler == "flow-sde" else 1.0
         if not self.noise_levels or not all(0.0 <= level <= largest for level in self.noise_levels):
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
-        if not 0 <= self.guidance_rescale <= 1 or (self.guidance_rescale > 0 and self.guidance_scale <= 1):
-            raise ValueError(
-                "guidance_rescale must lie in [0, 1], and above 0 needs a guidance_scale above 1, got "
-                f"{self.guidance_rescale} with guidance_scale {self.guidance_scale:g}."
-            )
-        if self.negative_prompt is not None and self.guidance_scale <= 1:
-            raise ValueError(
-                f"negative_prompt {self.negative_prompt!r} needs guidance: set guidance_scale above 1 (5 is usual), "
-                f"got {self.guidance_scale:g}."
-            )
+        check_guidance(self.guidance_scale, self.guidance_rescale, self.image_guidance_scale, self.negative_prompt)
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
 
@@ -123,6 +117,8 @@ class EvaluationConfig:
         None
     )
     """Also evaluate, separately, on prompts that are not trained on: a set such as animals@held-out, or a file."""
+    deployed: DeployedConfig = field(default_factory=DeployedConfig)
+    """Also evaluate, separately, with the sampler that the tuned model will be used with."""
 
     def __post_init__(self) -> None:
         """Refuse impossible counts and unknown prompts."""
@@ -131,6 +127,8 @@ class EvaluationConfig:
             check_prompts(self.held_out_prompts)
             if self.images == 0:
                 raise ValueError("held_out_prompts needs an evaluation; set its images, for example to 64.")
+        if self.deployed.is_on and self.images == 0:
+            raise ValueError("a deployed sampler needs an evaluation; set its images, for example to 64.")
         if self.images < 0 or self.every < 1:
             raise ValueError(
                 f"evaluation needs images >= 0 and every >= 1, got images={self.images}, every={self.every}."
@@ -308,7 +306,8 @@ def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
     inner = {name: value for name, value in changes.items() if name not in own}  # a name at both levels is the outer's
     for item in dataclasses.fields(config):
         value = changes.get(item.name, getattr(config, item.name))
-        if dataclasses.is_dataclass(value):  # a dataclass that is given is changed too, by fields given beside it
+        # A dataclass that is given is changed too, by fields given beside it.
+        if dataclasses.is_dataclass(value) and not getattr(value, "is_apart", False):
             value = _apply(value, {k: v for k, v in inner.items() if k in field_values(value)})
         replaced[item.name] = value
     return dataclasses.replace(config, **replaced)
@@ -317,7 +316,8 @@ def _apply(config: Any, changes: Mapping[str, Any]) -> Any:
 def field_values(config: Any) -> dict[str, Any]:
     """Return the fields of a config and of the dataclasses in it, by the names that :func:`override` takes."""
     own = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-    inside = [field_values(value) for value in own.values() if dataclasses.is_dataclass(value)]
+    reached = (value for value in own.values() if not getattr(value, "is_apart", False))
+    inside = [field_values(value) for value in reached if dataclasses.is_dataclass(value)]
     return {name: value for values in (*inside, own) for name, value in values.items()}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from algorithms.config.algorithms import AdvantageConfig
+from algorithms.config.algorithms import AdvantageConfig, Baseline
 from algorithms.config.base import divisor, override
 from algorithms.config.fields import check_range
 
@@ -33,14 +33,14 @@ class ForwardProcessConfig(AdvantageConfig):
 
     details: ClassVar[tuple[str, ...]] = (
         *("advantages", "passes", "time_range", "time_weight", "paired_noise", "surrogate", "clip_range"),
-        *("anchor_everywhere", "old_warmup", "sample_old", "cfg_training"),
+        *("anchor_everywhere", "old_decay", "old_warmup", "sample_old", "cfg_training"),
     )
 
     images_per_prompt: int = 8
     """Images in a row with the same prompt, whose rewards are compared."""
-    advantages: Literal["running", "group", "leave-one-out"] = "group"
+    advantages: Baseline = "group"
     """Baseline of the reward: each prompt's running mean and std, the prompt's images in this iteration (GRPO), or the
-    prompt's other images in it (RLOO)."""
+    prompt's other images in it (RLOO). gdpo: as group, for each of several rewards by itself."""
     updates_per_iteration: int = 1
     """Gradient updates per pass, each on its own share of the prompts' groups of images."""
     passes: int = 1

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from algorithms.config.algorithms import DDPOConfig
+from algorithms.config.algorithms import Baseline, DDPOConfig
 from algorithms.config.base import override
 from algorithms.config.fields import check_range
 
@@ -29,15 +29,15 @@ class GRPOConfig(DDPOConfig):
     """GRPO: DDPO-IS with advantages in groups; the steps that are trained may be few, and groups may branch there."""
 
     details: ClassVar[tuple[str, ...]] = (
-        *("advantages", "window_eta", "window_range", "window_every", "window_stride", "branched", "antithetic"),
-        *("step_weight", "proximal", "mask_kl", "centred_ratio"),
+        *("advantages", "window_eta", "window_place", "window_range", "window_every", "window_stride", "branched"),
+        *("antithetic", "step_weight", "proximal", "mask_kl", "centred_ratio"),
     )
 
     images_per_prompt: int = 8
     """Images in a row with the same prompt: a group, whose rewards are compared."""
-    advantages: Literal["running", "group", "leave-one-out"] = "group"
+    advantages: Baseline = "group"
     """Baseline of the reward: each prompt's running mean and std, the prompt's images in this iteration (GRPO), or the
-    prompt's other images in it (RLOO)."""
+    prompt's other images in it (RLOO). gdpo: as group, for each of several rewards by itself."""
     updates_per_iteration: int = 2
     """Gradient updates per rollout, each on its own share of the groups."""
     window: int = 0

@@ -1,7 +1,7 @@
 """The configuration of online preference learning; reading it does not import torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from algorithms.config.base import AlgorithmConfig, Reduction, divisor
 
@@ -10,8 +10,13 @@ from algorithms.config.base import AlgorithmConfig, Reduction, divisor
 class OnlinePreferenceConfig(AlgorithmConfig):
     """D3PO's loss on the policy's own images: the best of each group against the worst."""
 
+    details: ClassVar[tuple[str, ...]] = ("advantages",)
+
     images_per_prompt: int = 8
     """Images in a row with the same prompt: a group, in which the best image is compared with the worst."""
+    advantages: Literal["group", "gdpo"] = "group"
+    """What ranks the images of a group: the reward, or gdpo, the sum of several rewards, each normalised by itself in
+    the group."""
     updates_per_iteration: int = 1
     """Gradient updates per rollout, each on its own share of the groups."""
     beta: float = 0.1

@@ -55,13 +55,19 @@ class Step:
 
     @property
     def infos(self) -> list[dict[str, Any]]:
-        """Prompt and step of each environment, and at the end the image (H, W, 3) and the entries of a Monitor."""
+        """Prompt and step of each environment, and at the end the image (H, W, 3) and the entries of a Monitor.
+
+        Of a combined reward also ``rewards``, name -> float: each reward's own score.
+        """
         arrays = {name: value for name, value in self.info.items() if not name.startswith("_")}
         if "image" in arrays:
             arrays["image"] = _array(arrays["image"].permute(0, 2, 3, 1))
         infos = [{name: value[row] for name, value in arrays.items()} for row in range(len(self))]
         if self.scores is not None:
+            parts = {name: _array(scores) for name, scores in self.scores.result().parts.items()}
             for row, info in enumerate(infos):
+                if parts:
+                    info["rewards"] = {name: float(scores[row]) for name, scores in parts.items()}
                 info["terminal_observation"] = {name: value[row] for name, value in self.new_obs.items()}
                 info["TimeLimit.truncated"] = False
                 info["episode"] = {"r": float(self.rewards[row]), "l": int(info["step_index"])}

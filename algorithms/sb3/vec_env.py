@@ -63,7 +63,7 @@ class DenoiseVecEnv(VecEnv):
         dones = terminations | truncations
         infos = self._split(info)
         for row in np.flatnonzero(dones):
-            final = {name: value[row] for name, value in info["final_info"].items() if not name.startswith("_")}
+            final = _at_row(info["final_info"], int(row))
             infos[row] = {**final, "terminal_observation": info["final_obs"][row], "TimeLimit.truncated": False}
         return observation, rewards.astype(np.float32), dones, infos
 
@@ -97,8 +97,17 @@ class DenoiseVecEnv(VecEnv):
         return range(self.num_envs) if indices is None else ([indices] if isinstance(indices, int) else indices)
 
     def _split(self, info: dict[str, Any]) -> list[dict[str, Any]]:
-        names = [name for name in info if not name.startswith(("_", "final"))]
-        return [{name: info[name][row] for name in names} for row in range(self.num_envs)]
+        present = {name: value for name, value in info.items() if not name.startswith(("final", "_final"))}
+        return [_at_row(present, row) for row in range(self.num_envs)]
+
+
+def _at_row(info: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Return a vector environment's info of one row, without masks."""
+    return {
+        name: _at_row(value, row) if isinstance(value, Mapping) else value[row]
+        for name, value in info.items()
+        if not (name.startswith("_") and name[1:] in info)  # a reward's own name may begin so
+    }
 
 
 _KNOWN = (DenoiseEnv, DenoiseVectorEnv, DenoiseVecEnv, DummyVecEnv, SyncVectorEnv)

@@ -62,6 +62,8 @@ class Curve:
         held_out: the same on prompts that are not trained on; empty if none were evaluated.
         metrics: name -> interquartile mean over seeds at each evaluation, with its interval if there are several seeds.
         held_out_metrics: the same on prompts that are not trained on.
+        deployed_at: indices of the evaluations that were also made with the sampler that the model is used with.
+        deployed, deployed_metrics: the reward and the metrics of these, as above.
         peaks: metric of which more is better -> its best moment against its end.
         by_run: mean evaluation rewards, (runs, evaluations), float64.
         metrics_by_run: name -> the metric, (runs, evaluations), float64; the reward on held-out prompts as "held-out".
@@ -80,6 +82,9 @@ class Curve:
     held_out: list[Interval]
     metrics: dict[str, list[Interval]]
     held_out_metrics: dict[str, list[Interval]]
+    deployed_at: list[int]
+    deployed: list[Interval]
+    deployed_metrics: dict[str, list[Interval]]
     peaks: dict[str, Peak]
     by_run: np.ndarray
     metrics_by_run: dict[str, np.ndarray]
@@ -123,6 +128,9 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
     steps = list(zip(*(run.evaluations for run in runs), strict=False))
     held_out = [found for step in steps if (found := [line.held_out for line in step if line.held_out])]
 
+    deployed_at = [index for index, step in enumerate(steps) if all(line.deployed for line in step)]
+    deployed = [[line.deployed for line in steps[index] if line.deployed] for index in deployed_at]
+
     def cost(name: str) -> list[float]:
         return [step[0].costs[name] for step in steps]  # the same for every seed
 
@@ -141,6 +149,9 @@ def _curve(all_runs: Sequence[Run], indices: Sequence[int]) -> Curve:
         held_out=summarise([[line.rewards for line in step] for step in held_out]),
         metrics=metrics,
         held_out_metrics=_metrics(held_out),
+        deployed_at=deployed_at,
+        deployed=summarise([[line.rewards for line in step] for step in deployed]),
+        deployed_metrics=_metrics(deployed),
         peaks={name: _peak(steps, name, values) for name, values in metrics.items() if more_is_better(name)},
         by_run=np.array([[line.mean_reward for line in step] for step in steps]).T,
         metrics_by_run=_by_run(steps, list(metrics)),

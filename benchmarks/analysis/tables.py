@@ -154,6 +154,38 @@ def held_out_table(summary: Curves) -> Table | None:
     return Table([_TASK, _ALGORITHM, *map(Column, columns)], rows) if rows else None
 
 
+def deployed_table(summary: Curves) -> Table | None:
+    """Return the reward under the training sampler, reward and metrics under the deployed one, from start to end.
+
+    None if nothing was evaluated with another sampler.
+    """
+    measured = [(task, name, curve) for task, name, curve in flat(summary) if curve.deployed]
+    names = [name for name in overall_metric_names(summary) if any(name in c.deployed_metrics for _, _, c in measured)]
+    interval = _INTERVAL[: has_seeds(summary)]
+    columns = ("training sampler", *interval, "deployed sampler", *interval, *(f"{name}, deployed" for name in names))
+    rows: list[list[Cell]] = []
+    for task, variant, curve in measured:
+        ends = curve.deployed_at[0], curve.deployed_at[-1]
+        trained = [curve.reward[at] for at in ends]
+        cells: list[Cell] = [_between(curve, ends, trained, "rewards"), *(over_seeds(trained[-1]) for _ in interval)]
+        cells.append(_between(curve, ends, curve.deployed, "deployed.rewards"))
+        cells += [over_seeds(curve.deployed[-1]) for _ in interval]
+        for name in names:
+            found = curve.deployed_metrics.get(name)
+            cells.append(_between(curve, ends, found, f"deployed.metrics.{name}") if found else [])
+        rows.append([[task], [Name(variant)], *cells])
+    return Table([_TASK, _ALGORITHM, *map(Column, columns)], rows) if rows else None
+
+
+def _between(curve: Curve, ends: tuple[int, int], values: Sequence[Interval], field: str) -> Cell:
+    """Return the first and the last value, which were measured at the evaluations ``ends``."""
+    shown = (values[0], values[-1]) if len(values) > 1 else values
+    numbers = [
+        Number(f"{value.estimate:.3f}", of_reward(curve, at, field)) for value, at in zip(shown, ends, strict=False)
+    ]
+    return [numbers[0], " to ", numbers[1]] if len(numbers) > 1 else [numbers[0]]
+
+
 def _change(curve: Curve, values: Sequence[Interval], field: str) -> Cell:
     end = len(values) - 1
     first, last = (Number(f"{values[at].estimate:.3f}", of_reward(curve, at, field)) for at in (0, end))

@@ -51,6 +51,7 @@ class Compare:
             "paper-claims",
             "modern",
             "ladder",
+            "hacking",
             "leash",
             "baseline",
             "paper-sd",
@@ -180,13 +181,14 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
 def run_missing(options: Compare, plan: Mapping[str, RunSpec], folder: Path, sweep: Ledger) -> Results:
     """Run what is not complete; print what is run and what fails, and return all results."""
     from benchmarks.runs.resuming import check_same
+    from benchmarks.sweeps.dry_run import costs
     from benchmarks.sweeps.sweep import run_all
 
     for name, spec in plan.items():  # now, rather than as many failures at the end
         spec.check()
         check_same(spec, folder / name)
     pool, where = _pool(options, sweep.own, folder)
-    print(f"{len(plan)} runs, {sum(spec.total_queries for spec in plan.values()):,} reward queries in all; {where}")
+    print(f"{costs(plan)}; {where}")
     if sweep.taken_over:
         print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
     failures = run_all(sweep.own, folder, pool, lambda name: sweep.write())

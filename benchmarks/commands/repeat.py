@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from algorithms import AlgorithmConfig
-from benchmarks.commands.train import Output, Train, threads_of, train_spec
+from benchmarks.commands.train import Output, Train, forecast_spec, threads_of, train_spec
 from benchmarks.provenance import DECIDES, provenance
 from benchmarks.runs.folder import RUN, holds_run, read_json, read_spec
 from benchmarks.runs.resuming import changes
@@ -52,7 +52,7 @@ def repeat(config: Path, name: str, options: Train[AlgorithmConfig]) -> int:
     lines = [f"{key} {before}, now {now}" for key, (before, now) in changed.items()]
     for line in [*lines, *differences(read_json(source / RUN), spec, threads_of(options.output))]:
         print(f"  not as it was: {line}")
-    return train_spec(spec, folder, options.output)
+    return forecast_spec(spec, options.output) if options.output.dry_run else train_spec(spec, folder, options.output)
 
 
 def _source(config: Path) -> Path:

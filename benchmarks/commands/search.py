@@ -91,6 +91,9 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 #: On emoji-world four candidates for each algorithm, also for younger ones; the rest is as its
 #: training.json recommends.
 _RWR_ON_GENEVAL: tuple[Settings, ...] = _rates(2e-5, 6e-6, 2e-6, 6e-7)  # from 2e-5 on it destroys the model
+#: Windows where DDPO's recommended noise is, in the first four of ten steps, and its scale of advantages.
+_EARLY: Settings = {"window_range": (0.0, 0.4), "advantage_scale": "batch"}
+_ANYWHERE: Settings = {"window_range": (0.0, 1.0), "advantage_scale": "group"}
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "ddpo-is": (
         *_rates(7e-5, 1.5e-4, 3e-4, updates_per_iteration=2),
@@ -100,7 +103,11 @@ GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "rwr": _RWR_ON_GENEVAL,
     "sparse-rwr": _RWR_ON_GENEVAL,
     "awm": (*_rates(1.5e-4, 3e-4, 6e-4), {"learning_rate": 3e-4, "anchor_start": 0.1}),
-    "branched": _rates(2e-5, 5e-5, 1e-4, 2e-4),
+    "branched": (
+        *_rates(2e-5, 5e-5, 1e-4, 2e-4, **_ANYWHERE),
+        *_rates(5e-5, 1e-4, 2e-4, **_EARLY),
+        {**_EARLY, "images_per_iteration": 64, "learning_rate": 1e-4},
+    ),
 }
 #: With advantages in units of the iteration's spread, not of a group's: most groups there have nearly none.
 _BY_BATCH: Settings = {"advantage_scale": "batch", "images_per_iteration": 64}

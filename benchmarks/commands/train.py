@@ -44,6 +44,9 @@ class Extent:
 class Output(Writing, Extent):
     """Where a run writes, how long it is, and its threads."""
 
+    dry_run: bool = False
+    """Only say what the run would take, and train nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Generic[Config]):
@@ -69,6 +72,8 @@ class Train(Generic[Config]):
 def train(name: str, options: Train[AlgorithmConfig]) -> int:
     """Run; return the exit status (130 after Ctrl-C, 143 after SIGTERM)."""
     spec = options.spec(name)
+    if options.output.dry_run:
+        return forecast_spec(spec, options.output)
     folder = options.output.folder or Path("runs") / f"{file_name(spec.task.reward)}-{name}-{spec.config.seed}"
     return train_spec(spec, folder, options.output)
 
@@ -78,6 +83,23 @@ def threads_of(writing: Writing) -> int:
     from benchmarks.machine import available_cores
 
     return writing.threads or max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def forecast_spec(spec: RunSpec, writing: Writing) -> int:
+    """Say what a run would take, and write nothing; return the exit status."""
+    spec.check()
+    import torch
+
+    from benchmarks.runs.forecast import extent, probe
+    from benchmarks.runs.memory import estimate_memory
+    from benchmarks.runs.run import make_algorithm
+
+    torch.set_num_threads(threads_of(writing))
+    algorithm, extends = make_algorithm(spec), extent(spec)
+    print(f"{_taken(spec, algorithm)}\n{estimate_memory(algorithm).describe()}")
+    print(f"{extends.describe(algorithm.policy.forwards_per_row)}\n{probe(algorithm, spec).describe(extends)}")
+    print("nothing was trained or written")
+    return 0
 
 
 def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
@@ -111,7 +133,8 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
             def begin(algorithm: "DiffusionAlgorithm[Any]") -> None:
                 _say_what_begins(spec, algorithm, say, stop)
 
-            record = run(spec, folder, writing, on_progress=show, should_stop=stop, on_built=begin)
+            alarm: Say = bar.write if ranks.is_first else say
+            record = run(spec, folder, writing, on_progress=show, should_stop=stop, on_built=begin, on_alarm=alarm)
     except KeyboardInterrupt as interrupt:
         kept = checkpoint.is_file()
         left = f"the last checkpoint is {checkpoint}" if kept else "there is no checkpoint yet"
@@ -127,6 +150,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
 def _say_what_begins(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]", say: Say, stop: Callable[[], bool]) -> None:
     """Print the recommended settings, the memory, where the run resumes, and a faster chunk size if there is one."""
     from benchmarks.runs.chunk_sizes import advice, time_chunks
+    from benchmarks.runs.forecast import extent, probe
     from benchmarks.runs.memory import estimate_memory
 
     estimate = estimate_memory(algorithm)
@@ -136,6 +160,10 @@ def _say_what_begins(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]", say: S
         say(f"resuming after {done} of {spec.total_queries} reward queries")
     if stop():
         return
+    extends = extent(spec)
+    say(extends.describe(algorithm.policy.forwards_per_row))
+    if algorithm.ranks.size == 1:
+        say(probe(algorithm, spec).describe(extends))
     rows_left = round((spec.total_queries - done) * algorithm.policy.num_inference_steps)
     faster = advice(time_chunks(algorithm, estimate, rows_left), algorithm.policy.chunk_size)
     if faster is not None:

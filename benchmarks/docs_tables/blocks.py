@@ -1,9 +1,12 @@
 """The parts of documentation pages that are made of committed results: which there are, and what they show."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.aggregate import improvement, improvements
+from benchmarks.analysis.deployed import deployed_table, read_scored
+from benchmarks.analysis.hacking_tables import answer, gold_table, kept_table, remedy_table, signs_table, stop_table
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
@@ -22,6 +25,8 @@ from benchmarks.analysis.tables import (
 )
 from benchmarks.commands.search import ranking
 from benchmarks.docs_tables.results import COMMANDS, Committed
+from benchmarks.hacking.tables import measured_text
+from benchmarks.hacking.tuning import MEASURED
 from benchmarks.suite import CLAIMS
 from diffusion_gym.naming import file_name
 
@@ -57,7 +62,7 @@ class Block:
 
     def render(self, committed: Committed) -> str:
         """Return the block's Markdown; if there are no results yet, the command that makes them."""
-        text = KINDS[self.kind](committed, self.words) if committed.results.runs else None
+        text = KINDS[self.kind](committed, self.words) if committed.results.runs or self.kind == "hacking" else None
         if text is not None:
             return text
         if self.kind not in ("made", "claim"):  # the command once per page is enough
@@ -111,6 +116,12 @@ def _equal_reward(committed: Committed, words: Sequence[str]) -> str | None:
     return joined(equal_reward_table(committed.curves, words)) or None
 
 
+def _deployed(committed: Committed, words: Sequence[str]) -> str | None:
+    """Show what ``evaluate`` measured, of the files deployed-*.json beside the results."""
+    files = sorted(committed.folder.glob("deployed-*.json"))
+    return deployed_table(read_scored(files)) if files else None
+
+
 def _reach(committed: Committed, words: Sequence[str]) -> str | None:
     """Compare with the block's first word at the reward it has after as many queries as the second says.
 
@@ -120,6 +131,28 @@ def _reach(committed: Committed, words: Sequence[str]) -> str | None:
     variants = [word for word in rest if any(word in by_variant for by_variant in committed.curves.values())]
     summary = committed.only([other, *variants] if variants else ())
     return joined(reach_table(summary, other, int(queries), [word for word in rest if word not in variants])) or None
+
+
+def _gold(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(gold_table(committed.only(words))) or None
+
+
+def _kept(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(kept_table(committed.only(words))) or None
+
+
+def _remedies(committed: Committed, words: Sequence[str]) -> str | None:
+    summary = committed.only(words)
+    return joined(answer(summary), remedy_table(summary)) or None
+
+
+def _signs(committed: Committed, words: Sequence[str]) -> str | None:
+    variant, *names = words
+    return joined(signs_table(committed.curves, variant, names)) or None
+
+
+def _stops(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(stop_table(committed.curves, words)) or None
 
 
 def _way(committed: Committed, words: Sequence[str]) -> str:
@@ -248,7 +281,16 @@ def _task(committed: Committed, words: Sequence[str]) -> str | None:
     return f'<div class="task" markdown="1">\n\n{shown}\n\n</div>'
 
 
+def _hacking(committed: Committed, words: Sequence[str]) -> str | None:
+    """Show how well the detectors of reward hacking do; ``diffusion-gym detectors`` measures it over all results."""
+    file = committed.folder / MEASURED.name
+    if not file.is_file():
+        return None
+    return joined(measured_text(json.loads(file.read_text(encoding="utf-8"))), _command(committed))
+
+
 KINDS: dict[str, _Kind] = {
+    "hacking": _hacking,
     "rewards": _rewards,
     "judge": _judge,
     "followed": _followed,
@@ -257,11 +299,17 @@ KINDS: dict[str, _Kind] = {
     "improvement": _improvement,
     "scores": _scores,
     "peaks": _peaks,
+    "gold": _gold,
+    "kept": _kept,
+    "remedies": _remedies,
+    "signs": _signs,
+    "stops": _stops,
     "way": _way,
     "claim": _claim,
     "exact": _exact,
     "equal-reward": _equal_reward,
     "reach": _reach,
+    "deployed": _deployed,
     "search": _search,
     "made": _made,
     "times": _times,

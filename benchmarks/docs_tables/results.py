@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.analysis.aggregate import Aggregate, aggregate, improvements
 from benchmarks.analysis.curves import Curves, curves
+from benchmarks.analysis.hacking import gold_runs
 from benchmarks.analysis.results import Results, read_results
 
 #: Folder of docs/results -> the command that makes its results.json; more options make a part of it.
@@ -22,6 +23,8 @@ COMMANDS = {
     "paper-sd": "diffusion-gym compare --suite paper-sd",
     "modern": "diffusion-gym compare --suite modern --algorithms branched awm",
     "ladder": "diffusion-gym compare --suite ladder",
+    "detectors": "diffusion-gym detectors",
+    "hacking": "diffusion-gym compare --suite hacking",
     "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
     "search-modern-alignment": "diffusion-gym search --algorithms branched awm --tasks vlm_alignment",
@@ -34,6 +37,8 @@ COMMANDS = {
 _ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",), "modern": ("composition",)}
 #: Folder of docs/results -> others whose runs its tables show beside its own.
 _BESIDE = {"modern": ("paper", "composition")}
+#: The same of results that are shown as gold against the proxy.
+_PUSHED = {"hacking": ("paper", "modern", "composition")}
 
 
 class Committed:
@@ -52,9 +57,11 @@ class Committed:
     @cached_property
     def curves(self) -> Curves:
         """Task -> variant -> curve, also of the runs beside these."""
-        beside = [run for name in _BESIDE.get(self.name, ()) for run in Committed(self._docs, name).results.runs]
+        names = (*_BESIDE.get(self.name, ()), *_PUSHED.get(self.name, ()))
+        beside = [run for name in names for run in Committed(self._docs, name).results.runs]
         own = {run.name for run in self.results.runs}
-        return curves([*(run for run in beside if run.name not in own), *self.results.runs])
+        runs = [*(run for run in beside if run.name not in own), *self.results.runs]
+        return curves(gold_runs(runs) if self.name in _PUSHED else runs)
 
     @cached_property
     def aggregate(self) -> Aggregate | None:
@@ -71,6 +78,8 @@ class Committed:
 
     def command(self, tasks: str = "") -> str:
         """Return the command that makes these results, and keeps them where the blocks read them."""
+        if self.name == "detectors":  # of all results
+            return COMMANDS[self.name]
         files = [f"docs/results/{name}/results.json" for name in (self.name, *_ALSO_READ.get(self.name, ()))]
         return f"{COMMANDS[self.name]}{tasks} --results {' '.join(files)}"
 

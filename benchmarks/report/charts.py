@@ -12,6 +12,7 @@ from benchmarks.analysis.tables import metric_names, overall_metric_names
 from benchmarks.analysis.units import Unit, unit_of
 from benchmarks.analysis.verdict import RECOGNISED
 from benchmarks.charts import Chart, Rows, Way
+from benchmarks.report.hacked import Mark
 from benchmarks.runs.gold_judge import JUDGE, kind_of
 from benchmarks.runs.metrics import more_is_better
 from diffusion_gym.naming import file_name
@@ -40,7 +41,7 @@ _HIDDEN = ("eval/", "cost/", "time/", "reward_by_prompt/")  # shown elsewhere, o
 #: A metric that begins with one of these is a KL from the start, which comes first among the frontiers.
 _KL = ("kl", "exact-kl-from-start")
 #: They rise with noise and texture too: neither more nor less of them is better.
-_OF_PIXELS = ("diversity", "sharpness")
+_OF_PIXELS = ("diversity", "sharpness", "colourfulness", "flat_area")
 #: Their own curves show more than frontiers against them would.
 _NO_FRONTIER = ("exact-target-kl", "exact-mean-error", "exact-mode-weight-error", "exact-excess-kl")
 
@@ -66,11 +67,18 @@ def _unit(by_variant: Mapping[str, Curve]) -> Unit:
     return unit_of(next(iter(by_variant.values())))
 
 
-def evaluation_charts(summary: Curves) -> list[Shown]:
-    """Return, for the reward, the reward on held-out prompts, and then each metric, one chart per task."""
+def evaluation_charts(summary: Curves, alarms: Sequence[Mark] = ()) -> list[Shown]:
+    """Return, for the reward, the reward on held-out prompts, and then each metric, one chart per task.
+
+    ``alarms``: what is marked on the curves of the reward.
+    """
     charts = []
     for task, by_variant in summary.items():
-        rows = _over_costs(by_variant, {name: _rewards(curve) for name, curve in by_variant.items()})
+        points = {name: _rewards(curve) for name, curve in by_variant.items()}
+        for mark in alarms:
+            if mark.task == task:
+                points[mark.variant][mark.at]["mark"] = mark.text
+        rows = _over_costs(by_variant, points)
         chart = Chart(f"reward-{file_name(task)}", task, _unit(by_variant).label, AXES, rows)
         charts.append(Shown(chart, "curves", "reward"))
     for task, by_variant in summary.items():

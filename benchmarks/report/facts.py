@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.report.source import Source
 from benchmarks.runs.record import Run
+from benchmarks.terminal import duration
 
 
 def title(runs: Sequence[Run]) -> str:
@@ -40,10 +41,3 @@ def _state(runs: Sequence[Run]) -> str:
     spent = sum(run.costs.get("reward_queries", 0) for run in runs)
     share = spent / sum(run.spec.total_queries for run in runs)
     return f"not finished: {done} of {len(runs)} runs, {share:.0%} of the reward queries"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

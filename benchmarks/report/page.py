@@ -16,6 +16,7 @@ from benchmarks.analysis.curves import Curves, curves
 from benchmarks.analysis.leaderboard import Leaderboard, board_table, notes, overall_table
 from benchmarks.analysis.notes import interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.tables import (
+    deployed_table,
     has_seeds,
     held_out_table,
     improvement_table,
@@ -34,14 +35,16 @@ from benchmarks.report.charts import (
     log_charts,
     overall_charts,
 )
-from benchmarks.report.facts import duration, facts, title
+from benchmarks.report.facts import facts, title
 from benchmarks.report.figures import write_figures
 from benchmarks.report.followed import blocks
 from benchmarks.report.gallery import galleries, write_pictures
+from benchmarks.report.hacked import Mark, marks
 from benchmarks.report.settings import settings
 from benchmarks.report.source import Source
 from benchmarks.report.tables import fallen_table, measured_table, short_table
 from benchmarks.report.verdict import cards, one_seed_note
+from benchmarks.terminal import duration
 
 PAGE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -60,8 +63,9 @@ def write_report(source: Source, leaders: Leaderboard | None = None) -> Path:
         raise ValueError(f"{str(source.folder)!r} holds no run that has begun.")
     summary = curves(runs)
     variants = list(dict.fromkeys(run.variant for run in runs))
-    charts = _charts(summary) + log_charts(variants[0], source.log)
-    page = _page(source, summary, charts, styles(variants), leaders)
+    alarms = marks(summary, runs)
+    charts = _charts(summary, alarms) + log_charts(variants[0], source.log)
+    page = _page(source, summary, charts, styles(variants), leaders, alarms)
     with published(source.folder) as fresh:
         write_figures(summary, fresh)
         write_pictures(source.results, source.folder, fresh)
@@ -69,10 +73,10 @@ def write_report(source: Source, leaders: Leaderboard | None = None) -> Path:
     return source.folder / PAGE
 
 
-def _charts(summary: Curves) -> list[Shown]:
+def _charts(summary: Curves, alarms: Sequence[Mark]) -> list[Shown]:
     together = aggregate(summary)
     overall = overall_charts(together, summary) if together else []
-    return [*evaluation_charts(summary), *frontier_charts(summary), *overall]
+    return [*evaluation_charts(summary, alarms), *frontier_charts(summary), *overall]
 
 
 def _page(
@@ -81,6 +85,7 @@ def _page(
     charts: Sequence[Shown],
     chosen: Mapping[str, Style],
     leaders: Leaderboard | None,
+    alarms: Sequence[Mark],
 ) -> str:
     runs, found = source.results.runs, verdicts(summary)
     winners = {verdict.task: verdict for verdict in found}
@@ -112,6 +117,7 @@ def _page(
         sections={shown.section for shown in charts},
         galleries=pictures,
         followed=prompts,
+        alarms=alarms,
         runs=runs,
         facts=facts(source),
         failed="; ".join(f"{name}: {error}" for name, error in source.results.failures.items()),
@@ -154,6 +160,7 @@ def _tables(summary: Curves, found: Sequence[Verdict]) -> dict[str, Any]:
         "judged": judge_table(summary),
         "judge_note": judge_note(summary),
         "held_out": held_out_table(summary),
+        "deployed": deployed_table(summary),
         "peaks": fallen_table(summary),
         "pairs": improvement_table(pairs, summary),
         "scores": score_table(together, summary) if together else None,

@@ -13,7 +13,7 @@ from benchmarks.report.verdict import quality_cell, what
 _TASK, _ALGORITHM = Column("task", is_text=True), Column("algorithm", is_text=True)
 _COSTS = {"reward_queries": "queries", "forward_equivalents": "forwards", "seconds": "seconds"}
 #: Of pixels: it rises with noise and texture too, so its best moment says nothing.
-_NO_PEAK = ("diversity", "sharpness")
+_NO_PEAK = ("diversity", "sharpness", "colourfulness", "flat_area")
 
 
 def short_table(summary: Curves, found: Sequence[Verdict]) -> Table:

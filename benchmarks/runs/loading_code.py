@@ -15,7 +15,7 @@ from diffusion_gym.models.unconditional import UnconditionalPixels
 from diffusion_gym.paths import user_path
 
 #: diffusers' scheduler whose step is the sampler's.
-_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "lcm": "LCMScheduler"}
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 #: diffusers has only a flow's ODE, so the card carries the run's step (diffusion_gym/transitions/flow.py).
 _FLOW_STEP = f"""
@@ -175,19 +175,13 @@ def scheduler_lines(model: Any, sampler: str, levels: Levels) -> list[str]:
     settings = _scheduler_settings(model, _SCHEDULERS[sampler])
     own = _DDIM_STEP.format(levels=levels).split("\n") if sampler == "ddim" and isinstance(levels, tuple) else []
     name = "Sampler" if own else _SCHEDULERS[sampler]
-    if sampler == "ddpm" and levels != 1:
-        own = [f"# without the run's noise levels of {levels}, which diffusers' DDPM does not take"]
+    if sampler in ("ddpm", "lcm") and levels != 1:
+        own = [f"# without the run's noise levels of {levels}, which diffusers' {name} does not take"]
     return [*own, *_call(f"pipe.scheduler = {name}", _keywords(settings))]
 
 
 def _scheduler_settings(model: Any, name: str) -> dict[str, Any]:
     """Return the settings that a scheduler's class of diffusers has other defaults for."""
-    import diffusers
-
-    kind = getattr(diffusers, name)
-    used = kind.from_config(dict(model.scheduler_config)).config
-    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
-    return {name: used[name] for name in sorted(defaults.keys() & used.keys()) if used[name] != defaults[name]}
 
 
 def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:
@@ -197,9 +191,10 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> l
     arguments = model.pipeline_arguments(algorithm.mdp.prompts[0], guidance)
     steps = algorithm.mdp.num_inference_steps
     if arguments is None:
-        return [
-            f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, guidance_scale={guidance}"
-        ]
+        scales = f"guidance_scale={guidance}"
+        if model.image_conditioning:
+            scales += f", image_guidance_scale={policy.config.image_guidance_scale}, and the image to edit"
+        return [f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, {scales}"]
     given = policy.config.negative_prompt
     negative = algorithm.mdp.records[0].negative_prompt if given is None else given
     if policy.config.guidance_rescale:

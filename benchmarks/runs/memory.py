@@ -233,7 +233,9 @@ def _prompt_bytes(mdp: DenoisingMDP) -> int:
     texts: set[str | None] = set(mdp.prompts)
     if mdp.negative_prompts:
         texts |= {record.negative_prompt for record in mdp.records}
-    return min(each * len(texts), mdp.prompt_cache.limit)
+    of_image = sum(math.prod(mdp.model.conditioning_shapes[name]) for name in mdp.model.image_conditioning)
+    images = of_image * torch.float32.itemsize * len({record.image_key for record in mdp.records})
+    return min(each * len(texts), mdp.prompt_cache.limit) + min(images, mdp.image_cache.limit)
 
 
 def _moment_bytes(trained: list[nn.Parameter], optimizer: str) -> int:

@@ -70,6 +70,27 @@ def sharpness(images: Tensor, prompts: Sequence[str]) -> float:
     return float((4 * inner - neighbours).abs().mean())
 
 
+def colourfulness(images: Tensor, prompts: Sequence[str]) -> float:
+    """Return the mean colourfulness of the pictures, in levels of 255; 0 for grey pictures.
+
+    Hasler and Suesstrunk 2003: with the opponent channels red - green and (red + green) / 2 - blue, the root of the sum
+    of their variances plus 0.3 times the length of their mean.
+    """
+    red, green, blue = images.double().flatten(2).unbind(1)
+    opponents = (red - green, (red + green) / 2 - blue)  # (n, pixels) each
+    spread = sum(one.var(-1, correction=0) for one in opponents)
+    mean = sum(one.mean(-1).square() for one in opponents)
+    return float((spread.sqrt() + 0.3 * mean.sqrt()).mean())  # type: ignore[union-attr]
+
+
+def flat_area(images: Tensor, prompts: Sequence[str]) -> float:
+    """Return the share of pixels whose right and lower neighbours differ by at most 2 of 255 levels of grey."""
+    grey = images.double().mean(1)
+    across = (grey[:, :-1, 1:] - grey[:, :-1, :-1]).abs()
+    down = (grey[:, 1:, :-1] - grey[:, :-1, :-1]).abs()
+    return float(((across <= 2) & (down <= 2)).double().mean())
+
+
 #: Name -> metric over one evaluation's images.
 METRICS: dict[str, Metric] = _lazy.Registry(
     {
@@ -77,6 +98,8 @@ METRICS: dict[str, Metric] = _lazy.Registry(
         "clip_diversity": clip_diversity,
         "recognised": recognised,
         "sharpness": sharpness,
+        "colourfulness": colourfulness,
+        "flat_area": flat_area,
         **JUDGES,
     }
 )
@@ -172,9 +195,11 @@ class RewardMean:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> float:
         """Return the mean over images (n, 3, H, W), uint8."""
+        from diffusion_gym.rewards.attended import evaluating
         from diffusion_gym.rewards.base import evaluate_reward
 
-        return float(evaluate_reward(self.reward, images.to(self.device), prompts, metadata).mean())
+        with evaluating(self.reward):
+            return float(evaluate_reward(self.reward, images.to(self.device), prompts, metadata).mean())
 
 
 def measure(metric: Metric, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> float:

@@ -8,6 +8,9 @@ from typing import Any
 
 from benchmarks.runs.spec import RunSpec
 
+#: What an evaluation may have beside its own images: other prompts, another sampler.
+_OTHERS = ("held_out", "deployed", "deployed_held_out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -37,22 +40,27 @@ class Evaluation(Scores):
         iteration: after which it was made.
         costs: so far: reward_queries, forward_equivalents, images, seconds.
         held_out: the same on prompts that are not trained on; None where there are none.
+        deployed: the same under the sampler that the tuned model is used with; None where it was not measured.
+        deployed_held_out: the same on prompts that are not trained on.
     """
 
     iteration: int
     costs: dict[str, float]
     held_out: Scores | None = None
+    deployed: Scores | None = None
+    deployed_held_out: Scores | None = None
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "Evaluation":
         """Return what a line of ``evaluations.jsonl``, or of ``results.json``, says."""
-        held_out = Scores(**_scores(line["held_out"])) if "held_out" in line else None
-        return cls(iteration=line["iteration"], costs=line["costs"], held_out=held_out, **_scores(line))
+        others: dict[str, Any] = {name: Scores(**_scores(line[name])) for name in _OTHERS if name in line}
+        return cls(iteration=line["iteration"], costs=line["costs"], **others, **_scores(line))
 
     def to_json(self) -> dict[str, Any]:
         """Return the evaluation as JSON, without what it does not have."""
         line = {"iteration": self.iteration, "costs": self.costs, **_said(self)}
-        return line if self.held_out is None else {**line, "held_out": _said(self.held_out)}
+        others = {name: getattr(self, name) for name in _OTHERS}
+        return line | {name: _said(other) for name, other in others.items() if other is not None}
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from algorithms.evaluation import Evaluation
 from algorithms.parallel.ranks import current_ranks
 from benchmarks.runs.folder import CHECKPOINT, EVALUATIONS, IMAGES, keep_checkpoint
 from benchmarks.runs.jsonlines import append_line
-from benchmarks.runs.metrics import check_needs, is_distance, measure, resolve_distance, resolve_metric
+from benchmarks.runs.metrics import Metric, check_needs, is_distance, measure, resolve_distance, resolve_metric
 from benchmarks.runs.pictures import dispensable, grid
 from benchmarks.runs.spec import RunSpec, Writing
 from diffusion_gym.models import check_device
 from diffusion_gym.prompts import load_prompts
+from diffusion_gym.rewards.attended import TrainingRun, begin_run
 
 GRID_COLUMNS = 10
 
@@ -90,6 +91,16 @@ class Recorder(BaseCallback):
             check_needs(metric, load_prompts(held_out).records if held_out else ())
         self.algorithm.gradient_steps.after_backward = self._on_backward
         self.algorithm.should_stop = self._is_to_stop
+        config = self.spec.config
+        run = TrainingRun(
+            folder=self.folder,
+            images_per_prompt=config.images_per_prompt,
+            num_envs=config.num_envs,
+            evaluates=config.evaluation.images > 0,
+            processes=self._ranks.size,
+            should_stop=self._is_to_stop,
+        )
+        begin_run(self.algorithm.mdp.reward, run)
 
     def _on_rollout_start(self) -> None:
         self._record_evaluation()
@@ -143,8 +154,9 @@ class Recorder(BaseCallback):
         picture, line = self._measure_and_draw(evaluation, f"{evaluation.iteration:06d}")
         line["metrics"] |= distances
         line = {"iteration": evaluation.iteration, "costs": dict(self.algorithm.costs), **line}
-        if evaluation.held_out is not None:
-            _, line["held_out"] = self._measure_and_draw(evaluation.held_out, f"{evaluation.iteration:06d}-held-out")
+        for name, other in others_of(evaluation).items():
+            file = f"{evaluation.iteration:06d}-{name.replace('_', '-')}"
+            _, line[name] = self._measure_and_draw(other, file)
         logged = evaluation.distances()
         more = {name: value for name, value in line["metrics"].items() if name not in logged}
         for events in self.events:
@@ -160,15 +172,25 @@ class Recorder(BaseCallback):
         with dispensable(path):
             picture.save(content, "png")
             write_atomically(path, content.getvalue())
-        shown = evaluation.images, evaluation.prompts, evaluation.metadata
-        metrics = {name: measure(metric, *shown) for name, metric in self.metrics.items()}
-        line: dict[str, Any] = {
-            "rewards": _rounded(evaluation.rewards),
-            "metrics": metrics | evaluation.distances(),
-        }
-        if evaluation.parts:
-            line["parts"] = {part: _rounded(scores) for part, scores in evaluation.parts.items()}
-        return picture, line
+        return picture, scores_of(evaluation, self.metrics)
+
+
+def others_of(evaluation: Evaluation) -> dict[str, Evaluation]:
+    """Return what was evaluated beside: name -> evaluation, of "held_out", "deployed" and "deployed_held_out"."""
+    deployed = evaluation.deployed
+    others = {"held_out": evaluation.held_out, "deployed": deployed}
+    others["deployed_held_out"] = None if deployed is None else deployed.held_out
+    return {name: other for name, other in others.items() if other is not None}
+
+
+def scores_of(evaluation: Evaluation, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Return the rewards and metrics of an evaluation's images as JSON."""
+    shown = evaluation.images, evaluation.prompts, evaluation.metadata
+    measured = {name: measure(metric, *shown) for name, metric in metrics.items()}
+    scores: dict[str, Any] = {"rewards": _rounded(evaluation.rewards), "metrics": measured | evaluation.distances()}
+    if evaluation.parts:
+        scores["parts"] = {part: _rounded(values) for part, values in evaluation.parts.items()}
+    return scores
 
 
 class _IterationWork:

@@ -28,7 +28,7 @@ from benchmarks.runs.folder import (
 )
 from benchmarks.runs.spec import RunSpec
 
-_IMAGE = re.compile(r"(\d{6,})(-held-out)?\.png")
+_IMAGE = re.compile(r"(\d{6,})(-deployed)?(-held-out)?\.png")
 
 
 def check_same(spec: RunSpec, folder: Path) -> None:

@@ -21,6 +21,7 @@ from algorithms.checkpoints.published import check_replaceable, published
 from algorithms.memory import OutOfMemory
 from algorithms.parallel.ranks import current_ranks
 from benchmarks.runs.folder import (
+    BEST,
     CARD_BESIDE,
     CHECKPOINT,
     EVALUATIONS,
@@ -41,12 +42,13 @@ from benchmarks.runs.record import Evaluation, Run
 from benchmarks.runs.recorder import OnProgress, Recorder
 from benchmarks.runs.resuming import begin, check_same, is_finished, prepare, record_reward_files, rewind
 from benchmarks.runs.spec import RunSpec, Writing
-from benchmarks.runs.watch import safeguard_callbacks
+from benchmarks.runs.watch import safeguard_callbacks, watch_for_hacking
 from diffusion_gym.choices import ModelSettings
 from diffusion_gym.prompts import Prompt, evaluation_prompts, load_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardError, file_digests
 
 OnBuilt = Callable[[DiffusionAlgorithm[Any]], None]
+OnAlarm = Callable[[str], None]
 
 
 def run(
@@ -57,6 +59,7 @@ def run(
     on_progress: OnProgress = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_built: OnBuilt = lambda algorithm: None,
+    on_alarm: OnAlarm = lambda text: None,
 ) -> Run:
     """Train to the end of the budget, from the folder's checkpoint if there is one; a finished run is read back.
 
@@ -71,6 +74,7 @@ def run(
         should_stop: asked after every step of the environments; True checkpoints and returns. An update under way is
             finished first.
         on_built: called with the algorithm before anything is written or trained.
+        on_alarm: called with a line for the user when the log shows that the reward is being hacked.
 
     Raises:
         ValueError: the folder holds another run, a damaged one or other files, or another process trains in it.
@@ -87,7 +91,7 @@ def run(
         ranks.first(lambda: stack.enter_context(claimed(folder, holds_run, "run")))
         ranks.first(lambda: prepare(spec, folder))
         ranks.call(lambda: check_same(spec, folder))
-        algorithm = ranks.call(lambda: _build(spec, folder))
+        algorithm = ranks.call(lambda: build(spec, folder))
         if is_finished(spec, folder):
             return read_run(folder)
         on_built(algorithm)
@@ -97,7 +101,7 @@ def run(
         algorithm.set_logger(Logger(str(folder), [*lines, *logs]))
         stack.callback(algorithm.logger.close)
         recorder = Recorder(spec, folder, writing, on_progress, should_stop, logs)
-        _learn(spec, folder, algorithm, recorder, digests)
+        _learn(spec, folder, algorithm, recorder, digests, on_alarm)
     return read_run(folder)
 
 
@@ -118,14 +122,21 @@ def _opened(spec: RunSpec, folder: Path, writing: Writing, algorithm: DiffusionA
 
 
 def _learn(
-    spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any], recorder: Recorder, digests: dict[str, str]
+    spec: RunSpec,
+    folder: Path,
+    algorithm: DiffusionAlgorithm[Any],
+    recorder: Recorder,
+    digests: dict[str, str],
+    on_alarm: OnAlarm,
 ) -> None:
     """Train and save; export at the end of the budget, or when a safeguard stops the run."""
     steps = spec.total_queries * spec.task.num_inference_steps - algorithm.num_timesteps
     ranks = algorithm.ranks
     if steps > 0:
         ranks.first(lambda: record_reward_files(folder, digests, algorithm.iteration))
-    safeguards = safeguard_callbacks(spec.safeguards, folder, log_lines(folder, EVALUATIONS), lambda: recorder.line)
+    lines, prompts = log_lines(folder, EVALUATIONS), _shown(algorithm.mdp.records, spec)["prompts"]
+    hacking = watch_for_hacking(spec, prompts, lines, lambda: recorder.line, on_alarm)
+    safeguards = safeguard_callbacks(spec.safeguards, folder, lines, lambda: recorder.line, hacking)
     try:
         algorithm.learn(max(0, steps), [recorder, *safeguards], reset_num_timesteps=False)
     except KeyboardInterrupt:
@@ -148,12 +159,24 @@ def _learn(
         ) from error
     recorder.save()
     # A run that was asked to stop in its last evaluation has spent its budget, and is not finished.
-    spent = algorithm.costs["reward_queries"] >= spec.total_queries and ranks.all(not recorder.stopped)
+    going = ranks.all(not recorder.stopped)
+    spent = algorithm.costs["reward_queries"] >= spec.total_queries and going
     reason = None if spent else next((each.reason for each in safeguards if each.reason is not None), None)
+    if going and hacking is not None and hacking.reason is not None:
+        reason = f"{hacking.reason}; exported are the weights of iteration {_return_to_best(folder, algorithm)}"
     if spent or reason is not None:
         _export(spec, folder, algorithm)
         ended = {"complete": True} if reason is None else {"complete": True, "stopped_early": reason}
         ranks.first(lambda: write_json(folder / RUN, {**read_json(folder / RUN), **ended}))
+
+
+def _return_to_best(folder: Path, algorithm: DiffusionAlgorithm[Any]) -> int:
+    """Give the algorithm weights, iteration and costs of ``best.zip``; return the iteration."""
+    algorithm.set_parameters(folder / BEST)
+    algorithm.iteration = read_json(folder / RUN)["best"]["iteration"]
+    lines = log_lines(folder, EVALUATIONS)
+    algorithm.costs = next(line["costs"] for line in lines if line["iteration"] == algorithm.iteration)
+    return algorithm.iteration
 
 
 def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> None:
@@ -170,7 +193,8 @@ def _export(spec: RunSpec, folder: Path, algorithm: DiffusionAlgorithm[Any]) -> 
         exported = folder / CARD_BESIDE
         warnings.warn(f"{error} It stays; the run's own model card is in {str(exported)!r}.", stacklevel=2)
     with published(exported) as fresh:
-        write_model_card(fresh, spec, algorithm, read_log(folder), log_lines(folder, EVALUATIONS), packages)
+        lines = [line for line in log_lines(folder, EVALUATIONS) if line["iteration"] <= algorithm.iteration]
+        write_model_card(fresh, spec, algorithm, read_log(folder), lines, packages)
 
 
 def read_run(folder: Path, root: Path | None = None) -> Run:
@@ -232,7 +256,8 @@ def _shown(records: Sequence[Prompt], spec: RunSpec) -> dict[str, Any]:
     return {"prompts": [record.text for record in shown]} | ({"metadata": metadata} if any(metadata) else {})
 
 
-def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
+def make_algorithm(spec: RunSpec, checkpoint: Path | None = None) -> DiffusionAlgorithm[Any]:
+    """Return a run's algorithm with its environment, as it begins or from a checkpoint."""
     task = spec.task
     env = gymnasium.make(
         diffusion_gym.ENV_ID,
@@ -246,7 +271,17 @@ def _build(spec: RunSpec, folder: Path) -> DiffusionAlgorithm[Any]:
         **ModelSettings.among(task).given,
     )
     cls = ALGORITHMS[spec.algorithm].cls
-    algorithm = cls.load(folder / CHECKPOINT, env) if (folder / CHECKPOINT).exists() else cls(env, spec.config)
+    return cls(env, spec.config) if checkpoint is None else cls.load(checkpoint, env)
+
+
+def build(spec: RunSpec, folder: Path, checkpoint: str = CHECKPOINT) -> DiffusionAlgorithm[Any]:
+    """Return a run's algorithm, from a checkpoint in its folder if there is one.
+
+    Raises:
+        ValueError: its model, prompts, reward or metrics cannot be used, or the checkpoint is damaged.
+    """
+    file = folder / checkpoint
+    algorithm = make_algorithm(spec, file if file.exists() else None)
     tried = read_json(folder / RUN).get("chunk_size") if (folder / RUN).exists() else None
     if tried is not None:  # memory ran out with twice as many rows per forward pass
         algorithm.policy.chunk_size = min(algorithm.policy.chunk_size, tried)

@@ -19,7 +19,7 @@ _NO_METRIC = tyro.conf.arg(metavar="METRIC", help_behavior_hint="(default: none)
 class Safeguards:
     """When a run stops early, and which checkpoint it keeps as its best."""
 
-    details: ClassVar[tuple[str, ...]] = ("stop_at_kl", "stop_when_metric_falls", "patience")
+    details: ClassVar[tuple[str, ...]] = ("stop_at_kl", "stop_when_metric_falls", "patience", "stop_when_hacked")
 
     stop_at_kl: Annotated[float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: never)")] = None
     """Stop when eval/kl_to_start exceeds this many nats per image; needs --kl-to-start or a KL penalty."""
@@ -27,6 +27,9 @@ class Safeguards:
     """Stop when this metric (named as for --keep-best) has not improved for --patience evaluations."""
     patience: int = 3
     """Evaluations in a row without an improvement after which --stop-when-metric-falls stops."""
+    stop_when_hacked: bool = False
+    """Stop when the run's log shows that its reward is being hacked (train says so in any case), and export the best
+    weights before it."""
     keep_best: Annotated[str | None, _NO_METRIC] = None
     """Also keep the best checkpoint, as best.zip, by reward, one of --metrics, or either on held-out prompts, as in
     held_out/reward."""
@@ -42,6 +45,11 @@ class Safeguards:
                 raise ValueError(f"expected a metric of which more is better, got the distance {name!r}.")
 
     @property
+    def kept_by(self) -> str | None:
+        """What the best checkpoint is kept by; None if none is kept."""
+        return "reward" if self.keep_best is None and self.stop_when_hacked else self.keep_best
+
+    @property
     def watched(self) -> tuple[str, ...]:
         """The metrics that decide, as they are named."""
         return tuple(name for name in (self.stop_when_metric_falls, self.keep_best) if name is not None)
@@ -54,10 +62,10 @@ class Safeguards:
 
     def check(self, evaluations: int, held_out: bool, measures_kl: bool) -> None:
         """Raise ValueError for safeguards for which the run measures nothing; ``evaluations``: images of each."""
-        if evaluations == 0 and (self.watched or self.stop_at_kl is not None):
+        if evaluations == 0 and (self.watched or self.stop_at_kl is not None or self.stop_when_hacked):
             raise ValueError(
-                "stop_at_kl, stop_when_metric_falls and keep_best decide at evaluations, of which there are none; set "
-                "--evaluation.images, for example to 64."
+                "stop_at_kl, stop_when_metric_falls, stop_when_hacked and keep_best decide at evaluations, of which "
+                "there are none; set --evaluation.images, for example to 64."
             )
         if self.stop_at_kl is not None and not measures_kl:
             raise ValueError("stop_at_kl needs the KL to the starting model, which is not measured; set --kl-to-start.")
@@ -69,8 +77,8 @@ class Safeguards:
 
     def check_prompts(self, trained: Sequence[str], evaluation: EvaluationConfig) -> None:
         """Raise ValueError if a watched metric compares images of one prompt, and no evaluation has two of one."""
-        for name in self.watched:
-            if name.removeprefix(HELD_OUT) not in OF_PAIRS:
+        for name in (*self.watched, *(["stop_when_hacked"] if self.stop_when_hacked else [])):
+            if name.removeprefix(HELD_OUT) not in (*OF_PAIRS, "stop_when_hacked"):
                 continue
             held_out = evaluation.held_out_prompts if name.startswith(HELD_OUT) else None
             texts = trained if held_out is None else resolve_prompts(held_out)

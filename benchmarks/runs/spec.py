@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from algorithms import ALGORITHMS, AlgorithmConfig
+from algorithms.config.algorithms import check_several
 from algorithms.config.base import check_held_out, from_dict, to_dict
 from benchmarks.runs.metrics import check_metric
 from benchmarks.runs.safeguards import Safeguards
@@ -16,9 +17,12 @@ from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward, check_reward_gradient
+from diffusion_gym.rewards.spec import parse_reward
 
 #: "offline" writes files that ``wandb sync`` can send later; only "online" sends anything.
 WandbMode = Literal["off", "offline", "online"]
+#: The sets that help lists; an unknown name's error lists all.
+_SHOWN_SETS = sorted((name for name in PROMPT_SETS if "-held-out-" not in name), key=lambda name: "held-out" in name)
 _OWN, _NONE = "(default: the model's own)", "(default: none)"
 
 
@@ -51,9 +55,9 @@ class TaskConfig(ModelSettings):
         str | None,
         tyro.conf.arg(
             metavar="SET|FILE",
-            help=f"A prompt set ({', '.join(sorted(PROMPT_SETS))}), or a UTF-8 file: .txt with one prompt per line, or "
-            ".jsonl, .json, .csv or .tsv with weights and metadata. Append @train or @held-out for one side of its "
-            "split.",
+            help=f"A prompt set ({', '.join(_SHOWN_SETS)} or a part of it), or a UTF-8 file: "
+            ".txt with one prompt per line, or .jsonl, .json, .csv or .tsv with weights and metadata. Append @train or "
+            "@held-out for one side of its split.",
             help_behavior_hint="(default: the model's own)",
         ),
     ] = None
@@ -91,8 +95,9 @@ class TaskConfig(ModelSettings):
     metrics: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
-            help="Measured at evaluations, besides reward and diversity: clip_diversity, sharpness, recognised "
-            "(emoji-animals), judge or judge-KIND (emoji-world; for example judge-counting), or any reward.",
+            help="Measured at evaluations, besides reward and diversity: clip_diversity, sharpness, colourfulness, "
+            "flat_area, recognised (emoji-animals), judge or judge-KIND (emoji-world; for example judge-counting), or "
+            "any reward.",
             help_behavior_hint="(default: none)",
         ),
     ] = ()
@@ -169,14 +174,17 @@ class RunSpec:
             self.safeguards.check_prompts(prompts, evaluation)
 
     def check(self) -> None:
-        """Raise ValueError for what the algorithm cannot train: settings, or a reward without the gradient it needs.
+        """Raise ValueError for what the algorithm cannot train: settings, or a reward without what it needs.
 
         As far as known without the model and without running a file of rewards.
         """
         cls = ALGORITHMS[self.algorithm].cls
         cls.check_config(self.config)
-        if cls.requires(self.config).reward_gradient:
+        needs = cls.requires(self.config)
+        if needs.reward_gradient:
             check_reward_gradient(self.task.reward)
+        if needs.several_rewards:
+            check_several(self.task.reward, len(parse_reward(self.task.reward)))
 
     @property
     def metrics(self) -> tuple[str, ...]:

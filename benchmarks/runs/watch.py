@@ -8,25 +8,38 @@ from typing import Any
 
 from algorithms.callbacks import EvaluationCallback, KeepBest, StopAtKL, StopWhenMetricFalls
 from algorithms.evaluation import Evaluation
+from benchmarks.hacking.readings import Reading, read_evaluation
+from benchmarks.hacking.rule import Alarm, Rule, shipped_rule
 from benchmarks.runs.folder import BEST, CHECKPOINT, RUN, read_json, replace_by_link, write_json
+from benchmarks.runs.record import Evaluation as Line
 from benchmarks.runs.safeguards import HELD_OUT, Safeguards
+from benchmarks.runs.spec import RunSpec
 
 
 def safeguard_callbacks(
-    safeguards: Safeguards, folder: Path, lines: Sequence[Mapping[str, Any]], latest: Callable[[], Mapping[str, Any]]
+    safeguards: Safeguards,
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    latest: Callable[[], Mapping[str, Any]],
+    hacking: "WatchForHacking | None" = None,
 ) -> list[EvaluationCallback]:
     """Return the callbacks that stop a run early and keep its best checkpoint.
 
-    ``lines``: of ``evaluations.jsonl``, up to the checkpoint; ``latest``: returns the present evaluation's line.
+    ``lines``: of ``evaluations.jsonl``, up to the checkpoint; ``latest``: returns the present evaluation's line;
+    ``hacking``: among the callbacks; if it stops the run, nothing from its alarm on is kept as the best.
     """
-    callbacks: list[EvaluationCallback] = []
-    best, falling = safeguards.keep_best, safeguards.stop_when_metric_falls
+    callbacks: list[EvaluationCallback] = [] if hacking is None else [hacking]
+    best, falling = safeguards.kept_by, safeguards.stop_when_metric_falls
     if best is not None:
         earlier = [value_of(line, best) for line in lines]
         # The last evaluation of a run that was then made longer is in the log no more.
         held = read_json(folder / RUN).get("best") or {}
         earlier += [held["value"]] if held.get("metric") == best else []
-        callbacks.append(_KeepBestInFolder(folder, best, lambda _: value_of(latest(), best), earlier))
+
+        def value(evaluation: Evaluation) -> float:
+            return math.nan if hacking is not None and hacking.reason is not None else value_of(latest(), best)
+
+        callbacks.append(_KeepBestInFolder(folder, best, value, earlier))
     if safeguards.stop_at_kl is not None:
         callbacks.append(StopAtKL(safeguards.stop_at_kl))
     if falling is not None:
@@ -44,6 +57,69 @@ def value_of(line: Mapping[str, Any], name: str) -> float:
         return statistics.fmean(part["rewards"]) if part else math.nan
     value = part.get("metrics", {}).get(bare)
     return math.nan if value is None else float(value)
+
+
+class WatchForHacking(EvaluationCallback):
+    """Says once when a run's log shows that its reward is being hacked, and stops the run if asked to.
+
+    Attributes:
+        alarm: what the log shows; None while it shows nothing.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Reading],
+        earlier: Sequence[Reading] = (),
+        say: Callable[[str], None] = lambda text: None,
+        stops: bool = False,
+        rule: Rule | None = None,
+    ) -> None:
+        """Set up for a run.
+
+        Args:
+            read: returns the present evaluation's reading; called on the first rank only.
+            earlier: of the evaluations before, of a resumed run.
+            say: takes the line for the user.
+            stops: whether to stop the run.
+            rule: when to; None takes the one that ships.
+        """
+        super().__init__()
+        self._read, self._readings, self._say, self._stops = read, list(earlier), say, stops
+        self._rule = shipped_rule() if rule is None else rule
+        self.alarm: Alarm | None = self._rule.alarm(self._readings)
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Read the evaluation; say so if it raises the alarm. Collective."""
+        before, ranks = self.alarm, self.algorithm.ranks
+        if before is None:
+            self.alarm = ranks.gather_objects(self._look_at_log() if ranks.is_first else None)[0]
+        if self.alarm is not None and self._stops:
+            self.reason = f"the log shows reward hacking: {self.alarm}"
+        elif self.alarm is not None and before is None:
+            self._say(f"is the reward being hacked? {self.alarm} (--stop-when-hacked would stop here)")
+
+    def _look_at_log(self) -> Alarm | None:
+        self._readings.append(self._read())
+        return self._rule.alarm(self._readings)
+
+
+def watch_for_hacking(
+    spec: RunSpec,
+    prompts: Sequence[str],
+    lines: Sequence[Mapping[str, Any]],
+    latest: Callable[[], Mapping[str, Any]],
+    say: Callable[[str], None],
+) -> WatchForHacking | None:
+    """Return what watches a run; None if it makes no evaluations. ``prompts``: of an evaluation's images."""
+    if spec.config.evaluation.images == 0:
+        return None
+
+    def read(line: Mapping[str, Any]) -> Reading:
+        return read_evaluation(Line.from_json(line), prompts, spec.task.reward)
+
+    return WatchForHacking(
+        lambda: read(latest()), [read(line) for line in lines], say, spec.safeguards.stop_when_hacked
+    )
 
 
 class _KeepBestInFolder(KeepBest):

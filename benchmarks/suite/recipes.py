@@ -140,7 +140,7 @@ def _on_emoji_world(*algorithms: str, **common: object) -> dict[str, dict[str, o
 GENEVAL = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", "sb3-ppo"), queries_per_evaluation=1024)
 #: ``--suite composition``: the same, with more evaluations, and the KL to the starting model for the frontiers.
 COMPOSITION = Recipe(PolicyConfig(), _on_emoji_world(*SETTINGS, "awm", kl_to_start=True), queries_per_evaluation=512)
-#: ``search`` on emoji-world: the younger algorithm that no suite has there, because the search found no gain.
+#: ``modern`` and ``search`` on emoji-world: the younger algorithm that ``composition`` does not have.
 MODERN_GENEVAL = Recipe(PolicyConfig(), _on_emoji_world("branched"), queries_per_evaluation=512)
 #: ``--suite follow``: the algorithm that follows prompts best.
 FOLLOW = Recipe(PolicyConfig(), _on_emoji_world("awm"), queries_per_evaluation=1536)

@@ -5,6 +5,18 @@ from dataclasses import dataclass, replace
 
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite.claims import CLAIMS, Variant
+from benchmarks.suite.hacking import (
+    FLOOR_TASKS,
+    FLOOR_VARIANTS,
+    HACKING,
+    HACKING_EXACT,
+    HACKING_EXACT_TASKS,
+    HACKING_EXACT_VARIANTS,
+    HACKING_TASKS,
+    HACKING_VARIANTS,
+    SUM_TASKS,
+    SUM_VARIANTS,
+)
 from benchmarks.suite.ladder import EMBEDDED_LADDER, EXACT_LADDER, RUNGS
 from benchmarks.suite.recipes import (
     COMPOSITION,
@@ -15,6 +27,7 @@ from benchmarks.suite.recipes import (
     GENEVAL,
     LEASHED,
     MODERN,
+    MODERN_GENEVAL,
     PAPER,
     QUICK,
     QUICK_GENEVAL,
@@ -137,7 +150,7 @@ def _beside_geneval(
 def _with_younger(
     papers: Mapping[str, Comparison], geneval: Mapping[str, Task], changes: Mapping[str, _Changes]
 ) -> dict[str, Comparison]:
-    """Add the younger algorithms to comparisons of the paper's; on geneval it is ``composition``.
+    """Add the younger algorithms to comparisons of the paper's; on geneval they join ``composition``.
 
     Each keeps its recipe, so that runs of the paper's algorithms are those of ``paper`` and ``composition``.
     """
@@ -147,6 +160,7 @@ def _with_younger(
         younger = {name: Variant(name, own.get(name, {}), recipe=MODERN) for name in MODERN.settings}
         found[task] = replace(one, variants={**one.variants, **younger})
     there = {name: Variant(name, recipe=COMPOSITION) for name in COMPOSITION.settings}
+    there["branched"] = Variant("branched", recipe=MODERN_GENEVAL)
     return {**found, **{name: Comparison(task, there) for name, task in geneval.items()}}
 
 
@@ -269,6 +283,20 @@ SUITES: dict[str, Suite] = {
             **{name: Comparison(task, RUNGS) for name, task in LADDER_TASKS.items()},
         },
         EMBEDDED_LADDER,
+        (0, 1, 2, 3, 4),
+    ),
+    "hacking": Suite(
+        "what keeps a model whole: rewards that are hacked, with gold measured beside them, five seeds, an hour",
+        {
+            **{name: Comparison(task, HACKING_VARIANTS) for name, task in HACKING_TASKS.items()},
+            **{name: Comparison(task, FLOOR_VARIANTS) for name, task in FLOOR_TASKS.items()},
+            **{name: Comparison(task, SUM_VARIANTS) for name, task in SUM_TASKS.items()},
+            **{
+                name: Comparison(task, HACKING_EXACT_VARIANTS, recipe=HACKING_EXACT)
+                for name, task in HACKING_EXACT_TASKS.items()
+            },
+        },
+        HACKING,
         (0, 1, 2, 3, 4),
     ),
     "leash": Suite(

@@ -57,7 +57,7 @@ class Floor:
             else:
                 images = torch.cat([model.decode(part) for part in parts])
             reward, records = self.algorithm.mdp.reward, self.rollout.records
-            more, named = metadata_arguments(reward, n, [record.metadata for record in records])
+            more, named = metadata_arguments(reward, n, [record.reward_metadata for record in records])
             reward(images, self.rollout.prompts, *more, **named)
 
     def sizes(self, phase: str, chunk: int) -> list[int]:
@@ -91,12 +91,13 @@ class Floor:
             yield number % steps, first, first + size
 
     def _batch(self, step: int, start: int, stop: int) -> _Batch:
-        """Return one step of some images; with guidance twice, as both halves go through the network."""
+        """Return one step of some images; with guidance each row as often as it goes through the network."""
         latents = self.rollout.latents[step, start:stop]
         conditioning = {name: value[start:stop] for name, value in self.rollout.conditioning.items()}
-        if self.policy.guided:
-            latents = torch.cat([latents, latents])
-            conditioning = {name: torch.cat([value, value]) for name, value in conditioning.items()}
+        times = self.policy.forwards_per_row
+        if times > 1:
+            latents = torch.cat([latents] * times)
+            conditioning = {name: torch.cat([value] * times) for name, value in conditioning.items()}
         return latents, self.policy.transition.timesteps[step].expand(len(latents)), conditioning
 
     def _forward(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:

@@ -17,12 +17,12 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 from torch import Tensor
 
-from diffusion_gym.envs.prompt_cache import PromptCache
+from diffusion_gym.envs.prompt_cache import ImageCache, PromptCache
 from diffusion_gym.envs.results import Scored, Transitions
 from diffusion_gym.envs.spaces import LATENT_BOUND, latent_space, observation_space
 from diffusion_gym.models import Conditioning, DiffusionModel
 from diffusion_gym.models.base import NEGATIVE
-from diffusion_gym.prompt_records import Prompt, PromptLike, PromptSet, check_fields, check_no_negative_prompts
+from diffusion_gym.prompt_records import Prompt, PromptLike, PromptSet, check_no_negative_prompts
 from diffusion_gym.rewards import RewardFunction, RewardSpec, resolve_reward, score_images
 from diffusion_gym.rewards.metadata import check_metadata
 
@@ -81,12 +81,8 @@ class DenoisingMDP:
             model.tokenize(prompts.texts[:1])  # says why there are none
         self.shared_reward = reward
         self.check(prompts.records)
-        self.schedule = model.schedule(num_inference_steps)
-        #: T, the length of an episode.
-        self.num_inference_steps = self.schedule.num_inference_steps
-        times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)])
-        self._times = times.to(model.device)
-        self.prompt_cache = PromptCache(model, prompt_tokens)
+        self._set_schedule(num_inference_steps)
+        self.prompt_cache, self.image_cache = PromptCache(model, prompt_tokens), ImageCache(model)
         self._begin(num_envs)
 
     def _begin(self, num_envs: int) -> None:
@@ -99,6 +95,19 @@ class DenoisingMDP:
         self.row_records = [Prompt("")] * num_envs
         self.prompt_index = np.full(num_envs, -1, dtype=np.int64)
         self._conditioning: Conditioning | None = None
+
+    def _set_schedule(self, num_inference_steps: int) -> None:
+        self.schedule = self.model.schedule(num_inference_steps)
+        #: T, the length of an episode.
+        self.num_inference_steps = self.schedule.num_inference_steps
+        self._times = torch.cat([self.schedule.timesteps.float(), torch.zeros(1)]).to(self.model.device)
+
+    def with_steps(self, num_inference_steps: int) -> "DenoisingMDP":
+        """Return a twin whose episodes have another length. Raises ValueError for one that the schedule refuses."""
+        twin = self.twin(self.num_envs, trusted=self.trusted)
+        twin._set_schedule(num_inference_steps)
+        twin._begin(self.num_envs)
+        return twin
 
     def twin(self, num_envs: int, reward: RewardSpec | None = None, trusted: bool = False) -> "DenoisingMDP":
         """Return ``num_envs`` new episodes on the same model, prompts, steps and cache of encoded prompts.
@@ -113,8 +122,8 @@ class DenoisingMDP:
         return twin
 
     def check(self, records: Sequence[Prompt]) -> None:
-        """Raise ValueError for a record with a field that is not read, or without one that the reward needs."""
-        check_fields(records, self.model.fields_read, self.model.name)
+        """Raise ValueError for a record with a field that is not read, or without one that model or reward need."""
+        self.model.check_records(records)
         if not self.negative_prompts:
             check_no_negative_prompts(records)
         check_metadata(self.reward, records)
@@ -204,7 +213,7 @@ class DenoisingMDP:
             return Transitions(rewards, finished, self.model.decode(self.latents[rows]))
         scored = self.score(self.latents[rows], [self.row_records[row] for row in rows])
         rewards[rows] = scored.rewards
-        return Transitions(rewards, finished, scored.images)
+        return Transitions(rewards, finished, scored.images, scored.parts)
 
     def score(self, latents: Tensor, prompts: Sequence[PromptLike]) -> Scored:
         """Decode finished latents (n, c, h, w) and reward the images, exactly as the last step does.
@@ -229,7 +238,7 @@ class DenoisingMDP:
         self.check(records)
         images = self.model.decode(latents)
         scores = score_images(
-            self.reward, images, [record.text for record in records], [record.metadata for record in records]
+            self.reward, images, [record.text for record in records], [record.reward_metadata for record in records]
         )
         return Scored(images, scores.rewards, scores.parts)
 
@@ -250,14 +259,13 @@ class DenoisingMDP:
     def conditioning_of(self, prompts: Sequence[PromptLike]) -> Conditioning:
         """Return the prompts' conditioning, name -> (n, ...), on the model's device."""
         records = self.prompt_set.find(prompts)
-        found = self._encoded([record.text for record in records])
+        rows = self.prompt_cache([record.text for record in records])
+        if self.model.image_conditioning:
+            rows = [{**row, **image} for row, image in zip(rows, self.image_cache(records), strict=True)]
         if self.negative_prompts:
-            negative = self._encoded([record.negative_prompt for record in records])
-            found |= {NEGATIVE + name: value for name, value in negative.items()}
-        return found
-
-    def _encoded(self, texts: Sequence[str | None]) -> Conditioning:
-        rows = self.prompt_cache(texts)
+            negative = self.prompt_cache([record.negative_prompt for record in records])
+            sides = [{NEGATIVE + name: value for name, value in side.items()} for side in negative]
+            rows = [{**row, **side} for row, side in zip(rows, sides, strict=True)]
         return {name: torch.cat([row[name] for row in rows]).to(self.model.device) for name in rows[0]}
 
     def check_actions(self, actions: Any, active: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoded prompts, kept in main memory up to a number of bytes; the least recently used are dropped."""
+"""Encoded prompts and images, kept in main memory up to a number of bytes; the least recently used are dropped."""
 
 import warnings
 from collections import OrderedDict
@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from diffusion_gym.models import Conditioning, DiffusionModel
 from diffusion_gym.models.probe import check_finite
+from diffusion_gym.prompt_records import Prompt
 
 #: Bytes that encoded prompts take before the least recently used are dropped; Flux's take 8.4 MB each, SDXL's 0.63.
 PROMPT_CACHE_BYTES = 4 * 10**9
@@ -79,6 +80,28 @@ class PromptCache:
             what = f"the {name.replace('_', ' ')} of {prompt!r} by the text encoder"
             check_finite(self.model.name, what, self.model.dtype, value.isfinite().all())
         return {name: value.to("cpu", copy=True) for name, value in encoded.items()}
+
+
+class ImageCache:
+    """The images of prompts, encoded by the frozen VAE, one by one; the least recently used are dropped."""
+
+    def __init__(self, model: DiffusionModel, limit: int = PROMPT_CACHE_BYTES) -> None:
+        """Begin empty; model: a family that edits images; limit: bytes, as :class:`PromptCache` has it."""
+        self.model, self.limit, self.nbytes = model, limit, 0
+        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def __call__(self, records: Sequence[Prompt]) -> list[Conditioning]:
+        """Return the conditioning of each record's image, name -> (1, ...), on the CPU. Not copies."""
+        for record in records:
+            if record.image_key not in self._kept:
+                encoded = self.model.encode_prompt_images([record])
+                self._kept[record.image_key] = {name: value.cpu() for name, value in encoded.items()}
+                self.nbytes += _bytes(self._kept[record.image_key])
+            self._kept.move_to_end(record.image_key)
+        while self.nbytes > self.limit and len(self._kept) > len({record.image_key for record in records}):
+            _, dropped = self._kept.popitem(last=False)
+            self.nbytes -= _bytes(dropped)
+        return [self._kept[record.image_key] for record in records]
 
 
 def _bytes(row: Conditioning) -> int:

@@ -1,7 +1,7 @@
 """What the Markov decision process returns: of a step, and of scoring finished latents."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -30,8 +30,10 @@ class Transitions:
         rewards: (n,), float32; 0 for rows that did not finish.
         finished: (n,), bool, on the CPU.
         images: (number finished, 3, H, W), uint8, or None where no row finished.
+        parts: of a combined reward where rows finished, name -> (number finished,), float32: each reward's own scores.
     """
 
     rewards: Tensor
     finished: np.ndarray
     images: Tensor | None
+    parts: Mapping[str, Tensor] = field(default_factory=dict)

@@ -80,6 +80,7 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | prompt_index | ``int`` | its place in the prompt set, -1 for a prompt from elsewhere |
     | step_index | ``int`` | steps taken, 0 to T |
     | image | ``(H, W, 3)``, uint8 | after the last step alone: the image that was rewarded |
+    | rewards | ``dict`` of ``float`` | after the last step alone, of a combined reward: each reward's own score |
 
     ``env.unwrapped.score(latents, prompts)`` decodes and rewards finished latents without stepping, and
     ``env.unwrapped.set_reward(reward)`` replaces the reward.
@@ -171,6 +172,8 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         info = self._info()
         if result.images is not None:
             info["image"] = _picture(result.images[0])
+        if result.parts:
+            info["rewards"] = {name: float(scores[0]) for name, scores in result.parts.items()}
         return self._observation(), float(result.rewards[0]), bool(result.finished[0]), False, info
 
     def render(self) -> np.ndarray | None:

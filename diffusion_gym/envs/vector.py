@@ -41,7 +41,9 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
     ``info`` has an entry and a mask ``_entry`` a key, as Gymnasium's vector environments do; with either output they
     are NumPy arrays, except ``image``: (n, H, W, 3) in NumPy and (n, 3, H, W) in torch, zeros where ``_image`` is
-    false. ``metadata`` is an array of n dictionaries. With SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
+    false. ``metadata`` is an array of n dictionaries. ``rewards``, of a combined reward, is a dictionary of entries and
+    masks: each reward's own scores by name, (n,), float32, array or tensor, 0 where ``_rewards`` is false. With
+    SAME_STEP, ``final_obs`` and ``final_info`` hold what ended.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's declaration
@@ -218,7 +220,19 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             images[np.flatnonzero(result.finished).tolist()] = result.images
             info["image"] = images if self.output == "torch" else images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
             info["_image"] = result.finished.copy()
+        if result is not None and result.parts:
+            info["rewards"] = self._rewards(result)
+            info["_rewards"] = result.finished.copy()
         return info
+
+    def _rewards(self, result: Transitions) -> dict[str, Any]:
+        """Return name -> (n,), float32, and the masks, as Gymnasium makes them of the single environments' dicts."""
+        found: dict[str, Any] = {}
+        for name, scores in result.parts.items():
+            values = torch.zeros_like(result.rewards)
+            values[np.flatnonzero(result.finished).tolist()] = scores.to(values)
+            found |= {name: self._out(values), f"_{name}": result.finished.copy()}
+        return found
 
     def _out(self, value: Tensor) -> Array:
         """Return a tensor as it is, or as a new array."""

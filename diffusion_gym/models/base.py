@@ -12,8 +12,9 @@ from diffusion_gym.choices import LoRAConfig as LoRAConfig
 from diffusion_gym.choices import ModelDtype as ModelDtype
 from diffusion_gym.choices import ModelSettings as ModelSettings
 from diffusion_gym.choices import Trained as Trained
+from diffusion_gym.prompt_records import Prompt, check_fields
 from diffusion_gym.recommended import Recommended
-from diffusion_gym.transitions import Schedule, make_schedule
+from diffusion_gym.transitions import Schedule, make_consistency_schedule, make_schedule
 
 if TYPE_CHECKING:
     from diffusion_gym.models.start import StartingLoRA
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 Conditioning = dict[str, Tensor]
 PROMPT_EMBEDDING = "prompt_embedding"
 POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
+#: (n, L), 1 where the embedding has padding after the prompt's own tokens, else 0; of models that read it. Zeros, as of
+#: rows that memory is measured with, are then the longest prompt.
+PROMPT_PADDING = "prompt_padding"
 #: The conditioning that comes from text encoders.
-TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING)
+TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING, PROMPT_PADDING)
 #: Begins the names of a row's own unconditional side of guidance, each as large as the value that it stands beside:
 #: there where prompts have negative prompts of their own.
 NEGATIVE = "negative_"
@@ -78,6 +82,8 @@ class DiffusionModel(ABC):
     start: "StartingLoRA | None" = None
     #: Which of a prompt's fields ``negative_prompt`` and ``image`` the family reads beside its text.
     prompt_fields: ClassVar[frozenset[str]] = frozenset()
+    #: Names of the conditioning that comes from a prompt's image, in families that edit it. Guidance by text keeps it.
+    image_conditioning: ClassVar[frozenset[str]] = frozenset()
     #: The prompts without a choice of the user's.
     default_prompts: str | tuple[str, ...] = "animals"
 
@@ -106,17 +112,36 @@ class DiffusionModel(ABC):
         return {}
 
     @property
+    def solver_config(self) -> Mapping[str, Any]:
+        """Return the scheduler's configuration from which diffusers makes other schedulers."""
+        return self.scheduler_config
+
+    @property
     def embeds_guidance(self) -> bool:
         """Return whether the denoiser takes the guidance scale as an input (guidance-distilled)."""
         return False
 
     def schedule(self, num_inference_steps: int) -> Schedule:
         """Return the sampling grid with ``num_inference_steps`` steps."""
+        if self.scheduler_config.get("_class_name") == "LCMScheduler":
+            return make_consistency_schedule(self.scheduler_config, num_inference_steps)
         return make_schedule(self.scheduler_config, num_inference_steps)
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode n texts; each value (n, ...), float32, on the model's device."""
+
+    def check_records(self, records: Sequence[Prompt]) -> None:
+        """Raise ValueError for a record with a field that the family does not read, or without one that it needs."""
+        check_fields(records, self.fields_read, self.name)
+
+    def encode_prompt_images(self, records: Sequence[Prompt]) -> Conditioning:
+        """Encode the images of n records to :attr:`image_conditioning`; each value (n, ...), float32.
+
+        Raises:
+            ValueError: a family that edits no images, or as :meth:`check_records`.
+        """
+        raise ValueError(f"{self.name!r} ({type(self).__name__}) does not read the images of prompts; leave them out.")
 
     def encode_unconditional(self) -> Conditioning:
         """Return the unconditional side of guidance, one row, float32; here the empty prompt.

@@ -75,14 +75,14 @@ class ImageModel(DiffusionModel):
     def _to_pixels(self, latents: Tensor) -> Tensor:
         """Decode latents (m, c, h, w), float32, to pixels (m, 3, H, W), float32, in [-1, 1] where they are valid."""
         vae = self.pipe.vae
-        scale, shift = _vae_scale(vae)
+        scale, shift = vae_scale(vae)
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor * scale + shift
         return vae.decode(scaled, return_dict=False)[0].float()
 
     def _to_latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (m, 3, H, W), float32, in [-1, 1], to latents (m, c, h, w), float32."""
         vae = self.pipe.vae
-        scale, shift = _vae_scale(vae)
+        scale, shift = vae_scale(vae)
         encoded = vae.encode(pixels.to(vae.dtype))
         # An AutoencoderTiny returns latents, the others a posterior.
         mode = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).float()
@@ -99,7 +99,7 @@ class ImageModel(DiffusionModel):
         return self.dtype if vae is None else vae.dtype
 
 
-def _vae_scale(vae: Any) -> tuple[float | Tensor, float | Tensor]:
+def vae_scale(vae: Any) -> tuple[float | Tensor, float | Tensor]:
     """Return scale and shift of a VAE beside its ``scaling_factor``: ``z = latents / factor * scale + shift``."""
     config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)

@@ -17,21 +17,32 @@ from diffusion_gym.models.files import (
     is_lora,
 )
 from diffusion_gym.models.flux import Flux
+from diffusion_gym.models.flux_2_klein import Flux2Klein
+from diffusion_gym.models.instruct_pix2pix import InstructPix2Pix
 from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.pixart_sigma import PixArtSigma
+from diffusion_gym.models.qwen_image import QwenImage
 from diffusion_gym.models.single_file import class_of
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
 from diffusion_gym.models.unconditional import UnconditionalPixels
+from diffusion_gym.models.z_image import ZImage
 from diffusion_gym.paths import user_path
 from diffusion_gym.recommended import Recommended, in_folder
 
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
 FAMILIES: dict[str, type[PipelineModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
+    "LatentConsistencyModelPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "StableDiffusionInstructPix2PixPipeline": InstructPix2Pix,
+    "QwenImagePipeline": QwenImage,
+    "ZImagePipeline": ZImage,
+    "Flux2KleinPipeline": Flux2Klein,
     "DDPMPipeline": UnconditionalPixels,
     "DDIMPipeline": UnconditionalPixels,
 }

@@ -82,8 +82,12 @@ class PipelineModel(ImageModel):
     schedulers: ClassVar[Sequence[str]] = DIFFUSION_SCHEDULERS
     #: Given to ``from_pretrained`` beside the dtype.
     load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    #: How many latents the network takes in its channels: the noisy ones, and in families that edit an image its own.
+    latent_inputs: ClassVar[int] = 1
     #: Whether the VAE stays float32 beside networks in float16, in which some overflow.
     float32_vae: ClassVar[bool] = False
+    #: Whether the pipeline cuts prompts to the tokenizer's own maximum, which text encoders then must take.
+    tokenizer_cuts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -139,12 +143,14 @@ class PipelineModel(ImageModel):
         """
         network = getattr(self.pipe, self.denoiser_class.component)
         check_sample_size(self.name, self.denoiser_config)
-        check_channels(self.name, network, self.pipe.vae)
+        check_channels(self.name, network, self.pipe.vae, self.latent_inputs)
         size = network.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
         scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-        height, width = sized(self, (h * scale, w * scale), math.lcm(scale, _PIPELINES_ASK_FOR))
-        return (network.config.in_channels, height // scale, width // scale), (3, height, width)
+        patch = getattr(network.config, "patch_size", 1)  # of a transformer
+        height, width = sized(self, (h * scale, w * scale), math.lcm(patch * scale, _PIPELINES_ASK_FOR))
+        channels = network.config.in_channels // self.latent_inputs
+        return (channels, height // scale, width // scale), (3, height, width)
 
     # -- the contract of a model ------------------------------------------------------------------------------------
 
@@ -186,6 +192,12 @@ class PipelineModel(ImageModel):
     def denoiser_config(self) -> Mapping[str, Any]:
         """Return the network's configuration."""
         config: Mapping[str, Any] = getattr(self.pipe, self.denoiser_class.component).config
+        return config
+
+    @property
+    def solver_config(self) -> Mapping[str, Any]:
+        """Return the configuration of the pipeline's own scheduler, as ``from_config`` is given it."""
+        config: Mapping[str, Any] = self.pipe.scheduler.config
         return config
 
     def build_denoiser(self, lora: LoRAConfig | None = None) -> PipelineDenoiser:
@@ -286,9 +298,10 @@ class PipelineModel(ImageModel):
         """Raise ValueError for a tokenizer that transformers made of missing files, without a word."""
         for part in self.prompt_readers:
             tokenizer, encoder = getattr(self.pipe, part), getattr(self.pipe, part.replace("tokenizer", "text_encoder"))
-            length, words = tokenizer.model_max_length, encoder.config.vocab_size
-            limit = getattr(encoder.config, "max_position_embeddings", length)  # T5 has no limit
-            if length > limit or len(tokenizer) < words // 2:
+            config = getattr(encoder.config, "text_config", encoder.config)  # of a model that also reads images
+            length, words = tokenizer.model_max_length, config.vocab_size
+            limit = getattr(config, "max_position_embeddings", length)  # T5 has no limit
+            if (self.tokenizer_cuts and length > limit) or len(tokenizer) < words // 2:
                 raise ValueError(
                     f"the {part} of {self.name!r} is missing or broken: it has {len(tokenizer)} words and allows "
                     f"{length} tokens, its text encoder has {words} and {limit}. Copy the {part!r} folder again."

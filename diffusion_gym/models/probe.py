@@ -34,10 +34,22 @@ def check_sample_size(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_channels(name: str, network: Any, vae: Any) -> None:
-    """Raise ValueError unless a denoiser takes the latents of the VAE and nothing beside them; name: the model's."""
+def check_channels(name: str, network: Any, vae: Any, inputs: int = 1) -> None:
+    """Raise ValueError unless a denoiser takes the latents of the VAE and nothing beside them.
+
+    Args:
+        name: the model's.
+        network: the denoiser.
+        vae: its VAE.
+        inputs: how many latents it takes, one after the other in its channels.
+    """
     channels = vae.config.latent_channels
-    if network.config.in_channels != channels:
+    if inputs > 1 and network.config.in_channels != inputs * channels:
+        raise ValueError(
+            f"the {type(network).__name__} of {name!r} takes {network.config.in_channels} channels, and the latents of "
+            f"its VAE have {channels}; expected {inputs * channels}: those of {inputs} latents."
+        )
+    if inputs == 1 and network.config.in_channels != channels:
         raise ValueError(
             f"the {type(network).__name__} of {name!r} takes {network.config.in_channels} channels, and the latents of "
             f"its VAE have {channels}; expected a model that draws pictures from noise and a text alone (one that "

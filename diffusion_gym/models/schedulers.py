@@ -8,11 +8,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_gym.choices import PIPELINE, SOLVERS
 from diffusion_gym.paths import user_path
 
 _FILE = "scheduler_config.json"
 
 #: Schedulers of discrete-time diffusion models; all describe the same table of ``a_t``, and differ in their solvers.
+#: The last has a grid and Gaussian steps of its own (``transitions/consistency.py``).
 DIFFUSION_SCHEDULERS = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -29,6 +31,7 @@ DIFFUSION_SCHEDULERS = (
     "DEISMultistepScheduler",
     "UniPCMultistepScheduler",
     "SASolverScheduler",
+    "LCMScheduler",
 )
 #: Schedulers of flow-matching models.
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
@@ -111,3 +114,29 @@ def _not_a_table(config: Mapping[str, Any]) -> str | None:
     if config.get("trained_betas") is None and beta_schedule not in _BETA_SCHEDULES:
         return f"beta_schedule={beta_schedule!r} (known are {', '.join(_BETA_SCHEDULES)})"
     return None
+
+
+def make_solver(name: str, scheduler: str, config: Mapping[str, Any], came_with: str) -> Any:
+    """Return a new scheduler of diffusers that draws with a diffusion model, on the model's own noise schedule.
+
+    Args:
+        name: the model's, for errors.
+        scheduler: a class of :data:`SOLVERS`, or "pipeline" for the one that the model comes with.
+        config: the configuration that ``from_config`` is given.
+        came_with: the class of the scheduler that the model comes with.
+
+    Raises:
+        ValueError: a scheduler that cannot draw for evaluations, or needs a package that is not installed.
+    """
+    import diffusers
+
+    chosen = came_with if scheduler == PIPELINE else scheduler
+    if chosen not in SOLVERS:
+        raise ValueError(
+            f"{name!r} comes with a {chosen}, which cannot draw the images of an evaluation; name one of "
+            f"{', '.join(SOLVERS)}."
+        )
+    try:
+        return getattr(diffusers, chosen).from_config(dict(config))
+    except ImportError as error:
+        raise ValueError(f"{chosen} needs a package that is not installed: {' '.join(str(error).split())}") from error

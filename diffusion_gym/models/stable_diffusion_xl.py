@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineDenoiser
-from diffusion_gym.models.stable_diffusion import check_not_distilled
+from diffusion_gym.models.stable_diffusion import embedded_guidance
 from diffusion_gym.models.text import NO_PROMPT, TrainableTextModel
 from diffusion_gym.recommended import STABLE_DIFFUSION_XL
 
@@ -31,7 +31,12 @@ class SDXLDenoiser(PipelineDenoiser):
         }
         embedding = conditioning[PROMPT_EMBEDDING].to(dtype)
         return self.network(
-            latents.to(dtype), timesteps, encoder_hidden_states=embedding, added_cond_kwargs=added, return_dict=False
+            latents.to(dtype),
+            timesteps,
+            encoder_hidden_states=embedding,
+            timestep_cond=embedded_guidance(self.network, conditioning, len(latents)),
+            added_cond_kwargs=added,
+            return_dict=False,
         )[0]
 
 
@@ -52,7 +57,11 @@ class StableDiffusionXL(TrainableTextModel):
                 f"{self.name!r} lacks a text encoder; expected SDXL's two (the refiner, which has one, refines images "
                 "and cannot make them from noise)."
             )
-        check_not_distilled(self.name, self.pipe.unet)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Return whether the UNet takes the guidance scale as an input, as latent consistency models do."""
+        return self.pipe.unet.config.time_cond_proj_dim is not None
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         first, second = self.pipe.text_encoder.config, self.pipe.text_encoder_2.config

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from diffusion_gym.rewards.trl import from_trl
     from diffusion_gym.rewards.unified import Unified
     from diffusion_gym.rewards.vlm_alignment import VLMAlignment
+    from diffusion_gym.rewards.votes import Votes
 
 __all__ = [
     "OCR",
@@ -58,6 +59,7 @@ __all__ = [
     "Scores",
     "Unified",
     "VLMAlignment",
+    "Votes",
     "WeightedSum",
     "check_differentiable",
     "check_reward",
@@ -87,6 +89,7 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = _lazy.Registry(
         "pickscore": "diffusion_gym.rewards.pickscore:PickScore",
         "unified": "diffusion_gym.rewards.unified:Unified",
         "vlm_alignment": "diffusion_gym.rewards.vlm_alignment:VLMAlignment",
+        "votes": "diffusion_gym.rewards.votes:Votes",
         "exact-linear": "diffusion_gym.rewards.exact:Linear",
         "exact-quadratic": "diffusion_gym.rewards.exact:Quadratic",
     }
@@ -110,6 +113,7 @@ _MODULES = {
     "trl": ("from_trl",),
     "unified": ("Unified",),
     "vlm_alignment": ("VLMAlignment",),
+    "votes": ("Votes",),
 }
 __getattr__, __dir__ = _lazy.attributes(
     __name__, {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_gym.errors import Interrupted
 from diffusion_gym.rewards.guard import settings_kept
 from diffusion_gym.rewards.metadata import Arguments, metadata_arguments, signature_of
 
@@ -96,12 +97,15 @@ def evaluate_reward(
     Raises:
         RewardError: an exception inside the reward, a wrong shape, or a score that is not finite; the message names
             the reward and, where one row is to blame, its prompt.
+        Interrupted: the reward was waiting, and the run is to stop.
     """
     name = reward_name(reward)
     more, named = metadata_arguments(reward, len(prompts), metadata)
     try:
         with settings_kept(f"the reward {name!r}"), torch.profiler.record_function("reward"):
             scores = reward(images.clone(), list(prompts), *more, **named)
+    except Interrupted:
+        raise
     except Exception as error:
         why = (
             str(error)

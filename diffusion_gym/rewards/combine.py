@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -128,6 +128,17 @@ class WeightedSum:
         """
         terms = zip(self.terms, self._names, strict=True)
         return torch.stack([self._contribution(term, name, parts[name]) for term, name in terms]).sum(0)
+
+    def apart(self, parts: Mapping[str, Tensor]) -> tuple[Tensor, list[float]]:
+        """Return what each of the k terms adds before it is weighted, (k, n), float32, and the k weights.
+
+        Raises:
+            ValueError: a reward to normalise was not yet measured.
+        """
+        alone = [replace(term, weight=1.0) for term in self.terms]
+        terms = zip(alone, self._names, strict=True)
+        values = torch.stack([self._contribution(term, name, parts[name]) for term, name in terms])
+        return values, [term.weight for term in self.terms]
 
     def _contribution(self, term: RewardTerm, name: str, scores: Tensor) -> Tensor:
         if not term.normalise:

@@ -85,8 +85,8 @@ def check_metadata(reward: Callable[..., object], records: Sequence[Prompt], kin
     check = getattr(reward, "check_metadata", None)
     for record in records:
         for name in (needed,) if isinstance(needed, str) else needed:
-            if name not in record.metadata:
-                has = f"has {sorted(record.metadata)}" if record.metadata else "has no metadata"
+            if name not in record.reward_metadata:
+                has = f"has {sorted(record.reward_metadata)}" if record.reward_metadata else "has no metadata"
                 raise ValueError(
                     f"the {kind} {reward_name(reward)!r} needs the field {name!r} of every prompt, but {record.text!r} "
                     f"{has}; add the field to its record, as in {{'prompt': {record.text!r}, {name!r}: ...}}."

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusion_gym.choices import Reduction, Sampler
 from diffusion_gym.transitions.base import Schedule, Transition
+from diffusion_gym.transitions.consistency import LCM, ConsistencySchedule, make_consistency_schedule
 from diffusion_gym.transitions.diffusion import (
     DDIM,
     DDPM,
@@ -25,7 +26,9 @@ __all__ = [
     "CPS",
     "DDIM",
     "DDPM",
+    "LCM",
     "PREDICTION_TYPES",
+    "ConsistencySchedule",
     "DiffusionSchedule",
     "DiffusionTransition",
     "FlowSDE",
@@ -36,6 +39,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Transition",
+    "make_consistency_schedule",
     "make_flow_schedule",
     "make_schedule",
     "make_transition",
@@ -47,6 +51,7 @@ _SAMPLERS: dict[str, Callable[[Any, float | Sequence[float]], Transition]] = {
     "ddpm": lambda schedule, eta: DDPM(schedule, eta if isinstance(eta, Sequence) else None),
     "flow-sde": FlowSDE,
     "cps": CPS,
+    "lcm": LCM,
 }
 
 

@@ -72,10 +72,7 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
     prediction_type = scheduler_config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}.")
-    if scheduler_config.get("thresholding", False):
-        raise ValueError(
-            "dynamic thresholding is not supported: it couples the dimensions of x_0. Set thresholding=False."
-        )
+    check_thresholding(scheduler_config)
     scheduler = DDIMScheduler.from_config(dict(scheduler_config))
     if len(scheduler.alphas_cumprod) == limit:  # as many as trained_betas names
         scheduler.set_timesteps(steps)
@@ -89,6 +86,14 @@ def make_schedule(scheduler_config: Mapping[str, Any], num_inference_steps: int)
         clip_range=float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None,
         variance_type=scheduler_config.get("variance_type") or "fixed_small",  # DPM-Solver's own is None
     )
+
+
+def check_thresholding(scheduler_config: Mapping[str, Any]) -> None:
+    """Raise ValueError for dynamic thresholding."""
+    if scheduler_config.get("thresholding", False):
+        raise ValueError(
+            "dynamic thresholding is not supported: it couples the dimensions of x_0. Set thresholding=False."
+        )
 
 
 def _check_grid(scheduler: Any, limit: int, steps: int) -> None:

@@ -68,6 +68,7 @@ def make_flow_schedule(
     num_inference_steps: int,
     image_sequence_length: int,
     equal_steps: bool = False,
+    mu: float | None = None,
 ) -> FlowSchedule:
     """Return the grid of diffusers' own FlowMatchEulerDiscreteScheduler.
 
@@ -77,6 +78,7 @@ def make_flow_schedule(
         image_sequence_length: image tokens the transformer sees; with ``use_dynamic_shifting`` the shift follows it.
         equal_steps: before the shift the times are 1, 1 - 1/T, ..., 1/T, as the Flux pipeline has it; False is the
             scheduler's own spacing, from 1 to the smallest training time (the Stable Diffusion 3 pipeline).
+        mu: what ``use_dynamic_shifting`` shifts by; None is linear in the image tokens, between the scheduler's bounds.
 
     Raises:
         ValueError: T out of range, inverted sigmas, or one step with shift_terminal.
@@ -91,9 +93,9 @@ def make_flow_schedule(
     config = scheduler.config
     if config.shift_terminal and steps == 1:
         raise ValueError("with shift_terminal one step is not defined (its time is both 1 and the terminal); take 2.")
-    shift, mu = float(config.shift), None
+    shift = float(config.shift)
     if config.use_dynamic_shifting:
-        mu = _resolution_shift(config, image_sequence_length)
+        mu = _resolution_shift(config, image_sequence_length) if mu is None else mu
         shift = math.exp(mu) if config.time_shift_type == "exponential" else mu
     sigmas = np.linspace(1.0, 1 / steps, steps).tolist() if equal_steps else None
     with np.errstate(all="ignore"):

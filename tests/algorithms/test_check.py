@@ -38,6 +38,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "d3po": ("d3po", {"updates_per_iteration": 2}),
     "d3po, flow": (OnlinePreferenceConfig(log_prob_reduction="mean", beta=0.5), {"flow": True}),
     "grpo": ("grpo", {"antithetic": True, "evaluation": EvaluationConfig(images=4)}),
+    "grpo, gdpo": ("grpo", {"advantages": "gdpo"}),
     "grpo-fast": ("grpo-fast", {}),
     "mixgrpo": ("mixgrpo", {"window": 2, "window_every": 1, "centred_ratio": True}),
     "flow-dppo": ("flow-dppo", {}),

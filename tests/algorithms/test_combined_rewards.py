@@ -8,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from algorithms import DDPO, RWR, EvaluationConfig
@@ -56,6 +58,41 @@ def test_parts_are_logged_apart_and_add_up(make_env: Callable) -> None:
     assert torch.equal(linear, Linear()(evaluation.images, evaluation.prompts))
     expected = 2 * (linear - mean) / std - 0.5 * (-3 - quadratic).clamp(min=0)
     torch.testing.assert_close(evaluation.rewards, expected)
+
+
+def _bright(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.float().mean((1, 2, 3))
+
+
+def test_infos_have_each_rewards_own_score(make_env: Callable) -> None:
+    """In callbacks at an episode's end, as in Stable-Baselines3's environment; also of a function named ``_bright``."""
+    seen: list[dict[str, Any]] = []
+
+    class Reader(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.extend(self.locals["infos"])
+            return True
+
+    class Kept(DDPO):
+        def update(self, rollout: Rollout) -> dict[str, float]:
+            parts.update(rollout.parts)
+            return super().update(rollout)
+
+    parts: dict[str, Tensor] = {}
+    reward = WeightedSum({Linear(): 1.0, _bright: 2.0})
+    algorithm = ddpo(make_env, reward, cls=Kept).learn(IMAGES * STEPS, Reader())
+    ended = [info for info in seen if "episode" in info]
+    assert [info for info in seen if "rewards" in info] == ended
+    assert {name: [info["rewards"][name] for info in ended] for name in parts} == {
+        name: scores.tolist() for name, scores in parts.items()
+    }
+    env = algorithm.get_env()
+    env.reset()
+    for _ in range(STEPS):
+        *_, infos = env.step(np.zeros((4, 2, 1, 1), np.float32))
+    scored = algorithm.mdp.score(torch.zeros(4, 2, 1, 1), [info["prompt"] for info in infos])
+    for row, info in enumerate(infos):
+        assert info["rewards"] == pytest.approx({name: float(scores[row]) for name, scores in scored.parts.items()})
 
 
 def test_statistics_are_those_of_the_base_model_on_evaluation_noise(make_env: Callable) -> None:

@@ -133,3 +133,15 @@ def test_a_run_is_refused_before_it_trains(tmp_path: Path, capsys: pytest.Captur
     assert main([*command, "--metrics", "recognised", "--folder", str(tmp_path / "run")]) == 2
     assert "error: the metric 'recognised' judges" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_colour_statistics_by_hand() -> None:
+    image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    image[0, 0, 0, 0] = 100
+    # Red - green is 100, 0, 0, 0: mean 25, variance 1875; (red + green) / 2 - blue is half of it.
+    expected = (1875 * 1.25) ** 0.5 + 0.3 * (25**2 + 12.5**2) ** 0.5
+    assert METRICS["colourfulness"](image, ["a fox"]) == pytest.approx(expected)
+    assert METRICS["colourfulness"](torch.full((1, 3, 2, 2), 9, dtype=torch.uint8), ["a fox"]) == 0
+    image = torch.zeros(1, 3, 3, 3, dtype=torch.uint8)
+    image[0, :, 2, 0] = 50  # of the four pixels with a right and a lower neighbour, the one above it is not flat
+    assert METRICS["flat_area"](image, ["a fox"]) == 0.75

@@ -113,7 +113,7 @@ def test_a_folder_from_before_these_settings_goes_on(tmp_path: Path) -> None:
     run(spec, tmp_path, should_stop=lambda: True)
     data = json.loads((tmp_path / "run.json").read_text())
     del data["spec"]["config"]["rewards_beside_sampling"]
-    del data["spec"]["config"]["evaluation"]["held_out_prompts"]
+    del data["spec"]["config"]["evaluation"]["held_out_prompts"], data["spec"]["config"]["evaluation"]["deployed"]
     (tmp_path / "run.json").write_text(json.dumps(data))
     assert read_run(tmp_path).spec == spec
     assert run(spec, tmp_path).complete

@@ -13,8 +13,14 @@ from torch import Tensor
 
 from diffusion_gym import load_model
 from diffusion_gym.models import DiffusionModel
-from tests.builders import pipelines
+from tests.builders import language_pipelines, pipelines
 from tests.builders.tokenizers import TOKENS
+
+
+def _mode(pipe: Any, pixels: Tensor) -> Tensor:
+    """Return what the VAE encodes pictures in [-1, 1] to, in latent units."""
+    mode, config = pipe.vae.encode(pixels).latent_dist.mode(), pipe.vae.config
+    return (mode - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Family:
         eta: noise that the pipeline itself can add, or None.
         lora_file: whether diffusers loads a LoRA into it.
         load_options: what plain diffusers must be told to load it.
+        encode: plain diffusers: (pipeline, pictures (n, 3, H, W) in [-1, 1]) -> latents (n, c, h, w).
     """
 
     build: Callable[[Path], None]
@@ -38,6 +45,7 @@ class Family:
     eta: float | None = 1.0
     lora_file: bool = True
     load_options: dict[str, Any] = field(default_factory=dict)
+    encode: Callable[[Any, Tensor], Tensor] = _mode
 
 
 def _draw_from_text(
@@ -98,6 +106,99 @@ def _draw_flux(
     return images if output == "pt" else pipe._unpack_latents(images, *size, pipe.vae_scale_factor)
 
 
+def _draw_pixart(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+    eta: float = 0.0,
+    size: tuple[int, int] = (16, 16),
+) -> Tensor:
+    """Without the search for a published size next to the 16 pixels, and the prompt's rewriting (with bs4)."""
+    call: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output, "eta": eta}
+    call |= {"height": size[0], "width": size[1]}
+    as_given = {"clean_caption": False, "use_resolution_binning": False}
+    return pipe(list(prompts), generator=generators, **as_given, **call).images
+
+
+def _draw_edits(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+    eta: float = 0.0,
+    image_guidance: float = 1.0,
+) -> Tensor:
+    """The picture's size is that of the image."""
+    call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output, "eta": eta}
+    images = [pipelines.source_image(text) for text in prompts]
+    return pipe(list(prompts), images, generator=generators, image_guidance_scale=image_guidance, **call).images
+
+
+def _draw_qwen_image(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
+    if guidance > 1.0:
+        call |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(prompts)}
+    images = pipe(list(prompts), generator=generators, max_sequence_length=TOKENS, **call).images
+    return images if output == "pt" else pipe._unpack_latents(images, 16, 16, pipe.vae_scale_factor)[:, :, 0]
+
+
+def _encode_qwen_image(pipe: Any, pixels: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(getattr(pipe.vae.config, name)).reshape(1, -1, 1, 1) for name in ("latents_mean", "latents_std")
+    )
+    return (pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0] - mean) / std
+
+
+def _draw_z_image(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """The pipeline's scale counts from 0: its prediction is c + w (c - u)."""
+    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
+    call |= {"guidance_scale": guidance - 1, "max_sequence_length": TOKENS}
+    return pipe(list(prompts), generator=generators, **call).images
+
+
+def _draw_flux_2_klein(
+    pipe: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    output: str,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
+    call |= {"guidance_scale": guidance, "max_sequence_length": TOKENS}
+    images = pipe(prompt=list(prompts), generator=generators, **call).images
+    return images if output == "pt" else _normalised_patches(pipe, images)
+
+
+def _encode_flux_2_klein(pipe: Any, pixels: Tensor) -> Tensor:
+    return _normalised_patches(pipe, pipe.vae.encode(pixels).latent_dist.mode())
+
+
+def _normalised_patches(pipe: Any, latents: Tensor) -> Tensor:
+    norm = pipe.vae.bn
+    std = (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    return (pipe._patchify_latents(latents) - norm.running_mean.reshape(1, -1, 1, 1)) / std.reshape(1, -1, 1, 1)
+
+
 def _draw_unconditional(
     pipe: Any,
     prompts: Sequence[str],
@@ -122,6 +223,13 @@ FAMILIES = {
     "sdxl": Family(pipelines.build_sdxl, _draw_from_text),
     "sd3": Family(pipelines.build_sd3, _draw_sd3, eta=None),
     "flux": Family(pipelines.build_flux, _draw_flux, eta=None),
+    "pixart-sigma": Family(pipelines.build_pixart_sigma, _draw_pixart, lora_file=False),
+    "instruct-pix2pix": Family(pipelines.build_instruct_pix2pix, _draw_edits),
+    "qwen-image": Family(language_pipelines.build_qwen_image, _draw_qwen_image, eta=None, encode=_encode_qwen_image),
+    "z-image": Family(language_pipelines.build_z_image, _draw_z_image, eta=None),
+    "flux-2-klein": Family(
+        language_pipelines.build_flux_2_klein, _draw_flux_2_klein, eta=None, encode=_encode_flux_2_klein
+    ),
     "ddpm": Family(pipelines.build_ddpm, _draw_unconditional, guidance=1.0, lora_file=False),
 }
 
@@ -136,6 +244,12 @@ VARIANTS = {
     ),
     "sd3-dynamic-shift": Family(pipelines.build_sd3_dynamic, _draw_sd3, eta=None),
 }
+
+
+def prompts_of(folder: str, texts: Sequence[str]) -> list[Any]:
+    """Return the prompts of a tiny pipeline: of one that edits, each with the image that lies in its folder."""
+    images = [Path(folder) / f"{text}.png" for text in texts]
+    return [{"prompt": t, "image": image} if image.is_file() else t for t, image in zip(texts, images, strict=True)]
 
 
 @dataclass(frozen=True)

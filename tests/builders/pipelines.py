@@ -1,5 +1,6 @@
 """Tiny pipelines of each family's real classes, with seeded random weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,36 @@ def build_sd(folder: Path, **scheduler: Any) -> None:
     """Save a Stable Diffusion 1.x with a smaller UNet."""
     text, unet = tiny_clip(folder), tiny_unet(**SD_UNET)
     _save_sd(folder, unet, tiny_vae(), text, sd_scheduler(**scheduler))
+
+
+def source_image(text: str) -> Any:
+    """Return the picture that a prompt of the tiny InstructPix2Pix edits: 16 x 16, of coarse noise."""
+    from PIL import Image
+
+    colours = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(sum(text.encode())))
+    return Image.fromarray((colours * 255).byte().numpy()).resize((16, 16))
+
+
+def build_instruct_pix2pix(folder: Path) -> None:
+    """With the images of three prompts beside it, and a file of prompts that edit them."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    tokenizer, text_encoder = tiny_clip(folder)
+    StableDiffusionInstructPix2PixPipeline(
+        vae=tiny_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=tiny_unet(**SD_UNET, in_channels=8),
+        scheduler=sd_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    texts = ("a cat", "dog", "cat")
+    for text in texts:
+        source_image(text).save(folder / f"{text}.png")
+    lines = [json.dumps({"prompt": text, "image": f"{text}.png"}) for text in texts]
+    (folder / "edits.jsonl").write_text("\n".join(lines))
 
 
 def build_sd_v(folder: Path) -> None:
@@ -231,6 +262,31 @@ def build_flux(folder: Path, distilled: bool = True) -> None:
 
 def build_flux_schnell(folder: Path) -> None:
     build_flux(folder, distilled=False)
+
+
+def build_pixart_sigma(folder: Path) -> None:
+    """With the learned variance, the mask and the scheduler's settings of the published model."""
+    from diffusers import DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    tokenizer, text_encoder = tiny_t5(folder, 24)
+    torch.nn.init.normal_(text_encoder.get_input_embeddings().weight)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        caption_channels=24,
+        use_additional_conditions=False,
+    )
+    PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=tiny_vae(scaling_factor=0.13025),
+        transformer=transformer,
+        scheduler=DDIMScheduler(clip_sample=False),
+    ).save_pretrained(folder)
 
 
 def build_ddpm(folder: Path) -> None:

@@ -8,10 +8,15 @@ TOKENS = 16
 """Tokens of a prompt; unknown words are spelled, so longer prompts are cut."""
 
 
+def byte_symbols() -> list[str]:
+    """Return the letters that stand for the 256 bytes in byte-pair vocabularies."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + k) for k in range(256 - len(printable))]
+
+
 def write_clip_tokenizer(folder: Path) -> None:
     """Write a CLIP byte-pair vocabulary that spells everything in bytes and has a few words of one token."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    symbols = [chr(byte) for byte in printable] + [chr(256 + k) for k in range(256 - len(printable))]
+    symbols = byte_symbols()
     merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>"), ("a", "n"), ("an", "t</w>")]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

@@ -12,7 +12,7 @@ import diffusion_gym
 from algorithms import DiffusionAlgorithm
 from algorithms.rollouts import Rollout
 from algorithms.sampling import collect
-from tests.builders.families import FAMILIES, VARIANTS, Built
+from tests.builders.families import FAMILIES, VARIANTS, Built, prompts_of
 from tests.builders.pipelines import SD_UNET, tiny_unet, tiny_vae
 
 
@@ -71,7 +71,12 @@ def make_env() -> Callable[..., gymnasium.Env]:
     """``make_env(folder, steps=3, ...)``: a single environment with two prompts and the JPEG reward."""
 
     def make(folder: str, steps: int = 3, **kwargs: Any) -> gymnasium.Env:
-        settings = {"model": folder, "num_inference_steps": steps, "prompts": ["cat", "dog"], **kwargs}
+        settings = {
+            "model": folder,
+            "num_inference_steps": steps,
+            "prompts": prompts_of(folder, ["cat", "dog"]),
+            **kwargs,
+        }
         return gymnasium.make(diffusion_gym.ENV_ID, **settings)
 
     return make

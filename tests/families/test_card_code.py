@@ -85,6 +85,10 @@ CASES = {
     "flux": Case("flux", {"eta": 0.7, "guidance_scale": 3.5}),
     "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0, "negative_prompt": "dog"}),
     "flux-schnell": Case("flux-schnell", {"sampler": "cps", "eta": 1.0}),
+    "pixart-sigma": Case("pixart-sigma", {"eta": 0.5, "guidance_scale": 3.0}),
+    "qwen-image": Case("qwen-image", {"eta": 0.7, "guidance_scale": 3.0}),
+    "z-image": Case("z-image", {"eta": 0.7, "guidance_scale": 3.3}),
+    "flux-2-klein": Case("flux-2-klein", {"eta": 0.7, "guidance_scale": 3.0}),
     "ddpm": Case("ddpm", {"eta": 0.5}),
     "ddpm, levels": Case("ddpm", {"eta": (0.5, 1.0, 0.0)}),
     "ddpm, Euler": Case("ddpm", {"trainable": "full"}, "EulerDiscreteScheduler"),
@@ -140,9 +144,13 @@ def _block_of_the_page(folder: str) -> str:
 
 
 def _noise(algorithm: DiffusionAlgorithm[Any], x: Tensor) -> Tensor:
-    if "Flux" not in type(algorithm.policy.model).__name__:
-        return torch.randn(x.shape)
-    return unpack(torch.randn(pack(x).shape), algorithm.policy.model.latent_shape)
+    match type(algorithm.policy.model).__name__:
+        case "Flux" | "QwenImage":
+            return unpack(torch.randn(pack(x).shape), algorithm.policy.model.latent_shape)
+        case "Flux2Klein":
+            tokens = x.flatten(2).transpose(1, 2)  # not contiguous, on which torch's random numbers depend
+            return torch.randn_like(tokens).transpose(1, 2).reshape(x.shape)
+    return torch.randn(x.shape)
 
 
 @pytest.fixture(scope="module")

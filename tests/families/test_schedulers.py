@@ -133,14 +133,14 @@ def test_zero_terminal_snr_with_epsilon_is_refused(with_scheduler: Callable) -> 
 
 
 def test_a_folder_with_another_scheduler_is_refused(with_scheduler: Callable) -> None:
-    with pytest.raises(ValueError, match=r"is a LCMScheduler, whose steps have no Gaussian density .*DDIMScheduler"):
-        load_model(with_scheduler("LCMScheduler"))
+    with pytest.raises(ValueError, match=r"is a TCDScheduler, whose steps have no Gaussian density .*DDIMScheduler"):
+        load_model(with_scheduler("TCDScheduler"))
 
 
 @pytest.mark.parametrize(
     ("scheduler", "config", "why"),
     [
-        ("LCMScheduler", {}, "is a LCMScheduler"),
+        ("TCDScheduler", {}, "is a TCDScheduler"),
         ("EDMEulerScheduler", {}, "is a EDMEulerScheduler"),
         ("FlowMatchEulerDiscreteScheduler", {}, "is a FlowMatchEulerDiscreteScheduler"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type='continuous'"),

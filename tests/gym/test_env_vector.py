@@ -78,6 +78,43 @@ def _flat(info: dict[str, Any]) -> set[str]:
 # ---- against SyncVectorEnv
 
 
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_combined_rewards_parts_are_in_info(exact: dict[str, Any], mode: AutoresetMode, output: str) -> None:
+    """By name, with masks as Gymnasium's, where an episode ends, also out of step; weighted they add up to the reward.
+
+    A reward of one part has none.
+    """
+    arguments = {**exact, "reward": "exact-linear:2,exact-quadratic:0.5"}
+    ours, theirs = _vector(arguments, autoreset_mode=mode, output=output), _sync(arguments, mode)
+    action = np.zeros((N, 2, 1, 1), np.float32) + np.arange(N, dtype=np.float32)[:, None, None, None]
+    given = torch.from_numpy(action) if output == "torch" else action
+    for env in (ours, theirs):
+        env.reset(seed=6)
+    seen = 0
+    for step in range(exact["num_inference_steps"]):
+        mine, other = ours.step(given), theirs.step(action)
+        infos = [info.get("final_info", info) for info in (mine[4], other[4])]
+        assert ("rewards" in infos[0]) == ("rewards" in infos[1])
+        if "rewards" in infos[0]:
+            parts, expected = (info["rewards"] for info in infos)
+            assert set(parts) == set(expected)
+            np.testing.assert_array_equal(infos[0]["_rewards"], infos[1]["_rewards"])
+            for name in ("exact-linear", "exact-quadratic"):
+                np.testing.assert_array_equal(parts[f"_{name}"], expected[f"_{name}"])
+                assert isinstance(parts[name], torch.Tensor if output == "torch" else np.ndarray)
+                np.testing.assert_allclose(parts[name], expected[name], rtol=1e-6)
+            np.testing.assert_allclose(2 * parts["exact-linear"] + 0.5 * parts["exact-quadratic"], mine[1], rtol=1e-6)
+            seen += int(infos[0]["_rewards"].sum())
+        if step == 0:
+            for env in (ours, theirs):
+                env.reset(seed=[None, 77, None], options={"reset_mask": np.array([False, True, False])})
+    assert seen == N - 1
+    alone = _vector(exact, autoreset_mode=mode)
+    alone.reset(seed=6)
+    assert all("rewards" not in _flat(alone.step(action)[4]) for _ in range(exact["num_inference_steps"]))
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_autoreset_like_gymnasiums(each_model: dict[str, Any], mode: AutoresetMode) -> None:
     """Three episodes in step."""

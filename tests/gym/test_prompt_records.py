@@ -232,7 +232,7 @@ def test_a_field_that_the_model_does_not_read_is_refused_at_once(
         env.reset(options={"prompts": [record]})
     monkeypatch.setattr(type(load_model("exact-mixture")), "prompt_fields", frozenset({field}))
     _, info = make([record]).reset(seed=0)
-    assert info["metadata"] == {}
+    assert info["metadata"] == ({"image": str(file)} if field == "image" else {})
     assert DiffusionModel.prompt_fields == frozenset()
 
 

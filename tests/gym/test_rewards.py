@@ -74,8 +74,8 @@ def test_strided_images_are_read_right() -> None:
     assert torch.equal(jpeg_kilobytes(last), jpeg_kilobytes(images))
 
 
-#: Rewards that need metadata, the extra ``ocr`` or weights that are not shipped; each has its own file of tests.
-APART = {"geneval", "hpsv2", "imagereward", "ocr", "pickscore", "unified"}
+#: Rewards that need metadata, the extra ``ocr``, a person, or weights that are not shipped; each has a file of tests.
+APART = {"geneval", "hpsv2", "imagereward", "ocr", "pickscore", "unified", "votes"}
 
 
 @pytest.mark.parametrize("name", sorted(set(REWARDS) - APART))

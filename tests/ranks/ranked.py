@@ -402,13 +402,14 @@ def exact(folder: Path) -> dict[str, list[Report]]:
         for size in (1, 2):
             note(f"{name} resumed {size}", size, lambda name=name, file=file: resumed(name, model, file))
     anchored = {"anchor_start": 1.0, "anchor_everywhere": True, "updates_per_iteration": 2}
+    apart = {"images_per_prompt": 6, "window": 2, "advantages": "gdpo", "reward": "exact-quadratic,exact-linear:3"}
     note("nft 2", 2, lambda: learn(build("nft", model, **anchored), ITERATIONS))
     for size in (1, 2):
         note(f"nft gradients {size}", size, lambda: gradients("nft", model))
         note(f"draft gradients {size}", size, lambda: gradients("draft", model, eta=1.0, gradient_steps=2))
         note(f"draft-lv gradients {size}", size, lambda: gradients("draft-lv", model))
         note(f"opsd gradients {size}", size, lambda: gradients("opsd", model))
-        note(f"branched gradients {size}", size, lambda: gradients("branched", model, images_per_prompt=6, window=2))
+        note(f"branched gradients {size}", size, lambda: gradients("branched", model, **apart))
     leash = {"kl_penalty": 0.5, "ema_decay": 0.5}
     for size in (1, 2):
         note(f"leashed {size}", size, lambda: learn(build("ddpo-is", model, **leash), ITERATIONS))

@@ -160,7 +160,7 @@ def test_a_second_signal_leaves_what_was_done_since_the_last_checkpoint(
 def test_before_a_run_has_begun_it_says_that_there_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.runs.run._build", sending(signal.SIGINT, 2, 1, lambda *given: None))
+    monkeypatch.setattr("benchmarks.runs.run.build", sending(signal.SIGINT, 2, 1, lambda *given: None))
     assert main(["train", "ddpo-is", *TRAIN, "--folder", str(tmp_path)]) == 130
     assert "stopped at once; there is no checkpoint yet. The same command starts again." in capsys.readouterr().out
 

@@ -55,7 +55,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("a model was loaded first")
 
     for name in (
-        "benchmarks.runs.run._build",
+        "benchmarks.runs.run.build",
         "diffusion_gym.envs.config.build_mdp",
         "benchmarks.throughput.iteration.build",
     ):
@@ -165,7 +165,7 @@ def test_the_users_weights_in_a_runs_folder_are_refused_at_once(
     run(spec_of(16), here / "run", should_stop=lambda: True)
     (here / "run" / file).parent.mkdir(exist_ok=True)
     (here / "run" / file).write_bytes(MINE)
-    monkeypatch.setattr("benchmarks.runs.run._build", lambda *given: pytest.fail("a model was loaded first"))
+    monkeypatch.setattr("benchmarks.runs.run.build", lambda *given: pytest.fail("a model was loaded first"))
     with pytest.raises(ValueError, match=r"which Diffusion Gym did not write there"):
         run(spec_of(16), here / "run")
     assert (here / "run" / file).read_bytes() == MINE
@@ -223,7 +223,7 @@ def test_of_two_that_start_together_the_second_is_refused_while_the_first_loads(
         tried.append(given)
         raise ValueError("a model that does not load")
 
-    monkeypatch.setattr("benchmarks.runs.run._build", load)
+    monkeypatch.setattr("benchmarks.runs.run.build", load)
     with pytest.raises(ValueError, match="does not load"):
         run(spec_of(), folder)
     assert tried == [folder]

@@ -248,7 +248,7 @@
   function inside(evaluation, field) {
     const [first, ...rest] = field.split(".");
     if (rest.length === 0 || evaluation[field] !== undefined) return evaluation[field];
-    if (first === "held_out") return inside(evaluation.held_out, rest.join("."));
+    if (first === "held_out" || first === "deployed") return inside(evaluation[first], rest.join("."));
     return evaluation[first][rest.join(".")];
   }
 

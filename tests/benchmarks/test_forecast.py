@@ -1,0 +1,67 @@
+"""What a run will take, said before it begins."""
+
+from pathlib import Path
+
+import pytest
+
+from algorithms import ALGORITHMS, EvaluationConfig
+from algorithms.config.base import override
+from benchmarks.__main__ import main
+from benchmarks.runs.forecast import Extent, Speed, extent
+from benchmarks.runs.run import run
+from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.throughput.iteration import Rows
+
+CHANGES: dict[str, dict[str, object]] = {
+    "ddpo-is": {"updates_per_iteration": 2, "kl_penalty": 0.1},
+    "branched": {"images_per_prompt": 8, "updates_per_iteration": 1},
+    "awm": {"images_per_prompt": 8, "draws_per_image": 2},
+    "rwr": {"updates_per_iteration": 3, "batch_size": 16},
+    "draft": {"eta": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_forward_passes_are_those_that_the_run_is_billed(name: str, tmp_path: Path) -> None:
+    few = {"trainable": "full", "images_per_iteration": 32, "num_envs": 16}
+    config = override(
+        ALGORITHMS[name].config, **{**few, **CHANGES[name]}, evaluation=EvaluationConfig(images=8, every=1)
+    )
+    task = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=5)
+    spec = RunSpec(name, config, task, 96)
+    found = extent(spec)
+    forwards = found.forwards(1)
+    assert forwards is not None
+    billed = run(spec, tmp_path / "run").costs["forward_equivalents"]
+    assert sum(forwards) == pytest.approx(billed, rel=0.1 if name == "branched" else 0)  # whose windows lie at random
+    assert (found.iterations, found.images, found.evaluated) == (3, 32, 8 * 4)
+
+
+def test_time_is_the_sum_of_its_parts() -> None:
+    found = Extent(iterations=10, images=64, evaluated=80, steps=10, rows=Rows(sampled=640, trained=320, compared=5))
+    said = Speed(forward=0.01, training=0.02, decoding=0.5, reward=0.25).describe(found)
+    assert said.startswith("time, from a probe: about 11 min ("), said
+    assert "sampling 64 s, training 64 s, decoding 6 min, reward 3 min, evaluations 8.0 s" in said
+    assert "without the reward, which is not called" in Speed(0.01, 0.02, 0.5, None).describe(found)
+    uncounted = Extent(10, 64, 80, 10, None)
+    assert "not counted" in uncounted.describe(1)
+    assert "not estimated" in Speed(0.01, 0.02, 0.5, 0.25).describe(uncounted)
+
+
+def test_guidance_doubles_the_forward_passes() -> None:
+    found = Extent(iterations=2, images=4, evaluated=0, steps=5, rows=Rows(20, 10, 0))
+    assert found.forwards(2) == (80, 120)
+
+
+def test_a_dry_run_calls_no_reward_of_the_users_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def dear(images, prompts):\n    raise RuntimeError('called')\n", encoding="utf-8")
+    command = ["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "full", "--dry-run"]
+    assert main([*command, "--reward", "mine.py:dear"]) == 0
+    said = capsys.readouterr().out
+    assert "32 iterations of 64 images: 2,048 reward calls" in said
+    assert "without the reward, which is not called" in said
+    assert "memory on cpu, estimated" in said
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]
