@@ -29,6 +29,7 @@ from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
 from diffusion_gym.models.fingerprint import difference, fingerprint
 from tests.builders.families import prompts_of
+from tests.builders.pipelines import source_image
 
 STEPS, PROMPTS, SEEDS = 3, ["a cat", "dog"], [5, 6]
 #: Scaled by 4: ignoring alpha would shrink the update fourfold.
@@ -135,7 +136,13 @@ def test_images_are_the_pipelines(built_or_variant: Any, noisy: bool, guided: bo
     assert_same_images(images, draw(built, pipe, "pt", **call))
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3-dynamic-shift", "flux", "ddpm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sd", "sdxl", "sd3-dynamic-shift", "flux", "ddpm"),
+        *("pixart-sigma", "instruct-pix2pix", "qwen-image", "z-image", "flux-2-klein"),
+    ],
+)
 def test_images_of_another_size_are_the_pipelines(build: Callable, name: str) -> None:
     """Not square, and only the height given; SDXL's size ids, Flux's image ids and shifts by resolution follow."""
     built = build(name)
@@ -145,11 +152,15 @@ def test_images_of_another_size_are_the_pipelines(build: Callable, name: str) ->
             load_model(built.folder, height=24)
         return
     model = load_model(built.folder, height=24)
-    assert (model.image_shape, model.latent_shape) == ((3, 24, 16), (4, 12, 8))
+    channels, h, w = built.model.latent_shape
+    assert (model.image_shape, model.latent_shape) == ((3, 24, 16), (channels, h * 3 // 2, w))
     assert pickle.loads(pickle.dumps(model)) is model
     assert "latent_shape" in str(difference(fingerprint(built.model), fingerprint(model)))
     policy = DenoisingPolicy(model, STEPS, PolicyConfig(trainable="full", eta=0.0, guidance_scale=guidance))
-    latents, images = denoise(built, policy, height=24)
+    prompts: Sequence[Any] = PROMPTS
+    if model.image_conditioning:
+        prompts = [{"prompt": text, "image": source_image(text).resize((16, 24))} for text in PROMPTS]
+    latents, images = denoise(built, policy, prompts=prompts, height=24)
     call = {"guidance": guidance, "size": (24, 16)}
     pipe = built.plain()
     torch.testing.assert_close(latents, draw(built, pipe, "latent", **call), rtol=1e-4, atol=1e-4)
@@ -159,7 +170,11 @@ def test_images_of_another_size_are_the_pipelines(build: Callable, name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "by_prompt"), [("sd", True), ("sdxl", True), ("sdxl", False), ("sd3", False), ("flux-schnell", True)]
+    ("name", "by_prompt"),
+    [
+        *(("sd", True), ("sdxl", True), ("sdxl", False), ("sd3", False), ("flux-schnell", True)),
+        *(("pixart-sigma", True), ("instruct-pix2pix", True), ("qwen-image", True), ("z-image", False)),
+    ],
 )
 def test_images_with_negative_prompts_are_the_pipelines(build: Callable, name: str, by_prompt: bool) -> None:
     built, negative = build(name), ["dog", "a bike"] if by_prompt else ["dog"] * 2
