@@ -182,6 +182,12 @@ def scheduler_lines(model: Any, sampler: str, levels: Levels) -> list[str]:
 
 def _scheduler_settings(model: Any, name: str) -> dict[str, Any]:
     """Return the settings that a scheduler's class of diffusers has other defaults for."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    used = kind.from_config(dict(model.scheduler_config)).config
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
+    return {name: used[name] for name in sorted(defaults.keys() & used.keys()) if used[name] != defaults[name]}
 
 
 def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:
@@ -190,13 +196,13 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> l
     guidance = policy.config.guidance_scale if policy.guided or model.embeds_guidance else 1.0
     arguments = model.pipeline_arguments(algorithm.mdp.prompts[0], guidance)
     steps = algorithm.mdp.num_inference_steps
+    given = policy.config.negative_prompt
+    negative = algorithm.mdp.records[0].negative_prompt if given is None else given
     if arguments is None:
-        scales = f"guidance_scale={guidance}"
+        scales = f"guidance_scale={guidance}" + ("" if negative is None else f", negative_prompt={_literal(negative)}")
         if model.image_conditioning:
             scales += f", image_guidance_scale={policy.config.image_guidance_scale}, and the image to edit"
         return [f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, {scales}"]
-    given = policy.config.negative_prompt
-    negative = algorithm.mdp.records[0].negative_prompt if given is None else given
     if policy.config.guidance_rescale:
         arguments["guidance_rescale"] = policy.config.guidance_rescale
     if negative is not None:
