@@ -140,7 +140,9 @@ def deployed_policy(policy: DenoisingPolicy, deployed: DeployedConfig) -> tuple[
     steps = deployed.num_inference_steps or policy.num_inference_steps
     scale = policy.config.guidance_scale if deployed.guidance_scale is None else deployed.guidance_scale
     eta = (deployed.eta or 0.0,) * steps  # one number would leave DDPM's own noise
-    used = policy.sampling_as(dataclasses.replace(policy.config, guidance_scale=scale, eta=eta), steps)
+    without: dict[str, Any] = {"negative_prompt": None, "guidance_rescale": 0.0}  # what does nothing unguided
+    config = dataclasses.replace(policy.config, guidance_scale=scale, eta=eta, **(without if scale <= 1 else {}))
+    used = policy.sampling_as(config, steps)
     scheduler = deployed.scheduler
     if scheduler is None:
         return used, None

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from algorithms.config.base import AlgorithmConfig, override
 from algorithms.config.base import PolicyConfig as PolicyConfig
+from algorithms.guidance import check_image_guidance, check_negative_prompts, guidance
 from algorithms.parallel.sharding import is_sharded, whole
+from algorithms.requirements import started
 from algorithms.sb3.observations import observation_tensors
 from algorithms.sb3.vec_env import find_mdp
 from diffusion_gym.models import Conditioning, DiffusionModel, LoRAConfig
-from diffusion_gym.models.base import GUIDANCE, TEXT_CONDITIONING
+from diffusion_gym.models.base import GUIDANCE, NEGATIVE, TEXT_CONDITIONING
 from diffusion_gym.models.checkpointing import enable_gradient_checkpointing
 from diffusion_gym.transitions import Gaussian, Transition, make_transition
 
@@ -55,17 +57,33 @@ class Rows:
 class DenoisingPolicy(nn.Module):
     """pi(x_{t-1} | x_t, t, c), a Gaussian around the denoiser's prediction."""
 
-    def __init__(self, model: DiffusionModel, num_inference_steps: int, config: PolicyConfig) -> None:
-        """Copy the model's denoiser; raises ValueError where model and config do not fit."""
+    def __init__(
+        self, model: DiffusionModel, num_inference_steps: int, config: PolicyConfig, negative_prompts: bool = False
+    ) -> None:
+        """Copy the model's denoiser.
+
+        Args:
+            model: the pretrained model.
+            num_inference_steps: T.
+            config: how it samples, and what is trained.
+            negative_prompts: whether each row has an unconditional side of its own (``DenoisingMDP.negative_prompts``).
+
+        Raises:
+            ValueError: model and config do not fit, or nothing would read the negative prompts.
+        """
         super().__init__()
+        check_negative_prompts(model, config, negative_prompts)
+        config = started(model, config)
         self.config, self.model = config, model
         #: The one module that forward passes go through; FSDP shards it in place.
         self.denoiser: nn.Module = self._build_denoiser()
         #: What the denoiser takes of an observation beside latent and time: name -> (shape of a row, dtype).
         self.conditioning = _conditioning(model, config)
-        self._embeds_guidance = model.embeds_guidance
+        if negative_prompts:
+            self.conditioning |= {NEGATIVE + name: value for name, value in self.conditioning.items()}
+        self._negative_prompts, self._embeds_guidance = negative_prompts, model.embeds_guidance
         self._sample_as(config, num_inference_steps)
-        _check_image_guidance(model, config, self.guided)
+        check_image_guidance(model, config, self.guided)
         #: Rows per forward pass, in sampling and scoring alike; the configuration's, or less where memory ran out.
         self.chunk_size = config.chunk_size
         self.to(model.device).eval()
@@ -86,7 +104,7 @@ class DenoisingPolicy(nn.Module):
         """
         mdp = find_mdp(env, stepped=True)  # the environment itself is stepped, so its wrappers have their effect
         config = override(AlgorithmConfig.for_model(mdp.model).policy, **settings)
-        return cls(mdp.model, mdp.num_inference_steps, config)
+        return cls(mdp.model, mdp.num_inference_steps, config, mdp.negative_prompts)
 
     def set_noise_levels(self, eta: float | Sequence[float]) -> None:
         """Sample with other noise from now on: one eta for all steps, or one for each, the noisiest step first.
@@ -129,7 +147,8 @@ class DenoisingPolicy(nn.Module):
         self.num_inference_steps = num_inference_steps
         self._schedule = self.model.schedule(num_inference_steps)
         self.set_noise_levels(config.eta)
-        self._uncond = self._unconditional() if self.guided else None
+        self._guide = guidance(self.model, config)
+        self._uncond = self._unconditional() if self.guided and not self._negative_prompts else None
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -171,19 +190,20 @@ class DenoisingPolicy(nn.Module):
         al. 2023, equation 3). A guidance-distilled model takes the scale as an input instead. With ``guided=False`` it
         is the prediction with the prompt alone.
         """
+        given = {name: value for name, value in conditioning.items() if not name.startswith(NEGATIVE)}
         if self._embeds_guidance:
             scale = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
-            conditioning = {**conditioning, GUIDANCE: scale}
+            given[GUIDANCE] = scale
         if not (guided and self.guided):
-            return self._forward(latents, timesteps, conditioning)
-        assert self._uncond is not None
-        away = {name: self._uncond[name].expand_as(value) for name, value in conditioning.items()}
-        sides = [{**away, **{name: conditioning[name] for name in self.model.image_conditioning}}, conditioning]
+            return self._forward(latents, timesteps, given)
+        own = {name: conditioning[NEGATIVE + name] for name in given} if self._uncond is None else self._uncond
+        away = {name: own[name].expand_as(value) for name, value in given.items()}
+        sides = [{**away, **{name: given[name] for name in self.model.image_conditioning}}, given]
         sides += [away] if self.image_guided else []
-        stacked = {name: torch.cat([side[name] for side in sides]) for name in conditioning}
+        stacked = {name: torch.cat([side[name] for side in sides]) for name in given}
         output = self._forward(torch.cat([latents] * len(sides)), torch.cat([timesteps] * len(sides)), stacked)
         uncond, cond, *without_image = output.chunk(len(sides))
-        prediction = self.model.guide(uncond, cond, self.config.guidance_scale)
+        prediction = self._guide(uncond, cond)
         for bare in without_image:
             prediction = prediction + (self.config.image_guidance_scale - 1) * (uncond - bare)
         return prediction
@@ -299,9 +319,13 @@ class DenoisingPolicy(nn.Module):
 
     def _unconditional(self) -> Conditioning:
         """Return what guidance leads away from, one row, of which the text encoder in training makes its own."""
-        encoded = self.model.encode_unconditional()
-        if self.config.trains_text:
-            encoded |= self.model.unconditional_tokens()
+        negative = self.config.negative_prompt
+        with_tokens = self.config.trains_text
+        if negative is None:
+            encoded = self.model.encode_unconditional() | (self.model.unconditional_tokens() if with_tokens else {})
+        else:
+            texts = [negative]
+            encoded = self.model.encode_prompts(texts) | (self.model.tokenize(texts) if with_tokens else {})
         return {name: encoded[name] for name in self.conditioning}
 
     def _forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -309,22 +333,6 @@ class DenoisingPolicy(nn.Module):
             return self.denoiser(latents, timesteps, conditioning).float()
         with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
             return self.denoiser(latents, timesteps, conditioning).float()
-
-
-def _check_image_guidance(model: DiffusionModel, config: PolicyConfig, guided: bool) -> None:
-    """Raise ValueError for a guidance by images that the model does not have; warn of one that is off."""
-    scale = config.image_guidance_scale
-    if scale > 1 and not model.image_conditioning:
-        raise ValueError(
-            f"image_guidance_scale {scale:g} is for models that edit an image, and {model.name!r} does not; leave it "
-            "at 1."
-        )
-    if scale > 1 and not guided:
-        warnings.warn(
-            f"image_guidance_scale {scale:g} does nothing without guidance, as in diffusers: give a guidance_scale "
-            f"above 1, got {config.guidance_scale:g}, or image_guidance_scale 1.",
-            stacklevel=3,
-        )
 
 
 def _conditioning(model: DiffusionModel, config: PolicyConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

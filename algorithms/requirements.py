@@ -1,10 +1,14 @@
 """What an algorithm needs, declared once, and the checks of a configuration that follow from it."""
 
+import dataclasses
 from dataclasses import dataclass
 
-from algorithms.config.base import AlgorithmConfig, divisor
+from algorithms.config.base import AlgorithmConfig, PolicyConfig, divisor
 from algorithms.parallel.ranks import Ranks
-from diffusion_gym.models import DiffusionModel
+from diffusion_gym.models import DiffusionModel, LoRAConfig
+
+#: Settings of adapters, which a model may recommend.
+_LORA_FIELDS = tuple(field.name for field in dataclasses.fields(LoRAConfig))
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,12 @@ def check_ranks(name: str, needs: Requirements, config: AlgorithmConfig, ranks: 
             f"num_envs ({config.num_envs}) must be a multiple of the number of ranks ({ranks.size}), which share the "
             f"environments; start {divisor(config.num_envs, ranks.size)} instead, or choose another num_envs."
         )
+
+
+def started(model: DiffusionModel, config: PolicyConfig) -> PolicyConfig:
+    """Return the configuration with the adapters of the LoRA that is trained on, where none were asked for."""
+    if model.start is None or config.trainable == "full":
+        return config  # the model refuses the latter
+    recommended = {name: value for name, value in model.recommended.settings("").items() if name in _LORA_FIELDS}
+    unasked = (LoRAConfig(), dataclasses.replace(LoRAConfig(), **recommended))
+    return dataclasses.replace(config, lora=model.start.lora) if config.lora in unasked else config

@@ -121,7 +121,9 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         # generator is left as it was.
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.config.seed, Stream.INITIAL_WEIGHTS))
-            self.policy = DenoisingPolicy(self.mdp.model, self.mdp.num_inference_steps, self.config.policy)
+            self.policy = DenoisingPolicy(
+                self.mdp.model, self.mdp.num_inference_steps, self.config.policy, self.mdp.negative_prompts
+            )
         self.ranks.share(self.policy.denoiser)
         self._check_noise()
         self.reference = Reference(self.policy) if self._needs.reference else None
@@ -173,6 +175,12 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
                 f"the policy was built for {self.mdp.num_inference_steps} steps of {self.mdp.model.name!r}, the new "
                 f"environment has {mdp.num_inference_steps} steps of {mdp.model.name!r}"
                 f"{'' if reason is None else f', which is another: {reason}'}."
+            )
+        if mdp.negative_prompts != self.mdp.negative_prompts:
+            has = "has" if mdp.negative_prompts else "has no"
+            raise ValueError(
+                f"the new environment {has} prompts with a negative_prompt, unlike the one that the policy was built "
+                "for; make a new algorithm, or give some prompt a negative_prompt in both or in none."
             )
         super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
         self.rollout_env = self._make_rollout_env(mdp)

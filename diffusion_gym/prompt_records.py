@@ -265,6 +265,16 @@ def check_fields(records: Sequence[Prompt], read: Collection[str], model: str) -
                 )
 
 
+def check_no_negative_prompts(records: Sequence[Prompt]) -> None:
+    """Raise ValueError for a record with a negative prompt, beside an environment whose prompts have none."""
+    for record in records:
+        if record.negative_prompt is not None:
+            raise ValueError(
+                f"the prompt {record.text!r} has the negative_prompt {record.negative_prompt!r}, and no prompt of the "
+                "environment has one; give one to any of those, or leave it out here."
+            )
+
+
 def _checked_image(image: Any, text: str) -> Any:
     """Return a picture as it is, and its path as a Path."""
     if isinstance(image, str | Path):

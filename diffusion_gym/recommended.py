@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
+from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class, single_file, single_file_class
 from diffusion_gym.paths import expanded
 
 if TYPE_CHECKING:
@@ -157,6 +157,9 @@ def recommended_for(model: str | Path | DiffusionModel) -> Recommended:
     name = expanded(model)
     if name in EXACT_MODELS:
         return EXACT
+    file = single_file(name)
+    if file is not None:
+        return BY_PIPELINE[single_file_class(file)]
     with contextlib.suppress(ValueError):  # loading below says more about a folder without a proper index
         family = BY_PIPELINE.get(pipeline_class(Path(folder_of(name)) / "model_index.json"))
         if family is not None:

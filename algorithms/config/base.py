@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 import tyro
 
 from algorithms.config.deployed import DeployedConfig as DeployedConfig
-from algorithms.config.fields import check_fields, check_kl_limit, check_patience
-from diffusion_gym.choices import LoRAConfig, Reduction, Sampler, Trained
+from algorithms.config.fields import check_fields, check_guidance, check_kl_limit, check_patience
+from diffusion_gym.choices import LoRAConfig, ModelSettings, Reduction, Sampler, Trained
 from diffusion_gym.prompts import check_prompts, resolve_prompts
 from diffusion_gym.recommended import recommended_for as recommends
 
@@ -45,6 +45,7 @@ class PolicyConfig:
 
     details: ClassVar[tuple[str, ...]] = (
         *("train", "lora", "sampler", "eta", "image_guidance_scale", "autocast", "gradient_checkpointing"),
+        *("guidance_rescale", "negative_prompt"),
     )
 
     train: Trained = "denoiser"
@@ -60,6 +61,10 @@ class PolicyConfig:
     noise of each step, the noisiest step first."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 or less is none and takes half the passes; the paper uses 5. Flux dev: about 3.5."""
+    guidance_rescale: float = 0.0
+    """Share of the guided prediction with the std of the conditional one, 0 to 1 (Lin et al. 2023, who use 0.7)."""
+    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: none)")] = None
+    """What guidance leads away from, for all prompts; prompts in a file may have their own instead."""
     image_guidance_scale: float = 1.0
     """How closely a model that edits keeps to the prompt's image (InstructPix2Pix: about 1.5). Above 1, beside a
     guidance_scale above 1, a third forward pass leads away from no image."""
@@ -76,10 +81,7 @@ class PolicyConfig:
         largest = math.inf if self.sampler == "flow-sde" else 1.0
         if not self.noise_levels or not all(0.0 <= level <= largest for level in self.noise_levels):
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; only sampler 'flow-sde' may take more.")
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {self.guidance_scale}.")
-        if not 1 <= self.image_guidance_scale < math.inf:
-            raise ValueError(f"image_guidance_scale must be at least 1 (none), got {self.image_guidance_scale}.")
+        check_guidance(self.guidance_scale, self.guidance_rescale, self.image_guidance_scale, self.negative_prompt)
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
 
@@ -290,7 +292,7 @@ def _belongs(name: str) -> str | None:
         return f"{name} belongs to learn: algorithm.learn({name}=...)."
     from diffusion_gym.envs.single import DenoiseEnv  # not at the top: the command line is parsed without it
 
-    if name not in inspect.signature(DenoiseEnv).parameters:
+    if name not in (*inspect.signature(DenoiseEnv).parameters, *ModelSettings.__dataclass_fields__):
         return None
     wrapper = (
         f", or TerminalReward(env, {name}) around one (diffusion_gym.rewards.wrappers)" if name == "reward" else ""

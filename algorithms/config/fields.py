@@ -52,6 +52,24 @@ def check_range(name: str, value: object) -> None:
         raise ValueError(f"{name} must be two numbers that rise within [0, 1], such as (0.65, 1.0), got {value!r}.")
 
 
+def check_guidance(scale: float, rescale: float, image_scale: float, negative_prompt: str | None) -> None:
+    """Raise ValueError for numbers out of range, and for what does nothing without guidance."""
+    if scale < 0:
+        raise ValueError(f"guidance_scale must be at least 0 (up to 1: no guidance), got {scale}.")
+    if not 0 <= rescale <= 1 or (rescale > 0 and scale <= 1):
+        raise ValueError(
+            f"guidance_rescale must lie in [0, 1], and above 0 needs a guidance_scale above 1, got {rescale} with "
+            f"guidance_scale {scale:g}."
+        )
+    if negative_prompt is not None and scale <= 1:
+        raise ValueError(
+            f"negative_prompt {negative_prompt!r} needs guidance: set guidance_scale above 1 (5 is usual), got "
+            f"{scale:g}."
+        )
+    if not 1 <= image_scale < math.inf:
+        raise ValueError(f"image_guidance_scale must be at least 1 (none), got {image_scale}.")
+
+
 def check_kl_limit(limit: float) -> None:
     """Raise ValueError unless the limit of a KL is a positive, finite number."""
     if not 0 < limit < math.inf:

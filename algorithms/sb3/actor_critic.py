@@ -8,6 +8,7 @@ prompt's running mean, generalised advantage estimation over the steps, and a cl
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def actor_critic_arguments(env: Any, config: PolicyConfig | None = None, **overr
         "num_inference_steps": mdp.num_inference_steps,
         "dtype": mdp.model.dtype,
         "model_device": str(mdp.model.device),
+        "model_settings": mdp.model.settings.given,
+        "negative_prompts": mdp.negative_prompts,
         "config": to_dict(override(config or PolicyConfig(), **overrides)),
     }
 
@@ -88,6 +91,8 @@ class DenoisingActorCritic(ActorCriticPolicy):
         num_inference_steps: int = 0,
         dtype: Any = "float32",
         model_device: str = "cpu",
+        model_settings: Mapping[str, Any] = MappingProxyType({}),
+        negative_prompts: bool = False,
         config: Mapping[str, Any] | None = None,
         build_actor: Callable[[], DenoisingPolicy] | None = None,
         **kwargs: Any,
@@ -108,7 +113,7 @@ class DenoisingActorCritic(ActorCriticPolicy):
             raise ValueError("use_sde=True is not possible: the noise of a step is the sampler's. Set use_sde=False.")
         self._given = {
             "model": model, "num_inference_steps": num_inference_steps, "dtype": dtype, "model_device": model_device,
-            "config": dict(config),
+            "model_settings": dict(model_settings), "negative_prompts": negative_prompts, "config": dict(config),
         }  # fmt: skip
         self._build_actor = build_actor or self._new_actor
         kwargs.setdefault("features_extractor_class", ObservationFeatures)
@@ -128,8 +133,9 @@ class DenoisingActorCritic(ActorCriticPolicy):
 
     def _new_actor(self) -> DenoisingPolicy:
         given = self._given
-        model = load_model(given["model"], given["model_device"], given["dtype"])
-        return DenoisingPolicy(model, given["num_inference_steps"], from_dict(PolicyConfig, given["config"]))
+        model = load_model(given["model"], given["model_device"], given["dtype"], **given["model_settings"])
+        config = from_dict(PolicyConfig, given["config"])
+        return DenoisingPolicy(model, given["num_inference_steps"], config, given["negative_prompts"])
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._given}

@@ -1,5 +1,6 @@
 """The environment as Stable-Baselines3 sees it, a VecEnv in NumPy; and from an environment to its MDP and back."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -222,7 +223,7 @@ def describe_env(mdp: DenoisingMDP) -> dict[str, Any]:
         "num_inference_steps": mdp.num_inference_steps,
         "device": str(mdp.model.device),
         "dtype": mdp.model.dtype,
-        "vae_tiling": getattr(mdp.model, "vae_tiling", False),
+        **dataclasses.asdict(mdp.model.settings),
         "prompt_tokens": mdp.prompt_tokens,
     }
 

@@ -14,7 +14,7 @@ from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.config.base import override
 from benchmarks.runs.pictures import check_picture_file, grid
 from benchmarks.runs.spec import TaskConfig
-from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings
 from diffusion_gym.prompts import FORMATS, PROMPT_SETS, Prompt, load_prompts
 from diffusion_gym.recommended import recommended_for
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from diffusion_gym.envs.vector import DenoiseVectorEnv
 
 #: The policy's settings among the options; with a run, and likewise the number of steps, they are the run's.
-_POLICY = ("guidance_scale", "eta")
+_POLICY = ("guidance_scale", "eta", "negative_prompt")
+_SETTINGS = ("height", "width", "start_from")
 
 
 def _option(metavar: str, default: str) -> Any:
@@ -53,6 +54,14 @@ class Sample:
     """Classifier-free guidance, without a run; 1 or less is none."""
     eta: Annotated[float | None, _option("FLOAT", "the model's recommendation")] = None
     """Noise of the sampler, without a run; 0 is none."""
+    negative_prompt: Annotated[str | None, _option("STR", "none")] = None
+    """What guidance leads away from, without a run."""
+    height: Annotated[int | None, _option("INT", "the model's own")] = None
+    """Height of the pictures in pixels, without a run."""
+    width: Annotated[int | None, _option("INT", "the model's own")] = None
+    """Width of the pictures in pixels, without a run."""
+    start_from: Annotated[str | None, _option("LORA", "none")] = None
+    """A LoRA that is merged into the model, without a run: a file, a folder with one, or a hub id."""
     seed: int = 0
     """Fixes the noise."""
     device: str = "auto"
@@ -78,7 +87,8 @@ class Sample:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
         check_picture_file(self.output)
         override(PolicyConfig(), **self._given(_POLICY))
-        given = list(self._given(("num_inference_steps", *_POLICY)))
+        ModelSettings(**self._given(_SETTINGS))
+        given = list(self._given(("num_inference_steps", *_POLICY, *_SETTINGS)))
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
         if self.checkpoint == "best" and self.run is None:
@@ -94,7 +104,7 @@ class Sample:
         advised = {name: value for name, value in found.settings("").items() if name in _POLICY}
         steps = self.num_inference_steps or found.num_inference_steps
         config = override(PolicyConfig(trainable="full"), **{**advised, **self._given(_POLICY)})
-        return TaskConfig(model, num_inference_steps=steps), config
+        return TaskConfig(model, num_inference_steps=steps, **self._given(_SETTINGS)), config
 
 
 def sample(options: Sample) -> int:
@@ -136,12 +146,12 @@ def _sample(options: Sample, file: Path | None) -> tuple[Image.Image, str]:
         1,
         options.device,
         options.dtype or task.dtype,
-        task.vae_tiling,
+        ModelSettings.among(task).given,
         config.trains_text,
     )
     drawn_prompts = [record for record in mdp.records for _ in range(options.images)]
     env = DenoiseVectorEnv.sharing(mdp, min(len(drawn_prompts), config.chunk_size))
-    policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config)]
+    policies = [DenoisingPolicy(mdp.model, task.num_inference_steps, config, mdp.negative_prompts)]
     averaged: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if spec is not None and file is not None:
         # Prompts that were held out of training may be drawn here, so that they are no longer separate.

@@ -10,6 +10,7 @@ import torch
 from algorithms import DiffusionAlgorithm
 from diffusion_gym.models.loading import EMBEDDED
 from diffusion_gym.models.pipeline import PipelineModel
+from diffusion_gym.models.start import place_of
 from diffusion_gym.models.unconditional import UnconditionalPixels
 from diffusion_gym.paths import user_path
 
@@ -107,7 +108,7 @@ def base_name(model: str) -> str:
 
 def is_folder(model: str) -> bool:
     """Return whether the model's name is a folder here, not a shipped model's or the hub's name."""
-    return model not in EMBEDDED and (user_path(model).is_dir() or Path(model).is_absolute())
+    return model not in EMBEDDED and (user_path(model).exists() or Path(model).is_absolute())
 
 
 def _imports(lines: list[str], pipeline: type) -> list[str]:
@@ -133,9 +134,31 @@ def _load(model: Any, pipeline: str, one_file: bool) -> list[str]:
     arguments = {name: value for name, value in model.load_arguments.items() if value != torch.float32}
     if not one_file or arguments.get("variant") is None:
         arguments.pop("variant", None)  # what is exported has none
-    lines = _call(f"pipe = {pipeline}.from_pretrained", [source, *_keywords(arguments)])
+    method = "from_pretrained"
+    if one_file and "config" in arguments:
+        method, arguments["config"] = "from_single_file", base_name(arguments["config"])
+        note = "  # the base model's file, and the folder with its configurations"
+    elif "config" in arguments:  # what is exported is a folder
+        arguments = {name: value for name, value in arguments.items() if name not in ("config", "local_files_only")}
+    lines = _call(f"pipe = {pipeline}.{method}", [source, *_keywords(arguments)])
     lines[min(1, len(lines) - 1)] += note
-    return [*lines, 'pipe.load_lora_weights(".")'] if one_file else lines
+    return [*lines, *_start(model), 'pipe.load_lora_weights(".")'] if one_file else lines
+
+
+def _start(model: Any) -> list[str]:
+    """Return the lines that merge the LoRA in which training started, where it was merged then."""
+    source = model.settings.start_from
+    if source is None or model.settings.start_from_mode != "merge":
+        return []
+    folder, file = place_of(source)
+    place = [_literal(source)]
+    if file is not None:
+        place = [_literal(Path(folder).absolute().name), f"weight_name={_literal(file)}"]
+    return [
+        f"pipe.load_lora_weights({', '.join(place)})  # merged in the run, too, before training",
+        "pipe.fuse_lora()",
+        "pipe.unload_lora_weights()",
+    ]
 
 
 def scheduler_lines(model: Any, sampler: str, levels: Levels) -> list[str]:
@@ -144,19 +167,27 @@ def scheduler_lines(model: Any, sampler: str, levels: Levels) -> list[str]:
         title, mean = _FLOW_SAMPLERS[sampler]
         eta = f"{levels}[k]" if isinstance(levels, tuple) else levels
         step = _FLOW_STEP.format(title=title, mean=mean.format(eta=eta))
+        if model.settings.scheduler is not None:
+            settings = _scheduler_settings(model, _FLOW)
+            return [*step.split("\n"), *_call("pipe.scheduler = Sampler", _keywords(settings))]
         return [*step.split("\n"), "pipe.scheduler = Sampler.from_config(pipe.scheduler.config)"]
+    # A new scheduler: from_config of another class drops some settings, and has other defaults for the rest.
+    settings = _scheduler_settings(model, _SCHEDULERS[sampler])
+    own = _DDIM_STEP.format(levels=levels).split("\n") if sampler == "ddim" and isinstance(levels, tuple) else []
+    name = "Sampler" if own else _SCHEDULERS[sampler]
+    if sampler in ("ddpm", "lcm") and levels != 1:
+        own = [f"# without the run's noise levels of {levels}, which diffusers' {name} does not take"]
+    return [*own, *_call(f"pipe.scheduler = {name}", _keywords(settings))]
+
+
+def _scheduler_settings(model: Any, name: str) -> dict[str, Any]:
+    """Return the settings that a scheduler's class of diffusers has other defaults for."""
     import diffusers
 
-    # A new scheduler: from_config of another class drops some settings, and has other defaults for the rest.
-    kind = getattr(diffusers, _SCHEDULERS[sampler])
+    kind = getattr(diffusers, name)
     used = kind.from_config(dict(model.scheduler_config)).config
     defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
-    settings = {name: used[name] for name in defaults.keys() & used.keys() if used[name] != defaults[name]}
-    own = _DDIM_STEP.format(levels=levels).split("\n") if sampler == "ddim" and isinstance(levels, tuple) else []
-    name = "Sampler" if own else kind.__name__
-    if sampler in ("ddpm", "lcm") and levels != 1:
-        own = [f"# without the run's noise levels of {levels}, which diffusers' {kind.__name__} does not take"]
-    return [*own, *_call(f"pipe.scheduler = {name}", _keywords(dict(sorted(settings.items()))))]
+    return {name: used[name] for name in sorted(defaults.keys() & used.keys()) if used[name] != defaults[name]}
 
 
 def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> list[str]:
@@ -165,11 +196,17 @@ def _draw(algorithm: DiffusionAlgorithm[Any], sampler: str, pipeline: type) -> l
     guidance = policy.config.guidance_scale if policy.guided or model.embeds_guidance else 1.0
     arguments = model.pipeline_arguments(algorithm.mdp.prompts[0], guidance)
     steps = algorithm.mdp.num_inference_steps
+    given = policy.config.negative_prompt
+    negative = algorithm.mdp.records[0].negative_prompt if given is None else given
     if arguments is None:
-        scales = f"guidance_scale={guidance}"
+        scales = f"guidance_scale={guidance}" + ("" if negative is None else f", negative_prompt={_literal(negative)}")
         if model.image_conditioning:
             scales += f", image_guidance_scale={policy.config.image_guidance_scale}, and the image to edit"
         return [f"# call it as {pipeline.__name__} is called, with num_inference_steps={steps}, {scales}"]
+    if policy.config.guidance_rescale:
+        arguments["guidance_rescale"] = policy.config.guidance_rescale
+    if negative is not None:
+        arguments["negative_prompt"] = negative
     arguments = {**arguments, "num_inference_steps": steps}
     lines = []
     if sampler == "ddim":

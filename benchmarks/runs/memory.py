@@ -230,9 +230,12 @@ def _prompt_bytes(mdp: DenoisingMDP) -> int:
     values = sum(math.prod(shape) for shape in mdp.model.conditioning_shapes.values())
     tokens = sum(length for length, _ in mdp.model.token_limits.values()) if mdp.prompt_tokens else 0
     each = values * torch.float32.itemsize + tokens * torch.int64.itemsize
+    texts: set[str | None] = set(mdp.prompts)
+    if mdp.negative_prompts:
+        texts |= {record.negative_prompt for record in mdp.records}
     of_image = sum(math.prod(mdp.model.conditioning_shapes[name]) for name in mdp.model.image_conditioning)
     images = of_image * torch.float32.itemsize * len({record.image_key for record in mdp.records})
-    return min(each * len(set(mdp.prompts)), mdp.prompt_cache.limit) + min(images, mdp.image_cache.limit)
+    return min(each * len(texts), mdp.prompt_cache.limit) + min(images, mdp.image_cache.limit)
 
 
 def _moment_bytes(trained: list[nn.Parameter], optimizer: str) -> int:

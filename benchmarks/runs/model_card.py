@@ -56,12 +56,17 @@ def write_model_card(
 
 def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str, str | None]) -> dict[str, str]:
     """Return the table, name -> text."""
-    policy, config, costs = spec.config.policy, spec.config, algorithm.costs
+    policy, config, costs = algorithm.policy.config, spec.config, algorithm.costs
     trained = {"denoiser": "the denoiser", "text_encoder": "the text encoder", "both": "denoiser and text encoder"}
     adapters = f"LoRA of rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, on {', '.join(policy.lora.targets)}"
-    prompts = _public(spec.task.prompts or "the model's own")
+    prompts, start = _public(spec.task.prompts or "the model's own"), spec.task.start_from
+    how = {"merge": "merged into the base model; load it first, as below", "train": "trained on, and part of this LoRA"}
+    whole = "merged into the base model before, and part of these weights"
+    is_lora = algorithm.policy.model.exports_lora_file(algorithm.policy.lora)
+    started = "" if start is None else f"{base_name(start)}, {how[spec.task.start_from_mode] if is_lora else whole}"
     return {
         "base model": base_name(spec.task.model),
+        **({"started from": started} if started else {}),
         "trained": f"{trained[policy.train]}, {adapters if policy.trainable == 'lora' else 'all weights'}",
         "reward": _public(spec.task.reward),
         "prompts": f"{prompts}, {len(algorithm.mdp.prompts)} in all",
@@ -70,11 +75,21 @@ def _rows(spec: RunSpec, algorithm: DiffusionAlgorithm[Any], packages: dict[str,
         "budget": f"{costs['reward_queries']:,} reward queries, {algorithm.iteration} iterations, "
         f"{costs['forward_equivalents']:,} denoiser forwards",
         "sampler": f"{used_sampler(algorithm)}, {spec.task.num_inference_steps} steps, eta {_levels(algorithm)}, "
-        f"guidance scale {policy.guidance_scale:g}",
+        f"guidance scale {policy.guidance_scale:g}"
+        f"{f', rescaled by {policy.guidance_rescale:g}' if policy.guidance_rescale else ''}"
+        f"{_negative(spec, algorithm)}",
         "precision": f"{spec.task.dtype}, autocast {policy.autocast}",
         "seed": str(config.seed),
         "made with": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
     }
+
+
+def _negative(spec: RunSpec, algorithm: DiffusionAlgorithm[Any]) -> str:
+    """Return what guidance led away from, where that was a negative prompt."""
+    if algorithm.mdp.negative_prompts:
+        return ", negative prompts of the prompts' own"
+    negative = spec.config.policy.negative_prompt
+    return "" if negative is None else f", negative prompt {negative!r}"
 
 
 def _levels(algorithm: DiffusionAlgorithm[Any]) -> str:

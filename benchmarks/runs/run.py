@@ -44,6 +44,7 @@ from benchmarks.runs.recorder import OnProgress, Recorder
 from benchmarks.runs.resuming import begin, check_same, is_finished, prepare, record_reward_files, rewind
 from benchmarks.runs.spec import RunSpec, Writing
 from benchmarks.runs.watch import safeguard_callbacks, watch_for_hacking
+from diffusion_gym.choices import ModelSettings
 from diffusion_gym.prompts import Prompt, evaluation_prompts, load_prompts, resolve_prompts
 from diffusion_gym.rewards import RewardError, file_digests
 
@@ -267,8 +268,8 @@ def make_algorithm(spec: RunSpec, checkpoint: Path | None = None) -> DiffusionAl
         num_inference_steps=task.num_inference_steps,
         device=str(current_ranks().device(task.device)),
         dtype=task.dtype,
-        vae_tiling=task.vae_tiling,
         prompt_tokens=spec.config.policy.trains_text,
+        **ModelSettings.among(task).given,
     )
     cls = ALGORITHMS[spec.algorithm].cls
     return cls(env, spec.config) if checkpoint is None else cls.load(checkpoint, env)

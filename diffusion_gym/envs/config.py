@@ -1,11 +1,12 @@
 """Turns the arguments of ``make`` and ``make_vec`` into a denoising MDP; shared by both environments."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from diffusion_gym.choices import DEFAULT_MODEL as DEFAULT_MODEL
 from diffusion_gym.envs.mdp import DenoisingMDP, SharedReward
-from diffusion_gym.models import DiffusionModel, ModelDtype, load_model
+from diffusion_gym.models import DiffusionModel, ModelDtype, ModelSettings, load_model
 from diffusion_gym.prompts import PromptSpec, load_prompts
 from diffusion_gym.rewards import RewardSpec
 from diffusion_gym.rewards.metadata import check_metadata
@@ -21,22 +22,24 @@ def build_mdp(
     num_envs: int,
     device: str,
     dtype: ModelDtype,
-    vae_tiling: bool = False,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     prompt_tokens: bool = False,
 ) -> DenoisingMDP:
     """Check everything that can be checked without weights first, then load the model.
 
+    ``settings`` are those of :func:`load_model`, name -> value; the other arguments are those of ``make``.
+
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    for name, value in (("vae_tiling", vae_tiling), ("prompt_tokens", prompt_tokens)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {value!r}.")
+    if not isinstance(prompt_tokens, bool):
+        raise TypeError(f"prompt_tokens must be True or False, got {prompt_tokens!r}.")
+    ModelSettings.of(**settings)
     shared = SharedReward.of(reward)
     named = None if prompts is None else load_prompts(prompts)
     if named is not None:
         check_metadata(shared.function, named.records)
-    loaded = load_model(model, device, dtype, vae_tiling)
+    loaded = load_model(model, device, dtype, **settings)
     drawn = load_prompts(loaded.default_prompts) if named is None else named
     steps = loaded.recommended.num_inference_steps if num_inference_steps is None else num_inference_steps
     mdp = DenoisingMDP(loaded, shared, drawn, steps, num_envs, prompt_tokens)

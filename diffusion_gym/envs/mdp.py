@@ -19,16 +19,13 @@ from torch import Tensor
 
 from diffusion_gym.envs.prompt_cache import ImageCache, PromptCache
 from diffusion_gym.envs.results import Scored, Transitions
+from diffusion_gym.envs.spaces import LATENT_BOUND, latent_space, observation_space
 from diffusion_gym.models import Conditioning, DiffusionModel
-from diffusion_gym.prompt_records import Prompt, PromptLike, PromptSet
+from diffusion_gym.models.base import NEGATIVE
+from diffusion_gym.prompt_records import Prompt, PromptLike, PromptSet, check_no_negative_prompts
 from diffusion_gym.rewards import RewardFunction, RewardSpec, resolve_reward, score_images
 from diffusion_gym.rewards.metadata import check_metadata
 
-#: Latents and actions lie in [-LATENT_BOUND, LATENT_BOUND]: far beyond any trajectory (which stays within 10), and
-#: finite because Stable-Baselines3 refuses infinite bounds.
-LATENT_BOUND = 1e3
-#: Bound on conditioning values; CLIP's and T5's embeddings stay within a few hundred.
-CONDITIONING_BOUND = 1e4
 _MAX_SEED = 2**63
 
 
@@ -78,6 +75,8 @@ class DenoisingMDP:
         self.model, self.prompt_set = model, prompts
         self.records, self.prompts, self.prompt_weights = prompts.records, prompts.texts, prompts.scaled_weights
         self.prompt_tokens, self.trusted = prompt_tokens, trusted
+        #: Whether prompts have negative prompts of their own; observations then hold each row's unconditional side.
+        self.negative_prompts = any(record.negative_prompt is not None for record in prompts.records)
         if prompt_tokens and not model.token_limits:
             model.tokenize(prompts.texts[:1])  # says why there are none
         self.shared_reward = reward
@@ -123,8 +122,10 @@ class DenoisingMDP:
         return twin
 
     def check(self, records: Sequence[Prompt]) -> None:
-        """Raise ValueError for a record with a field that the model does not read, or without one the reward needs."""
+        """Raise ValueError for a record with a field that is not read, or without one that model or reward need."""
         self.model.check_records(records)
+        if not self.negative_prompts:
+            check_no_negative_prompts(records)
         check_metadata(self.reward, records)
 
     @property
@@ -145,20 +146,12 @@ class DenoisingMDP:
 
     def observation_space(self) -> spaces.Dict:
         """The space of one row's observation."""
-        bounded: dict[str, spaces.Space[Any]] = {
-            "latent": self.action_space(),
-            "timestep": spaces.Box(0.0, float(self.schedule.num_train_timesteps), (1,), np.float32),
-        }
-        for name, shape in self.model.conditioning_shapes.items():
-            bounded[name] = spaces.Box(-CONDITIONING_BOUND, CONDITIONING_BOUND, shape, np.float32)
-        if self.prompt_tokens:
-            for name, (length, words) in self.model.token_limits.items():
-                bounded[name] = spaces.Box(0, words - 1, (length,), np.int64)
-        return spaces.Dict(bounded)
+        times = float(self.schedule.num_train_timesteps)
+        return observation_space(self.model, times, self.prompt_tokens, self.negative_prompts)
 
     def action_space(self) -> spaces.Box:
         """The space of one row's action, the next latent."""
-        return spaces.Box(-LATENT_BOUND, LATENT_BOUND, self.model.latent_shape, np.float32)
+        return latent_space(self.model)
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int | None], prompts: Sequence[PromptLike] | None) -> None:
         """Start new episodes in some rows.
@@ -269,6 +262,10 @@ class DenoisingMDP:
         rows = self.prompt_cache([record.text for record in records])
         if self.model.image_conditioning:
             rows = [{**row, **image} for row, image in zip(rows, self.image_cache(records), strict=True)]
+        if self.negative_prompts:
+            negative = self.prompt_cache([record.negative_prompt for record in records])
+            sides = [{NEGATIVE + name: value for name, value in side.items()} for side in negative]
+            rows = [{**row, **side} for row, side in zip(rows, sides, strict=True)]
         return {name: torch.cat([row[name] for row in rows]).to(self.model.device) for name in rows[0]}
 
     def check_actions(self, actions: Any, active: np.ndarray) -> Tensor:
@@ -341,6 +338,8 @@ class DenoisingMDP:
         records = self.prompt_set.find(prompts, what)
         self.check(records)
         self.prompt_cache([record.text for record in records])
+        if self.negative_prompts:
+            self.prompt_cache([record.negative_prompt for record in records])
         return records
 
     def _seed(self, row: int, seed: int | None) -> None:

@@ -30,7 +30,7 @@ class PromptCache:
             limit: bytes; what is asked for in one call stays whole, even where that alone takes more.
         """
         self.model, self.tokens, self.limit, self.nbytes = model, tokens, limit, 0
-        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+        self._kept: OrderedDict[str | None, Conditioning] = OrderedDict()
         self._read: dict[Hashable, str] = {}
         self._told: set[str] = set()
 
@@ -38,9 +38,12 @@ class PromptCache:
         """Return the number of prompts kept."""
         return len(self._kept)
 
-    def __call__(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """Return each prompt's conditioning, name -> (1, ...), on the CPU. Not copies: do not write to them."""
-        self.tell_apart(prompts)
+    def __call__(self, prompts: Sequence[str | None]) -> list[Conditioning]:
+        """Return each prompt's conditioning, name -> (1, ...), on the CPU. Not copies: do not write to them.
+
+        None is the unconditional side of guidance, as the model has it without a negative prompt.
+        """
+        self.tell_apart([prompt for prompt in prompts if prompt is not None])
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._kept:
                 self._kept[prompt] = self._encode(prompt)
@@ -68,8 +71,11 @@ class PromptCache:
                 stacklevel=2,
             )
 
-    def _encode(self, prompt: str) -> Conditioning:
-        encoded = self.model.encode_prompts([prompt]) | (self.model.tokenize([prompt]) if self.tokens else {})
+    def _encode(self, prompt: str | None) -> Conditioning:
+        if prompt is None:
+            encoded = self.model.encode_unconditional() | (self.model.unconditional_tokens() if self.tokens else {})
+        else:
+            encoded = self.model.encode_prompts([prompt]) | (self.model.tokenize([prompt]) if self.tokens else {})
         for name, value in encoded.items():
             what = f"the {name.replace('_', ' ')} of {prompt!r} by the text encoder"
             check_finite(self.model.name, what, self.model.dtype, value.isfinite().all())

@@ -95,6 +95,11 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
     | render_mode | ``str`` | ``None`` | ``"rgb_array"``: ``render()`` shows the present latent decoded |
     | device | ``str`` | ``"cpu"`` | of the model: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` |
     | dtype | ``str`` | ``"float32"`` | of the frozen networks; also ``"bfloat16"``, ``"float16"`` |
+    | height, width | ``int`` | the model's own | of the images, in pixels |
+    | start_from, start_from_mode | ``str`` | none, ``"merge"`` | a LoRA (file, folder, hub id): merged, or with ``"train"`` trained on |
+    | model_config | ``str`` | none | of a single-file checkpoint: a diffusers folder with the configurations of its parts |
+    | scheduler | ``str`` | the model's own | a class of diffusers, or a folder |
+    | model_variant | ``str`` | none | of the weights, such as ``"fp16"`` |
     | vae_tiling | ``bool`` | ``False`` | decode large images in overlapping tiles, which takes less memory |
     | prompt_tokens | ``bool`` | ``False`` | add the prompt's tokens to the observation, for policies that train the text encoder |
 
@@ -113,13 +118,13 @@ class DenoiseEnv(gymnasium.Env[Observation, np.ndarray]):
         render_mode: str | None = None,
         device: str = "cpu",
         dtype: ModelDtype = "float32",
-        vae_tiling: bool = False,
         prompt_tokens: bool = False,
+        **settings: Any,
     ) -> None:
         """See the class docstring. Raises ValueError or TypeError naming the argument that is wrong."""
         check_render_mode(render_mode)
         self.mdp: DenoisingMDP = build_mdp(
-            model, reward, prompts, num_inference_steps, 1, device, dtype, vae_tiling, prompt_tokens
+            model, reward, prompts, num_inference_steps, 1, device, dtype, settings, prompt_tokens
         )
         self.render_mode = render_mode
         self.observation_space = self.mdp.observation_space()  # type: ignore[assignment]

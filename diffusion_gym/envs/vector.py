@@ -59,10 +59,10 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         render_mode: str | None = None,
         device: str = "cpu",
         dtype: ModelDtype = "float32",
-        vae_tiling: bool = False,
         prompt_tokens: bool = False,
         output: Literal["numpy", "torch"] = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        **settings: Any,
     ) -> None:
         """See the class docstring. Raises ValueError or TypeError naming the argument that is wrong."""
         check_render_mode(render_mode)
@@ -73,7 +73,7 @@ class DenoiseVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         except ValueError as error:
             modes = [mode.value for mode in AutoresetMode]
             raise ValueError(f"autoreset_mode must be one of {modes} (or the enum), got {autoreset_mode!r}.") from error
-        mdp = build_mdp(model, reward, prompts, num_inference_steps, num_envs, device, dtype, vae_tiling, prompt_tokens)
+        mdp = build_mdp(model, reward, prompts, num_inference_steps, num_envs, device, dtype, settings, prompt_tokens)
         self._init_from(mdp, output, render_mode)
 
     def _init_from(self, mdp: DenoisingMDP, output: str, render_mode: str | None) -> None:

@@ -7,8 +7,16 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, DiffusionModel, LoRAConfig, ModelDtype
-from diffusion_gym.models.loading import load_pipeline_model, state_of
+from diffusion_gym.models.base import (
+    DTYPES,
+    Conditioning,
+    Denoiser,
+    DiffusionModel,
+    LoRAConfig,
+    ModelDtype,
+    ModelSettings,
+)
+from diffusion_gym.models.loading import load_pipeline_model, state_of, weights_state
 from diffusion_gym.paths import expanded
 from diffusion_gym.recommended import Recommended, recommended_for
 
@@ -18,6 +26,7 @@ __all__ = [
     "DiffusionModel",
     "LoRAConfig",
     "ModelDtype",
+    "ModelSettings",
     "Recommended",
     "check_device",
     "load_model",
@@ -29,7 +38,7 @@ _loaded: MutableMapping[tuple[Any, ...], DiffusionModel] = WeakValueDictionary()
 
 
 def load_model(
-    name: str | Path | DiffusionModel, device: str = "cpu", dtype: ModelDtype = "float32", vae_tiling: bool = False
+    name: str | Path | DiffusionModel, device: str = "cpu", dtype: ModelDtype = "float32", **settings: Any
 ) -> DiffusionModel:
     """Load a pretrained model, and run it once; later calls with the same arguments share it while somebody holds it.
 
@@ -42,13 +51,25 @@ def load_model(
             ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``. A model object is returned as it is.
         device: a torch device, or "auto": "cuda" where torch sees a GPU, and "cpu" elsewhere.
         dtype: of the frozen networks (text encoder, VAE, UNet): ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        vae_tiling: decode images larger than the VAE's tiles (usually 512 pixels) in overlapping tiles, which takes
-            less memory and leaves faint differences where tiles meet.
+        settings: fields of :class:`ModelSettings`: ``height`` and ``width`` of the images in pixels; ``start_from``, a
+            LoRA that is merged into the weights, or with ``start_from_mode="train"`` trained on; ``scheduler``, a class
+            or folder in the place of the model's; ``model_variant``, such as ``"fp16"``; ``model_config``, of a
+            single-file checkpoint; ``vae_tiling``, which decodes images larger than the VAE's tiles (usually 512
+            pixels) in overlapping tiles, to save memory, and leaves faint differences where tiles meet.
 
     Raises:
-        ValueError: an unknown name, device, dtype or model family, or a model that cannot run.
+        TypeError: an unknown setting.
+        ValueError: an unknown name, device, dtype or model family, a setting that the model does not have, or a model
+            that cannot run.
     """
+    asked = ModelSettings.of(**settings)
     if isinstance(name, DiffusionModel):
+        other = [setting for setting, value in asked.given.items() if value != getattr(name.settings, setting)]
+        if other:
+            raise ValueError(
+                f"the model {name.name!r} is loaded already, without {other[0]}={asked.given[other[0]]!r}; give it to "
+                "load_model, or give the model's name."
+            )
         return name
     if isinstance(name, str | Path):
         name = expanded(name)
@@ -56,21 +77,24 @@ def load_model(
         raise TypeError(f"model must be a name, a folder or a DiffusionModel, got {type(name).__name__}.")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}.")
-    key = (name, str(check_device(device)), dtype, vae_tiling, state_of(name))
+    key = (name, str(check_device(device)), dtype, asked, (state_of(name), weights_state(asked.start_from)))
     model = _loaded.get(key)
     if model is None:
         model = _loaded[key] = _load(*key[:-1])
     return model
 
 
-def _load(name: str, device: str, dtype: ModelDtype, vae_tiling: bool) -> DiffusionModel:
+def _load(name: str, device: str, dtype: ModelDtype, settings: ModelSettings) -> DiffusionModel:
     from diffusion_gym.models.exact import EXACT_FLOW_MODELS, EXACT_MODELS, ExactFlowModel, ExactModel
 
+    given = [setting for setting in settings.given if setting != "vae_tiling"]  # there are no tiles to join
+    if given and name in (*EXACT_MODELS, *EXACT_FLOW_MODELS):
+        raise ValueError(f"the exact model {name!r} takes no {given[0]}, only a diffusers pipeline does; leave it out.")
     if name in EXACT_MODELS:
         return ExactModel(name, *EXACT_MODELS[name], torch.device(device))
     if name in EXACT_FLOW_MODELS:
         return ExactFlowModel(name, *EXACT_FLOW_MODELS[name], torch.device(device))
-    return load_pipeline_model(name, torch.device(device), dtype, vae_tiling)
+    return load_pipeline_model(name, torch.device(device), dtype, settings)
 
 
 def check_device(device: str) -> torch.device:

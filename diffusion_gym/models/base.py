@@ -3,17 +3,21 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_gym.choices import LoRAConfig as LoRAConfig
 from diffusion_gym.choices import ModelDtype as ModelDtype
+from diffusion_gym.choices import ModelSettings as ModelSettings
 from diffusion_gym.choices import Trained as Trained
 from diffusion_gym.prompt_records import Prompt, check_fields
 from diffusion_gym.recommended import Recommended
 from diffusion_gym.transitions import Schedule, make_consistency_schedule, make_schedule
+
+if TYPE_CHECKING:
+    from diffusion_gym.models.start import StartingLoRA
 
 #: A denoiser's conditioning beside latents and time: name -> (n, ...), float32; always with "prompt_embedding", or,
 #: where text encoders are trained, with the prompt's tokens instead: (n, L), int64.
@@ -25,6 +29,9 @@ POOLED_PROMPT_EMBEDDING = "pooled_prompt_embedding"
 PROMPT_PADDING = "prompt_padding"
 #: The conditioning that comes from text encoders.
 TEXT_CONDITIONING = (PROMPT_EMBEDDING, POOLED_PROMPT_EMBEDDING, PROMPT_PADDING)
+#: Begins the names of a row's own unconditional side of guidance, each as large as the value that it stands beside:
+#: there where prompts have negative prompts of their own.
+NEGATIVE = "negative_"
 #: The guidance scale (n,) that the policy gives to a model that takes it as an input; not in the observation.
 GUIDANCE = "guidance"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,6 +66,8 @@ class DiffusionModel(ABC):
         conditioning_shapes: name -> shape of one image's conditioning; "prompt_embedding" is (L, D).
         scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
         recommended: the default settings of its training.
+        settings: how it was loaded, beside device and dtype.
+        start: adapters that training goes on with, or None where it begins with new ones.
     """
 
     name: str
@@ -69,6 +78,8 @@ class DiffusionModel(ABC):
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     scheduler_config: Mapping[str, Any]
     recommended: Recommended = Recommended()
+    settings: ModelSettings = ModelSettings()
+    start: "StartingLoRA | None" = None
     #: Which of a prompt's fields ``negative_prompt`` and ``image`` the family reads beside its text.
     prompt_fields: ClassVar[frozenset[str]] = frozenset()
     #: Names of the conditioning that comes from a prompt's image, in families that edit it. Guidance by text keeps it.
@@ -84,6 +95,16 @@ class DiffusionModel(ABC):
     def networks(self) -> list[nn.Module]:
         """Return the model's own networks, which take memory beside the policy's."""
         return []
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Return whether the model's own pipeline can rescale guidance (``guidance_rescale``)."""
+        return False
+
+    @property
+    def fields_read(self) -> frozenset[str]:
+        """Return which of a prompt's fields are read: a guidance-distilled model has no place for a negative prompt."""
+        return self.prompt_fields - {"negative_prompt"} if self.embeds_guidance else self.prompt_fields
 
     @property
     def denoiser_config(self) -> Mapping[str, Any]:
@@ -112,7 +133,7 @@ class DiffusionModel(ABC):
 
     def check_records(self, records: Sequence[Prompt]) -> None:
         """Raise ValueError for a record with a field that the family does not read, or without one that it needs."""
-        check_fields(records, self.prompt_fields, self.name)
+        check_fields(records, self.fields_read, self.name)
 
     def encode_prompt_images(self, records: Sequence[Prompt]) -> Conditioning:
         """Encode the images of n records to :attr:`image_conditioning`; each value (n, ...), float32.

@@ -9,7 +9,7 @@ fixed-point value over [-8, 8] (red the high byte, green the low byte), so rewar
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ _LEVELS = 2**16 - 1
 class ExactModel(DiffusionModel):
     """A Gaussian mixture as a diffusion model; each prompt names one component, ``"anywhere"`` and ``""`` all."""
 
+    prompt_fields: ClassVar[frozenset[str]] = frozenset({"negative_prompt"})
     default_prompts: str | tuple[str, ...] = ("anywhere",)
     recommended = EXACT
 

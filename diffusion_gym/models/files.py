@@ -43,7 +43,7 @@ def check_not_pointers(path: Path, what: str) -> None:
             )
 
 
-def variant_of(name: str, folder: Path, components: Mapping[str, Any]) -> str | None:
+def variant_of(name: str, folder: Path, components: Mapping[str, Any], asked: str | None = None) -> str | None:
     """Return the variant (``"fp16"``) to load a folder's weights in; None where all of them are there in full.
 
     Components that have weights of that variant are loaded from them, all others from their full weights.
@@ -52,11 +52,19 @@ def variant_of(name: str, folder: Path, components: Mapping[str, Any]) -> str | 
         name: the model's, for the error.
         folder: in diffusers' layout.
         components: of ``model_index.json``; others are not looked at.
+        asked: a variant to load where it is, or None for full weights before all variants.
 
     Raises:
         ValueError: no single variant will do.
     """
     held = {part: _variants(folder / part) for part in components if (folder / part).is_dir()}
+    if asked is not None:
+        known = sorted(set().union(*held.values()) - {""})
+        if asked not in known:
+            raise ValueError(
+                f"no part of the model {name!r} has weights of the variant {asked!r}; expected {known or 'none'}."
+            )
+        return asked
     lacking = {part: variants for part, variants in held.items() if variants and "" not in variants}
     if not lacking:
         return None
@@ -76,27 +84,24 @@ def instead_of(path: Path) -> str:
     models = [str(index.parent) for index in near if index.is_file()]
     is_run = (path / "run.json").is_file()
     if is_run and not models:
-        return f"is the folder of a run: 'sample --run {path}' draws with it; to train on, {_fused(path)}"
-    if not models and any(map(_is_lora, [path] if path.is_file() else path.glob("*"))):
-        return f"is a LoRA, weights that are added to a model: give the model that it was trained on, or {_fused(path)}"
+        return f"is the folder of a run: 'sample --run {path}' draws with it; to train on from it, {_with_start(path)}"
+    if not models and any(map(is_lora, [path] if path.is_file() else path.glob("*"))):
+        return f"is a LoRA, weights that are added to a model: {_with_start(path)}"
     if models:
         return f"{'is the folder of a run' if is_run else 'is not a whole model'}; give {models[0]!r}"
     if path.is_file() or any(path.glob("*.safetensors")) or any(path.glob("*.ckpt")):
         return (
-            f"has weights without a {_INDEX}; convert a single-file checkpoint with diffusers' "
-            "PIPELINE.from_single_file(FILE).save_pretrained(FOLDER), and give the folder"
+            f"has weights without a {_INDEX}; a single-file checkpoint of Stable Diffusion or SDXL is given as the "
+            "file itself (.safetensors or .ckpt), with model_config"
         )
     return ""
 
 
-def _fused(lora: Path) -> str:
-    return (
-        f"save both as one: pipe = DiffusionPipeline.from_pretrained(MODEL); pipe.load_lora_weights({str(lora)!r}); "
-        "pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)"
-    )
+def _with_start(lora: Path) -> str:
+    return f"give the model that it was trained on, with start_from {str(lora)!r}"
 
 
-def _is_lora(file: Path) -> bool:
+def is_lora(file: Path) -> bool:
     """Return whether a file holds adapters, by its name or its tensors' names."""
     if file.suffix != ".safetensors":
         return file.name in _LORA_FILES

@@ -40,6 +40,7 @@ def fingerprint(model: DiffusionModel) -> Fingerprint:
                 "denoiser": _public(model.denoiser_config),
                 "scheduler": _public(model.scheduler_config),
                 "weights": _hashes(model),
+                "start": _start_hash(model),
             }
         )
     return _taken[model]
@@ -56,6 +57,8 @@ def difference(saved: Fingerprint, present: Fingerprint) -> str | None:
         if part in ("denoiser", "scheduler"):
             for key in [key for key in now if key in was and now[key] != was[key]]:
                 return f"its {part}'s {key} is {now[key]!r}, and was {was[key]!r}"
+        elif was != now and part == "start":
+            return "the LoRA that it was trained on from (start_from) is another"
         elif was != now:
             return f"its {part} is {now!r}, and was {was!r}"
     common = [dtype for dtype in DTYPES if dtype in saved["weights"] and dtype in present["weights"]]
@@ -75,6 +78,15 @@ def _hashes(model: DiffusionModel) -> dict[str, str]:
             found.append(hashlib.sha256(repr(tuple(weight.shape)).encode() + bytes(rounded)).digest())
     # Sorted: libraries rename and reorder tensors from version to version.
     return {dtype: hashlib.sha256(b"".join(sorted(found))).hexdigest() for dtype, found in digests.items() if found}
+
+
+def _start_hash(model: DiffusionModel) -> str | None:
+    """Return a hash of adapters that training goes on with, each tensor in full, or None without any."""
+    if model.start is None:
+        return None
+    tensors = {f"{c}.{name}": value for c, part in model.start.weights.items() for name, value in part.items()}
+    found = [name.encode() + value.float().cpu().numpy().tobytes() for name, value in sorted(tensors.items())]
+    return hashlib.sha256(b"".join(found)).hexdigest()
 
 
 def _weights(networks: Iterable[nn.Module]) -> Iterable[Tensor]:

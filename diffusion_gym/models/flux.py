@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_gym.models.base import GUIDANCE, POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel, t5_tokens
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import FLUX
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -59,7 +60,8 @@ class FluxDenoiser(PipelineDenoiser):
 class Flux(PipelineModel):
     """A FluxPipeline folder or hub id.
 
-    The transformer names no size; images are as large as those its VAE was trained on (1,024 pixels when published).
+    The transformer names no size; without height and width images are as large as those its VAE was trained on (1,024
+    pixels when published).
     """
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = FluxDenoiser
@@ -91,8 +93,11 @@ class Flux(PipelineModel):
         scale = self.pipe.vae_scale_factor
         # A VAE that names no size (AutoencoderTiny) draws what the pipeline does.
         size = getattr(self.pipe.vae.config, "sample_size", None) or self.pipe.default_sample_size * scale
-        side = 2 * (size // (2 * scale))  # whole patches of 2 x 2 latents
-        return (self.pipe.transformer.config.in_channels // 4, side, side), (3, side * scale, side * scale)
+        patch = 2 * scale  # of 2 x 2 latents
+        side = size // patch * patch
+        height, width = sized(self, (side, side), patch)
+        channels = self.pipe.transformer.config.in_channels // 4
+        return (channels, height // scale, width // scale), (3, height, width)
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:

@@ -13,6 +13,7 @@ from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.language import LanguagePipeline
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import FLUX_2_KLEIN
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -50,10 +51,11 @@ class Flux2Klein(LanguagePipeline):
     """A Flux2KleinPipeline folder or hub id.
 
     Latents are the VAE's, each 2 x 2 patch in one place and normalised, as the pipeline has them. The transformer names
-    no size; images are as large as those its VAE was trained on (1,024 pixels when published).
+    no size; without height and width images are as large as those its VAE was trained on (1,024 pixels when published).
     """
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = Flux2KleinDenoiser
+    prompt_fields: ClassVar[frozenset[str]] = frozenset()  # the pipeline always guides away from the empty prompt
     lora_groups: ClassVar[Groups] = MappingProxyType({"attention": _ATTENTION, "all": (*_ATTENTION, *_FEED_FORWARD)})
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
     recommended = FLUX_2_KLEIN
@@ -98,8 +100,9 @@ class Flux2Klein(LanguagePipeline):
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         patch = 2 * self.pipe.vae_scale_factor
-        side = self.pipe.vae.config.sample_size // patch
-        return (self.pipe.transformer.config.in_channels, side, side), (3, side * patch, side * patch)
+        side = self.pipe.vae.config.sample_size // patch * patch
+        height, width = sized(self, (side, side), patch)
+        return (self.pipe.transformer.config.in_channels, height // patch, width // patch), (3, height, width)
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {PROMPT_EMBEDDING: (self.tokens, _LAYERS * self.embedding_size)}

@@ -7,20 +7,28 @@ import torch
 
 from diffusion_gym.choices import ASSETS as ASSETS
 from diffusion_gym.choices import EMBEDDED as EMBEDDED
-from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class
-from diffusion_gym.models.base import DiffusionModel, ModelDtype
-from diffusion_gym.models.files import FilesState, check_not_pointers, files_state, instead_of
+from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class, single_file
+from diffusion_gym.models.base import DiffusionModel, ModelDtype, ModelSettings
+from diffusion_gym.models.files import (
+    FilesState,
+    check_not_pointers,
+    files_state,
+    instead_of,
+    is_lora,
+)
 from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.flux_2_klein import Flux2Klein
 from diffusion_gym.models.instruct_pix2pix import InstructPix2Pix
 from diffusion_gym.models.pipeline import PipelineModel
 from diffusion_gym.models.pixart_sigma import PixArtSigma
 from diffusion_gym.models.qwen_image import QwenImage
+from diffusion_gym.models.single_file import class_of
 from diffusion_gym.models.stable_diffusion import StableDiffusion
 from diffusion_gym.models.stable_diffusion_3 import StableDiffusion3
 from diffusion_gym.models.stable_diffusion_xl import StableDiffusionXL
 from diffusion_gym.models.unconditional import UnconditionalPixels
 from diffusion_gym.models.z_image import ZImage
+from diffusion_gym.paths import user_path
 from diffusion_gym.recommended import Recommended, in_folder
 
 #: Pipeline class (``_class_name`` of model_index.json) -> adapter. A new family is one file and one line here.
@@ -43,6 +51,8 @@ FAMILIES: dict[str, type[PipelineModel]] = {
 def state_of(name: str) -> FilesState | str:
     """Return what changes with a model's files, before anything is loaded; of a hub id its newest download's folder."""
     folder = Path(folder_of(name))
+    if single_file(name) is not None:
+        return str(weights_state(name))
     if folder.exists() or name.count("/") != 1:
         return files_state(folder)
     from huggingface_hub import try_to_load_from_cache
@@ -53,14 +63,21 @@ def state_of(name: str) -> FilesState | str:
         return ""
 
 
-def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False) -> DiffusionModel:
+def weights_state(source: str | None) -> tuple[float, ...]:
+    """Return what changes when a file of weights, or one in a LoRA's folder, is replaced; of a hub id nothing."""
+    path = user_path(source or "")
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if source else []
+    return tuple(number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns))
+
+
+def load_pipeline_model(name: str, device: torch.device, dtype: ModelDtype, settings: ModelSettings) -> DiffusionModel:
     """Load the model called ``name``.
 
     Raises:
-        ValueError: nothing is found under that name, or its pipeline class is not supported.
+        ValueError: nothing is found under that name, its pipeline class is not supported, or it has no such setting.
     """
-    source, family = _family(name)
-    return family(name, source, device, dtype, vae_tiling)
+    source, family = _family(name, settings.model_config)
+    return family(name, source, device, dtype, settings)
 
 
 def pipeline_recommends(name: str) -> Recommended:
@@ -69,10 +86,14 @@ def pipeline_recommends(name: str) -> Recommended:
     return in_folder(source, family.recommended)
 
 
-def _family(name: str) -> tuple[str, type[PipelineModel]]:
-    """Return the folder or hub id of a model, and its family."""
-    source = folder_of(name)
+def _family(name: str, model_config: str | None = None) -> tuple[str, type[PipelineModel]]:
+    """Return the folder, file or hub id of a model, and its family."""
+    source, file = folder_of(name), single_file(name)
     check_not_pointers(Path(source), f"model {name!r}")
+    if file is not None and not is_lora(file):
+        return str(file), FAMILIES[class_of(name, model_config)]
+    if model_config is not None:
+        raise ValueError(f"model_config is for a single-file checkpoint, which {name!r} is not; leave it out.")
     index = Path(source) / "model_index.json"
     family = pipeline_class(index if index.is_file() else _hub_file(name, source))
     if family not in FAMILIES:

@@ -5,6 +5,10 @@ decoding is in ``images.py``.
 """
 
 import copy
+import dataclasses
+import functools
+import inspect
+import math
 import shutil
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,13 +23,20 @@ from diffusion_gym.libraries import dtype_argument, no_progress_bars
 from diffusion_gym.models.adapters import TRANSFORMER_LORA_GROUPS as TRANSFORMER_LORA_GROUPS
 from diffusion_gym.models.adapters import UNET_LORA_GROUPS as UNET_LORA_GROUPS
 from diffusion_gym.models.adapters import Groups, check_targets, merged, with_adapters
-from diffusion_gym.models.base import DTYPES, Denoiser, LoRAConfig, ModelDtype
+from diffusion_gym.models.base import DTYPES, Denoiser, LoRAConfig, ModelDtype, ModelSettings
 from diffusion_gym.models.files import variant_of
 from diffusion_gym.models.images import ImageModel
 from diffusion_gym.models.probe import check_channels, check_runs, check_sample_size
-from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
+from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, named_scheduler, read_scheduler_config
+from diffusion_gym.models.single_file import load_single_file
+from diffusion_gym.models.sizes import check_size, sized
+from diffusion_gym.models.start import merge, taken
+from diffusion_gym.paths import user_path
 from diffusion_gym.recommended import FILE, in_folder
 from diffusion_gym_torchvision import repair_torchvision
+
+#: Stable Diffusion's pipelines refuse heights and widths that this does not divide, whatever their VAE.
+_PIPELINES_ASK_FOR = 8
 
 
 class PipelineDenoiser(Denoiser):
@@ -58,9 +69,9 @@ class PipelineModel(ImageModel):
     Attributes:
         pipe: the diffusers pipeline, frozen and in evaluation mode.
         load_arguments: what ``from_pretrained`` was given beside the folder.
-        vae_tiling: whether large images are decoded in overlapping tiles, which takes less memory.
     """
 
+    prompt_fields: ClassVar[frozenset[str]] = frozenset({"negative_prompt"})
     #: Wraps the trained network; its ``component`` is the network's name in the pipeline.
     denoiser_class: ClassVar[type[PipelineDenoiser]]
     #: Names for groups of layers in ``LoRAConfig.targets``.
@@ -79,7 +90,12 @@ class PipelineModel(ImageModel):
     tokenizer_cuts: ClassVar[bool] = True
 
     def __init__(
-        self, name: str, source: str, device: torch.device, dtype: ModelDtype, vae_tiling: bool = False
+        self,
+        name: str,
+        source: str,
+        device: torch.device,
+        dtype: ModelDtype,
+        settings: ModelSettings = ModelSettings(),  # noqa: B008 - frozen
     ) -> None:
         """Load the pipeline from the folder or hub id ``source``.
 
@@ -87,10 +103,13 @@ class PipelineModel(ImageModel):
             ValueError: diffusers cannot load it (a missing file, a network that is not there), the family cannot use
                 what it holds, its parts do not run together, or its recommended settings are no such file.
         """
-        self.name, self.device, self.dtype, self.vae_tiling = name, device, dtype, vae_tiling
+        self.name, self.device, self.dtype, self.settings = name, device, dtype, settings
         self.recommended = in_folder(source, type(self).recommended)
         self.default_prompts = self.recommended.prompts or type(self).default_prompts
         self.pipe = self._load(source).to(device)
+        if settings.scheduler is not None:
+            self.pipe.scheduler = named_scheduler(name, settings.scheduler, self.pipe.scheduler.config, self.schedulers)
+        self._start_from()
         self.pipe.set_progress_bar_config(disable=True)
         for part in self.networks:
             part.requires_grad_(False).eval()
@@ -100,6 +119,7 @@ class PipelineModel(ImageModel):
         self._check_tokenizers()
         self._prepare_vae()
         self.latent_shape, self.image_shape = self._shapes()
+        check_size(self)
         self.conditioning_shapes = self._conditioning_shapes()
         check_runs(self)
 
@@ -117,14 +137,20 @@ class PipelineModel(ImageModel):
         """Raise ValueError for a pipeline that cannot be used, after it is loaded."""
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Return (c, h, w) of the latents and (3, H, W) of the images; here from the network's ``sample_size``."""
+        """Return (c, h, w) of the latents and (3, H, W) of the images; here from the network's ``sample_size``.
+
+        A family that can draw other sizes asks :func:`sized` for them.
+        """
         network = getattr(self.pipe, self.denoiser_class.component)
         check_sample_size(self.name, self.denoiser_config)
         check_channels(self.name, network, self.pipe.vae, self.latent_inputs)
         size = network.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
         scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-        return (network.config.in_channels // self.latent_inputs, h, w), (3, h * scale, w * scale)
+        patch = getattr(network.config, "patch_size", 1)  # of a transformer
+        height, width = sized(self, (h * scale, w * scale), math.lcm(patch * scale, _PIPELINES_ASK_FOR))
+        channels = network.config.in_channels // self.latent_inputs
+        return (channels, height // scale, width // scale), (3, height, width)
 
     # -- the contract of a model ------------------------------------------------------------------------------------
 
@@ -132,6 +158,11 @@ class PipelineModel(ImageModel):
     def networks(self) -> list[nn.Module]:
         """Return the pipeline's components that have weights."""
         return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+
+    @property
+    def rescales_guidance(self) -> bool:
+        """Return whether the pipeline takes ``guidance_rescale``."""
+        return "guidance_rescale" in inspect.signature(type(self.pipe).__call__).parameters
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:
@@ -212,7 +243,8 @@ class PipelineModel(ImageModel):
         """Pickle as its name."""
         from diffusion_gym.models import load_model
 
-        return load_model, (self.name, str(self.device), self.dtype, self.vae_tiling)
+        reload = functools.partial(load_model, **dataclasses.asdict(self.settings))
+        return reload, (self.name, str(self.device), self.dtype)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -221,13 +253,37 @@ class PipelineModel(ImageModel):
         from diffusers import DiffusionPipeline
 
         self.load_arguments: dict[str, Any] = {**dtype_argument(DTYPES[self.dtype]), **self._load_options(source)}
+        variant = self.settings.model_variant
+        if variant is not None:
+            self.load_arguments["variant"] = variant
+        if self.settings.model_config is not None:
+            config = str(user_path(self.settings.model_config))
+            self.load_arguments |= {"config": config, "local_files_only": True}
+            return load_single_file(self.name, source, self.load_arguments)
         if Path(source).is_dir():
-            self.load_arguments["variant"] = variant_of(self.name, Path(source), DiffusionPipeline.load_config(source))
+            components = DiffusionPipeline.load_config(source)
+            self.load_arguments["variant"] = variant_of(self.name, Path(source), components, variant)
         try:
             with no_progress_bars():
                 return DiffusionPipeline.from_pretrained(source, **self.load_arguments)
         except Exception as error:  # the libraries raise many unrelated types; all mean "not a complete pipeline"
             raise ValueError(f"diffusers could not load the model {self.name!r} from {source!r}: {error}") from error
+
+    def _start_from(self) -> None:
+        """Merge the LoRA to start from into the weights, or keep it to be trained on."""
+        source = self.settings.start_from
+        if source is None:
+            return
+        if not self.has_lora_loader:
+            raise ValueError(f"diffusers loads no LoRA into {self.name!r}; leave out start_from, got {source!r}.")
+        if self.settings.start_from_mode == "merge":
+            merge(self.pipe, self.name, source)
+        else:
+            self.start = taken(self.pipe, self.name, source, self._groups())
+
+    def _groups(self) -> dict[str, Groups]:
+        """Return the groups of layers of each component that LoRA can adapt."""
+        return {self.denoiser_class.component: self.lora_groups}
 
     def _prepare_vae(self) -> None:
         vae = getattr(self.pipe, "vae", None)
@@ -235,7 +291,7 @@ class PipelineModel(ImageModel):
             return
         if self.float32_vae and vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()
-        if self.vae_tiling:
+        if self.settings.vae_tiling:
             vae.enable_tiling()
 
     def _check_tokenizers(self) -> None:
@@ -253,6 +309,8 @@ class PipelineModel(ImageModel):
 
     def _check_targets(self, lora: LoRAConfig | None, groups: Mapping[str, Groups]) -> None:
         """Raise ValueError for targets without layers; groups: of each component that gets adapters."""
+        if self.start is not None:
+            self.start.check(lora, set(groups))
         check_targets(self.name, lora, {part: (getattr(self.pipe, part), named) for part, named in groups.items()})
 
     def _trainable(self, component: str, lora: LoRAConfig | None, groups: Groups) -> nn.Module:
@@ -260,7 +318,10 @@ class PipelineModel(ImageModel):
         pretrained = getattr(self.pipe, component)
         if lora is None:
             return copy.deepcopy(pretrained).float().requires_grad_(True)
-        return with_adapters(pretrained, lora, groups, own_method=self.has_lora_loader)
+        network = with_adapters(pretrained, lora, groups, own_method=self.has_lora_loader)
+        if self.start is not None:
+            self.start.put_into(component, network)
+        return network
 
     def _save_lora(self, folder: Path, parts: Mapping[str, nn.Module]) -> None:
         """Write the adapters of some components with the pipeline's own writer."""

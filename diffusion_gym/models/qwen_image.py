@@ -14,6 +14,7 @@ from diffusion_gym.models.images import vae_scale
 from diffusion_gym.models.language import LanguagePipeline
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import QWEN_IMAGE
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -47,8 +48,8 @@ class QwenImageDenoiser(PipelineDenoiser):
 class QwenImage(LanguagePipeline):
     """A QwenImagePipeline folder or hub id.
 
-    Transformer and VAE name no size; images are as large as the pipeline draws them (1,024 pixels) unless the VAE's
-    config.json has a ``sample_size``.
+    Transformer and VAE name no size; without height and width images are as large as the pipeline draws them (1,024
+    pixels) unless the VAE's config.json has a ``sample_size``.
     """
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = QwenImageDenoiser
@@ -100,8 +101,11 @@ class QwenImage(LanguagePipeline):
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         scale = self.pipe.vae_scale_factor
         size = getattr(self.pipe.vae.config, "sample_size", None) or self.pipe.default_sample_size * scale
-        side = 2 * (size // (2 * scale))  # whole patches of 2 x 2 latents
-        return (self.pipe.transformer.config.in_channels // 4, side, side), (3, side * scale, side * scale)
+        patch = 2 * scale  # of 2 x 2 latents
+        side = size // patch * patch
+        height, width = sized(self, (side, side), patch)
+        channels = self.pipe.transformer.config.in_channels // 4
+        return (channels, height // scale, width // scale), (3, height, width)
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {PROMPT_EMBEDDING: (self.tokens, self.embedding_size), PROMPT_PADDING: (self.tokens,)}

@@ -4,10 +4,14 @@ A scheduler's configuration says how the model was trained: its noise schedule, 
 are this package's own Gaussians, whichever solver the model came with.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_gym.choices import PIPELINE, SOLVERS
+from diffusion_gym.paths import user_path
+
+_FILE = "scheduler_config.json"
 
 #: Schedulers of discrete-time diffusion models; all describe the same table of ``a_t``, and differ in their solvers.
 #: The last has a grid and Gaussian steps of its own (``transitions/consistency.py``).
@@ -67,6 +71,37 @@ def read_scheduler_config(
     if "clip_sample" not in read:
         read["clip_sample"] = False  # solvers without this setting do not clip; DDIM's own default would
     return read
+
+
+def named_scheduler(name: str, scheduler: str, own: Mapping[str, Any], accepted: Sequence[str]) -> Any:
+    """Return a scheduler other than the one that a model comes with.
+
+    Args:
+        name: the model's, for errors.
+        scheduler: a class, which gets the model's own settings, or a folder with a scheduler's configuration.
+        own: the configuration of the model's scheduler.
+        accepted: the classes that the model's family takes.
+
+    Raises:
+        ValueError: neither of them.
+    """
+    import diffusers
+
+    folder = user_path(scheduler)
+    places = [place for place in (folder, folder / "scheduler") if (place / _FILE).is_file()]
+    if scheduler in accepted:
+        return getattr(diffusers, scheduler).from_config(own)
+    if not places:
+        raise ValueError(
+            f"the scheduler {scheduler!r} for {name!r} must be one of {', '.join(accepted)}, or a folder "
+            f"with a {_FILE}."
+        )
+    found = json.loads((places[0] / _FILE).read_text(encoding="utf-8")).get("_class_name")
+    if found not in accepted:
+        raise ValueError(
+            f"the folder {scheduler!r} holds a {found} for {name!r}; expected one of {', '.join(accepted)}."
+        )
+    return getattr(diffusers, found).from_pretrained(places[0])
 
 
 def _not_a_table(config: Mapping[str, Any]) -> str | None:

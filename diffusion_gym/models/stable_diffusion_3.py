@@ -1,5 +1,6 @@
 """The Stable Diffusion 3 family (3 and 3.5): a flow-matching transformer and three text encoders, T5 optional."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from diffusion_gym.models.base import POOLED_PROMPT_EMBEDDING, PROMPT_EMBEDDING, Conditioning
 from diffusion_gym.models.pipeline import TRANSFORMER_LORA_GROUPS, PipelineDenoiser, PipelineModel, t5_tokens
-from diffusion_gym.models.probe import check_sample_size
+from diffusion_gym.models.probe import check_channels, check_sample_size
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import STABLE_DIFFUSION_3
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -42,6 +44,21 @@ class StableDiffusion3(PipelineModel):
     lora_groups: ClassVar[Mapping[str, tuple[str, ...]]] = TRANSFORMER_LORA_GROUPS
     schedulers: ClassVar[Sequence[str]] = FLOW_SCHEDULERS
     recommended = STABLE_DIFFUSION_3
+
+    def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        network = self.pipe.transformer.config
+        scale = self.pipe.vae_scale_factor
+        check_sample_size(self.name, self.denoiser_config)
+        check_channels(self.name, self.pipe.transformer, self.pipe.vae)
+        own = network.sample_size * scale
+        height, width = sized(self, (own, own), network.patch_size * scale)
+        largest = (network.pos_embed_max_size or math.inf) * network.patch_size * scale
+        if max(height, width) > largest:
+            raise ValueError(
+                f"{self.name!r} has positions for images of up to {largest} x {largest} pixels (pos_embed_max_size "
+                f"{network.pos_embed_max_size}); got height {height} and width {width}."
+            )
+        return (network.in_channels, height // scale, width // scale), (3, height, width)
 
     def schedule(self, num_inference_steps: int) -> FlowSchedule:
         """Return the scheduler's own grid; where its shift follows the resolution, that of this model's images."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffusion_gym.models.adapters import share_weights
+from diffusion_gym.models.adapters import Groups, share_weights
 from diffusion_gym.models.base import DTYPES, Conditioning, Denoiser, LoRAConfig, Trained
 from diffusion_gym.models.pipeline import PipelineDenoiser, PipelineModel
 
@@ -69,6 +69,9 @@ class TrainableTextModel(PipelineModel):
             encoders: the pipeline's component -> text encoder.
             conditioning: holds the tokens, each (n, L), int64.
         """
+
+    def _groups(self) -> dict[str, Groups]:
+        return super()._groups() | dict.fromkeys(self.text_encoders, TEXT_LORA_GROUPS)
 
     @property
     def prompt_readers(self) -> Mapping[str, int]:

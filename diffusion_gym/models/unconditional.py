@@ -26,6 +26,7 @@ class UnconditionalPixels(PipelineModel):
     """A DDPMPipeline or DDIMPipeline folder or hub id. Latents are pixels in [-1, 1]; only the reward sees prompts."""
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = PixelDenoiser
+    prompt_fields: ClassVar[frozenset[str]] = frozenset()
     has_lora_loader: ClassVar[bool] = False
     default_prompts: str | tuple[str, ...] = ("an image",)
     recommended = PIXELS

@@ -12,6 +12,7 @@ from diffusion_gym.models.base import PROMPT_EMBEDDING, PROMPT_PADDING, Conditio
 from diffusion_gym.models.language import LanguagePipeline
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
+from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import Z_IMAGE
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
@@ -44,7 +45,8 @@ class ZImageDenoiser(PipelineDenoiser):
 class ZImage(LanguagePipeline):
     """A ZImagePipeline folder or hub id.
 
-    The transformer names no size; images are as large as those its VAE was trained on (1,024 pixels when published).
+    The transformer names no size; without height and width images are as large as those its VAE was trained on (1,024
+    pixels when published).
     """
 
     denoiser_class: ClassVar[type[PipelineDenoiser]] = ZImageDenoiser
@@ -78,8 +80,10 @@ class ZImage(LanguagePipeline):
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         scale = self.pipe.vae_scale_factor
-        side = 2 * ((getattr(self.pipe.vae.config, "sample_size", None) or _PIXELS) // (2 * scale))  # whole patches
-        return (self.pipe.transformer.config.in_channels, side, side), (3, side * scale, side * scale)
+        patch = 2 * scale  # of 2 x 2 latents
+        side = (getattr(self.pipe.vae.config, "sample_size", None) or _PIXELS) // patch * patch
+        height, width = sized(self, (side, side), patch)
+        return (self.pipe.transformer.config.in_channels, height // scale, width // scale), (3, height, width)
 
     def _conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {PROMPT_EMBEDDING: (self.tokens, self.embedding_size), PROMPT_PADDING: (self.tokens,)}

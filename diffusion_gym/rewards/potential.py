@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.models import Conditioning
+from diffusion_gym.models.base import NEGATIVE
 from diffusion_gym.transitions import make_transition
 
 #: ``(latents (n, ...), timesteps (n,), conditioning) -> model output``, as a policy's ``model_output``.
@@ -59,7 +60,8 @@ class Potential:
         observation = mdp.observation()
         step = torch.tensor(mdp.step_index[chosen].tolist(), device=mdp.model.device)
         latents = observation["latent"][chosen]
-        conditioning = {name: observation[name][chosen] for name in mdp.model.conditioning_shapes}
+        named = mdp.model.conditioning_shapes
+        conditioning = {n: v[chosen] for n, v in observation.items() if n.removeprefix(NEGATIVE) in named}
         output = self._model_output(latents, self._transition.timesteps[step], conditioning)
         x_0 = self._transition.predicted_x_0(output.float(), latents, step)
         self.reward_queries += len(chosen)

@@ -108,7 +108,7 @@ class _WithoutValues:
         scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1)
         tokenizer = SimpleNamespace(model_max_length=parts["text_encoder"].config.max_position_embeddings)
         self.pipe = SimpleNamespace(**parts, components=parts, tokenizer=tokenizer, scheduler=scheduler)
-        self.name, self.device, self.dtype, self.vae_tiling = build.__name__, torch.device("cpu"), dtype, False
+        self.name, self.device, self.dtype = build.__name__, torch.device("cpu"), dtype
         self.build = build
         self.scheduler_config = dict(scheduler.config)
         self.latent_shape, self.image_shape = self._shapes()

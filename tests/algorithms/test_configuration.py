@@ -82,7 +82,7 @@ def test_an_unknown_field_lists_the_known_ones(make_env: Callable) -> None:
         from_dict(DDPOConfig, {"gamma": 1})
 
 
-@pytest.mark.parametrize("name", ["reward", "prompts", "model", "num_inference_steps", "vae_tiling"])
+@pytest.mark.parametrize("name", ["reward", "prompts", "model", "num_inference_steps", "vae_tiling", "height"])
 def test_arguments_of_the_environment_are_sent_there(make_env: Callable, name: str) -> None:
     message = rf"{name} belongs to the environment: gymnasium\.make\('DiffusionDenoise-v0', {name}=\.\.\.\)"
     with pytest.raises(TypeError, match=message + (r", or TerminalReward\(env, reward\)" if name == "reward" else "")):

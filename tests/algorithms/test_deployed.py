@@ -7,10 +7,11 @@ import diffusers
 import pytest
 import torch
 
-from algorithms import DDPO, DeployedConfig, EvaluationConfig
+from algorithms import DDPO, DenoisingPolicy, DeployedConfig, EvaluationConfig, PolicyConfig
 from algorithms.config.base import override
 from algorithms.evaluation import Evaluation, deployed_policy, evaluate, evaluate_deployed
 from algorithms.seeding import EVALUATION_STREAMS, Noise
+from diffusion_gym import load_model
 from diffusion_gym.choices import SOLVERS
 
 PROMPTS = ["cat", "dog", "horse"]
@@ -143,3 +144,15 @@ def test_a_plain_setting_is_the_trainings(make_env: Callable) -> None:
     changed = override(config, eta=0.5, guidance_scale=2.0)
     assert (changed.policy.eta, changed.policy.guidance_scale) == (0.5, 2.0)
     assert changed.evaluation.deployed == config.evaluation.deployed
+
+
+def test_negative_prompts_stay_with_guidance_and_go_without() -> None:
+    """Deployed guidance leads away from the same negative prompt; without guidance it would be refused."""
+    config = PolicyConfig(trainable="full", guidance_scale=3.0, negative_prompt="east")
+    policy = DenoisingPolicy(load_model("exact-mixture"), 3, config)
+    stronger, _ = deployed_policy(policy, DeployedConfig(guidance_scale=5.0))
+    assert policy._uncond is not None
+    assert stronger._uncond is not None
+    assert torch.equal(stronger._uncond["prompt_embedding"], policy._uncond["prompt_embedding"])
+    none, _ = deployed_policy(policy, DeployedConfig(guidance_scale=1.0))
+    assert (none.forwards_per_row, none.config.negative_prompt) == (1, None)

@@ -112,6 +112,6 @@ complete_words train ddpo-is --policy.trainable ""
     assert done.stdout.splitlines() == [
         "train",
         "ddpo-is ddpo-sf",
-        "--policy.guidance-scale --policy.gradient-checkpointing",
+        "--policy.guidance-scale --policy.guidance-rescale --policy.gradient-checkpointing",
         "lora full",
     ]

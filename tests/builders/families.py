@@ -29,8 +29,9 @@ class Family:
 
     Attributes:
         build: writes the pipeline into a folder.
-        draw: plain diffusers: (pipeline, prompts, generators, output "latent" or "pt", steps, guidance, eta) ->
-            final latents (n, c, h, w), or pictures (n, 3, H, W) in [0, 1].
+        draw: plain diffusers: (pipeline, prompts, generators, output "latent" or "pt", steps, guidance, eta, size,
+            negative prompts) -> final latents (n, c, h, w), or pictures (n, 3, H, W) in [0, 1]; a size is (height,
+            width) in pixels.
         guidance: a scale other than 1, or 1 for a family without prompts.
         eta: noise that the pipeline itself can add, or None.
         lora_file: whether diffusers loads a LoRA into it.
@@ -55,9 +56,13 @@ def _draw_from_text(
     steps: int,
     guidance: float,
     eta: float = 0.0,
+    size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
+    rescale: float = 0.0,
 ) -> Tensor:
-    call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output}
-    return pipe(list(prompts), generator=generators, eta=eta, **call).images
+    call = {"num_inference_steps": steps, "guidance_scale": guidance, "guidance_rescale": rescale, "eta": eta}
+    call |= {"height": size[0], "width": size[1], "negative_prompt": negative, "output_type": output}
+    return pipe(list(prompts), generator=generators, **call).images
 
 
 def _draw_sd3(
@@ -67,10 +72,18 @@ def _draw_sd3(
     output: str,
     steps: int,
     guidance: float,
+    size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
-    call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output}
     tokens = 256 if pipe.tokenizer_3 is None else TOKENS
-    return pipe(list(prompts), generator=generators, height=16, width=16, max_sequence_length=tokens, **call).images
+    call = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "output_type": output,
+        "max_sequence_length": tokens,
+    }
+    call |= {"height": size[0], "width": size[1], "negative_prompt": negative}
+    return pipe(list(prompts), generator=generators, **call).images
 
 
 def _draw_flux(
@@ -80,15 +93,17 @@ def _draw_flux(
     output: str,
     steps: int,
     guidance: float,
+    size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
     """Guidance is the transformer's input in dev, and true guidance away from the empty prompt in schnell."""
-    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
+    call = {"num_inference_steps": steps, "output_type": output, "height": size[0], "width": size[1]}
     if pipe.transformer.config.guidance_embeds:
         call["guidance_scale"] = guidance
     else:
-        call |= {"true_cfg_scale": guidance, "negative_prompt": [""] * len(prompts)}
+        call |= {"true_cfg_scale": guidance, "negative_prompt": negative or [""] * len(prompts)}
     images = pipe(list(prompts), generator=generators, max_sequence_length=TOKENS, **call).images
-    return images if output == "pt" else pipe._unpack_latents(images, 16, 16, pipe.vae_scale_factor)
+    return images if output == "pt" else pipe._unpack_latents(images, *size, pipe.vae_scale_factor)
 
 
 def _draw_pixart(
@@ -100,10 +115,11 @@ def _draw_pixart(
     guidance: float,
     eta: float = 0.0,
     size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
     """Without the search for a published size next to the 16 pixels, and the prompt's rewriting (with bs4)."""
     call: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output, "eta": eta}
-    call |= {"height": size[0], "width": size[1]}
+    call |= {"height": size[0], "width": size[1], "negative_prompt": negative or ""}
     as_given = {"clean_caption": False, "use_resolution_binning": False}
     return pipe(list(prompts), generator=generators, **as_given, **call).images
 
@@ -117,11 +133,14 @@ def _draw_edits(
     guidance: float,
     eta: float = 0.0,
     image_guidance: float = 1.0,
+    size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
     """The picture's size is that of the image."""
     call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": output, "eta": eta}
-    images = [pipelines.source_image(text) for text in prompts]
-    return pipe(list(prompts), images, generator=generators, image_guidance_scale=image_guidance, **call).images
+    call |= {"image_guidance_scale": image_guidance, "negative_prompt": negative}
+    images = [pipelines.source_image(text).resize(size[::-1]) for text in prompts]
+    return pipe(list(prompts), images, generator=generators, **call).images
 
 
 def _draw_qwen_image(
@@ -131,12 +150,14 @@ def _draw_qwen_image(
     output: str,
     steps: int,
     guidance: float,
+    size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
-    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
+    call = {"num_inference_steps": steps, "output_type": output, "height": size[0], "width": size[1]}
     if guidance > 1.0:
-        call |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(prompts)}
+        call |= {"true_cfg_scale": guidance, "negative_prompt": negative or [" "] * len(prompts)}
     images = pipe(list(prompts), generator=generators, max_sequence_length=TOKENS, **call).images
-    return images if output == "pt" else pipe._unpack_latents(images, 16, 16, pipe.vae_scale_factor)[:, :, 0]
+    return images if output == "pt" else pipe._unpack_latents(images, *size, pipe.vae_scale_factor)[:, :, 0]
 
 
 def _encode_qwen_image(pipe: Any, pixels: Tensor) -> Tensor:
@@ -153,10 +174,12 @@ def _draw_z_image(
     output: str,
     steps: int,
     guidance: float,
+    size: tuple[int, int] = (16, 16),
+    negative: Sequence[str] | None = None,
 ) -> Tensor:
     """The pipeline's scale counts from 0: its prediction is c + w (c - u)."""
-    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
-    call |= {"guidance_scale": guidance - 1, "max_sequence_length": TOKENS}
+    call = {"num_inference_steps": steps, "output_type": output, "height": size[0], "width": size[1]}
+    call |= {"guidance_scale": guidance - 1, "max_sequence_length": TOKENS, "negative_prompt": negative}
     return pipe(list(prompts), generator=generators, **call).images
 
 
@@ -167,8 +190,9 @@ def _draw_flux_2_klein(
     output: str,
     steps: int,
     guidance: float,
+    size: tuple[int, int] = (16, 16),
 ) -> Tensor:
-    call = {"num_inference_steps": steps, "output_type": output, "height": 16, "width": 16}
+    call = {"num_inference_steps": steps, "output_type": output, "height": size[0], "width": size[1]}
     call |= {"guidance_scale": guidance, "max_sequence_length": TOKENS}
     images = pipe(prompt=list(prompts), generator=generators, **call).images
     return images if output == "pt" else _normalised_patches(pipe, images)
@@ -231,10 +255,14 @@ VARIANTS = {
 }
 
 
-def prompts_of(folder: str, texts: Sequence[str]) -> list[Any]:
+def prompts_of(folder: str, prompts: Sequence[Any]) -> list[Any]:
     """Return the prompts of a tiny pipeline: of one that edits, each with the image that lies in its folder."""
-    images = [Path(folder) / f"{text}.png" for text in texts]
-    return [{"prompt": t, "image": image} if image.is_file() else t for t, image in zip(texts, images, strict=True)]
+    drawn = []
+    for prompt in prompts:
+        record = {"prompt": prompt} if isinstance(prompt, str) else prompt
+        image = Path(folder) / f"{record['prompt']}.png"
+        drawn.append({"image": image, **record} if image.is_file() else prompt)
+    return drawn
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from algorithms import DDPO, DiffusionAlgorithm
 from algorithms.policy import Rows
 from benchmarks.runs.loading_code import loading_code, scheduler_lines
+from diffusion_gym import LoRAConfig, load_model
 from diffusion_gym.models.flux import pack, unpack
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, read_scheduler_config
 from diffusion_gym.transitions import make_schedule, make_transition
@@ -49,37 +50,40 @@ for folder in sys.argv[1:]:
 
 @dataclass(frozen=True)
 class Case:
-    """A run: its family, what of the policy is not the default, and the scheduler that its base model comes with."""
+    """A run: its family, what of the policy is not the default, its base model's scheduler, and the environment's."""
 
     family: str
     policy: dict[str, Any] = field(default_factory=dict)
     scheduler: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
+    make: dict[str, Any] = field(default_factory=dict)
+    starts: bool = False
+    """From a LoRA that is merged."""
 
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CASES = {
     "sd": Case("sd", {"eta": 0.5, "guidance_scale": 3.0}),
-    "sd, levels": Case("sd", {"eta": (1.0, 0.5, 0.0)}),
+    "sd, levels, from a LoRA": Case("sd", {"eta": (1.0, 0.5, 0.0)}, starts=True),
     "sd, one level three times": Case("sd", {"eta": (0.5, 0.5, 0.5)}),
     "sd, guidance 0": Case("sd", {"guidance_scale": 0.0}),
+    "sd, rescaled": Case("sd", {"guidance_scale": 5.0, "guidance_rescale": 0.7}),
     "sd, whole, ddpm": Case("sd", {"trainable": "full", "sampler": "ddpm"}),
     "sd, text": Case("sd", {"train": "both", "guidance_scale": 2.0}),
     "sd, Euler": Case("sd", {}, "EulerDiscreteScheduler", BETAS),
     "sd, Euler, whole": Case("sd", {"trainable": "full"}, "EulerDiscreteScheduler", BETAS),
     "sd, PNDM, ddpm": Case("sd", {"sampler": "ddpm"}, "PNDMScheduler", {**BETAS, "skip_prk_steps": True}),
     "sd, DPM-Solver, ddpm": Case("sd", {"sampler": "ddpm"}, "DPMSolverMultistepScheduler", BETAS),
-    "sd, half": Case("sd", {}, dtype="bfloat16"),
+    "sd, half": Case("sd", {}, make={"dtype": "bfloat16"}),
     "sd-v": Case("sd-v", {"guidance_scale": 2.0}),
-    "sdxl": Case("sdxl", {"eta": 0.7, "guidance_scale": 3.0}),
+    "sdxl": Case("sdxl", {"guidance_scale": 3.0, "negative_prompt": "dog"}, make={"height": 24}),
     "sdxl, Euler": Case("sdxl", {"train": "text_encoder"}, "EulerDiscreteScheduler", {**BETAS, "steps_offset": 1}),
-    "sd3": Case("sd3", {"eta": 0.7, "guidance_scale": 3.0}),
+    "sd3": Case("sd3", {"eta": 0.7, "guidance_scale": 3.0}, make={"scheduler": "SHIFTED"}),
     "sd3, cps": Case("sd3-dynamic-shift", {"eta": 0.5, "sampler": "cps", "trainable": "full"}),
     "sd3, levels": Case("sd3", {"eta": (0.7, 0.3, 0.0)}),
     "sd3 without t5": Case("sd3-without-t5", {"trainable": "full"}),
     "flux": Case("flux", {"eta": 0.7, "guidance_scale": 3.5}),
-    "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0}),
+    "flux-schnell, guided": Case("flux-schnell", {"eta": 0.7, "guidance_scale": 3.0, "negative_prompt": "dog"}),
     "flux-schnell": Case("flux-schnell", {"sampler": "cps", "eta": 1.0}),
     "pixart-sigma": Case("pixart-sigma", {"eta": 0.5, "guidance_scale": 3.0}),
     "qwen-image": Case("qwen-image", {"eta": 0.7, "guidance_scale": 3.0}),
@@ -99,7 +103,17 @@ def _algorithm(case: Case, base: Path, make_env: Callable[..., Any]) -> Diffusio
         (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
         index = json.loads((base / "model_index.json").read_text())
         (base / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", case.scheduler]}))
-    env = make_env(str(base), STEPS, prompt_tokens="train" in case.policy, dtype=case.dtype)
+    if case.starts:
+        model, lora = load_model(str(base)), LoRAConfig(2)
+        denoiser = model.build_denoiser(lora)
+        for value in denoiser.parameters():
+            value.data.add_(0.1 if value.requires_grad else 0.0)
+        model.export(denoiser, base.parent / "style", lora)
+        case = replace(case, make={"start_from": str(base.parent / "style")})
+    if "scheduler" in case.make:
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0).save_pretrained(base.parent / "shifted")
+        case = replace(case, make={"scheduler": str(base.parent / "shifted")})
+    env = make_env(str(base), STEPS, prompt_tokens="train" in case.policy, **case.make)
     algorithm = DDPO(env, images_per_iteration=4, num_envs=4, chunk_size=1, **case.policy)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -157,6 +171,8 @@ def drawn(
             algorithm.export(root / "tuned")
             (root / "tuned" / "code.py").write_text(loading_code(algorithm))
             (root / "tuned" / "base").symlink_to(root / "base")  # the reader has the base model under its name
+            if case.starts:
+                (root / "tuned" / "style").symlink_to(root / "style")
             ours[name], folders[name] = _pictures(algorithm), root / "tuned"
         page = tmp_path_factory.mktemp("page")
         (page / "code.py").write_text(_block_of_the_page(build("sd3").folder))

@@ -4,9 +4,10 @@ Each test runs on a tiny pipeline of each family's real classes (see conftest).
 """
 
 import copy
+import dataclasses
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from algorithms import DDPO, RWR, DDPOConfig, DenoisingPolicy, DiffusionAlgorithm, PolicyConfig, RWRConfig
@@ -25,26 +27,31 @@ from benchmarks.__main__ import main
 from diffusion_gym import LoRAConfig, load_model
 from diffusion_gym.envs.config import build_mdp
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.models.fingerprint import difference, fingerprint
 from tests.builders.families import prompts_of
+from tests.builders.pipelines import source_image
 
 STEPS, PROMPTS, SEEDS = 3, ["a cat", "dog"], [5, 6]
 #: Scaled by 4: ignoring alpha would shrink the update fourfold.
 LORA = LoRAConfig(rank=2, alpha=8.0)
 
 
-def denoise(built: Any, policy: DenoisingPolicy, noisy: bool = False) -> tuple[Tensor, Tensor]:
+def denoise(
+    built: Any, policy: DenoisingPolicy, noisy: bool = False, prompts: Sequence[Any] = PROMPTS, **settings: Any
+) -> tuple[Tensor, Tensor]:
     """Step the environment with the policy's means, or with the noise that a pipeline draws after the first latents.
 
     Returns:
         The final latents (n, c, h, w) and the environment's images (n, 3, H, W), uint8.
     """
-    mdp = build_mdp(built.folder, "compressibility", prompts_of(built.folder, PROMPTS), STEPS, 1, "cpu", "float32")
+    drawn = prompts_of(built.folder, prompts)
+    mdp = build_mdp(built.folder, "compressibility", drawn, STEPS, 1, "cpu", "float32", settings)
     env = DenoiseVectorEnv.sharing(mdp, len(SEEDS))
     sources = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     observation, info = env.reset(seed=SEEDS, options={"prompts": PROMPTS})
     x = torch.stack([torch.randn(mdp.model.latent_shape, generator=source) for source in sources])
     assert torch.equal(x, observation["latent"])
-    conditioning = {name: observation[name] for name in mdp.model.conditioning_shapes}
+    conditioning = {name: observation[name] for name in policy.conditioning}
     for step in range(STEPS):
         noise = torch.stack([torch.randn(x.shape[1:], generator=source) for source in sources]) if noisy else None
         x, _ = policy.sample(Rows(x, torch.full((len(x),), step), conditioning), noise)
@@ -127,6 +134,69 @@ def test_images_are_the_pipelines(built_or_variant: Any, noisy: bool, guided: bo
     # float32 rounding over the steps; at the noisiest the prediction of x_0 multiplies it by 1 / sqrt(a) = 15.
     torch.testing.assert_close(latents, draw(built, pipe, "latent", **call), rtol=1e-4, atol=1e-4)
     assert_same_images(images, draw(built, pipe, "pt", **call))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sd", "sdxl", "sd3-dynamic-shift", "flux", "ddpm"),
+        *("pixart-sigma", "instruct-pix2pix", "qwen-image", "z-image", "flux-2-klein"),
+    ],
+)
+def test_images_of_another_size_are_the_pipelines(build: Callable, name: str) -> None:
+    """Not square, and only the height given; SDXL's size ids, Flux's image ids and shifts by resolution follow."""
+    built = build(name)
+    guidance = built.family.guidance
+    if built.family.guidance == 1.0:
+        with pytest.raises(ValueError, match=r"draws images of 16 x 16 pixels alone, .*; leave out height, got 24"):
+            load_model(built.folder, height=24)
+        return
+    model = load_model(built.folder, height=24)
+    channels, h, w = built.model.latent_shape
+    assert (model.image_shape, model.latent_shape) == ((3, 24, 16), (channels, h * 3 // 2, w))
+    assert pickle.loads(pickle.dumps(model)) is model
+    assert "latent_shape" in str(difference(fingerprint(built.model), fingerprint(model)))
+    policy = DenoisingPolicy(model, STEPS, PolicyConfig(trainable="full", eta=0.0, guidance_scale=guidance))
+    prompts: Sequence[Any] = PROMPTS
+    if model.image_conditioning:
+        prompts = [{"prompt": text, "image": source_image(text).resize((16, 24))} for text in PROMPTS]
+    latents, images = denoise(built, policy, prompts=prompts, height=24)
+    call = {"guidance": guidance, "size": (24, 16)}
+    pipe = built.plain()
+    torch.testing.assert_close(latents, draw(built, pipe, "latent", **call), rtol=1e-4, atol=1e-4)
+    assert_same_images(images, draw(built, pipe, "pt", **call))
+    with pytest.raises(ValueError, match=r"width must be a multiple of [48] pixels for .*, got 18; (16|20) would do"):
+        load_model(built.folder, width=18)
+
+
+@pytest.mark.parametrize(
+    ("name", "by_prompt"),
+    [
+        *(("sd", True), ("sdxl", True), ("sdxl", False), ("sd3", False), ("flux-schnell", True)),
+        *(("pixart-sigma", True), ("instruct-pix2pix", True), ("qwen-image", True), ("z-image", False)),
+    ],
+)
+def test_images_with_negative_prompts_are_the_pipelines(build: Callable, name: str, by_prompt: bool) -> None:
+    built, negative = build(name), ["dog", "a bike"] if by_prompt else ["dog"] * 2
+    prompts = [{"prompt": p, "negative_prompt": n} for p, n in zip(PROMPTS, negative, strict=True)]
+    config = PolicyConfig(trainable="full", eta=0.0, guidance_scale=built.family.guidance)
+    if not by_prompt:
+        config = dataclasses.replace(config, negative_prompt=negative[0])
+    policy = DenoisingPolicy(built.model, STEPS, config, negative_prompts=by_prompt)
+    latents, _ = denoise(built, policy, prompts=prompts if by_prompt else PROMPTS)
+    expected = draw(built, built.plain(), "latent", guidance=built.family.guidance, negative=negative)
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_rescaled_guidance_is_the_pipelines(build: Callable, name: str) -> None:
+    built, config = build(name), PolicyConfig(trainable="full", eta=0.0, guidance_scale=5.0, guidance_rescale=0.7)
+    latents, _ = denoise(built, DenoisingPolicy(built.model, STEPS, config))
+    plain, rescaled = (draw(built, built.plain(), "latent", guidance=5.0, rescale=share) for share in (0.0, 0.7))
+    assert (plain - rescaled).abs().max() > 1e-2
+    torch.testing.assert_close(latents, rescaled, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"has no guidance_rescale, .*; leave it out, got 0\.7"):
+        DenoisingPolicy(build("sd3").model, STEPS, config)
 
 
 def test_prompts_and_guidance_matter(built: Any) -> None:
@@ -266,6 +336,41 @@ def test_one_command_for_every_family(built: Any, tmp_path: Path, capsys: pytest
     assert (run / "pipeline" / "model_index.json").is_file() == (not built.family.lora_file)
     with Image.open(picture) as image:
         assert image.width > 2 * built.model.image_shape[2]
+
+
+def test_starting_from_a_lora(built: Any, tmp_path: Path) -> None:
+    """What was exported predicts the same when it is merged, and when it is trained on, which exports it again."""
+    if not built.family.lora_file:
+        with pytest.raises(ValueError, match=r"diffusers loads no LoRA into .*; leave out start_from, got 'x/y'"):
+            load_model(built.folder, start_from="x/y")
+        return
+    written = tmp_path / "lora"
+    tuned = DenoisingPolicy(built.model, STEPS, PolicyConfig(lora=LORA))
+    source = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in tuned.trainable_parameters().values():
+            value.add_(0.2 * torch.randn(value.shape, generator=source))
+    built.model.export(tuned.denoiser, written, LORA)
+    (file,) = written.glob("*.safetensors")
+    merged = load_model(built.folder, start_from=str(written))
+    further = load_model(built.folder, start_from=str(file), start_from_mode="train")
+    rows = tuned.blank_rows(1)
+    with torch.no_grad():
+        expected = tuned.distribution(rows).mean
+        assert (
+            expected - DenoisingPolicy(built.model, STEPS, PolicyConfig()).distribution(rows).mean
+        ).abs().max() > 1e-3
+        policies = [DenoisingPolicy(model, STEPS, PolicyConfig()) for model in (merged, further)]
+        for policy, rounding in zip(policies, (1e-4, 0.0), strict=True):
+            torch.testing.assert_close(policy.distribution(rows).mean, expected, rtol=rounding, atol=rounding)
+    assert [policy.config.lora for policy in policies] == [LoRAConfig(), LORA]
+    further.export(policies[1].denoiser, tmp_path / "again", LORA)
+    again = load_file(next((tmp_path / "again").glob("*.safetensors")))
+    assert all(torch.equal(value, again.pop(name)) for name, value in load_file(file).items())
+    assert not again
+    present = fingerprint(built.model)
+    assert "weights are others" in str(difference(present, fingerprint(merged)))
+    assert "start_from) is another" in str(difference(present, fingerprint(further)))
 
 
 @pytest.mark.parametrize("group", ["attention", "all"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from algorithms import DenoisingPolicy, PolicyConfig
 from algorithms.policy import Rows
 from diffusion_gym import load_model
+from diffusion_gym.models.fingerprint import difference, fingerprint
 from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, read_scheduler_config
 
 STEPS, SEED = 4, 9
@@ -38,6 +39,44 @@ def with_scheduler(build: Callable[[str], Any], tmp_path: Path) -> Callable[...,
         return str(folder)
 
     return make
+
+
+def test_a_scheduler_named_apart_from_the_models(build: Callable[[str], Any], tmp_path: Path) -> None:
+    """A class has the model's settings, a folder its own; the fingerprint knows; others are refused."""
+    folder = build("sdxl").folder
+    own, euler = load_model(folder), load_model(folder, scheduler="EulerDiscreteScheduler")
+    assert type(euler.pipe.scheduler).__name__ == "EulerDiscreteScheduler"  # type: ignore[attr-defined]
+    assert torch.equal(own.schedule(STEPS).timesteps, euler.schedule(STEPS).timesteps)
+    diffusers.DDIMScheduler(timestep_spacing="trailing").save_pretrained(tmp_path / "scheduler")
+    for place in (tmp_path, tmp_path / "scheduler"):
+        other = load_model(folder, scheduler=str(place))
+        assert other.schedule(STEPS).timesteps.tolist() == [999, 749, 499, 249]
+    assert "its scheduler's" in str(difference(fingerprint(own), fingerprint(other)))
+    for name, message in (
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            "must be one of DDIMScheduler, .*, or a folder with a scheduler_config.json",
+        ),
+        (str(tmp_path / "flow"), "holds a FlowMatchEulerDiscreteScheduler for .*; expected one of DDIMScheduler"),
+    ):
+        diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "flow")
+        with pytest.raises(ValueError, match=message):
+            load_model(folder, scheduler=name)
+
+
+def test_a_variant_is_loaded_where_it_is_asked_for(build: Callable[[str], Any], tmp_path: Path) -> None:
+    built, folder = build("sd"), tmp_path / "both"
+    shutil.copytree(built.folder, folder)
+    pipe = built.plain()
+    pipe.unet.conv_in.bias.data += 1.0
+    pipe.unet.save_pretrained(folder / "unet", variant="fp16")
+    full, half = (load_model(folder, model_variant=variant) for variant in (None, "fp16"))
+    apart = [model.pipe.unet.conv_in.bias - pipe.unet.conv_in.bias for model in (full, half)]  # type: ignore[attr-defined]
+    assert [float(value.detach().mean().round(decimals=3)) for value in apart] == [-1.0, 0.0]
+    with pytest.raises(
+        ValueError, match=r"no part of the model .* has weights of the variant 'bf16'; expected \['fp16'\]"
+    ):
+        load_model(folder, model_variant="bf16")
 
 
 def _ours(folder: str, eta: float, steps: int) -> Tensor:

@@ -162,10 +162,10 @@ def test_what_stopped_a_download_is_told(
         _make({"model": "someone/some-model"})
 
 
-def test_a_single_file_checkpoint_says_how_to_convert_it(tmp_path: Path) -> None:
+def test_a_single_file_checkpoint_says_what_it_needs(tmp_path: Path) -> None:
     file = tmp_path / "v1-5-pruned.safetensors"
     file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has weights without a model_index\.json; .*from_single_file\(FILE\)"):
+    with pytest.raises(ValueError, match=r"is a single-file checkpoint, .*; give as model_config the diff"):
         _make({"model": str(file)})
 
 

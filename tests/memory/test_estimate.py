@@ -92,6 +92,13 @@ def test_options_take_what_they_promise(small_run: Callable) -> None:
     assert guided.working > 1.5 * plain.working
 
 
+def test_size_of_the_images_is_counted(small_run: Callable) -> None:
+    """Twice the height is twice the latents and the pictures: of 6 images, 4 latents of 4 x 8 x 8 more each."""
+    small, large = (estimate_memory(small_run(make={"height": height})) for height in (None, 32))
+    assert large.rollout - small.rollout == 6 * (4 * 4 * 64 * 4 + 3 * 16 * 16)
+    assert large.working > 1.5 * small.working
+
+
 def test_tokens_take_less_than_embeddings(small_run: Callable) -> None:
     """A rollout that trains the text encoder stores 16 tokens of 8 bytes an image, not 16 x 32 floats."""
     tokens = estimate_memory(small_run(make={"prompt_tokens": True}, train="text_encoder"))
