@@ -12,6 +12,7 @@ from algorithms.config.fields import check_statistics
 
 _EPSILON = 1e-6  # keeps a constant reward's advantage at 0 instead of 0 / 0
 _GROUP_EPSILON = 1e-4  # Flow-GRPO's
+_ROUNDING = 1e-6  # of a sum of normalised rewards, which are numbers about 1 made of float32
 
 
 class PerPromptStatistics:
@@ -98,7 +99,7 @@ def gdpo_advantages(prompts: Sequence[str], rewards: Tensor, weights: Sequence[f
 
     GDPO (Liu et al. 2026, arXiv 2601.05242): ``A = sum_k w_k (r_k - mean) / (std + 1e-4)`` with mean and std of reward
     k among the iteration's images of a prompt, so that its scale does not matter. The last std is that of all images.
-    Images whose prompt no other has get 0.
+    Images whose prompt no other has get 0, as do those of a group whose rewards cancel out but for rounding.
 
     Args:
         prompts: n texts, or keys of prompts (``rollout.keys``).
@@ -112,6 +113,12 @@ def gdpo_advantages(prompts: Sequence[str], rewards: Tensor, weights: Sequence[f
     total = np.zeros(len(prompts))
     for weight, values in zip(weights, rewards, strict=True):
         total += weight * _in_groups(prompts, values, normalised)
+    least = _ROUNDING * float(np.abs(weights).sum())
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return values if np.ptp(values) > least else np.zeros(len(values))
+
+    total = _in_groups(prompts, torch.from_numpy(total), spread)
     total /= total.std() + _GROUP_EPSILON  # its mean over the images is 0, as it is in each group
     return torch.tensor(total.tolist(), dtype=torch.float32, device=rewards.device)
 

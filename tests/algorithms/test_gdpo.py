@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from algorithms import DDPO, GRPO, ForwardProcess, OnlinePreference
-from algorithms.advantages import gdpo_advantages, group_advantages
+from algorithms.advantages import gdpo_advantages, group_advantages, share_without_spread
 from benchmarks.runs.spec import RunSpec, TaskConfig
 from diffusion_gym.rewards import Linear, Quadratic, RewardTerm, WeightedSum
 
@@ -61,6 +61,16 @@ def test_of_one_group_and_equal_rewards_grpo_remains() -> None:
     assert gdpo_advantages(["cat"] * 4, torch.stack([values, values]), [1.0, -1.0]).tolist() == [0.0] * 4
     lonely = gdpo_advantages(["cat", "dog", "dog"], torch.tensor([[9.0, 1.0, 1.0], [5.0, 2.0, 2.0]]), [1.0, 1.0])
     assert lonely.tolist() == [0.0] * 3
+
+
+def test_rewards_that_cancel_out_leave_no_spread() -> None:
+    """Of x and 1 - x, rounded to float32, about 1e-7 would be left, by which preferences would choose their pairs."""
+    values = torch.tensor([0.1, 0.2, 0.4, 0.7])
+    other = torch.tensor([[5.0, 1.0, 2.0, 3.0], [0.0, 0.0, 1.0, 7.0]])
+    groups = ["cat"] * 4 + ["dog"] * 4
+    found = gdpo_advantages(groups, torch.cat([torch.stack([values, 1 - values]), other], 1), [1.0, 1.0])
+    assert found[:4].tolist() == [0.0] * 4
+    assert share_without_spread(groups, found) == 0.5
 
 
 @pytest.mark.parametrize("cls", [GRPO, DDPO, ForwardProcess])
