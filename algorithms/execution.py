@@ -26,7 +26,7 @@ def check_compile(device: torch.device) -> None:
         torch.compile(lambda x: x + 1, fullgraph=True, backend=BACKEND)(torch.ones(2, device=device))
     except Exception as error:  # of many unrelated types
         raise ValueError(
-            f"compile needs torch.compile, which does not work here ({_first_line(error)}); install what it needs (a "
+            f"compile needs torch.compile, which does not work here ({_reason(error)}); install what it needs (a "
             "C++ compiler such as g++ on a CPU, Triton on a GPU), or leave out --policy.compile."
         ) from error
 
@@ -70,7 +70,7 @@ def run_compiled(
             raise
         names = ", ".join(type(network).__name__ for network in networks)
         raise ValueError(
-            f"torch.compile could not make one graph of {names} ({_first_line(error)}); leave out --policy.compile."
+            f"torch.compile could not make one graph of {names} ({_reason(error)}); leave out --policy.compile."
         ) from error
     return output if recorded else output.detach()
 
@@ -124,6 +124,7 @@ def _networks(denoiser: nn.Module) -> list[nn.Module]:
     return found or [denoiser]
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """Return an error's first two lines as one; the first only says which backend raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__
+    return " ".join(lines[:2]).rstrip(".:") or type(error).__name__

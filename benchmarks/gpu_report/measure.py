@@ -47,6 +47,7 @@ def measure(model: Any, case: Case, steps: int) -> dict[str, Any]:
         result[phase] = {
             "seconds": min(run[phase].wall for run in runs),
             "floor_seconds": floors[phase],
+            "rows": rows[phase],
             "operations": rows[phase] * operations[phase],
             "megabytes": memory[phase],
         }

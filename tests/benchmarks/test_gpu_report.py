@@ -35,7 +35,8 @@ def test_every_model_is_measured_beside_its_floor(tmp_path: Path, monkeypatch: p
     for row in measured:
         seconds = sum(row[phase]["seconds"] for phase in ("sampling", "training"))
         assert row["images_per_second"] == pytest.approx(row["chunk_size"] / seconds)
-        assert row["training"]["operations"] > row["sampling"]["operations"] > 0
+        forward, both = (row[phase]["operations"] / row[phase]["rows"] for phase in ("sampling", "training"))
+        assert 1.5 * forward < both < 3 * forward, "with adapters of few weights, about twice a forward pass"
         share = row["training"]["operations"] / row["training"]["seconds"] / result["peak_operations_per_second"]
         assert row["training"]["share_of_peak"] == pytest.approx(share)
         assert row["floor_images_per_second"] > 0
