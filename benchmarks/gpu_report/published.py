@@ -123,6 +123,7 @@ class _RandomWeights:
 
     build: Callable[..., Parts]
     schedulers: Sequence[str]
+    scheduler_config: Mapping[str, Any]
     zero_unconditional = True
     prompt_readers: Mapping[str, int] = {}
 
