@@ -69,8 +69,12 @@ def _build(model: Any, case: Case, steps: int) -> DDPO:
     env = gymnasium.make(
         diffusion_gym.ENV_ID, model=model, reward=brightness, prompts=["one", "two"], num_inference_steps=steps
     )
-    images = {"images_per_iteration": case.chunk_size, "num_envs": case.chunk_size, "updates_per_iteration": 1}
-    return DDPO(env, **images, guidance_scale=1.0, **asdict(case))
+    images: dict[str, Any] = {
+        "images_per_iteration": case.chunk_size,
+        "num_envs": case.chunk_size,
+        "updates_per_iteration": 1,
+    }
+    return DDPO(env, **images, updates_per_iteration=1, guidance_scale=1.0, **asdict(case))
 
 
 def _time_floor(floor: Floor, chunk: int) -> dict[str, float]:
@@ -88,8 +92,9 @@ def _time_floor(floor: Floor, chunk: int) -> dict[str, float]:
 def _operations(algorithm: DDPO) -> dict[str, int]:
     """Return the floating-point operations of a row in sampling and in training; activations are not made again."""
     rows, network = algorithm.policy.blank_rows(1), algorithm.policy.denoiser
+    parts: list[Any] = list(network.modules())
     given = rows.latents, algorithm.policy.transition.timesteps[rows.step_index], rows.conditioning
-    checkpointed = [part for part in network.modules() if getattr(part, "gradient_checkpointing", False)]
+    checkpointed = [part for part in parts if getattr(part, "gradient_checkpointing", False)]
     for part in checkpointed:
         part.gradient_checkpointing = False
     with FlopCounterMode(display=False) as forward, torch.no_grad():
