@@ -69,11 +69,7 @@ def _build(model: Any, case: Case, steps: int) -> DDPO:
     env = gymnasium.make(
         diffusion_gym.ENV_ID, model=model, reward=brightness, prompts=["one", "two"], num_inference_steps=steps
     )
-    images: dict[str, Any] = {
-        "images_per_iteration": case.chunk_size,
-        "num_envs": case.chunk_size,
-        "updates_per_iteration": 1,
-    }
+    images: dict[str, Any] = dict.fromkeys(("images_per_iteration", "num_envs"), case.chunk_size)
     return DDPO(env, **images, updates_per_iteration=1, guidance_scale=1.0, **asdict(case))
 
 
