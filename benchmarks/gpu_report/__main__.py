@@ -5,6 +5,8 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,40 +24,41 @@ _MATRIX, _TINY_MATRIX = 8192, 256
 
 
 def gpu_report(options: GpuReport) -> int:
-    """Measure, print the table and write the files; return the exit status."""
-    tables = options.output.with_suffix(".md")
-    for file in (options.output, tables):
+    """Measure, print the table and write the files after each case; return the exit status."""
+    for file in (options.output, options.output.with_suffix(".md")):
         check_output(file)
-    with published(options.output.parent) as fresh:  # first, so that nothing is measured that cannot be written
-        result = _measure(options)
-        text = markdown(result)
-        (fresh / options.output.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (fresh / tables.name).write_text(text, encoding="utf-8")
-    print(f"{text}\nraw numbers: {options.output}")
+    device = check_device(options.device)
+    result: dict[str, Any] = {
+        "settings": {name: value for name, value in dataclasses.asdict(options).items() if name != "output"},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "peak_operations_per_second": matmul_peak(device, _TINY_MATRIX if options.tiny else _MATRIX),
+        "cases": [],
+        "provenance": provenance(),
+    }
+    _write(options.output, result)  # first, so that nothing is measured that cannot be written
+    began = time.perf_counter()
+    for number, name in enumerate(options.models):
+        until = began + 60 * options.minutes * (number + 1) / len(options.models)
+        for row in _of_model(name, options, device, result["peak_operations_per_second"], until):
+            result["cases"].append(row)
+            if "left_out" not in row:
+                _write(options.output, result)
+        _free()
+    _write(options.output, result)
+    print(f"{markdown(result)}\nraw numbers: {options.output}")
     return 0
 
 
-def _measure(options: GpuReport) -> dict[str, Any]:
-    device = check_device(options.device)
-    peak = matmul_peak(device, _TINY_MATRIX if options.tiny else _MATRIX)
-    began, cases = time.perf_counter(), []
-    for number, name in enumerate(options.models):
-        until = began + 60 * options.minutes * (number + 1) / len(options.models)
-        cases += _of_model(name, options, device, peak, until)
-        _free()
-    settings = {name: value for name, value in dataclasses.asdict(options).items() if name != "output"}
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return {
-        "settings": settings,
-        "device": named,
-        "peak_operations_per_second": peak,
-        "cases": cases,
-        "provenance": provenance(),
-    }
+def _write(output: Path, result: dict[str, Any]) -> None:
+    with published(output.parent) as fresh:
+        (fresh / output.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (fresh / output.with_suffix(".md").name).write_text(markdown(result), encoding="utf-8")
 
 
-def _of_model(name: str, options: GpuReport, device: torch.device, peak: float, until: float) -> list[dict[str, Any]]:
-    model, rows = None, []
+def _of_model(
+    name: str, options: GpuReport, device: torch.device, peak: float, until: float
+) -> Iterator[dict[str, Any]]:
+    model = None
     for case in options.cases():
         row: dict[str, Any] = {"model": name, "case": case.describe(), **dataclasses.asdict(case)}
         if time.perf_counter() >= until:
@@ -66,8 +69,7 @@ def _of_model(name: str, options: GpuReport, device: torch.device, peak: float, 
         for phase in PHASES if "left_out" not in row else ():
             row[phase]["share_of_peak"] = row[phase]["operations"] / row[phase]["seconds"] / peak
         print(f"{name}, {row['case']}: {row.get('left_out') or format(row['images_per_second'], '.3g') + ' images/s'}")
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _tried(model: Any, case: Case, steps: int) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class _RandomWeights:
             finally:
                 torch.set_default_dtype(torch.float32)
         for part in parts.values():
-            part.requires_grad_(False).eval().to(device)
+            part.requires_grad_(False).eval().to(device, DTYPES[dtype])
         scheduler = _scheduler("transformer" in parts)
         tokenizers = {"tokenizer": SimpleNamespace(model_max_length=77), "tokenizer_3": None}
         self.pipe: Any = SimpleNamespace(
