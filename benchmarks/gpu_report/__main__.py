@@ -68,7 +68,8 @@ def _of_model(
             row |= _tried(model, case, options.steps)
         for phase in PHASES if "left_out" not in row else ():
             row[phase]["share_of_peak"] = row[phase]["operations"] / row[phase]["seconds"] / peak
-        print(f"{name}, {row['case']}: {row.get('left_out') or format(row['images_per_second'], '.3g') + ' images/s'}")
+        speed = row.get("left_out") or f"{row['images_per_second']:.3g} images/s"
+        print(f"{name}, {row['case']}: {speed}", flush=True)
         yield row
 
 

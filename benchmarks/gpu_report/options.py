@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from diffusion_gym.choices import ModelDtype
 
@@ -37,8 +37,6 @@ class GpuReport:
     For each case: images per second, the share of the device's measured bfloat16 peak, peak memory, and a floor of the
     same forwards and backwards alone. What memory or time does not allow is listed with its reason.
     """
-
-    details: ClassVar[tuple[str, ...]] = ()
 
     minutes: float = 10.0
     """Time for all models, each an equal share; no case begins after it, and a compiled one may take longer."""
