@@ -5,6 +5,7 @@ scores the chunks that were sampled (see ``rollouts.py``).
 """
 
 import copy
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from algorithms.config.base import AlgorithmConfig, override
 from algorithms.config.base import PolicyConfig as PolicyConfig
+from algorithms.execution import check_compile, run_compiled, use_channels_last
 from algorithms.guidance import check_image_guidance, check_negative_prompts, guidance
 from algorithms.parallel.sharding import is_sharded, whole
 from algorithms.requirements import started
@@ -89,6 +91,12 @@ class DenoisingPolicy(nn.Module):
         self.to(model.device).eval()
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.denoiser)
+        if config.channels_last:
+            use_channels_last(self.denoiser, model.name)
+        #: Whether the denoiser runs as a compiled graph; see ``execution.py``.
+        self.compiles = config.compile
+        if config.compile:
+            check_compile(model.device)
 
     @classmethod
     def from_env(cls, env: Any, **settings: Any) -> "DenoisingPolicy":
@@ -166,12 +174,12 @@ class DenoisingPolicy(nn.Module):
         return {name: value for name, value in self.denoiser.named_parameters() if value.requires_grad}
 
     def whole_denoiser(self) -> nn.Module:
-        """Return the denoiser with all its weights: itself, or a copy of one that is sharded.
+        """Return the denoiser with all its weights: itself, or a copy of one that is sharded or channels-last.
 
         Collective: call on every rank.
         """
         trained = self.trainable_parameters()
-        if not any(map(is_sharded, trained.values())):
+        if not self.config.channels_last and not any(map(is_sharded, trained.values())):
             return self.denoiser
         with torch.random.fork_rng(), torch.no_grad():  # peft draws adapters, which are overwritten
             denoiser = self._build_denoiser().to(self.model.device).eval()
@@ -329,10 +337,16 @@ class DenoisingPolicy(nn.Module):
         return {name: encoded[name] for name in self.conditioning}
 
     def _forward(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        forward = functools.partial(run_compiled, self.denoiser, self.chunk_size) if self.compiles else self.denoiser
+        if self.config.channels_last:
+            latents = latents.contiguous(memory_format=torch.channels_last)
         if self.config.autocast == "none":
-            return self.denoiser(latents, timesteps, conditioning).float()
-        with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
-            return self.denoiser(latents, timesteps, conditioning).float()
+            output = forward(latents, timesteps, conditioning).float()
+        else:
+            with torch.autocast(latents.device.type, dtype=getattr(torch, self.config.autocast)):
+                output = forward(latents, timesteps, conditioning).float()
+        # Log-densities are sums over a row, whose order follows the layout.
+        return output.contiguous() if self.config.channels_last else output
 
 
 def _conditioning(model: DiffusionModel, config: PolicyConfig) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -74,6 +74,11 @@ def check_ranks(name: str, needs: Requirements, config: AlgorithmConfig, ranks: 
         raise ValueError(
             "optimizer 'adamw8bit' does not support sharded weights (FSDP); take 'adamw', or launch with --multi_gpu."
         )
+    if ranks.sharded and (config.policy.compile or config.policy.channels_last):
+        option = "compile" if config.policy.compile else "channels-last"
+        raise ValueError(
+            f"--policy.{option} does not support sharded weights (FSDP); leave it out, or launch with --multi_gpu."
+        )
     each = config.images_per_iteration // getattr(config, "updates_per_iteration", 1) if needs.trajectory else 0
     if ranks.sharded and each % ranks.size:
         raise ValueError(

@@ -46,6 +46,7 @@ class PolicyConfig:
     details: ClassVar[tuple[str, ...]] = (
         *("train", "lora", "sampler", "eta", "image_guidance_scale", "autocast", "gradient_checkpointing"),
         *("guidance_rescale", "negative_prompt"),
+        *("compile", "channels_last"),
     )
 
     train: Trained = "denoiser"
@@ -74,6 +75,10 @@ class PolicyConfig:
     """Precision of the denoiser's forward pass. Latents, log-probabilities and trained weights stay float32."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations again in the backward pass: same gradient, a third more work."""
+    compile: bool = False
+    """One torch.compile graph of chunk_size rows for sampling and training; smaller chunks are filled up to it."""
+    channels_last: bool = False
+    """Lay out latents and weights of convolutions with the channels last, which GPUs compute faster."""
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later."""

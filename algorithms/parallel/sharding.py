@@ -73,6 +73,8 @@ def laid_out_as(value: Tensor, like: Any) -> Tensor:
         value: whole, and the same on every rank, or in such parts already.
         like: a tensor, sharded or not.
     """
+    if not is_sharded(value) and not is_sharded(like) and value.shape == like.shape:
+        return torch.empty_like(like.detach(), dtype=value.dtype).copy_(value.detach())  # in its memory format too
     if is_sharded(value) or not is_sharded(like):
         return value.detach().to(like.device, copy=True)
     from torch.distributed.tensor import distribute_tensor

@@ -38,12 +38,14 @@ def sizes_beside(size: int, most: int, factor: int = 2) -> list[int]:
 def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, rows_left: int) -> dict[int, Seconds]:
     """Return chunk size -> least time per row that is sampled and trained on: at the present size, half and twice it.
 
-    Empty with several ranks, and if the passes would be more than 2 % of the rows that are left; without sizes that do
-    not fit in memory. No weight, gradient or random state is changed.
+    Empty with several ranks, with a compiled graph, which each size would make anew, and if the passes would be more
+    than 2 % of the rows that are left; without sizes that do not fit in memory. No weight, gradient or random state is
+    changed.
     """
     here, most = algorithm.policy.chunk_size, largest_useful(algorithm)
     sizes = sizes_beside(here, most)
-    if algorithm.ranks.size > 1 or len(sizes) < 2 or sum(sizes) * _PASSES * _SHARE > rows_left:
+    unknown = algorithm.ranks.size > 1 or algorithm.policy.compiles or len(sizes) < 2
+    if unknown or sum(sizes) * _PASSES * _SHARE > rows_left:
         return {}
     fits = estimate.total + estimate.working <= free_bytes(algorithm.policy.model.device)
     times: dict[int, list[Seconds]] = {size: [] for size in sizes if size <= here or fits}

@@ -40,6 +40,8 @@ _PLAIN = {
     "chunk_size": 512,
     "autocast": "none",
     "gradient_checkpointing": False,
+    "compile": False,
+    "channels_last": False,
     "optimizer": "adamw",
     "reencode_images": False,
     "evaluation": EvaluationConfig(),

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from algorithms import DenoisingPolicy, DiffusionAlgorithm
+from algorithms.execution import eager
 from algorithms.memory import is_out_of_memory, too_little_memory
 from algorithms.parallel.sharding import local
 from algorithms.rollouts import Rollout
@@ -102,7 +103,8 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     # torch updates many tensors at once on CUDA, with a temporary copy of them all.
     stepping = weights if device.type == "cuda" else 0
     try:
-        working = max(_training_bytes(algorithm, trained), _decoding_bytes(policy), stepping)
+        with eager(policy):  # operations inside a compiled graph are not seen
+            working = max(_training_bytes(algorithm, trained), _decoding_bytes(policy), stepping)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise too_little_memory(str(error)) from error

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import diffusion_gym  # noqa: F401  (registers the environment)
 from algorithms import DDPO, DenoisingPolicy
+from benchmarks.gpu_report.published import stable_diffusion_15, stable_diffusion_xl
 from benchmarks.runs.memory import estimate_memory
 from diffusion_gym.models.adapters import Groups
 from diffusion_gym.models.base import DTYPES, Conditioning, LoRAConfig, ModelDtype
@@ -35,62 +36,6 @@ CARDS = (16, 24, 48, 80)  # GB, 10^9 bytes
 SHARE = 0.85
 _BLOCK = re.compile(r"(<!-- card: (?P<name>\S+) -->\n)(?P<text>.*?)(<!-- end -->)", flags=re.DOTALL)
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-
-
-def stable_diffusion_15() -> dict[str, nn.Module]:
-    """Return the networks of stable-diffusion-v1-5."""
-    from diffusers import UNet2DConditionModel
-
-    return {
-        "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        "vae": _vae(512),
-        "text_encoder": _clip(768, 12),
-    }
-
-
-def stable_diffusion_xl() -> dict[str, nn.Module]:
-    """Return the networks of stable-diffusion-xl-base-1.0."""
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
-    return {"unet": unet, "vae": _vae(1024), "text_encoder": _clip(768, 12), "text_encoder_2": _clip(1280, 32, True)}
-
-
-def _vae(size: int) -> nn.Module:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        sample_size=size,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-
-
-def _clip(width: int, layers: int, projection: bool = False) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        projection_dim=width,
-    )
-    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
 class _WithoutValues:
