@@ -22,12 +22,13 @@ from algorithms.policy import Rows
 from algorithms.reference import Reference
 from algorithms.requirements import Requirements as Requirements
 from algorithms.rollouts import Rollout
-from algorithms.sampling import Interrupted, OnStep, collect
+from algorithms.sampling import OnStep, collect
 from algorithms.sb3.algorithm import Config
 from algorithms.sb3.callback_locals import CallbackLocals, Step
 from algorithms.seeding import TRAINING_STREAMS, Noise, prompt_order
 from algorithms.setup import BuiltAlgorithm
 from algorithms.windows import Windows
+from diffusion_gym.errors import Interrupted
 
 Self = TypeVar("Self", bound="DiffusionAlgorithm[Any]")
 #: The trained step counts as this many forwards: one forward, and a backward of twice its cost.

@@ -59,10 +59,10 @@ class Evaluation:
     metadata: list[Mapping[str, Any]] = field(default_factory=list)
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
-        """Mean, std and standard error over the images; mean and std of each part; the same of the others.
+        """Return mean, std and standard error over the images, mean and std of each part, and :meth:`distances`.
 
-        These have "held_out", "deployed" and "deployed_held_out" in the place of ``prefix``. Beside them
-        :meth:`distances`.
+        Those of the evaluations beside this one begin with "held_out", "deployed" and "deployed_held_out" instead of
+        ``prefix``.
         """
         std = _sample_std(self.rewards)
         metrics = {

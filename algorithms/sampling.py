@@ -14,7 +14,7 @@ from algorithms.scoring import Scoring
 from algorithms.seeding import TRAINING_STREAMS, Noise, StepNoise, Streams
 from algorithms.windows import Windows
 from diffusion_gym.envs.vector import DenoiseVectorEnv
-from diffusion_gym.errors import Interrupted as Interrupted
+from diffusion_gym.errors import Interrupted
 from diffusion_gym.prompt_records import PromptLike
 from diffusion_gym.rewards import Scores
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from algorithms.parallel.split import Split
 from algorithms.policy import DenoisingPolicy
 from algorithms.rollouts import Rollout
-from algorithms.sampling import Interrupted, OnStep
+from algorithms.sampling import OnStep
 from algorithms.sb3.callback_locals import Step
 from algorithms.seeding import Noise
 from diffusion_gym.envs.results import Scored
 from diffusion_gym.envs.vector import DenoiseVectorEnv
+from diffusion_gym.errors import Interrupted
 from diffusion_gym.models.base import Conditioning, DiffusionModel
 from diffusion_gym.models.schedulers import make_solver
 from diffusion_gym.prompt_records import Prompt

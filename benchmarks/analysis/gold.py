@@ -29,7 +29,7 @@ class GoldCurve:
     Attributes:
         metric: which metric gold is made of.
         queries: reward queries, (evaluations,), float64.
-        proxy: the mean of what is trained on: of a reward with several parts the first, (evaluations,).
+        proxy: the mean reward, of a combined one that of its first part, (evaluations,).
         measured: gold as measured, (evaluations,), float64.
         gold: the same, each value the mean of as many evaluations around it as show 96 images, (evaluations,): 32
             images are too few to tell a fall by a tenth from chance. At the end fewer are averaged. The start is as
@@ -89,7 +89,7 @@ def gold_curve(run: Run) -> GoldCurve | None:
 
 
 def proxy_of(run: Run) -> str:
-    """Return the reward that a run is pushed on: of several the first."""
+    """Return the reward that a run optimises, the proxy; of a combined reward its first part."""
     return parse_reward(run.spec.task.reward)[0].reward
 
 

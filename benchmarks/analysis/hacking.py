@@ -14,7 +14,7 @@ GOLD = "gold"
 #: Tasks on which a plain run loses its gold, and all tasks.
 HACKED = ("compressibility", "incompressibility", "aesthetic")
 TASKS = (*HACKED, "geneval", "mixture-linear")
-#: The other form of an algorithm that is shown.
+#: Variants that are left out: of their algorithm another form is shown.
 _LEFT_OUT = ("ddpo-sf", "sparse-rwr")
 _PATIENCE = 2  # evaluations
 _KL_LIMIT = 20.0  # nats per image

@@ -19,7 +19,7 @@ from benchmarks.analysis.units import unit_of
 
 #: Shares of its start that gold is kept at.
 KEPT = (0.9, 0.8)
-_UNIT = "ddpo-is"  # whose gain the others' are shown in
+_UNIT = "ddpo-is"  # its gain of reward is the unit of all gains
 _PLAIN = ("ddpo-is", "branched")  # what a remedy's name begins with
 _FIRST = (Column("task", is_text=True), Column("algorithm", is_text=True))
 
@@ -51,7 +51,7 @@ def gold_table(summary: Curves) -> Table | None:
 
 
 def kept_table(summary: Curves) -> Table | None:
-    """Return the reward that is had while gold is at least nine and eight tenths of its start."""
+    """Return the highest reward while gold is at least nine tenths, and eight tenths, of its start."""
     rows: list[list[Cell]] = []
     for task, by_variant in summary.items():
         for variant, curve in by_variant.items():

@@ -8,12 +8,12 @@ import numpy as np
 
 from benchmarks.analysis.aggregate import Ahead, improvement
 from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.gold import RECOGNISED
 from benchmarks.analysis.statistics import Interval
 from benchmarks.runs.gold_judge import JUDGE
 
 #: The share of recognised pictures at which rewards are compared: below it the prompt is being lost.
-RECOGNISED = 0.8
-_RECOGNISED = "recognised"
+PROMPT_KEPT = 0.8
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Quality:
     @property
     def is_price(self) -> bool:
         """Whether it is what a reward may cost, and not what is aimed at."""
-        return self.metric == _RECOGNISED
+        return self.metric == RECOGNISED
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _verdict(summary: Curves, task: str) -> Verdict:
 
 def _qualities(by_variant: Mapping[str, Curve]) -> dict[str, Quality]:
     """Return the same measure of each variant that has it: of recognised and judge the first that the task has."""
-    for metric in (_RECOGNISED, JUDGE):
+    for metric in (RECOGNISED, JUDGE):
         for held_out in (True, False):
             found = {
                 name: Quality(metric, held_out, values[metric])
@@ -130,14 +130,14 @@ def _qualities(by_variant: Mapping[str, Curve]) -> dict[str, Quality]:
 def _level(quality: Mapping[str, Quality], winner: str) -> float | None:
     """Return the level at which rewards are compared.
 
-    Of recognised pictures it is :data:`RECOGNISED`, if the start is above it; of the gold judge's right ones it is
+    Of recognised pictures it is :data:`PROMPT_KEPT`, if the start is above it; of the gold judge's right ones it is
     halfway up the winner's gain, to a whole percent, if there is one of at least two percent.
     """
     if winner not in quality:
         return None
     values = [value.estimate for value in quality[winner].values]
     if quality[winner].is_price:
-        return RECOGNISED if values[0] >= RECOGNISED else None
+        return PROMPT_KEPT if values[0] >= PROMPT_KEPT else None
     return round((values[0] + max(values)) / 2, 2) if max(values) - values[0] >= 0.02 else None
 
 

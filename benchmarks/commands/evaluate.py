@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -101,7 +100,8 @@ def _scored(options: Evaluate, folder: Path, run: Run, starts: dict[str, Any]) -
 
     def scores(policy: DenoisingPolicy) -> dict[str, Any]:
         found = evaluate_deployed(algorithm.mdp, policy, config, algorithm.iteration)
-        return {name: scores_of(each, metrics) for name, each in {"": found, **others_of(found)}.items()}
+        others = {name: scores_of(other, metrics) for name, other in others_of(found).items()}
+        return scores_of(found, metrics) | others
 
     with algorithm.averaged():
         end = scores(algorithm.policy)
@@ -116,12 +116,8 @@ def _scored(options: Evaluate, folder: Path, run: Run, starts: dict[str, Any]) -
         "seed": run.seed,
         "iteration": algorithm.iteration,
         "training_sampler": _logged(run, algorithm.iteration),
-        "deployed_sampler": {"start": _named(starts[key]), "end": _named(end)},
+        "deployed_sampler": {"start": starts[key], "end": end},
     }
-
-
-def _named(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {**scores[""], **{name: value for name, value in scores.items() if name}}
 
 
 def _logged(run: Run, iteration: int) -> dict[str, Any]:

@@ -91,19 +91,19 @@ def forecast_spec(spec: RunSpec, writing: Writing) -> int:
     spec.check()
     import torch
 
-    from benchmarks.runs.forecast import extent, probe
+    from benchmarks.runs.forecast import probe, workload
     from benchmarks.runs.memory import estimate_memory
     from benchmarks.runs.run import check_shown, make_algorithm
     from diffusion_gym.rewards.attended import evaluating
 
     torch.set_num_threads(threads_of(writing))
-    algorithm, extends = make_algorithm(spec), extent(spec)
+    algorithm, work = make_algorithm(spec), workload(spec)
     check_shown(spec, algorithm)
     if spec.config.evaluation.images:
         with evaluating(algorithm.mdp.reward):  # refuses votes without a reward for evaluations
             pass
     print(f"{_taken(spec, algorithm)}\n{estimate_memory(algorithm).describe()}")
-    print(f"{extends.describe(algorithm.policy.forwards_per_row)}\n{probe(algorithm, spec).describe(extends)}")
+    print(f"{work.describe(algorithm.policy.forwards_per_row)}\n{probe(algorithm, spec).describe(work)}")
     print("nothing was trained or written")
     return 0
 
@@ -156,7 +156,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
 def _say_what_begins(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]", say: Say, stop: Callable[[], bool]) -> None:
     """Print the recommended settings, the memory, where the run resumes, and a faster chunk size if there is one."""
     from benchmarks.runs.chunk_sizes import advice, time_chunks
-    from benchmarks.runs.forecast import extent, probe
+    from benchmarks.runs.forecast import probe, workload
     from benchmarks.runs.memory import estimate_memory
 
     estimate = estimate_memory(algorithm)
@@ -166,10 +166,10 @@ def _say_what_begins(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]", say: S
         say(f"resuming after {done} of {spec.total_queries} reward queries")
     if stop():
         return
-    extends = extent(spec)
-    say(extends.describe(algorithm.policy.forwards_per_row))
+    work = workload(spec)
+    say(work.describe(algorithm.policy.forwards_per_row))
     if algorithm.ranks.size == 1:
-        say(probe(algorithm, spec).describe(extends))
+        say(probe(algorithm, spec).describe(work))
     rows_left = round((spec.total_queries - done) * algorithm.policy.num_inference_steps)
     faster = advice(time_chunks(algorithm, estimate, rows_left), algorithm.policy.chunk_size)
     if faster is not None:

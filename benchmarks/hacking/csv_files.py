@@ -46,18 +46,7 @@ def read_csv(file: Path) -> CSVRun:
         raise ValueError(
             f"{str(file)!r} cannot be read as CSV ({error}); expected a header and lines in UTF-8."
         ) from None
-    names = [_SYNONYMS.get(cell.strip(), cell.strip()) for cell in header]
-    place = next((name for name in _PLACES if name in names), None)
-    missing = ([] if place else [" or ".join(_PLACES)]) + ([] if REWARD in names else [REWARD])
-    if missing or place is None:
-        raise ValueError(
-            f"{str(file)!r} lacks the column {' and the column '.join(missing)}, got {', '.join(names) or 'nothing'}. "
-            f"Known are also {', '.join(name for name in COLUMNS if name != REWARD)}, and the names of rewards."
-        )
-    twice = next((name for name in (place, *COLUMNS, *REWARDS) if names.count(name) > 1), None)
-    if twice is not None:
-        both = ", ".join(repr(cell) for cell, name in zip(header, names, strict=True) if name == twice)
-        raise ValueError(f"{str(file)!r} has {twice} in several columns ({both}); expected one.")
+    names, place = _columns(header, file)
     known = [name for name in names if name in COLUMNS or (name in REWARDS and not is_gold(name))]
     readings: list[Reading] = []
     for number, cells in lines:
@@ -80,6 +69,23 @@ def read_csv(file: Path) -> CSVRun:
     if not readings:
         raise ValueError(f"{str(file)!r} has no line below its header; expected one per evaluation.")
     return CSVRun(readings, place, [name for name in names if name not in known and name not in _PLACES])
+
+
+def _columns(header: list[str], file: Path) -> tuple[list[str], str]:
+    """Return our names of the columns, and which of them says where a line is in training."""
+    names = [_SYNONYMS.get(cell.strip(), cell.strip()) for cell in header]
+    place = next((name for name in _PLACES if name in names), None)
+    missing = ([] if place else [" or ".join(_PLACES)]) + ([] if REWARD in names else [REWARD])
+    if missing or place is None:
+        raise ValueError(
+            f"{str(file)!r} lacks the column {' and the column '.join(missing)}, got {', '.join(names) or 'nothing'}. "
+            f"Known are also {', '.join(name for name in COLUMNS if name != REWARD)}, and the names of rewards."
+        )
+    twice = next((name for name in (place, *COLUMNS, *REWARDS) if names.count(name) > 1), None)
+    if twice is not None:
+        both = ", ".join(repr(cell) for cell, name in zip(header, names, strict=True) if name == twice)
+        raise ValueError(f"{str(file)!r} has {twice} in several columns ({both}); expected one.")
+    return names, place
 
 
 def _number(cell: str, name: str, number: int, file: Path) -> float:

@@ -32,6 +32,10 @@ class Detector:
     score: Callable[[Readings], float]
     says: Callable[[Readings], str]
 
+    def scores(self, readings: Readings) -> list[float]:
+        """Return the number at each reading, of what had been read until then."""
+        return [self.score(readings[: at + 1]) for at in range(len(readings))]
+
 
 def _value(reading: Reading, column: str) -> float:
     return reading.values.get(column, math.nan)
@@ -56,7 +60,7 @@ def _falls_while_reward_rises(readings: Readings) -> float:
 def _kl_growth(readings: Readings) -> float:
     now = readings[-1]
     if len(readings) < 2:
-        return 0.0 * _value(now, KL_TO_START)
+        return 0.0 * _value(now, KL_TO_START)  # 0, or NaN where the KL was not measured
     before = next((one for one in reversed(readings[:-1]) if now.queries - one.queries >= RATE_OVER), readings[0])
     grown = _value(now, KL_TO_START) - _value(before, KL_TO_START)
     return grown / max(now.queries - before.queries, 1.0) * RATE_OVER

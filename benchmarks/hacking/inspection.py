@@ -31,9 +31,9 @@ def inspect(options: Inspect) -> int:
         ValueError: neither a run's folder nor such a file.
     """
     from benchmarks.hacking.csv_files import read_csv
-    from benchmarks.hacking.readings import read_run
+    from benchmarks.hacking.readings import readings_of
     from benchmarks.runs.folder import holds_run
-    from benchmarks.runs.run import read_run as read_folder
+    from benchmarks.runs.run import read_run
 
     path = options.run
     if path.is_file():
@@ -46,10 +46,10 @@ def inspect(options: Inspect) -> int:
         raise ValueError(
             f"{str(path)!r} is neither a run's folder (with a run.json, as train writes it) nor a CSV file of metrics."
         )
-    run = read_folder(path)
+    run = read_run(path)
     if not run.evaluations:
         raise ValueError(f"the run in {str(path)!r} has no evaluations so far; detectors look at nothing else.")
-    print(report(read_run(run), "queries"))
+    print(report(readings_of(run), "queries"))
     return 0
 
 
@@ -63,13 +63,12 @@ def report(readings: Sequence[Reading], unit: str) -> str:
     if unit != "queries":
         signs.pop("kl-rate", None)
     lines = [f"{name:<15}{_said(name, rule, signs, unit)}" for name in DETECTORS]
-    missing = [name for name in rule.watch if name not in signs]
-    fired = [sign for name in rule.watch if (sign := signs.get(name)) is not None]
-    if len(fired) >= rule.at_least:
-        since = sorted(sign.queries for sign in fired)[rule.at_least - 1]
-        verdict = f"The reward is probably being hacked, since {since:,.0f} {unit}: {rule.at_least} of {watch} say so."
-    elif len(rule.watch) - len(missing) < rule.at_least:
-        verdict = f"Cannot be told: {rule.at_least} of {watch} decide, and {', '.join(missing)} could not be measured."
+    alarm = rule.alarm_of(signs)
+    if alarm is not None:
+        since = f"{alarm.queries:,.0f} {unit}"
+        verdict = f"The reward is probably being hacked, since {since}: {rule.at_least} of {watch} say so."
+    elif missing := rule.lacking(signs):
+        verdict = f"Not known: {rule.at_least} of {watch} decide, and {', '.join(missing)} could not be measured."
     else:
         verdict = f"No sign of hacking: {rule.at_least} of {watch} would have to say so."
     return "\n".join([*lines, "", verdict])

@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks.analysis.gold import gold_curve
 from benchmarks.analysis.results import read_results
 from benchmarks.hacking.detectors import DETECTORS
-from benchmarks.hacking.readings import read_run
+from benchmarks.hacking.readings import readings_of
 from benchmarks.runs.record import Run
-from benchmarks.runs.run import read_run as read_folder
+from benchmarks.runs.run import read_run
 
 #: Evaluations that a run must have to show where something happened.
 _EVALUATIONS = 5
@@ -49,11 +49,8 @@ def judged(run: Run) -> Judged | None:
     found = gold_curve(run)
     if found is None or len(run.evaluations) < _EVALUATIONS:
         return None
-    readings = read_run(run)
-    scores = {
-        name: np.array([detector.score(readings[: at + 1]) for at in range(len(readings))])
-        for name, detector in DETECTORS.items()
-    }
+    readings = readings_of(run)
+    scores = {name: np.array(detector.scores(readings)) for name, detector in DETECTORS.items()}
     kept = {name: values for name, values in scores.items() if not np.isnan(values).any()}
     return Judged(run.name, found.queries, found.gold, found.proxy, found.fall, kept)
 
@@ -64,7 +61,7 @@ def committed_runs(results: Path) -> list[Judged]:
     for file in sorted(results.glob("*/results.json")):
         runs += read_results(file).runs
     for file in sorted(results.glob("*/*/run.json")):
-        runs.append(read_folder(file.parent))
+        runs.append(read_run(file.parent))
     once = {(str(run.spec.to_json()), run.evaluations[-1].mean_reward): run for run in runs if run.evaluations}
     found = (judged(run) for run in once.values())
     return [one for one in found if one is not None]

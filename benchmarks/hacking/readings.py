@@ -40,12 +40,12 @@ def is_gold(name: str) -> bool:
     return name in (RECOGNISED, JUDGE) or kind_of(name) is not None or is_distance(name)
 
 
-def read_run(run: Run) -> list[Reading]:
+def readings_of(run: Run) -> list[Reading]:
     """Return a run's readings; metrics that are part of its reward are left out, as they say nothing beside it."""
-    return [read_evaluation(line, run.prompts, run.spec.task.reward) for line in run.evaluations]
+    return [reading_of(line, run.prompts, run.spec.task.reward) for line in run.evaluations]
 
 
-def read_evaluation(line: Evaluation, prompts: Sequence[str], reward: str) -> Reading:
+def reading_of(line: Evaluation, prompts: Sequence[str], reward: str) -> Reading:
     """Return an evaluation's reading.
 
     Args:

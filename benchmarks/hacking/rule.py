@@ -70,7 +70,7 @@ class Rule:
         """
         found: dict[str, Sign | None] = {}
         for name in self.thresholds if names is None else names:
-            scores = [DETECTORS[name].score(readings[: at + 1]) for at in range(len(readings))]
+            scores = DETECTORS[name].scores(readings)
             if any(map(math.isnan, scores)):
                 continue
             at = next((at for at, score in enumerate(scores) if score >= self.thresholds[name]), None)
@@ -80,15 +80,23 @@ class Rule:
 
     def alarm(self, readings: Sequence[Reading]) -> Alarm | None:
         """Return the alarm if enough of the watching detectors have fired so far."""
-        signs = self.signs(readings, self.watch) if readings else {}
-        fired = sorted((sign for sign in signs.values() if sign is not None), key=lambda sign: sign.queries)
-        kept = fired[: self.at_least]
+        return self.alarm_of(self.signs(readings, self.watch))
+
+    def alarm_of(self, signs: Mapping[str, Sign | None]) -> Alarm | None:
+        """Return the alarm that follows from what :meth:`signs` returned."""
+        fired = [sign for name in self.watch if (sign := signs.get(name)) is not None]
+        kept = sorted(fired, key=lambda sign: sign.queries)[: self.at_least]
         return Alarm(kept[-1].queries, kept) if len(kept) == self.at_least else None
+
+    def lacking(self, signs: Mapping[str, Sign | None]) -> list[str]:
+        """Return the watching detectors that :meth:`signs` left out, if too few others remain for an alarm."""
+        missing = [name for name in self.watch if name not in signs]
+        return missing if len(self.watch) - len(missing) < self.at_least else []
 
     def silent(self, readings: Sequence[Reading]) -> str | None:
         """Return why there can be no alarm, whatever comes: too few detectors could be measured; None if there can."""
-        missing = [name for name in self.watch if name not in self.signs(readings, self.watch)]
-        if len(self.watch) - len(missing) >= self.at_least:
+        missing = self.lacking(self.signs(readings, self.watch))
+        if not missing:
             return None
         return (
             f"{self.at_least} of {', '.join(self.watch)} decide, and {', '.join(missing)} could not be measured: "

@@ -1,13 +1,18 @@
 """``detectors``: chooses thresholds and rule on half of the committed runs, and measures them on the other half."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.hacking.rule import THRESHOLDS, Rule
+
+if TYPE_CHECKING:
+    from benchmarks.hacking.judged import Judged
 
 #: In the documentation's folder of results.
 MEASURED = Path("detectors", "detectors.json")
@@ -43,7 +48,7 @@ def detectors(options: Detectors) -> int:
     return 0
 
 
-def tune(runs: Sequence[Any]) -> tuple[Rule, dict[str, Any]]:
+def tune(runs: Sequence[Judged]) -> tuple[Rule, dict[str, Any]]:
     """Return the rule chosen on one half of judged runs, and how it and the detectors do on the other, as JSON.
 
     Raises:
@@ -51,9 +56,9 @@ def tune(runs: Sequence[Any]) -> tuple[Rule, dict[str, Any]]:
     """
     from benchmarks.hacking import measure as m
     from benchmarks.hacking.detectors import DETECTORS
+    from benchmarks.hacking.judged import halves
 
-    tuning = [run for run in runs if run.tunes]
-    held_out = [run for run in runs if not run.tunes]
+    tuning, held_out = halves(runs)
     found = {name: m.tuned_threshold(tuning, name) for name in DETECTORS}
     thresholds = {name: float(f"{value:.4g}") for name, value in found.items() if value is not None}
     if not thresholds:
@@ -78,7 +83,7 @@ def tune(runs: Sequence[Any]) -> tuple[Rule, dict[str, Any]]:
     return rule, json.loads(json.dumps(measured))
 
 
-def _row(name: str, threshold: float | None, held_out: Sequence[Any]) -> dict[str, Any]:
+def _row(name: str, threshold: float | None, held_out: Sequence[Judged]) -> dict[str, Any]:
     from benchmarks.hacking.measure import detector_alarms, skill
 
     measured = sum(name in run.scores for run in held_out)
@@ -91,5 +96,5 @@ def _row(name: str, threshold: float | None, held_out: Sequence[Any]) -> dict[st
     return row if threshold is None else row | dataclasses.asdict(skill(held_out, detector_alarms(name, threshold)))
 
 
-def _counts(half: Sequence[Any]) -> dict[str, int]:
+def _counts(half: Sequence[Judged]) -> dict[str, int]:
     return {"all": len(half), "falls": sum(run.fall is not None for run in half)}

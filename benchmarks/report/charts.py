@@ -6,15 +6,16 @@ from typing import Any
 
 from benchmarks.analysis.aggregate import Aggregate
 from benchmarks.analysis.curves import Curve, Curves
+from benchmarks.analysis.gold import RECOGNISED
 from benchmarks.analysis.origin import Origin, of_metric, of_reward
 from benchmarks.analysis.statistics import Interval
 from benchmarks.analysis.tables import metric_names, overall_metric_names
 from benchmarks.analysis.units import Unit, unit_of
-from benchmarks.analysis.verdict import RECOGNISED
+from benchmarks.analysis.verdict import PROMPT_KEPT
 from benchmarks.charts import Chart, Rows, Way
 from benchmarks.report.hacked import Mark
 from benchmarks.runs.gold_judge import JUDGE, kind_of
-from benchmarks.runs.metrics import more_is_better
+from benchmarks.runs.metrics import OF_PIXELS, more_is_better
 from diffusion_gym.naming import file_name
 
 #: Costs that a curve can be drawn against: field of a point -> label.
@@ -40,8 +41,6 @@ _METRICS = {
 _HIDDEN = ("eval/", "cost/", "time/", "reward_by_prompt/")  # shown elsewhere, or one line per prompt
 #: A metric that begins with one of these is a KL from the start, which comes first among the frontiers.
 _KL = ("kl", "exact-kl-from-start")
-#: They rise with noise and texture too: neither more nor less of them is better.
-_OF_PIXELS = ("diversity", "sharpness", "colourfulness", "flat_area")
 #: Their own curves show more than frontiers against them would.
 _NO_FRONTIER = ("exact-target-kl", "exact-mean-error", "exact-mode-weight-error", "exact-excess-kl")
 
@@ -119,7 +118,7 @@ def frontier_charts(summary: Curves) -> list[Shown]:
     for task, by_variant in summary.items():
         for metric in sorted(names, key=lambda name: not name.startswith(_KL)):
             across = {name: curve.metrics[metric] for name, curve in by_variant.items() if metric in curve.metrics}
-            better = 0 if metric in _OF_PIXELS else 1 if more_is_better(metric) else -1
+            better = 0 if metric in OF_PIXELS else 1 if more_is_better(metric) else -1
             charts += _frontier(task, by_variant, metric, label_of(metric), across, better)
         unit = _unit(by_variant)
         across = {name: [unit.of(x) for x in curve.held_out] for name, curve in by_variant.items() if curve.held_out}
@@ -148,7 +147,7 @@ def _frontier(
     stem, unit = file_name(name), _unit(by_variant)
     # Ways lead from left to right: where a measure falls in training, the axis does too.
     falls = sum(values[-1].estimate - values[0].estimate for values in across.values()) < 0
-    way = Way(falls, -better if falls else better, unit.sign, RECOGNISED if name == "recognised" else None)
+    way = Way(falls, -better if falls else better, unit.sign, PROMPT_KEPT if name == RECOGNISED else None)
     chart = Chart(f"frontier-{stem}-{file_name(task)}", task, unit.label, {"x": label}, rows, way=way)
     return [Shown(chart, "frontiers", f"frontier-{stem}")]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.curves import Curves
-from benchmarks.hacking.readings import read_run
+from benchmarks.hacking.readings import readings_of
 from benchmarks.hacking.rule import shipped_rule
 from benchmarks.runs.record import Run
 
@@ -15,9 +15,9 @@ class Mark:
     """An alarm on one variant's curve.
 
     Attributes:
-        task, variant: whose.
-        at: index of the evaluation; with several runs that of the median alarm.
-        text: what has been so since then; with several runs how many have an alarm.
+        task, variant: of the curve.
+        at: index of the evaluation that is marked; with several runs that of the median alarm.
+        text: which signs there are since then; with several runs how many runs have an alarm.
     """
 
     task: str
@@ -31,7 +31,7 @@ def marks(summary: Curves, runs: Sequence[Run]) -> list[Mark]:
     found = []
     for task, by_variant in summary.items():
         for variant, curve in by_variant.items():
-            alarms = [shipped_rule().alarm(read_run(runs[index])) for index in curve.runs]
+            alarms = [shipped_rule().alarm(readings_of(runs[index])) for index in curve.runs]
             fired = [alarm for alarm in alarms if alarm is not None]
             if not fired:
                 continue

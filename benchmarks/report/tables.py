@@ -9,11 +9,10 @@ from benchmarks.analysis.tables import flat, has_seeds, over_seeds, overall_metr
 from benchmarks.analysis.units import unit_of
 from benchmarks.analysis.verdict import Verdict
 from benchmarks.report.verdict import quality_cell, what
+from benchmarks.runs.metrics import OF_PIXELS
 
 _TASK, _ALGORITHM = Column("task", is_text=True), Column("algorithm", is_text=True)
 _COSTS = {"reward_queries": "queries", "forward_equivalents": "forwards", "seconds": "seconds"}
-#: Of pixels: it rises with noise and texture too, so its best moment says nothing.
-_NO_PEAK = ("diversity", "sharpness", "colourfulness", "flat_area")
 
 
 def short_table(summary: Curves, found: Sequence[Verdict]) -> Table:
@@ -75,5 +74,5 @@ def _shown(cell: Cell) -> str:
 
 def fallen_table(summary: Curves) -> Table | None:
     """Return the metrics whose best moment is after the start and before the end; None if there is none."""
-    names = [name for name in overall_metric_names(summary) if name not in _NO_PEAK]
+    names = [name for name in overall_metric_names(summary) if name not in OF_PIXELS]
     return peak_table(summary, names, only_passed=True)

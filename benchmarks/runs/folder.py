@@ -10,8 +10,8 @@ from typing import Any
 
 from algorithms.checkpoints.file import read_iteration
 from algorithms.checkpoints.published import FULL, UNFINISHED, write_atomically
-from benchmarks.runs.jsonlines import read_lines
 from benchmarks.runs.spec import RunSpec
+from diffusion_gym.jsonlines import read_lines
 
 RUN, CHECKPOINT, METRICS, EVALUATIONS = "run.json", "checkpoint.zip", "metrics.jsonl", "evaluations.jsonl"
 #: The checkpoint of the best evaluation, with --keep-best.

@@ -49,7 +49,7 @@ _PLAIN = {
 
 
 @dataclass(frozen=True)
-class Extent:
+class Workload:
     """How much a run does."""
 
     iterations: int
@@ -97,17 +97,17 @@ class Speed:
     reward: float | None
     """Per image; None for a reward that is not called before the run."""
 
-    def describe(self, extent: Extent) -> str:
+    def describe(self, work: Workload) -> str:
         """Return a line for the terminal."""
-        if extent.rows is None:
+        if work.rows is None:
             return "time: not estimated, as the forward passes are not counted"
-        rows, images = extent.rows, extent.iterations * extent.images + extent.evaluated
+        rows, images = work.rows, work.iterations * work.images + work.evaluated
         parts = {
-            "sampling": extent.iterations * (rows.sampled * self.forward),
-            "training": extent.iterations * (rows.trained * self.training + rows.compared * self.forward),
+            "sampling": work.iterations * (rows.sampled * self.forward),
+            "training": work.iterations * (rows.trained * self.training + rows.compared * self.forward),
             "decoding": images * self.decoding,
             "reward": images * (self.reward or 0),
-            "evaluations": extent.evaluated * extent.steps * self.forward,
+            "evaluations": work.evaluated * work.steps * self.forward,
         }
         shown = {name: seconds for name, seconds in parts.items() if seconds > 0}
         without = "" if self.reward is not None else "; without the reward, which is not called before the run"
@@ -115,13 +115,13 @@ class Speed:
         return f"time, from a probe: about {duration(sum(parts.values()))} ({listed}){without}"
 
 
-def extent(spec: RunSpec) -> Extent:
+def workload(spec: RunSpec) -> Workload:
     """Count what a run does, without its model."""
     evaluation = spec.config.evaluation
     often = evaluations(spec) + (2 if evaluation.deployed.is_on else 0)
     evaluated = often * evaluation.images * (2 if evaluation.held_out_prompts else 1)
     images, steps = spec.config.images_per_iteration, spec.task.num_inference_steps
-    return Extent(iterations(spec), images, evaluated, steps, rows_per_iteration(spec))
+    return Workload(iterations(spec), images, evaluated, steps, rows_per_iteration(spec))
 
 
 def iterations(spec: RunSpec) -> int:

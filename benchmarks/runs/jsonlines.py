@@ -6,8 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.logger import KVWriter
 
-from diffusion_gym.jsonlines import append_line as append_line
-from diffusion_gym.jsonlines import read_lines as read_lines
+from diffusion_gym.jsonlines import append_line
 
 
 class JSONLines(KVWriter):

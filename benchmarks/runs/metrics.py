@@ -43,6 +43,8 @@ DISTANCES = (
 )
 #: Metrics that compare images of one prompt: NaN if an evaluation has no prompt twice.
 OF_PAIRS = ("diversity", "clip_diversity")
+#: Statistics of pixels, which change with noise and texture too: neither more nor less of them is better.
+OF_PIXELS = ("diversity", "sharpness", "colourfulness", "flat_area")
 
 
 def recognised(images: Tensor, prompts: Sequence[str]) -> float:

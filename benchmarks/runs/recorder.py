@@ -16,10 +16,10 @@ from algorithms.checkpoints.published import write_atomically
 from algorithms.evaluation import Evaluation
 from algorithms.parallel.ranks import current_ranks
 from benchmarks.runs.folder import CHECKPOINT, EVALUATIONS, IMAGES, keep_checkpoint
-from benchmarks.runs.jsonlines import append_line
 from benchmarks.runs.metrics import Metric, check_needs, is_distance, measure, resolve_distance, resolve_metric
 from benchmarks.runs.pictures import dispensable, grid
 from benchmarks.runs.spec import RunSpec, Writing
+from diffusion_gym.jsonlines import append_line
 from diffusion_gym.models import check_device
 from diffusion_gym.prompts import load_prompts
 from diffusion_gym.rewards.attended import TrainingRun, begin_run

@@ -76,10 +76,10 @@ class Safeguards:
             )
 
     def check_prompts(self, trained: Sequence[str], evaluation: EvaluationConfig) -> None:
-        """Raise ValueError if a watched metric compares images of one prompt, and no evaluation has two of one."""
-        for name in (*self.watched, *(["stop_when_hacked"] if self.stop_when_hacked else [])):
-            if name.removeprefix(HELD_OUT) not in (*OF_PAIRS, "stop_when_hacked"):
-                continue
+        """Raise ValueError if a safeguard compares images of one prompt, and no evaluation has two of one."""
+        comparing = [name for name in self.watched if name.removeprefix(HELD_OUT) in OF_PAIRS]
+        comparing += ["stop_when_hacked"] if self.stop_when_hacked else []
+        for name in comparing:
             held_out = evaluation.held_out_prompts if name.startswith(HELD_OUT) else None
             texts = trained if held_out is None else resolve_prompts(held_out)
             shown = evaluation_prompts(texts, evaluation.images, evaluation.images_per_prompt)

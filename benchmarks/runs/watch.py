@@ -8,7 +8,7 @@ from typing import Any
 
 from algorithms.callbacks import EvaluationCallback, KeepBest, StopAtKL, StopWhenMetricFalls
 from algorithms.evaluation import Evaluation
-from benchmarks.hacking.readings import Reading, read_evaluation
+from benchmarks.hacking.readings import Reading, reading_of
 from benchmarks.hacking.rule import Alarm, Rule, shipped_rule
 from benchmarks.runs.folder import BEST, CHECKPOINT, RUN, read_json, replace_by_link, write_json
 from benchmarks.runs.record import Evaluation as Line
@@ -60,9 +60,9 @@ def value_of(line: Mapping[str, Any], name: str) -> float:
 
 
 class WatchForHacking(EvaluationCallback):
-    """Says once when a run's log shows that its reward is being hacked, and stops the run if asked to.
+    """Report once when a run's log shows that its reward is being hacked, and optionally stop the run.
 
-    Where the first evaluation lacks what the rule needs, it says that instead.
+    Where the first evaluation lacks what the rule needs, that is reported instead.
 
     Attributes:
         alarm: what the log shows; None while it shows nothing.
@@ -81,9 +81,9 @@ class WatchForHacking(EvaluationCallback):
         Args:
             read: returns the present evaluation's reading; called on the first rank only.
             earlier: of the evaluations before, of a resumed run.
-            say: takes the line for the user.
+            say: called with a line for the user.
             stops: whether to stop the run.
-            rule: when to; None takes the one that ships.
+            rule: when there is an alarm; None takes the one that ships.
         """
         super().__init__()
         self._read, self._readings, self._say, self._stops = read, list(earlier), say, stops
@@ -119,7 +119,7 @@ def watch_for_hacking(
         return None
 
     def read(line: Mapping[str, Any]) -> Reading:
-        return read_evaluation(Line.from_json(line), prompts, spec.task.reward)
+        return reading_of(Line.from_json(line), prompts, spec.task.reward)
 
     return WatchForHacking(
         lambda: read(latest()), [read(line) for line in lines], say, spec.safeguards.stop_when_hacked

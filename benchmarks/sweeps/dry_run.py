@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from benchmarks.analysis.table import markdown
-from benchmarks.runs.forecast import Extent, evaluations, extent, iterations
+from benchmarks.runs.forecast import Workload, evaluations, iterations, workload
 from benchmarks.runs.spec import RunSpec
 
 
@@ -18,7 +18,7 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
         task, variant, seed = name.split("/")
         spec.check()
         groups.setdefault((task, variant), (spec, []))[1].append(seed.removeprefix("seed-"))
-    extents = extents_of(plan)
+    known = workloads(plan)
     header = ["task", "runs", "model", "prompts", "held out", "steps", "queries", "iterations", "evaluations"]
     header += ["reward calls", "forward passes", "seeds"]
     lines = [
@@ -32,24 +32,24 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
             f"{spec.total_queries:,}",
             f"{iterations(spec):,}",
             str(evaluations(spec)),
-            f"{_calls(extents[f'{task}/{variant}']):,}",
-            "not counted" if (forwards := _forwards(extents[f"{task}/{variant}"], spec)) is None else f"{forwards:,}",
+            f"{_calls(known[f'{task}/{variant}']):,}",
+            "not counted" if (forwards := _forwards(known[f"{task}/{variant}"], spec)) is None else f"{forwards:,}",
             " ".join(seeds),
         ]
         for (task, variant), (spec, seeds) in groups.items()
     ]
-    end = f"{costs(plan, extents)}; every configuration is valid; nothing was run."
+    end = f"{costs(plan, known)}; every configuration is valid; nothing was run."
     return f"{markdown(header, lines)}\n\n{end}"
 
 
-def costs(plan: Mapping[str, RunSpec], extents: Mapping[str, Extent] | None = None) -> str:
+def costs(plan: Mapping[str, RunSpec], known: Mapping[str, Workload] | None = None) -> str:
     """Return the sums of a plan: runs, reward queries, and forward passes where all could be counted.
 
     Args:
         plan: TASK/VARIANT/seed-N -> run.
-        extents: TASK/VARIANT -> how much each of its runs does, where that is known already.
+        known: TASK/VARIANT -> how much each of its runs does, where that is known already.
     """
-    found = extents_of(plan) if extents is None else extents
+    found = workloads(plan) if known is None else known
     queries = sum(spec.total_queries for spec in plan.values())
     forwards = [_forwards(found[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
     known = [count for count in forwards if count is not None]
@@ -57,20 +57,20 @@ def costs(plan: Mapping[str, RunSpec], extents: Mapping[str, Extent] | None = No
     return f"{len(plan)} runs, {queries:,} reward queries{counted} in all"
 
 
-def extents_of(plan: Mapping[str, RunSpec]) -> dict[str, Extent]:
+def workloads(plan: Mapping[str, RunSpec]) -> dict[str, Workload]:
     """Return TASK/VARIANT -> how much each of its runs does, which is the same for all seeds."""
     firsts: dict[str, RunSpec] = {}
     for name, spec in plan.items():
         firsts.setdefault(name.rpartition("/")[0], spec)
-    return {name: extent(spec) for name, spec in firsts.items()}
+    return {name: workload(spec) for name, spec in firsts.items()}
 
 
-def _forwards(extends: Extent, spec: RunSpec) -> int | None:
+def _forwards(work: Workload, spec: RunSpec) -> int | None:
     """Return a run's forward passes, without its evaluations'."""
-    found = extends.forwards(2 if spec.config.policy.guidance_scale > 1 else 1)
+    found = work.forwards(2 if spec.config.policy.guidance_scale > 1 else 1)
     return None if found is None else sum(found)
 
 
-def _calls(extends: Extent) -> int:
+def _calls(work: Workload) -> int:
     """Return a run's reward calls, those of its evaluations included."""
-    return extends.iterations * extends.images + extends.evaluated
+    return work.iterations * work.images + work.evaluated

@@ -10,15 +10,13 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from diffusion_gym.models.adapters import TRANSFORMER_LORA_GROUPS, Groups
 from diffusion_gym.models.base import PROMPT_EMBEDDING, Conditioning
-from diffusion_gym.models.language import LanguagePipeline
+from diffusion_gym.models.language import TIME_SCALE, LanguagePipeline
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import FLUX_2_KLEIN
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
-#: The pipeline divides by this, whatever the scheduler's num_train_timesteps; the transformer multiplies again.
-_TIME_SCALE = 1000
 #: Layers of the text encoder whose hidden states the pipeline joins.
 _LAYERS = 3
 #: In the blocks of one stream a single layer projects to queries, keys, values and the feed-forward part.
@@ -37,7 +35,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         rows, columns = latents.shape[2:]
         velocity = self.network(
             hidden_states=latents.flatten(2).transpose(1, 2).to(dtype),
-            timestep=timesteps.to(dtype) / _TIME_SCALE,
+            timestep=timesteps.to(dtype) / TIME_SCALE,  # the transformer multiplies again
             guidance=None,
             encoder_hidden_states=embedding.to(dtype),
             txt_ids=_places(1, 1, embedding.shape[1], latents.device),
@@ -70,9 +68,7 @@ class Flux2Klein(LanguagePipeline):
 
     def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
         """Return prompt, picture size, tokens and guidance scale."""
-        _, height, width = self.image_shape
-        size = {"height": height, "width": width, "max_sequence_length": self.tokens}
-        return {"prompt": prompt, "guidance_scale": guidance_scale, **size}
+        return {"prompt": prompt, "guidance_scale": guidance_scale, **self.drawing_arguments()}
 
     def encode_unconditional(self) -> Conditioning:
         """Return the empty prompt, one row, float32.

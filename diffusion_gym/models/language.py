@@ -9,6 +9,8 @@ from torch import Tensor
 from diffusion_gym.models.base import PROMPT_EMBEDDING, PROMPT_PADDING, Conditioning
 from diffusion_gym.models.pipeline import PipelineModel
 
+#: The pipelines divide times by this, whatever the scheduler's num_train_timesteps.
+TIME_SCALE = 1000
 #: Tokens that the pipelines read of a prompt.
 _TOKENS = 512
 
@@ -36,6 +38,11 @@ class LanguagePipeline(PipelineModel):
         """Return D, the width of the language model's hidden states."""
         config = self.pipe.text_encoder.config
         return int(getattr(config, "text_config", config).hidden_size)  # of a model that also reads images
+
+    def drawing_arguments(self) -> dict[str, int]:
+        """Return the pipeline's arguments that are the same for each prompt: height and width in pixels, and L."""
+        _, height, width = self.image_shape
+        return {"height": height, "width": width, "max_sequence_length": self.tokens}
 
     def _expanded(self, prompts: Sequence[str], tokenizer: Any) -> list[str]:
         """Return the prompts as messages of a chat, as the pipelines do: the words around them are read, too."""

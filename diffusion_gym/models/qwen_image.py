@@ -11,15 +11,13 @@ from diffusion_gym.models.adapters import TRANSFORMER_LORA_GROUPS, Groups
 from diffusion_gym.models.base import PROMPT_EMBEDDING, PROMPT_PADDING, Conditioning
 from diffusion_gym.models.flux import pack, unpack
 from diffusion_gym.models.images import vae_scale
-from diffusion_gym.models.language import LanguagePipeline
+from diffusion_gym.models.language import TIME_SCALE, LanguagePipeline
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import QWEN_IMAGE
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
-#: The pipeline divides by this, whatever the scheduler's num_train_timesteps; the transformer multiplies again.
-_TIME_SCALE = 1000
 #: The negative prompt of the published examples; the pipeline itself guides only where one is given.
 _NO_PROMPT = " "
 _FEED_FORWARD = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
@@ -36,7 +34,7 @@ class QwenImageDenoiser(PipelineDenoiser):
         n, c, h, w = latents.shape
         velocity = self.network(
             hidden_states=pack(latents).to(dtype),
-            timestep=timesteps.to(dtype) / _TIME_SCALE,
+            timestep=timesteps.to(dtype) / TIME_SCALE,  # the transformer multiplies again
             encoder_hidden_states=conditioning[PROMPT_EMBEDDING].to(dtype),
             encoder_hidden_states_mask=conditioning[PROMPT_PADDING] == 0,
             img_shapes=[[(1, h // 2, w // 2)]] * n,
@@ -73,9 +71,12 @@ class QwenImage(LanguagePipeline):
 
     def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
         """Return prompt, picture size, tokens and true guidance."""
-        _, height, width = self.image_shape
-        size = {"height": height, "width": width, "max_sequence_length": self.tokens}
-        return {"prompt": prompt, "negative_prompt": _NO_PROMPT, "true_cfg_scale": guidance_scale, **size}
+        return {
+            "prompt": prompt,
+            "negative_prompt": _NO_PROMPT,
+            "true_cfg_scale": guidance_scale,
+            **self.drawing_arguments(),
+        }
 
     def encode_unconditional(self) -> Conditioning:
         """Return a prompt of one space, one row, float32."""

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from diffusion_gym.models.adapters import Groups
 from diffusion_gym.models.base import PROMPT_EMBEDDING, PROMPT_PADDING, Conditioning
-from diffusion_gym.models.language import LanguagePipeline
+from diffusion_gym.models.language import TIME_SCALE, LanguagePipeline
 from diffusion_gym.models.pipeline import PipelineDenoiser
 from diffusion_gym.models.schedulers import FLOW_SCHEDULERS
 from diffusion_gym.models.sizes import sized
 from diffusion_gym.recommended import Z_IMAGE
 from diffusion_gym.transitions import FlowSchedule, make_flow_schedule
 
-#: The pipeline divides by this, whatever the scheduler's num_train_timesteps.
-_TIME_SCALE = 1000
 #: Height and width of the pipeline's pictures, where the VAE names none.
 _PIXELS = 1024
 _ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
@@ -35,7 +33,7 @@ class ZImageDenoiser(PipelineDenoiser):
         prompts = zip(conditioning[PROMPT_EMBEDDING].to(dtype), lengths, strict=True)
         towards_image = self.network(
             list(latents.to(dtype)[:, :, None]),
-            (_TIME_SCALE - timesteps) / _TIME_SCALE,
+            (TIME_SCALE - timesteps) / TIME_SCALE,
             [embedding[:length] for embedding, length in prompts],
             return_dict=False,
         )[0]
@@ -66,9 +64,7 @@ class ZImage(LanguagePipeline):
 
     def pipeline_arguments(self, prompt: str, guidance_scale: float) -> dict[str, Any]:
         """Return prompt, picture size, tokens and guidance: the pipeline's ``c + w (c - u)`` has w = scale - 1."""
-        _, height, width = self.image_shape
-        size = {"height": height, "width": width, "max_sequence_length": self.tokens}
-        return {"prompt": prompt, "guidance_scale": round(max(guidance_scale - 1, 0.0), 9), **size}
+        return {"prompt": prompt, "guidance_scale": round(max(guidance_scale - 1, 0.0), 9), **self.drawing_arguments()}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

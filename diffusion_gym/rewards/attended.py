@@ -1,4 +1,4 @@
-"""Rewards that wait for a person: what a run says to them, and evaluations, which do not ask."""
+"""The protocol of rewards that wait for a person: a run prepares them, and in evaluations nobody is asked."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,15 +12,15 @@ from diffusion_gym.rewards.combine import WeightedSum
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a reward that waits for a person has to know of a run.
+    """The facts of a run that a reward which waits for a person needs.
 
     Attributes:
-        folder: the run's.
+        folder: where the run writes.
         images_per_prompt: images with the same prompt that are compared.
         num_envs: images that the reward is given at once.
         evaluates: whether there are evaluations.
-        processes: that share the run's images.
-        should_stop: asked while the reward waits; True makes it raise Interrupted.
+        processes: how many share the run's images.
+        should_stop: called while the reward waits; where it returns True, the reward raises Interrupted.
     """
 
     folder: Path
@@ -43,14 +43,14 @@ class AttendedReward(Protocol):
 
 
 def begin_run(reward: RewardFunction, run: TrainingRun) -> None:
-    """Tell a reward, or the parts of a combined one, that a run begins, if they wait for a person."""
+    """Prepare a reward, or the parts of a combined one, for a run, where they wait for a person."""
     for part in _attended(reward):
         part.begin_run(run)
 
 
 @contextlib.contextmanager
 def evaluating(reward: RewardFunction) -> Iterator[None]:
-    """In this block nobody is asked; raises ValueError for a reward that cannot score images without."""
+    """Score images in this block without asking; raises ValueError for a reward that cannot."""
     with contextlib.ExitStack() as stack:
         for part in _attended(reward):
             stack.enter_context(part.evaluating())

@@ -7,7 +7,7 @@ import pytest
 from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config.base import override
 from benchmarks.__main__ import main
-from benchmarks.runs.forecast import Extent, Speed, extent
+from benchmarks.runs.forecast import Speed, Workload, workload
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.throughput.iteration import Rows
@@ -29,7 +29,7 @@ def test_forward_passes_are_those_that_the_run_is_billed(name: str, tmp_path: Pa
     )
     task = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=5)
     spec = RunSpec(name, config, task, 96)
-    found = extent(spec)
+    found = workload(spec)
     forwards = found.forwards(1)
     assert forwards is not None
     billed = run(spec, tmp_path / "run").costs["forward_equivalents"]
@@ -42,28 +42,28 @@ def test_several_rewards_are_counted_and_an_algorithm_that_fails_is_not(monkeypa
     config = override(ALGORITHMS["ddpo-is"].config, **few, advantages="gdpo")
     task = TaskConfig("exact-gaussian", "exact-quadratic,exact-linear", num_inference_steps=2)
     spec = RunSpec("ddpo-is", config, task, 8)
-    assert extent(spec).rows is not None
+    assert workload(spec).rows is not None
 
     def needs_more(self: object, rollout: object) -> None:
         raise AttributeError("the exact model has no text encoder")
 
     monkeypatch.setattr(ALGORITHMS["ddpo-is"].cls, "update", needs_more)
-    assert extent(spec).rows is None
+    assert workload(spec).rows is None
 
 
 def test_time_is_the_sum_of_its_parts() -> None:
-    found = Extent(iterations=10, images=64, evaluated=80, steps=10, rows=Rows(sampled=640, trained=320, compared=5))
+    found = Workload(iterations=10, images=64, evaluated=80, steps=10, rows=Rows(sampled=640, trained=320, compared=5))
     said = Speed(forward=0.01, training=0.02, decoding=0.5, reward=0.25).describe(found)
     assert said.startswith("time, from a probe: about 11 min ("), said
     assert "sampling 64 s, training 64 s, decoding 6 min, reward 3 min, evaluations 8.0 s" in said
     assert "without the reward, which is not called" in Speed(0.01, 0.02, 0.5, None).describe(found)
-    uncounted = Extent(10, 64, 80, 10, None)
+    uncounted = Workload(10, 64, 80, 10, None)
     assert "not counted" in uncounted.describe(1)
     assert "not estimated" in Speed(0.01, 0.02, 0.5, 0.25).describe(uncounted)
 
 
 def test_guidance_doubles_the_forward_passes() -> None:
-    found = Extent(iterations=2, images=4, evaluated=0, steps=5, rows=Rows(20, 10, 0))
+    found = Workload(iterations=2, images=4, evaluated=0, steps=5, rows=Rows(20, 10, 0))
     assert found.forwards(2) == (80, 120)
 
 

@@ -23,7 +23,7 @@ from benchmarks.hacking.csv_files import read_csv
 from benchmarks.hacking.detectors import DETECTORS
 from benchmarks.hacking.judged import Judged
 from benchmarks.hacking.measure import detector_alarms, f1, fixed_alarms, skill, stops, tuned_threshold
-from benchmarks.hacking.readings import Reading, read_evaluation
+from benchmarks.hacking.readings import Reading, reading_of
 from benchmarks.hacking.rule import Alarm, Rule, Sign
 from benchmarks.hacking.tables import measured_text
 from benchmarks.hacking.tuning import tune
@@ -94,12 +94,12 @@ def test_gold_and_parts_of_the_reward_are_hidden_from_detectors() -> None:
         "diversity": 9.0,
     }
     line = Evaluation(iteration=0, costs={"reward_queries": 64}, rewards=[1.0, 3.0, 2.0, 2.0], metrics=metrics)
-    reading = read_evaluation(line, ["a", "a", "b", "b"], "aesthetic,clip_score:floor=58")
+    reading = reading_of(line, ["a", "a", "b", "b"], "aesthetic,clip_score:floor=58")
     assert reading.queries == 64
     assert reading.values == pytest.approx(
         {"diversity": 9.0, "reward": 2.0, "reward_spread": (2 / 3) ** 0.5, "prompt_spread": 1.0, "no_spread": 0.5}
     )
-    assert "clip_score" in read_evaluation(line, ["a", "a", "b", "b"], "aesthetic").values
+    assert "clip_score" in reading_of(line, ["a", "a", "b", "b"], "aesthetic").values
 
 
 def test_the_rule_fires_with_the_second_sign() -> None:

@@ -19,8 +19,8 @@ from benchmarks.commands.compare import summary_text
 from benchmarks.report.page import write_report
 from benchmarks.report.source import Source
 from benchmarks.runs.folder import read_json
-from benchmarks.runs.jsonlines import read_lines
 from benchmarks.terminal import command
+from diffusion_gym.jsonlines import read_lines
 from diffusion_gym.naming import file_name, log_name
 
 HOSTILE = "-50 % of $5 / $6, \"a\" 'cat', he\u0301ron\n猫 <b>x</b> {y} | \\foo `z` [l](u) " + "very " * 60

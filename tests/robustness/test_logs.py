@@ -18,9 +18,9 @@ from algorithms import ALGORITHMS, EvaluationConfig
 from algorithms.config.base import override
 from benchmarks.__main__ import main
 from benchmarks.runs.folder import log_lines
-from benchmarks.runs.jsonlines import append_line, read_lines
 from benchmarks.runs.run import read_run, run
 from benchmarks.runs.spec import RunSpec, TaskConfig, Writing
+from diffusion_gym.jsonlines import append_line, read_lines
 
 needs_wandb = pytest.mark.skipif(
     importlib.util.find_spec("wandb") is None, reason="needs wandb: pip install diffusion-denoise-gym[wandb]"
