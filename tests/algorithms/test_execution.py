@@ -133,3 +133,12 @@ def test_torchs_own_kernels_keep_the_ratio(
     plain = sample(DDPO(env, guidance_scale=1.0, **SMALL), 6)
     torch.testing.assert_close(rollout.latents, plain.latents, rtol=1e-3, atol=1e-3)
     algorithm.export(tmp_path / "tuned")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler (g++)")
+def test_torchs_own_kernels_keep_the_ratio_on_an_exact_model(make_env: Callable, sample: Callable) -> None:
+    torch._dynamo.reset()
+    algorithm = compiled(make_env)
+    rollout = sample(algorithm, 6)
+    assert [algorithm.update(rollout)["train/log_ratio_abs_max"] > 0 for _ in range(2)] == [False, True]
