@@ -156,7 +156,7 @@ def train_spec(spec: RunSpec, folder: Path, writing: Writing) -> int:
 def _say_what_begins(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]", say: Say, stop: Callable[[], bool]) -> None:
     """Print the recommended settings, the memory, where the run resumes, and a faster chunk size if there is one."""
     from benchmarks.runs.chunk_sizes import advice, time_chunks
-    from benchmarks.runs.forecast import probe, workload
+    from benchmarks.runs.forecast import is_cheap, probe, workload
     from benchmarks.runs.memory import estimate_memory
 
     estimate = estimate_memory(algorithm)
@@ -168,7 +168,7 @@ def _say_what_begins(spec: RunSpec, algorithm: "DiffusionAlgorithm[Any]", say: S
         return
     work = workload(spec)
     say(work.describe(algorithm.policy.forwards_per_row))
-    if algorithm.ranks.size == 1:
+    if is_cheap(algorithm, work):
         say(probe(algorithm, spec).describe(work))
     rows_left = round((spec.total_queries - done) * algorithm.policy.num_inference_steps)
     faster = advice(time_chunks(algorithm, estimate, rows_left), algorithm.policy.chunk_size)

@@ -26,6 +26,8 @@ from diffusion_gym.rewards.spec import parse_reward
 
 #: Rows that one iteration of the counted run may sample: seconds.
 _MOST_ROWS = 50_000
+#: How often a probe times each part; and the share of a run's passes, one in so many, that its own may be.
+_TIMES, _SHARE = 3, 20
 #: Rewards whose calls cost more than time: a person's attention, or another machine's.
 _NOT_PROBED = ("votes", "unified", "vlm_alignment")
 #: The counted run's policy: the exact model has no adapters, no text encoder and no guidance.
@@ -158,6 +160,14 @@ def rows_per_iteration(spec: RunSpec) -> Rows | None:
         return None
 
 
+def is_cheap(algorithm: DiffusionAlgorithm[AlgorithmConfig], work: Workload) -> bool:
+    """Return whether a probe's forward passes are at most a twentieth of the run's."""
+    forwards = work.forwards(1)
+    size = min(algorithm.policy.chunk_size, algorithm.config.num_envs)
+    passes = _TIMES * (1 + FORWARDS_PER_TRAINED_ROW) * size
+    return forwards is not None and _SHARE * passes <= sum(forwards)
+
+
 def probe(algorithm: DiffusionAlgorithm[AlgorithmConfig], spec: RunSpec) -> Speed:
     """Time a forward pass, a forward and backward pass, decoding and the reward, three times each; the least counts.
 
@@ -175,7 +185,7 @@ def probe(algorithm: DiffusionAlgorithm[AlgorithmConfig], spec: RunSpec) -> Spee
 
     def timed(part: Callable[[], object]) -> float:
         taken = []
-        for _ in range(3):
+        for _ in range(_TIMES):
             started = Seconds.now(device)
             part()
             taken.append((Seconds.now(device) - started).wall)

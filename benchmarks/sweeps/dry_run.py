@@ -52,9 +52,9 @@ def costs(plan: Mapping[str, RunSpec], known: Mapping[str, Workload] | None = No
     found = workloads(plan) if known is None else known
     queries = sum(spec.total_queries for spec in plan.values())
     forwards = [_forwards(found[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
-    known = [count for count in forwards if count is not None]
-    counted = f" and {sum(known):,} forward passes" if len(known) == len(forwards) else ""
-    return f"{len(plan)} runs, {queries:,} reward queries{counted} in all"
+    counted = [count for count in forwards if count is not None]
+    passes = f" and {sum(counted):,} forward passes" if len(counted) == len(forwards) else ""
+    return f"{len(plan)} runs, {queries:,} reward queries{passes} in all"
 
 
 def workloads(plan: Mapping[str, RunSpec]) -> dict[str, Workload]:

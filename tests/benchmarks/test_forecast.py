@@ -62,6 +62,26 @@ def test_time_is_the_sum_of_its_parts() -> None:
     assert "not estimated" in Speed(0.01, 0.02, 0.5, 0.25).describe(uncounted)
 
 
+def test_a_short_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four passes of a chunk, three times, at most a twentieth of the run's; a dry run is always probed."""
+    command = [
+        "train",
+        "ddpo-is",
+        "--model",
+        "exact-gaussian",
+        "--reward",
+        "exact-linear",
+        "--num-inference-steps",
+        "4",
+    ]
+    command += ["--policy.trainable", "full", "--policy.chunk-size", "8", "--num-envs", "8", "--evaluation.images", "0"]
+    command += ["--images-per-iteration", "32"]
+    for queries, probed in ((32, False), (128, True)):  # 512 and 2,048 forward passes; the probe makes 96
+        folder = str(tmp_path / str(queries))
+        assert main([*command, "--reward-queries", str(queries), "--folder", folder]) == 0
+        assert ("time, from a probe" in capsys.readouterr().out) is probed
+
+
 def test_guidance_doubles_the_forward_passes() -> None:
     found = Workload(iterations=2, images=4, evaluated=0, steps=5, rows=Rows(20, 10, 0))
     assert found.forwards(2) == (80, 120)
