@@ -64,9 +64,9 @@ def test_time_is_the_sum_of_its_parts() -> None:
 
 def test_a_short_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four passes of a chunk, three times, at most a twentieth of the run's; a dry run is always probed."""
-    command = ["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "full", "--reward", "exact-linear"]
+    command = ["train", "ddpo-is", "--model", "exact-gaussian", "--policy.trainable", "full"]
     command += ["--num-inference-steps", "4", "--policy.chunk-size", "8", "--num-envs", "8", "--evaluation.images", "0"]
-    command += ["--images-per-iteration", "32"]
+    command += ["--reward", "exact-linear", "--images-per-iteration", "32"]
     for queries, probed in ((32, False), (128, True)):  # 512 and 2,048 forward passes; the probe makes 96
         folder = str(tmp_path / str(queries))
         assert main([*command, "--reward-queries", str(queries), "--folder", folder]) == 0
