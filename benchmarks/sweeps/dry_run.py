@@ -66,8 +66,13 @@ def workloads(plan: Mapping[str, RunSpec]) -> dict[str, Workload]:
 
 
 def _forwards(work: Workload, spec: RunSpec) -> int | None:
-    """Return a run's forward passes, without its evaluations'."""
-    found = work.forwards(2 if spec.config.policy.guidance_scale > 1 else 1)
+    """Return a run's forward passes, without its evaluations'.
+
+    A model that takes the guidance scale as an input makes one per row, which only its weights' folder says.
+    """
+    policy = spec.config.policy
+    guided = policy.guidance_scale > 1
+    found = work.forwards(1 + guided + (guided and policy.image_guidance_scale > 1))
     return None if found is None else sum(found)
 
 
