@@ -99,7 +99,7 @@ def gdpo_advantages(prompts: Sequence[str], rewards: Tensor, weights: Sequence[f
 
     GDPO (Liu et al. 2026, arXiv 2601.05242): ``A = sum_k w_k (r_k - mean) / (std + 1e-4)`` with mean and std of reward
     k among the iteration's images of a prompt, so that its scale does not matter. The last std is that of all images.
-    Images whose prompt no other has get 0, as do those of a group whose rewards cancel out but for rounding.
+    Images whose prompt no other has get 0, as do those of a group whose rewards cancel out up to rounding.
 
     Args:
         prompts: n texts, or keys of prompts (``rollout.keys``).

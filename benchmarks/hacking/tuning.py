@@ -7,7 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from benchmarks.hacking.rule import THRESHOLDS, Rule
 
@@ -24,13 +26,8 @@ class Detectors:
 
     results: Path = Path("docs/results")
     """Folder of the committed results; what was measured is written to its detectors/detectors.json."""
-    thresholds: Path = THRESHOLDS
+    thresholds: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the package's own)")] = THRESHOLDS
     """File for the thresholds and the rule, which train and inspect read."""
-
-    def __post_init__(self) -> None:
-        """Refuse a path that is not a folder."""
-        if not self.results.is_dir():
-            raise ValueError(f"{str(self.results)!r} is not a folder; expected docs/results in a clone.")
 
 
 def detectors(options: Detectors) -> int:
@@ -39,6 +36,8 @@ def detectors(options: Detectors) -> int:
     from benchmarks.hacking.tables import measured_text
     from benchmarks.runs.folder import write_json
 
+    if not options.results.is_dir():
+        raise ValueError(f"{str(options.results)!r} is not a folder; expected docs/results in a clone.")
     rule, measured = tune(committed_runs(options.results))
     write_json(options.thresholds, rule.to_json())
     file = options.results / MEASURED

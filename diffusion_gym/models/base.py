@@ -67,7 +67,7 @@ class DiffusionModel(ABC):
         scheduler_config: a diffusers scheduler configuration, which fixes noise schedule, spacing and prediction type.
         recommended: the default settings of its training.
         settings: how it was loaded, beside device and dtype.
-        start: adapters that training goes on with, or None where it begins with new ones.
+        start: adapters that are trained further, or None where it begins with new ones.
     """
 
     name: str

@@ -81,7 +81,7 @@ def _hashes(model: DiffusionModel) -> dict[str, str]:
 
 
 def _start_hash(model: DiffusionModel) -> str | None:
-    """Return a hash of adapters that training goes on with, each tensor in full, or None without any."""
+    """Return a hash of adapters that are trained further, each tensor in full, or None without any."""
     if model.start is None:
         return None
     tensors = {f"{c}.{name}": value for c, part in model.start.weights.items() for name, value in part.items()}

@@ -47,7 +47,7 @@ class StableDiffusion3(PipelineModel):
 
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         network = self.pipe.transformer.config
-        scale = self.pipe.vae_scale_factor
+        scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         check_sample_size(self.name, self.denoiser_config)
         check_channels(self.name, self.pipe.transformer, self.pipe.vae)
         own = network.sample_size * scale

@@ -19,7 +19,7 @@ _FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class StartingLoRA:
-    """Adapters that training goes on with.
+    """Adapters that are trained further.
 
     Attributes:
         source: where they come from.

@@ -185,7 +185,7 @@ def test_algorithms_without_results_run_beside_it(
     assert "--algorithms ddpo-is ddpo-sf; or name their results: --results PATH" in capsys.readouterr().out
     assert main([*command, "--tasks", "compressibility", "--algorithms", "rwr"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| compressibility")]
-    assert [(row[1], row[6], row[9]) for row in rows] == [("my-ddpo", "192", "0 |"), ("rwr", "256", "0 |")]
+    assert [(row[1], row[6], row[11]) for row in rows] == [("my-ddpo", "192", "0 |"), ("rwr", "256", "0 |")]
 
 
 MISTAKES = {

@@ -191,7 +191,7 @@ def test_the_modern_suite_compares_with_runs_that_exist() -> None:
     for task in SUITES["modern"].comparisons:
         specs = [spec for name, spec in modern.items() if name.startswith(f"{task}/")]
         assert len({terms(spec) for spec in specs}) == 1
-        assert {spec.algorithm for spec in specs} == {*PAPERS, *(["awm"] if task == "geneval" else younger)}
+        assert {spec.algorithm for spec in specs} == {*PAPERS, *younger}
 
 
 def test_each_rung_of_the_ladder_adds_one_factor() -> None:

@@ -354,7 +354,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "beta1 of 1": ([*DDPO_IS, "--adam-beta1", "1"], "adam_beta1 must lie in [0, 1), got 1.0"),
     "negative weight decay": ([*DDPO_IS, "--weight-decay", "-1"], "weight_decay must be at least 0, got -1.0"),
     "negative skips": ([*DDPO_IS, "--max-skipped-updates", "-1"], "max_skipped_updates must be at least 0, got -1"),
-    "negative evaluation": ([*DDPO_IS, "--evaluation.images", "-1"], "images >= 0 and every >= 1, got images=-1"),
+    "negative evaluation": ([*DDPO_IS, "--evaluation.images", "-1"], "images >= 0, every >= 1 and images_per_prompt >= 1, got images=-1"),
     "held-out prompts without evaluation": ([*DDPO_IS, "--evaluation.images", "0", "--evaluation.held-out-prompts", "animals@held-out"], "held_out_prompts needs an evaluation; set its images"),
     "held-out prompts that are trained on": ([*DDPO_IS, "--prompts", "ten-animals", "--evaluation.images", "4", "--evaluation.held-out-prompts", "animals@held-out"], "of the held-out prompts 'animals@held-out' are trained on"),
     "rank 0": ([*DDPO_IS, "--policy.lora.rank", "0"], "LoRA needs rank >= 1"),

@@ -57,6 +57,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, number: int, times: i
         target, nth = "algorithms.evaluation._evaluate_on", 1
     else:
         target, nth = "algorithms.evaluation._evaluate_on", 3
+    monkeypatch.setattr("benchmarks.runs.forecast.rows_per_iteration", lambda spec: None)  # an iteration of its own
     module, _, name = target.rpartition(".")
     holder: Any = __import__("pydoc").locate(module)
     monkeypatch.setattr(target, sending(number, times, nth, getattr(holder, name)))
