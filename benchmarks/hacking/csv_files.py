@@ -68,7 +68,7 @@ def read_csv(file: Path) -> CSVRun:
         readings.append(Reading(at, {name: value for name, value in values.items() if not math.isnan(value)}))
     if not readings:
         raise ValueError(f"{str(file)!r} has no line below its header; expected one per evaluation.")
-    return CSVRun(readings, place, [name for name in names if name not in known and name not in _PLACES])
+    return CSVRun(readings, place, [name or "(no name)" for name in names if name not in known and name != place])
 
 
 def _columns(header: list[str], file: Path) -> tuple[list[str], str]:

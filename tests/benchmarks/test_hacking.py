@@ -168,6 +168,9 @@ def test_a_csv_file_of_another_program(tmp_path: Path, capsys: pytest.CaptureFix
     )
     found = read_csv(file)
     assert found.unknown == ["loss"]
+    both = tmp_path / "both.csv"
+    both.write_text("queries,step,reward,\n0,0,1,\n")
+    assert (read_csv(both).place, read_csv(both).unknown) == ("queries", ["step", "(no name)"])
     assert found.readings[1] == Reading(10.0, {"reward": 2.0, "reward_spread": 1.0, "diversity": 30.0})
     assert main(["inspect", str(file)]) == 0
     said = capsys.readouterr().out
