@@ -45,7 +45,7 @@ wheel-test: install
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict
-	$(BIN)/python -m pytest -m docs tests/test_docs.py
+	$(BIN)/python -m pytest -m docs -n auto tests/test_docs.py
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"

@@ -1,5 +1,6 @@
 """The world of emoji-world: captions match scenes, detectors see them, prompt sets, the training loop."""
 
+import functools
 import json
 from collections import Counter
 from itertools import permutations
@@ -232,12 +233,15 @@ def test_every_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A few steps of everything leave a folder that diffusers and transformers load, with a card."""
     from diffusers import StableDiffusionPipeline
 
-    from benchmarks.pretrain.emoji_world import card
+    from benchmarks.pretrain.emoji_world import card, stages
+    from benchmarks.pretrain.emoji_world import folder as model_folder
 
     few, sets = Stage(steps=2, batch=4, lr=1e-3), prompt_sets(most=1)
     monkeypatch.setattr(card, "prompt_sets", lambda: sets)
     monkeypatch.setattr(card, "SAMPLERS", card.SAMPLERS[:1])
     monkeypatch.setattr(card, "SCENES", 8)
+    monkeypatch.setattr(stages, "MEASURED", 8)
+    monkeypatch.setattr(model_folder, "draw_grid", functools.partial(card.draw_grid, columns=1))
     output = tmp_path / "model"
     config = WorldConfig(output=output, work=tmp_path / "work", threads=1, pool=32, vae=few, denoiser=few)
     pretrain_world(WorldConfig(**{**vars(config), "detector": few, "judge": few, "seeds": 1, "note": "A note."}))

@@ -25,6 +25,8 @@ from benchmarks.pretrain.text import build_text_encoder, build_tokenizer, tokeni
 
 Part = TypeVar("Part", bound=nn.Module)
 
+#: Pictures on which the autoencoder's loss is printed.
+MEASURED = 256
 SPOILING = {"detector": Spoiling(), "judge": Spoiling(blur=0.9, noise=0.2, contrast=0.15)}
 """How each detector's training pictures are spoilt."""
 
@@ -74,7 +76,7 @@ def make_vae(config: WorldConfig, world: World) -> AutoencoderKL:
 
     vae = run_stage(config, "vae", 0, build_vae, train)
     torch.manual_seed(config.seed * 1000 + 999)
-    pictures = world.draw(world.captioned(256)[0])
+    pictures = world.draw(world.captioned(MEASURED)[0])
     print(f"autoencoder: {psnr(pictures, reconstruct(vae, pictures)):.2f} dB", flush=True)
     return vae
 
