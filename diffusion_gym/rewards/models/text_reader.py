@@ -56,4 +56,5 @@ class RapidReader:
 
     def __call__(self, picture: np.ndarray) -> str:
         """Return the text of (H, W, 3), uint8, RGB: its lines from top to bottom, joined by spaces."""
-        return " ".join(self._engine(np.ascontiguousarray(picture[..., ::-1])).txts or ())  # it takes BGR
+        found: Any = self._engine(np.ascontiguousarray(picture[..., ::-1]))  # it takes BGR
+        return " ".join(found.txts or ())
