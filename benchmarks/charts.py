@@ -2,12 +2,12 @@
 
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusion_gym.jsonlines import finite
 from diffusion_gym.naming import one_line
 
 #: The points of a chart's lines.
@@ -236,12 +236,3 @@ def library() -> str:
     import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-
-
-def finite(data: Any) -> Any:
-    """Return data for JSON, which has no NaN and no infinity: None in their place."""
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

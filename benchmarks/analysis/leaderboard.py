@@ -15,9 +15,9 @@ from benchmarks.analysis.aggregate import scale_of
 from benchmarks.analysis.curves import check_one_setting, terms
 from benchmarks.analysis.statistics import Interval, Resamples, over_seeds, stratified_bootstrap
 from benchmarks.analysis.table import Cell, Column, Name, Table, bracketed
-from benchmarks.charts import finite
 from benchmarks.runs.gold_judge import kind_of
 from benchmarks.runs.record import Evaluation, Run
+from diffusion_gym.jsonlines import finite
 
 _FORWARDS = "forward_equivalents"
 

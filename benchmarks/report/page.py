@@ -25,7 +25,7 @@ from benchmarks.analysis.tables import (
     score_table,
 )
 from benchmarks.analysis.verdict import Verdict, verdicts
-from benchmarks.charts import CONFIG, Style, finite, library, styles
+from benchmarks.charts import CONFIG, Style, library, styles
 from benchmarks.report.charts import (
     AXES,
     Shown,
@@ -45,6 +45,7 @@ from benchmarks.report.source import Source
 from benchmarks.report.tables import fallen_table, measured_table, short_table
 from benchmarks.report.verdict import cards, one_seed_note
 from benchmarks.terminal import duration
+from diffusion_gym.jsonlines import finite
 
 PAGE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -65,7 +65,7 @@ def test_guidance_leads_away_from_each_prompts_own_or_else_from_none() -> None:
 
 
 def test_training_with_negative_prompts_and_resuming(tmp_path: Path) -> None:
-    """The ratio is 1 to the bit before the update, and the file alone is enough to go on."""
+    """The ratio is exactly 1 before the update, and a run resumes from the file alone."""
     env = make(RECORDS)
     assert {"negative_prompt_embedding", "prompt_embedding"} < set(env.reset(seed=0)[0])
     algorithm = DDPO(env, images_per_iteration=8, num_envs=4, chunk_size=3, updates_per_iteration=1, guidance_scale=3.0)
