@@ -68,7 +68,7 @@ def workloads(plan: Mapping[str, RunSpec]) -> dict[str, Workload]:
 def _forwards(work: Workload, spec: RunSpec) -> int | None:
     """Return a run's forward passes, without its evaluations'.
 
-    A model that takes the guidance scale as an input makes one per row, which only its weights' folder says.
+    For a model that takes the guidance scale as an input (Flux dev, LCM) it is twice too many: no model is loaded here.
     """
     policy = spec.config.policy
     guided = policy.guidance_scale > 1
