@@ -63,6 +63,15 @@ class Workload:
     """Denoising steps per image."""
     rows: Rows | None
     """Rows through the denoiser per iteration; None where they are not counted."""
+    deployed: int = 0
+    """Of the evaluated images those that are drawn with the deployed sampler."""
+    deployed_steps: int = 0
+    """Denoising steps of each of them."""
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Denoising steps of all evaluations."""
+        return (self.evaluated - self.deployed) * self.steps + self.deployed * self.deployed_steps
 
     def forwards(self, per_row: int) -> tuple[int, int] | None:
         """Return the run's forward passes in sampling and in training, where a trained row counts as three."""
@@ -82,7 +91,7 @@ class Workload:
             return f"{first}\nforward passes: not counted for this configuration"
         return (
             f"{first}\nforward passes: {sum(forwards):,} (sampling {forwards[0]:,}, training {forwards[1]:,}, where a "
-            f"trained row counts as three), and {per_row * self.evaluated * self.steps:,} in evaluations"
+            f"trained row counts as three), and {per_row * self.evaluation_steps:,} in evaluations"
         )
 
 
@@ -109,7 +118,7 @@ class Speed:
             "training": work.iterations * (rows.trained * self.training + rows.compared * self.forward),
             "decoding": images * self.decoding,
             "reward": images * (self.reward or 0),
-            "evaluations": work.evaluated * work.steps * self.forward,
+            "evaluations": work.evaluation_steps * self.forward,
         }
         shown = {name: seconds for name, seconds in parts.items() if seconds > 0}
         without = "" if self.reward is not None else "; without the reward, which is not called before the run"
@@ -120,10 +129,18 @@ class Speed:
 def workload(spec: RunSpec) -> Workload:
     """Count what a run does, without its model."""
     evaluation = spec.config.evaluation
-    often = evaluations(spec) + (2 if evaluation.deployed.is_on else 0)
-    evaluated = often * evaluation.images * (2 if evaluation.held_out_prompts else 1)
+    deployed, each = evaluation.deployed, evaluation.images * (2 if evaluation.held_out_prompts else 1)
+    often = (evaluations(spec) if deployed.always else 2) if deployed.is_on else 0
     images, steps = spec.config.images_per_iteration, spec.task.num_inference_steps
-    return Workload(iterations(spec), images, evaluated, steps, rows_per_iteration(spec))
+    return Workload(
+        iterations(spec),
+        images,
+        (evaluations(spec) + often) * each,
+        steps,
+        rows_per_iteration(spec),
+        often * each,
+        deployed.num_inference_steps or steps,
+    )
 
 
 def iterations(spec: RunSpec) -> int:

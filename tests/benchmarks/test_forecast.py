@@ -1,10 +1,11 @@
 """What a run will take, said before it begins."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from algorithms import ALGORITHMS, EvaluationConfig
+from algorithms import ALGORITHMS, DeployedConfig, EvaluationConfig
 from algorithms.config.base import override
 from benchmarks.__main__ import main
 from benchmarks.runs.forecast import Speed, Workload, workload
@@ -71,6 +72,18 @@ def test_a_short_run_is_not_probed(tmp_path: Path, capsys: pytest.CaptureFixture
         folder = str(tmp_path / str(queries))
         assert main([*command, "--reward-queries", str(queries), "--folder", folder]) == 0
         assert ("time, from a probe" in capsys.readouterr().out) is probed
+
+
+def test_evaluations_with_the_deployed_sampler_have_its_own_steps() -> None:
+    """Four iterations are evaluated five times; the deployed sampler's images are drawn twice, or each time."""
+    base = override(ALGORITHMS["ddpo-is"].config, images_per_iteration=32, num_envs=16, trainable="full")
+    task = TaskConfig(model="exact-gaussian", reward="exact-quadratic", num_inference_steps=5)
+    for always, times in ((False, 2), (True, 5)):
+        deployed = DeployedConfig(num_inference_steps=50, always=always)
+        config = dataclasses.replace(base, evaluation=EvaluationConfig(8, deployed=deployed))
+        found = workload(RunSpec("ddpo-is", config, task, 128))
+        assert found.evaluated == 8 * (5 + times)
+        assert found.evaluation_steps == 8 * 5 * 5 + 8 * times * 50
 
 
 def test_guidance_doubles_the_forward_passes() -> None:
