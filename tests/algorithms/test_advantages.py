@@ -85,7 +85,7 @@ def test_constant_rewards_have_no_advantage(value: float, count: int) -> None:
 
 
 def test_statistics_survive_json() -> None:
-    """The checkpoint keeps them as JSON; what follows must be equal to the bit."""
+    """The checkpoint keeps them as JSON; what follows must be equal bit for bit."""
     prompts = ["cat", 'a "quoted" é prompt', "cat"]
     statistics = PerPromptStatistics(4, 2)
     statistics.update(prompts, torch.tensor([0.1, 1 / 3, -7.7]))

@@ -1,4 +1,4 @@
-"""The moving average of the weights: by hand; what uses it; kept through a checkpoint to the bit."""
+"""The moving average of the weights: by hand; what uses it; kept through a checkpoint bit for bit."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The KL to the starting model: by hand, to the bit at the start, as a penalty with a known fixed point, its cost."""
+"""The KL to the starting model: by hand, bit for bit at the start, as a penalty with a known fixed point, its cost."""
 
 import math
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_evaluations_kl_is_that_of_the_closed_form(make_env: Callable) -> None:
-    """1,024 trajectories of a moved model; 0 to the bit before it is moved."""
+    """1,024 trajectories of a moved model; exactly 0 before it is moved."""
     algorithm = DDPO(
         make_env(steps=STEPS), trainable="full", kl_to_start=True, images=1024, num_envs=1024, chunk_size=1024,
         images_per_iteration=1024,

@@ -97,7 +97,7 @@ def test_two_processes_agree_to_the_bit(digests: tuple[dict[str, str], dict[str,
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("moment", MOMENTS[:2])
 def test_resuming_equals_never_stopping(digests: tuple[dict[str, str], dict[str, str]], case: str, moment: str) -> None:
-    """Weights, moments, counters, costs and statistics, to the bit."""
+    """Weights, moments, counters, costs and statistics, bit for bit."""
     here, there = digests
     assert there[f"{case},{moment}"] == here[case]
 

@@ -28,7 +28,7 @@ def build(make_env: Callable, tiny_sd: str) -> Callable[..., RWR]:
 def test_cfg_training_decides_which_prediction_is_fitted(
     build: Callable[..., RWR], sample: Callable[..., Rollout], digest: Callable[[Any], str]
 ) -> None:
-    """Given the same images: without it, to the bit what RWR that never guides would fit, for half the forwards."""
+    """Given the same images: without it, bit for bit what RWR that never guides would fit, for half the forwards."""
     guided, conditional = build(guidance_scale=3.0), build(guidance_scale=3.0, cfg_training=False)
     plain = build(guidance_scale=1.0)
     rollout = sample(guided, IMAGES)

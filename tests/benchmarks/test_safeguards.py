@@ -107,7 +107,7 @@ def test_it_stops_once_a_metric_has_fallen_and_the_best_checkpoint_stays(tmp_pat
     assert whole.best == free.best == {"metric": metric, "value": max(measured), "iteration": best}
     run(spec_of(16 * best), tmp_path / "shorter")
     assert weights(tmp_path / "whole" / "best.zip") == weights(tmp_path / "shorter" / "checkpoint.zip")
-    for questions in (12, 9):  # and what it decides when it is resumed is the same, to the bit
+    for questions in (12, 9):  # and what it decides when it is resumed is the same, bit for bit
         assert not run(spec, tmp_path / "parts", should_stop=StopAfter(questions)).complete
     resumed = run(spec, tmp_path / "parts")
     assert (resumed.best, resumed.stopped_early) == (whole.best, whole.stopped_early)

@@ -278,7 +278,7 @@ def test_ratio_is_one_before_the_first_update(
 
 @pytest.mark.parametrize("make", [ddpo, rwr])
 def test_update_resume_and_export(built: Any, make_env: Callable, make: Callable, tmp_path: Path) -> None:
-    """Resuming equals never stopping, to the bit; what is exported draws the same images in plain diffusers.
+    """Resuming equals never stopping, bit for bit; what is exported draws the same images in plain diffusers.
 
     And the model that other policies start from is left alone: nothing is put into a cached pipeline in place.
     """

@@ -37,7 +37,7 @@ def _episode(env: gymnasium.Env, factor: float = 0.5, **reset: Any) -> list[Any]
 
 
 def _assert_equal(a: Any, b: Any) -> None:
-    """Two nested results are equal to the bit."""
+    """Two nested results are equal bit for bit."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert set(a) == set(b)

@@ -206,7 +206,7 @@ def test_a_seed_an_environment(exact: dict[str, Any], seeds: Any) -> None:
 
 
 def test_the_number_of_environments_changes_nothing(each_model: dict[str, Any]) -> None:
-    """Row i of 5, of 3, and alone: the same start to the bit, the same end to rounding."""
+    """Row i of 5, of 3, and alone: the same start bit for bit, the same end to rounding."""
     finals = {}
     for n in (1, 3, 5):
         env = _vector(each_model, num_envs=n, autoreset_mode=AutoresetMode.DISABLED)

@@ -35,7 +35,7 @@ def test_each_prompt_is_encoded_by_itself(tiny_sd: str, asked: list[list[str]]) 
 
 
 def test_the_least_recently_used_go_first(tiny_sd: str, asked: list[list[str]]) -> None:
-    """Room for two: asking for the first again keeps it, and what was dropped comes back the same to the bit."""
+    """Room for two: asking for the first again keeps it, and what was dropped comes back the same bit for bit."""
     cache = PromptCache(load_model(tiny_sd), limit=2 * EMBEDDING)
     before = cache(["dog"])[0]["prompt_embedding"]
     cache(["cat"])

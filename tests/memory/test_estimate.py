@@ -129,7 +129,7 @@ def test_main_memory_is_told_apart_from_another_devices(small_run: Callable) -> 
 
 @pytest.mark.parametrize("cls", [DDPO, RWR])
 def test_estimating_changes_nothing(small_run: Callable, digest: Callable, cls: type) -> None:
-    """No weight, no gradient, no random number: the run that follows is the same to the bit."""
+    """No weight, no gradient, no random number: the run that follows is the same bit for bit."""
     settings = {"batch_size": 4, "updates_per_iteration": 2} if cls is RWR else {}
     runs = [small_run(cls, trainable="full", **settings) for _ in range(2)]
     state = torch.get_rng_state()

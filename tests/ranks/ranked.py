@@ -157,7 +157,7 @@ def build(name: str, model: str, reward: Any = None, **config: Any) -> Diffusion
 
 
 def learn(algorithm: DiffusionAlgorithm[Any], iterations: int, callback: BaseCallback | None = None) -> Report:
-    """Train until so many iterations are done in all; weights, moments and counters, to be compared to the bit."""
+    """Train until so many iterations are done in all; weights, moments and counters, to be compared bit for bit."""
     steps = (iterations - algorithm.iteration) * IMAGES * STEPS
     algorithm.learn(steps, callback, reset_num_timesteps=algorithm.iteration == 0)
     tensors = {

@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("name", ["ddpo-is", "rwr"])
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether all tensors are equal to the bit."""
+    """Whether all tensors are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -103,7 +103,7 @@ def test_images_are_the_same_whatever_the_number_of_ranks(exact_reports: Reports
 
 @BOTH
 def test_a_run_saved_by_two_ranks_resumes_on_two_and_on_one(exact_reports: Reports, name: str) -> None:
-    """On two it equals the run that never stopped to the bit, on one to rounding."""
+    """On two it equals the run that never stopped bit for bit, on one to rounding."""
     never_stopped = exact_reports[f"{name} 2"][0]
     for report in exact_reports[f"{name} resumed 2"]:
         assert same(report["tensors"], never_stopped["tensors"])
@@ -207,7 +207,7 @@ def contents(folder: Path) -> tuple[Any, dict[str, bytes]]:
 
 
 def test_a_runs_folder_stopped_and_resumed_by_two_ranks(exact_reports: Reports, folder: Path) -> None:
-    """The log, the pictures, the exported weights and the checkpoint are those of two ranks never stopped, to the bit.
+    """The log, the pictures, the exported weights and the checkpoint are those of two ranks never stopped, bit for bit.
 
     A combined reward is normalised by what both ranks measure together.
     """
@@ -228,7 +228,7 @@ def test_a_runs_folder_of_two_ranks_ended_by_one_process(exact_reports: Reports,
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["ddpo-is", "rwr"])
 def test_lora_on_stable_diffusion(sd_reports: Reports, name: str) -> None:
-    """Guidance 3: gradients and weights equal to the bit on both ranks, and those of one process to rounding."""
+    """Guidance 3: gradients and weights equal bit for bit on both ranks, and those of one process to rounding."""
     (whole,) = sd_reports[f"{name} gradients 1"]
     first, second = sd_reports[f"{name} gradients 2"]
     assert same(first["gradients"], second["gradients"])

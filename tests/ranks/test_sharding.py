@@ -20,7 +20,7 @@ RUNS = pytest.mark.parametrize(("name", "size"), [("ddpo-is", 2), ("ddpo-is", 3)
 
 
 def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Tensors equal to the bit, and counters too."""
+    """Tensors equal bit for bit, and counters too."""
     torch.testing.assert_close(a["tensors"], b["tensors"], rtol=0, atol=0)
     assert a["counters"] == b["counters"]
 
@@ -76,7 +76,7 @@ def test_the_ratio_is_exactly_one_before_the_first_update(exact_reports: Reports
 
 
 def test_a_sharded_run_resumes_sharded_with_ddp_and_on_one_process(exact_reports: Reports) -> None:
-    """Sharded it equals the run that never stopped to the bit, else to rounding."""
+    """Sharded it equals the run that never stopped bit for bit, else to rounding."""
     never_stopped = exact_reports["ddpo-is 2"][0]
     for report in exact_reports["resumed"]:
         assert_same(report, never_stopped)

@@ -1,4 +1,4 @@
-"""A run that is killed, or whose disk is full, is resumed and ends equal to the bit to one left in peace.
+"""A run that is killed, or whose disk is full, is resumed and ends equal bit for bit to one left in peace.
 
 What breaks it is ``breaking.py``, a program that anyone can run; here it is run briefly, and by ``make test-slow`` in
 full: 40 kills at random moments, a kill before every call that changes a file, no space at every call and write.

@@ -96,7 +96,7 @@ def test_strange_rewards_leave_finite_weights_and_logs(build: Build, name: str, 
 @pytest.mark.parametrize("kind", ["constant", "huge and constant"])
 @pytest.mark.parametrize("ddpo", [n for n in ALGORITHMS if n.startswith("ddpo")])
 def test_rewards_without_spread_move_nothing(build: Build, ddpo: str, kind: str) -> None:
-    """Every advantage is exactly 0, so without weight decay every weight stays, to the bit."""
+    """Every advantage is exactly 0, so without weight decay every weight stays, bit for bit."""
     algorithm = build(ddpo, rewarding(STRANGE[kind]), weight_decay=0.0)
     before = algorithm.get_parameters()["policy"]
     algorithm.learn(2 * ITERATION)

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO on the environment: its actor is our Gaussian to the bit, it learns, saves and loads."""
+"""Stable-Baselines3's PPO on the environment: its actor is our Gaussian bit for bit, it learns, saves and loads."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_it_learns(make: Callable[..., PPO], seed: int) -> None:
 
 
 def test_the_ratio_before_the_first_update_is_exactly_1(make: Callable[..., PPO]) -> None:
-    """PPO scores minibatches of mixed steps; what it stored while sampling comes out again to the bit."""
+    """PPO scores minibatches of mixed steps; what it stored while sampling comes out again bit for bit."""
     ppo = make(chunk_size=16)
     _, callback = ppo._setup_learn(1, None)
     ppo.collect_rollouts(ppo.env, callback, ppo.rollout_buffer, n_rollout_steps=STEPS)
