@@ -110,11 +110,11 @@ def evaluate(
     Raises:
         Interrupted: ``on_step`` returned False; see :func:`algorithms.sampling.collect`.
     """
-    evaluation = _evaluate_on(mdp.records, mdp, policy, config, iteration, reference, ranks, on_step, scheduler)
+    drawing = _Drawing(mdp, policy, config, ranks, on_step, scheduler)
+    evaluation = drawing.evaluated(mdp.records, iteration, reference)
     if config.evaluation.held_out_prompts is None:
         return evaluation
-    records = load_prompts(config.evaluation.held_out_prompts).records
-    held_out = _evaluate_on(records, mdp, policy, config, iteration, None, ranks, on_step, scheduler)
+    held_out = drawing.evaluated(load_prompts(config.evaluation.held_out_prompts).records, iteration)
     return dataclasses.replace(evaluation, held_out=held_out)
 
 
@@ -157,64 +157,55 @@ def deployed_policy(policy: DenoisingPolicy, deployed: DeployedConfig) -> tuple[
     return used, None  # those Euler steps
 
 
-def _evaluate_on(
-    records: Sequence[Prompt],
-    mdp: DenoisingMDP,
-    policy: DenoisingPolicy,
-    config: AlgorithmConfig,
-    iteration: int,
-    reference: Reference | None,
-    ranks: Ranks,
-    on_step: OnStep | None,
-    scheduler: str | None,
-) -> Evaluation:
-    n = config.evaluation.images
-    prompts = evaluation_prompts(records, n, config.evaluation.images_per_prompt)
-    with evaluating(mdp.reward):
-        rollout = _denoise(
-            prompts, mdp, policy, config, ranks, reference=reference, on_step=on_step, scheduler=scheduler
+@dataclass(frozen=True)
+class _Drawing:
+    """Pictures on the evaluation's noise: who draws them, and with what."""
+
+    mdp: DenoisingMDP
+    policy: DenoisingPolicy
+    config: AlgorithmConfig
+    ranks: Ranks
+    on_step: OnStep | None = None
+    scheduler: str | None = None
+
+    def evaluated(self, records: Sequence[Prompt], iteration: int, reference: Reference | None = None) -> Evaluation:
+        n = self.config.evaluation.images
+        prompts = evaluation_prompts(records, n, self.config.evaluation.images_per_prompt)
+        with evaluating(self.mdp.reward):
+            rollout = self.denoise(prompts, reference=reference)
+        images = rollout.split.gather(rollout.images)[:n]
+        parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
+        kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()
+        metadata = [record.reward_metadata for record in prompts]
+        texts = [record.text for record in prompts]
+        return Evaluation(iteration, texts, rollout.rewards[:n].cpu(), images.cpu(), parts, kl, metadata=metadata)
+
+    def denoise(
+        self, prompts: Sequence[Prompt], reward: RewardSpec | None = None, reference: Reference | None = None
+    ) -> Rollout:
+        """Denoise one image per prompt, as many side by side as in training.
+
+        Where ranks cannot share the images equally, a few more follow, which the caller cuts off.
+        """
+        shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % self.ranks.size)]
+        seed, split = self.config.evaluation.seed, Split(self.ranks, len(shared))
+        num_envs = min(len(shared), self.config.num_envs) // self.ranks.size
+        env = DenoiseVectorEnv.sharing(self.mdp, num_envs, reward=reward, trusted=True)
+        if self.scheduler is not None:
+            noise = Noise(seed, EVALUATION_STREAMS, range(len(shared)))
+            return solve(env, self.policy, self.scheduler, shared, noise, split, self.on_step)
+        return collect(
+            env,
+            self.policy,
+            shared,
+            seed,
+            whole_trajectory=False,
+            streams=EVALUATION_STREAMS,
+            on_step=self.on_step,
+            score_beside=self.config.rewards_beside_sampling,
+            reference=reference,
+            split=split,
         )
-    images = rollout.split.gather(rollout.images)[:n]
-    parts = {name: scores[:n].cpu() for name, scores in rollout.parts.items()}
-    kl = None if rollout.kl_to_start is None else rollout.kl_to_start[:n].cpu()
-    metadata = [record.reward_metadata for record in prompts]
-    texts = [record.text for record in prompts]
-    return Evaluation(iteration, texts, rollout.rewards[:n].cpu(), images.cpu(), parts, kl, metadata=metadata)
-
-
-def _denoise(
-    prompts: Sequence[Prompt],
-    mdp: DenoisingMDP,
-    policy: DenoisingPolicy,
-    config: AlgorithmConfig,
-    ranks: Ranks,
-    reward: RewardSpec | None = None,
-    reference: Reference | None = None,
-    on_step: OnStep | None = None,
-    scheduler: str | None = None,
-) -> Rollout:
-    """Denoise one image per prompt on the evaluation's noise, as many side by side as in training.
-
-    Where ranks cannot share the images equally, a few more follow, which the caller cuts off.
-    """
-    shared = [*prompts, *list(prompts[:1]) * (-len(prompts) % ranks.size)]
-    num_envs = min(len(shared), config.num_envs) // ranks.size
-    env = DenoiseVectorEnv.sharing(mdp, num_envs, reward=reward, trusted=True)
-    if scheduler is not None:
-        noise = Noise(config.evaluation.seed, EVALUATION_STREAMS, range(len(shared)))
-        return solve(env, policy, scheduler, shared, noise, Split(ranks, len(shared)), on_step)
-    return collect(
-        env,
-        policy,
-        shared,
-        config.evaluation.seed,
-        whole_trajectory=False,
-        streams=EVALUATION_STREAMS,
-        on_step=on_step,
-        score_beside=config.rewards_beside_sampling,
-        reference=reference,
-        split=Split(ranks, len(shared)),
-    )
 
 
 @torch.no_grad()
@@ -229,7 +220,7 @@ def calibrate_reward(mdp: DenoisingMDP, policy: DenoisingPolicy, config: Algorit
     if not isinstance(reward, WeightedSum) or not reward.needs_calibration:
         return
     prompts = evaluation_prompts(mdp.records, _CALIBRATION_IMAGES)
-    rollout = _denoise(prompts, mdp, policy, config, ranks, _nothing)
+    rollout = _Drawing(mdp, policy, config, ranks).denoise(prompts, reward=_nothing)
     images = rollout.split.gather(rollout.images)[:_CALIBRATION_IMAGES]
     texts, metadata = [record.text for record in prompts], [record.reward_metadata for record in prompts]
     ranks.call(lambda: reward.calibrate(images, texts, metadata))

@@ -1,4 +1,4 @@
-"""A run is what its folder says: ``train --config RUN`` repeats it bit for bit in a new process, for every algorithm."""
+"""A run is what its folder says: ``train --config RUN`` repeats it bit for bit in a new process, every algorithm."""
 
 import json
 import os

@@ -54,9 +54,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, number: int, times: i
     elif place == "chunk":
         target, nth = "benchmarks.runs.recorder.Recorder._on_backward", 6
     elif place == "first evaluation":
-        target, nth = "algorithms.evaluation._evaluate_on", 1
+        target, nth = "algorithms.evaluation._Drawing.evaluated", 1
     else:
-        target, nth = "algorithms.evaluation._evaluate_on", 3
+        target, nth = "algorithms.evaluation._Drawing.evaluated", 3
     monkeypatch.setattr("benchmarks.runs.forecast.rows_per_iteration", lambda spec: None)  # an iteration of its own
     module, _, name = target.rpartition(".")
     holder: Any = __import__("pydoc").locate(module)
