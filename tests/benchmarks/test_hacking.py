@@ -254,6 +254,9 @@ def test_it_stops_when_hacked_exports_the_best_before_and_decides_alike_when_res
     whole = run(spec_of(stop_when_hacked=True), tmp_path / "whole", on_alarm=said.append)
     assert whole.complete
     assert [line.iteration for line in whole.evaluations] == list(range(fired + 1))
+    plain = run(spec_of(), tmp_path / "plain")
+    for stopped, line in zip(whole.evaluations, plain.evaluations, strict=False):  # until it stops it is the plain run
+        assert (stopped.rewards, stopped.metrics) == (line.rewards, line.metrics)
     assert whole.stopped_early is not None
     assert "the log shows reward hacking: the reward has been far above" in whole.stopped_early
     assert whole.stopped_early.endswith(f"exported are the weights of iteration {best}")
