@@ -301,7 +301,7 @@ SUITES: dict[str, Suite] = {
         (0, 1, 2, 3, 4),
     ),
     "stopped": Suite(
-        "DDPO-IS and branched with and without --stop-when-hacked, on seeds that no detector was tuned on, half an hour",
+        "DDPO-IS and branched with and without --stop-when-hacked, on seeds new to the detectors, half an hour",
         {name: Comparison(task, STOPPED_VARIANTS) for name, task in HACKING_TASKS.items()},
         HACKING,
         (5, 6, 7),

@@ -112,17 +112,17 @@ def test_panels_with_different_lines_have_their_own_legends() -> None:
 
 
 def test_a_stopped_run_stands_beside_the_plain_run_of_its_seed(tmp_path: Path) -> None:
-    """One seed stops, exporting its second evaluation; the other goes to its end. A lone run has no row."""
+    """One seed early, exporting its second evaluation; the other goes to its end. A lone run has no row."""
     runs = []
-    for seed, stops in ((5, True), (6, False)):
+    for seed, early in ((5, True), (6, False)):
         gold, reward = [1.0, 0.9, 0.6, 0.2], [1.0, 2.0, 3.0, 4.0]
         runs.append(pushed(gold, reward, seed=seed))
         stopped = pushed(
-            gold[:3] if stops else gold, reward[:3] if stops else reward, variant="ddpo-is-stopped", seed=seed
+            gold[:3] if early else gold, reward[:3] if early else reward, variant="ddpo-is-stopped", seed=seed
         )
         best = {"metric": "reward", "value": 2.0, "iteration": 1}
         runs.append(
-            replace(stopped, stopped_early="the log shows", best=best) if stops else replace(stopped, best=best)
+            replace(stopped, stopped_early="the log shows", best=best) if early else replace(stopped, best=best)
         )
     runs.append(pushed([1.0, 0.5], variant="branched-stopped", seed=5))
     (row,) = rows(stopped_table(runs))
