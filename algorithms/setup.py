@@ -150,7 +150,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         if needs.reward_gradient:
             check_differentiable(reward)
         if needs.several_rewards:
-            check_several(reward_name(reward), len(reward.terms) if isinstance(reward, WeightedSum) else 1)
+            terms = reward.terms if isinstance(reward, WeightedSum) else ()
+            check_several(reward_name(reward), [term.weight for term in terms])
 
     def _check_noise(self) -> None:
         """Raise ValueError where no step has a density and the algorithm needs one."""

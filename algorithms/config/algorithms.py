@@ -3,6 +3,7 @@
 An algorithm of your own may have its configuration in its own file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,12 +15,20 @@ Baseline = Literal["running", "group", "leave-one-out", "gdpo"]
 _MAX_CLIP_RANGE = 88  # e to this many nats is the largest ratio that a float32 holds
 
 
-def check_several(reward: str, terms: int) -> None:
-    """Raise ValueError where each term of a reward is to be normalised by itself, and it has fewer than two."""
-    if terms < 2:
+def check_several(reward: str, weights: Sequence[float]) -> None:
+    """Raise ValueError where each term of a reward is to be normalised by itself, and it has fewer than two.
+
+    Also where all ``weights``, one of each term, are 0.
+    """
+    if len(weights) < 2:
         raise ValueError(
             f"advantages 'gdpo' normalise each of several rewards by itself, but {reward!r} is a single one; combine "
             "two or more, for example 'aesthetic,clip_score:0.5', or set advantages to 'group'."
+        )
+    if not any(weights):
+        raise ValueError(
+            f"advantages 'gdpo' add several rewards by their weights, but those of {reward!r} are all 0, so nothing "
+            "would be learned; give at least one of them another weight."
         )
 
 

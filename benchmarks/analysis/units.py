@@ -40,4 +40,9 @@ _UNITS = {
 
 def unit_of(curve: Curve) -> Unit:
     """Return the unit of a curve's reward."""
-    return _UNITS.get(curve.specs[0].task.reward, Unit())
+    return unit_of_reward(curve.specs[0].task.reward)
+
+
+def unit_of_reward(reward: str) -> Unit:
+    """Return the unit of a registered reward; that of others is the number itself."""
+    return _UNITS.get(reward, Unit())

@@ -52,6 +52,7 @@ class Compare:
             "modern",
             "ladder",
             "hacking",
+            "stopped",
             "leash",
             "baseline",
             "paper-sd",

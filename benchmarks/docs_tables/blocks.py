@@ -10,6 +10,7 @@ from benchmarks.analysis.hacking_tables import answer, gold_table, kept_table, r
 from benchmarks.analysis.notes import failure_note, interval_note, judge_note, score_note, shared_note
 from benchmarks.analysis.reach import reach_table
 from benchmarks.analysis.statistics import Interval
+from benchmarks.analysis.stopped import stopped_table
 from benchmarks.analysis.table import bracketed, joined, markdown
 from benchmarks.analysis.tables import (
     equal_reward_table,
@@ -153,6 +154,10 @@ def _signs(committed: Committed, words: Sequence[str]) -> str | None:
 
 def _stops(committed: Committed, words: Sequence[str]) -> str | None:
     return joined(stop_table(committed.curves, words)) or None
+
+
+def _stopped(committed: Committed, words: Sequence[str]) -> str | None:
+    return joined(stopped_table(committed.results.runs)) or None
 
 
 def _way(committed: Committed, words: Sequence[str]) -> str:
@@ -304,6 +309,7 @@ KINDS: dict[str, _Kind] = {
     "remedies": _remedies,
     "signs": _signs,
     "stops": _stops,
+    "stopped": _stopped,
     "way": _way,
     "claim": _claim,
     "exact": _exact,

@@ -25,6 +25,7 @@ COMMANDS = {
     "ladder": "diffusion-gym compare --suite ladder",
     "detectors": "diffusion-gym detectors",
     "hacking": "diffusion-gym compare --suite hacking",
+    "stopped": "diffusion-gym compare --suite stopped",
     "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
     "search-modern-alignment": "diffusion-gym search --algorithms branched awm --tasks vlm_alignment",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from benchmarks.hacking.readings import COLUMNS, NO_SPREAD, PROMPT_SPREAD, REWARD, REWARD_SPREAD, Reading
 from benchmarks.runs.metrics import KL_TO_START
 
+#: Rewards whose 0 lies amid their scores, so that a share of a score means nothing; nor does it below 0.
+_AROUND_ZERO = ("imagereward",)
 #: Reward queries over which the growth of the KL is measured.
 RATE_OVER = 256
 
@@ -45,10 +47,19 @@ def _most_fallen(readings: Readings) -> tuple[float, str]:
     """Return the largest fall of another metric below its highest so far, as a share of it, and which it is."""
     now = readings[-1].values
     falls = [(math.nan, "")]
-    for name in now.keys() - set(COLUMNS):
+    for name in now.keys() - set(COLUMNS) - set(without_scale(readings)):
         highest = max(reading.values[name] for reading in readings if name in reading.values)
-        falls.append(((highest - now[name]) / abs(highest) if highest else 0.0, name))
+        falls.append(((highest - now[name]) / highest, name))
     return max(falls[1:] or falls)
+
+
+def without_scale(readings: Readings) -> list[str]:
+    """Return the other metrics of which no share can fall: they begin at 0 or below it, or lie around it."""
+    first: dict[str, float] = {}
+    for reading in readings:
+        first = {**reading.values, **first}
+    others = sorted(first.keys() - set(COLUMNS))
+    return [name for name in others if not first[name] > 0 or name.partition("?")[0] in _AROUND_ZERO]
 
 
 def _falls_while_reward_rises(readings: Readings) -> float:

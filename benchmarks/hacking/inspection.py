@@ -36,6 +36,8 @@ def inspect(options: Inspect) -> int:
     from benchmarks.runs.run import read_run
 
     path = options.run
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {str(path)!r}; expected a run's folder or a CSV file of metrics.")
     if path.is_file():
         found = read_csv(path)
         if found.unknown:
@@ -55,14 +57,21 @@ def inspect(options: Inspect) -> int:
 
 def report(readings: Sequence[Reading], unit: str) -> str:
     """Return the lines of the detectors and of the rule; ``unit``: of the readings' places, queries or steps."""
-    from benchmarks.hacking.detectors import DETECTORS
+    from benchmarks.hacking.detectors import DETECTORS, without_scale
     from benchmarks.hacking.rule import shipped_rule
 
     rule = shipped_rule()
+    if len(readings) == 1:
+        return "Not known: there is one evaluation so far, and hacking shows in what changes after the first."
     signs, watch = rule.signs(readings), ", ".join(rule.watch)
     if unit != "queries":
         signs.pop("kl-rate", None)
     lines = [f"{name:<15}{_said(name, rule, signs, unit)}" for name in DETECTORS]
+    if left_out := without_scale(readings):
+        lines.append(
+            f"metric-falls does not look at {', '.join(left_out)}: what begins at 0 or below, or lies around 0, has no "
+            "share that could fall"
+        )
     alarm = rule.alarm_of(signs)
     if alarm is not None:
         since = f"{alarm.queries:,.0f} {unit}"
@@ -80,6 +89,7 @@ def _said(name: str, rule: Rule, signs: Mapping[str, Sign | None], unit: str) ->
     if name not in rule.thresholds:
         return "has no threshold: it could not be tuned on committed runs"
     if name not in signs:
-        return f"not measured; needs {DETECTORS[name].needs} at every evaluation, and for changes not 0 at the first"
+        needs = DETECTORS[name].needs
+        return f"not measured; needs {needs} at every evaluation, and for changes and falls above 0 at the first"
     sign = signs[name]
     return "nothing" if sign is None else f"{sign.text} since {sign.queries:,.0f} {unit}"

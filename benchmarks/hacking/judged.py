@@ -14,6 +14,8 @@ from benchmarks.hacking.readings import readings_of
 from benchmarks.runs.record import Run
 from benchmarks.runs.run import read_run
 
+#: A folder of results that only tests the rule: none of its runs tunes or measures a detector.
+_TEST_ALONE = "stopped"
 #: Evaluations that a run must have to show where something happened.
 _EVALUATIONS = 5
 
@@ -56,10 +58,13 @@ def judged(run: Run) -> Judged | None:
 
 
 def committed_runs(results: Path) -> list[Judged]:
-    """Return the runs with gold and a curve of all results in a folder, each once: some files hold runs of others."""
+    """Return the runs with gold and a curve of all results in a folder, each once: some files hold runs of others.
+
+    The runs of the suite ``stopped`` are left out: they test the rule that is chosen on these.
+    """
     runs: list[Run] = []
     for file in sorted(results.glob("*/results.json")):
-        runs += read_results(file).runs
+        runs += [] if file.parent.name == _TEST_ALONE else read_results(file).runs
     for file in sorted(results.glob("*/*/run.json")):
         runs.append(read_run(file.parent))
     once = {(str(run.spec.to_json()), run.evaluations[-1].mean_reward): run for run in runs if run.evaluations}

@@ -56,11 +56,12 @@ def _note(measured: Mapping[str, Any]) -> str:
     return (
         f"Thresholds and the watch's rule are chosen on {tuning['all']} committed runs ({tuning['falls']} lose a tenth "
         f"of their gold), the table is of {held_out['all']} others ({held_out['falls']} lose it). A hash of a run's "
-        "name decides, so both halves have the same settings with other seeds. An alarm is right if it comes within "
-        f"{measured['within']} reward queries of that point. Lead is the median over right alarms; positive is before "
-        "the point. False alarms are runs that keep their gold and have an alarm. Not measurable are runs whose "
-        "results lack what the detector needs. A detector without a threshold never fires: no run with a fall has "
-        "what it needs, or its number is 0 there. 95 % bootstrap intervals over runs."
+        "name decides, so both halves have the same settings with other seeds. An alarm is right if gold falls by a "
+        f"tenth at most {measured['within']} reward queries before or after it. Lead is the "
+        "median over right alarms; positive: the alarm came before the fall. False alarms are runs that keep their "
+        "gold and have an alarm. Not measurable: runs whose results lack what the detector needs. A detector without "
+        "a threshold never fires: no run with a fall has what it needs, or its number is 0 there. 95 % "
+        "bootstrap intervals over runs."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from algorithms.checkpoints.file import read_iteration
 from algorithms.checkpoints.published import FULL, UNFINISHED, write_atomically
+from benchmarks.runs.record import Evaluation
 from benchmarks.runs.spec import RunSpec
 from diffusion_gym.jsonlines import read_lines
 
@@ -68,7 +69,17 @@ def read_spec(folder: Path) -> RunSpec:
 
 def log_lines(folder: Path, name: str) -> list[dict[str, Any]]:
     """Read ``metrics.jsonl`` or ``evaluations.jsonl``, one mapping per line; raise ValueError for a damaged line."""
-    return read_lines(folder / name, ITERATION_KEYS[name])
+    lines = read_lines(folder / name, ITERATION_KEYS[name])
+    for number, line in enumerate(lines if name == EVALUATIONS else (), 1):
+        try:
+            Evaluation.from_json(line)
+        except (KeyError, TypeError, AttributeError) as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"line {number} of {str(folder / name)!r} is not an evaluation as a run writes it: {why}. Put a copy "
+                "of the file back, or delete the line."
+            ) from error
+    return lines
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -184,7 +184,7 @@ class RunSpec:
         if needs.reward_gradient:
             check_reward_gradient(self.task.reward)
         if needs.several_rewards:
-            check_several(self.task.reward, len(parse_reward(self.task.reward)))
+            check_several(self.task.reward, [term.weight for term in parse_reward(self.task.reward)])
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from benchmarks.runs.safeguards import Safeguards
 from benchmarks.suite.recipes import Recipe
 from benchmarks.suite.tasks import PAPER_TASKS, Task
 
@@ -15,6 +16,8 @@ class Variant:
     changes: Mapping[str, object] = field(default_factory=dict)
     recipe: Recipe | None = None
     """How it is trained; None is the comparison's."""
+    safeguards: Safeguards = field(default_factory=Safeguards)
+    """When its runs stop early, and which checkpoint they keep as their best."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Plain DDPO-IS, RWR, branched and AWM on emoji-animals are runs of ``paper`` and 
 from collections.abc import Mapping
 from dataclasses import replace
 
+from benchmarks.runs.safeguards import Safeguards
 from benchmarks.suite.claims import Variant
 from benchmarks.suite.ladder import EXACT_LADDER, RUNGS
 from benchmarks.suite.recipes import EXACT, MODERN, PAPER, Recipe
@@ -48,7 +49,11 @@ HACKING_VARIANTS: Mapping[str, Variant] = {
     "branched-kl-0.1": Variant("branched", {"kl_penalty": 0.1}, recipe=MODERN),
 }
 FLOOR_VARIANTS = {"ddpo-is-floor": Variant("ddpo-is")}
-SUM_VARIANTS = {"branched-sum": Variant("branched", recipe=MODERN)}
+#: The sum, and each of its two rewards normalised by itself in a group.
+SUM_VARIANTS = {
+    "branched-sum": Variant("branched", recipe=MODERN),
+    "branched-gdpo": Variant("branched", {"advantages": "gdpo"}, recipe=MODERN),
+}
 
 _MIXTURE_BRANCHED = RUNGS["branched"].changes
 #: The truth's own price of a nat is 1, which is 0.9 standard deviations of the reward at the start.
@@ -61,4 +66,12 @@ HACKING_EXACT_VARIANTS: Mapping[str, Variant] = {
     "branched-kl-0.3": Variant("grpo", {**_MIXTURE_BRANCHED, "kl_penalty": 0.3}),
     "awm": RUNGS["re-noised-quiet"],
     "rwr": Variant("rwr"),
+}
+
+#: ``--suite stopped``: plain runs, and the same with ``--stop-when-hacked``, on seeds that no detector was tuned on.
+_PLAIN = {"ddpo-is": Variant("ddpo-is"), "branched": Variant("branched", recipe=MODERN)}
+STOPPED = "-stopped"
+STOPPED_VARIANTS: Mapping[str, Variant] = {
+    **_PLAIN,
+    **{f"{name}{STOPPED}": replace(one, safeguards=Safeguards(stop_when_hacked=True)) for name, one in _PLAIN.items()},
 }

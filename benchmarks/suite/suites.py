@@ -14,6 +14,7 @@ from benchmarks.suite.hacking import (
     HACKING_EXACT_VARIANTS,
     HACKING_TASKS,
     HACKING_VARIANTS,
+    STOPPED_VARIANTS,
     SUM_TASKS,
     SUM_VARIANTS,
 )
@@ -111,7 +112,7 @@ class Suite:
                     if name in variants:
                         recipe = variant.recipe or found.recipe or self.recipe
                         spec = recipe.spec(task, variant.algorithm, seed, **variant.changes)
-                        plan[f"{task_name}/{name}/seed-{seed}"] = spec
+                        plan[f"{task_name}/{name}/seed-{seed}"] = replace(spec, safeguards=variant.safeguards)
         return plan
 
 
@@ -298,6 +299,12 @@ SUITES: dict[str, Suite] = {
         },
         HACKING,
         (0, 1, 2, 3, 4),
+    ),
+    "stopped": Suite(
+        "DDPO-IS and branched with and without --stop-when-hacked, on seeds new to the detectors, half an hour",
+        {name: Comparison(task, STOPPED_VARIANTS) for name, task in HACKING_TASKS.items()},
+        HACKING,
+        (5, 6, 7),
     ),
     "leash": Suite(
         "DDPO-IS with and without a KL penalty on the embedded model, three seeds, an hour",

@@ -164,6 +164,8 @@ def test_a_single_reward_is_refused(make_env: Callable, cls: Any) -> None:
     for reward in ("exact-linear", "exact-linear:normalise:2", Linear()):
         with pytest.raises(ValueError, match=alone):
             build(make_env, cls, reward)
+    with pytest.raises(ValueError, match=r"but those of 'exact-linear.*' are all 0, so nothing would be learned"):
+        build(make_env, cls, "exact-linear:0,exact-quadratic:0")
     algorithm = build(make_env, cls)
     algorithm.mdp.set_reward("exact-linear")
     with pytest.raises(ValueError, match=alone):

@@ -21,6 +21,7 @@ from benchmarks.charts import styles
 from benchmarks.commands.train import defaults
 from benchmarks.hacking.csv_files import read_csv
 from benchmarks.hacking.detectors import DETECTORS
+from benchmarks.hacking.inspection import report
 from benchmarks.hacking.judged import Judged
 from benchmarks.hacking.measure import detector_alarms, f1, fixed_alarms, skill, stops, tuned_threshold
 from benchmarks.hacking.readings import Reading, reading_of
@@ -30,6 +31,7 @@ from benchmarks.hacking.tuning import tune
 from benchmarks.report.charts import evaluation_charts
 from benchmarks.report.hacked import marks
 from benchmarks.runs import watch
+from benchmarks.runs.folder import EVALUATIONS, log_lines
 from benchmarks.runs.record import Evaluation
 from benchmarks.runs.run import read_run, run
 from benchmarks.runs.safeguards import Safeguards
@@ -83,6 +85,15 @@ def test_a_detector_fires_where_it_must_and_nowhere_else(name: str) -> None:
 
 def test_a_metric_that_falls_with_the_reward_is_no_sign() -> None:
     assert DETECTORS["metric-falls"].score(curve(reward=[1, 0.5], clip_score=[30, 10])) == 0.0
+
+
+def test_a_metric_around_0_has_no_share_that_could_fall() -> None:
+    falls = DETECTORS["metric-falls"].score
+    assert np.isnan(falls(curve(compressibility=[-2.0, -1.0, -3.0])))
+    assert np.isnan(falls(curve(imagereward=[0.1, 0.5, 0.4])))
+    both = curve(compressibility=[-2.0, -1.0, -3.0], clip_score=[25, 30, 27])
+    assert falls(both) == pytest.approx(0.1)
+    assert "metric-falls does not look at compressibility: what begins at 0 or below" in report(both, "queries")
 
 
 def test_gold_and_parts_of_the_reward_are_hidden_from_detectors() -> None:
@@ -254,6 +265,9 @@ def test_it_stops_when_hacked_exports_the_best_before_and_decides_alike_when_res
     whole = run(spec_of(stop_when_hacked=True), tmp_path / "whole", on_alarm=said.append)
     assert whole.complete
     assert [line.iteration for line in whole.evaluations] == list(range(fired + 1))
+    plain = run(spec_of(), tmp_path / "plain")
+    for stopped, line in zip(whole.evaluations, plain.evaluations, strict=False):  # until it stops it is the plain run
+        assert (stopped.rewards, stopped.metrics) == (line.rewards, line.metrics)
     assert whole.stopped_early is not None
     assert "the log shows reward hacking: the reward has been far above" in whole.stopped_early
     assert whole.stopped_early.endswith(f"exported are the weights of iteration {best}")
@@ -345,6 +359,15 @@ def test_inspect_and_the_report_say_the_same_of_a_finished_run(
 def test_inspect_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 2
     assert "is neither a run's folder" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "missing.csv")]) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+    assert report(curve(reward=[1.0]), "queries").startswith("Not known: there is one evaluation so far")
+
+
+def test_a_damaged_evaluation_is_not_blamed_on_another_file(tmp_path: Path) -> None:
+    (tmp_path / EVALUATIONS).write_text('{"iteration": 0, "rewards": [1.0], "metrics": {}}\n')
+    with pytest.raises(ValueError, match=r"line 1 of '.*evaluations\.jsonl' is not an evaluation .* it lacks 'costs'"):
+        log_lines(tmp_path, EVALUATIONS)
 
 
 def test_stopping_needs_two_pictures_of_a_prompt() -> None:

@@ -1,6 +1,7 @@
 """The hacking suite's tables, on curves made by hand: gold against the proxy, what is kept, and where stops stop."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from benchmarks.analysis.curves import Curves, curves
 from benchmarks.analysis.gold import gold_curve
 from benchmarks.analysis.hacking import STOPS, gold_runs, reward_kept, stops
 from benchmarks.analysis.hacking_tables import answer, gold_table, kept_table, remedy_table, signs_table, stop_table
+from benchmarks.analysis.results import Results, write_results
+from benchmarks.analysis.stopped import stopped_table
 from benchmarks.analysis.table import Table
+from benchmarks.hacking.judged import committed_runs
 from benchmarks.report.figures import figures
 from benchmarks.runs.record import Run
+from benchmarks.suite import SUITES
 from tests.builders.pushed import pushed
 
 FLOOR = "incompressibility:normalise,clip_score:floor=58:normalise:2"
@@ -104,3 +109,45 @@ def test_panels_with_different_lines_have_their_own_legends() -> None:
     assert figures(curves(gold_runs([*suite(), other])))["frontier-gold"]["resolve"]["scale"]["color"] == "independent"
     same = pushed([1.0, 0.9], task="compressibility", reward="compressibility")
     assert "resolve" not in figures(curves(gold_runs([suite()[0], same])))["frontier-gold"]
+
+
+def test_a_stopped_run_stands_beside_the_plain_run_of_its_seed(tmp_path: Path) -> None:
+    """One seed early, exporting its second evaluation; the other goes to its end. A lone run has no row."""
+    runs = []
+    for seed, early in ((5, True), (6, False)):
+        gold, reward = [1.0, 0.9, 0.6, 0.2], [1.0, 2.0, 3.0, 4.0]
+        runs.append(pushed(gold, reward, seed=seed))
+        stopped = pushed(
+            gold[:3] if early else gold, reward[:3] if early else reward, variant="ddpo-is-stopped", seed=seed
+        )
+        best = {"metric": "reward", "value": 2.0, "iteration": 1}
+        runs.append(
+            replace(stopped, stopped_early="the log shows", best=best) if early else replace(stopped, best=best)
+        )
+    runs.append(pushed([1.0, 0.5], variant="branched-stopped", seed=5))
+    (row,) = rows(stopped_table(runs))
+    assert row[:5] == ["incompressibility", "ddpo-is", "1 of 2", "320", "256"]  # 256 and 384; 128 and 384
+    assert row[5:] == [
+        "0.55 (0.20 to 0.90)", "1.00 (1.00 to 1.00)", "0.20 (0.20 to 0.20)", "3.00 (2.00 to 4.00)",
+        "4.00 (4.00 to 4.00)",
+    ]  # fmt: skip
+    assert stopped_table(runs[-1:]) is None
+
+
+def test_the_stopped_suite_is_a_test_alone(tmp_path: Path) -> None:
+    """Its seeds are nobody else's, its variants differ in nothing but the stop, and detectors leave its runs out."""
+    seeds = {name: set(suite.seeds) for name, suite in SUITES.items()}
+    assert not seeds["stopped"] & set.union(*(found for name, found in seeds.items() if name != "stopped"))
+    suite = SUITES["stopped"]
+    plan = suite.plan(list(suite.comparisons), suite.variants)
+    assert len(plan) == 3 * 4 * 3
+    for name, spec in plan.items():
+        task, variant, seed = name.split("/")
+        plain = plan[f"{task}/{variant.removesuffix('-stopped')}/{seed}"]
+        assert replace(spec, safeguards=plain.safeguards) == plain
+        assert spec.safeguards.stop_when_hacked == (spec is not plain)
+    for name in ("hacking", "stopped"):
+        (tmp_path / name).mkdir()
+        run = replace(pushed([1.0, 0.9, 0.8, 0.7, 0.6], images=2, variant=name), prompts=["cat", "cat"])
+        write_results(Results([run]), tmp_path / name / "results.json")
+    assert [run.name for run in committed_runs(tmp_path)] == ["incompressibility/hacking/seed-0"]

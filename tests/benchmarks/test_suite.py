@@ -271,7 +271,10 @@ def test_settings_of_the_jpeg_suite_are_those_of_its_results() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["composition", "follow", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact", "hacking"],
+    [
+        *("composition", "follow", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact", "hacking"),
+        "stopped",
+    ],
 )
 def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
     """So that the command beside the results goes on from them, and makes none of them again."""
