@@ -173,6 +173,7 @@ def _summary(times: Sequence[dict[str, Seconds]], images: int) -> dict[str, Any]
         "floor_images_per_second": images / median(lambda pair: pair["floor"].wall),
         "above_floor": median(lambda pair: pair["program"].wall / pair["floor"].wall) - 1,
         "above_floor_cpu": median(lambda pair: pair["program"].cpu / pair["floor"].cpu) - 1,
+        "above_same_passes": median(lambda pair: pair["program"].wall / pair["same_passes"].wall) - 1,
         "above_same_passes_cpu": median(lambda pair: pair["program"].cpu / pair["same_passes"].cpu) - 1,
         "pairs": [{name: dataclasses.asdict(taken) for name, taken in pair.items()} for pair in times],
     }
