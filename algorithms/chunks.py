@@ -24,11 +24,6 @@ class Pass:
     copies: Tensor | None = None
     transition: Transition | None = None
 
-    @property
-    def num_rows(self) -> int:
-        """Return m."""
-        return self.rows.stop - self.rows.start if isinstance(self.rows, slice) else len(self.rows)
-
     def within(self, start: int) -> slice | Tensor:
         """Return :attr:`images` as positions in a round that begins with the image ``start``."""
         if isinstance(self.images, slice):

@@ -135,15 +135,15 @@ class Rollout:
         """Return how many rows all ranks' forward passes take to sample the images in T ``steps``. Collective."""
         if self.windows is None:
             return len(self) * steps
-        n, everything = len(self), slice(0, len(self.split.kept))
-        mine = sum(p.num_rows for step in range(steps) for p in self.passes(everything, step, n))
+        regions = [region for update in range(self.updates) for region in self.chunks(update, len(self))]
+        mine = sum(self.windows.num_rows(region, step) for region in regions for step in range(steps))
         return sum(self.split.ranks.gather_objects(mine))
 
     def rows_in_windows(self, update: int) -> int:
         """Return how many rows all ranks' forward passes take for an update's transitions in windows. Collective."""
         assert self.windows is not None
-        n, steps, regions = len(self), range(len(self.log_probs)), self.chunks(update, len(self))
-        mine = sum(p.num_rows for r in regions for step in steps for p in self.windows.passes(r, step, n, inside=True))
+        steps, regions = range(len(self.log_probs)), self.chunks(update, len(self))
+        mine = sum(self.windows.num_rows(region, step, inside=True) for region in regions for step in steps)
         return sum(self.split.ranks.gather_objects(mine))
 
     def rows(self, images: slice | Tensor, step: int) -> Rows:

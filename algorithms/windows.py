@@ -50,13 +50,23 @@ class Windows:
             size: rows per pass.
             inside: which images.
         """
-        images = torch.arange(region.start, region.stop)
-        leader = torch.searchsorted(self.groups, self.groups[region]).clamp(min=region.start)  # the group's first here
-        row = torch.where(self.branched & (self.first[region] >= step), leader, images)
-        chosen = self.inside(step)[region] == inside
-        images, row = images[chosen], row[chosen]
+        chosen = (self.inside(step)[region] == inside).nonzero().flatten()
+        if not len(chosen):
+            return
+        images, row = chosen + region.start, self._rows(region, step)[chosen]
         rows, copies = row.unique(return_inverse=True)
         for start in range(0, len(rows), size):
             here = (copies >= start) & (copies < start + size)
             transition = self.transition if inside else None
             yield Pass(rows[start : start + size], images[here], copies[here] - start, transition)
+
+    def num_rows(self, region: slice, step: int, inside: bool = False) -> int:
+        """Return how many rows the passes of neighbouring images take: of all, or of those in their window."""
+        own = self._rows(region, step) == torch.arange(region.start, region.stop)
+        return int((own & self.inside(step)[region] if inside else own).sum())
+
+    def _rows(self, region: slice, step: int) -> Tensor:
+        """Return the image whose latents are the row of each image of a region, (k,), int64."""
+        leader = torch.searchsorted(self.groups, self.groups[region]).clamp(min=region.start)  # the group's first here
+        shared = self.branched & (self.first[region] >= step)
+        return torch.where(shared, leader, torch.arange(region.start, region.stop))

@@ -84,6 +84,11 @@ class Bench:
         for part in ("sampling", "decoding") if phase == "sampling" else (phase,):
             getattr(self.floor, part)(fastest(self.chunks[part]))
 
+    def run_same_passes(self, phase: str) -> None:
+        """Run one iteration's floor in the program's own passes."""
+        for part in ("sampling", "decoding") if phase == "sampling" else (phase,):
+            getattr(self.floor, part)()
+
     def run_program(self) -> tuple[dict[str, Seconds], float]:
         """Run one iteration; return the time of its phases, and its seconds."""
         phases = iterate(self.algorithm)
@@ -112,6 +117,7 @@ class Bench:
             "sampling_rows": self.rows.sampled,
             "training_rows": self.rows.trained,
             "compared_rows": self.rows.compared,
+            "passes": self.rows.passes,
             "updates": self.floor.updates,
             "parameters": sum(value.numel() for value in policy.denoiser.parameters()),
             "trainable_parameters": sum(value.numel() for value in policy.trainable_parameters().values()),
@@ -119,14 +125,16 @@ class Bench:
         }
 
     def measure(self, pairs: int) -> dict[str, Any]:
-        """Time program and floor in turns, and then measure their memory."""
-        times: dict[str, list[tuple[Seconds, Seconds]]] = {phase: [] for phase in PHASES}
+        """Time the program, its floor, and the floor in the program's passes in turns; then measure memory."""
+        times: dict[str, list[dict[str, Seconds]]] = {phase: [] for phase in PHASES}
         for pair in range(pairs):
             program = {} if pair % 2 else iterate(self.algorithm)
             floor = {phase: self._time(partial(self.run_floor, phase)) for phase in PHASES}
+            same = {phase: self._time(partial(self.run_same_passes, phase)) for phase in PHASES}
             program = program or iterate(self.algorithm)
             for phase in PHASES:
-                times[phase].append((program[phase], floor[phase]))
+                taken = {"program": program[phase], "floor": floor[phase], "same_passes": same[phase]}
+                times[phase].append(taken)
         floors: dict[str, float] = {}
         for phase in PHASES:
             with PeakMemory(self.device) as peak:
@@ -154,14 +162,18 @@ def _least_by_size(sizes: Iterable[int], seconds: Callable[[int], float]) -> dic
     return {size: min(taken) for size, taken in times.items()}
 
 
-def _summary(times: Sequence[tuple[Seconds, Seconds]], images: int) -> dict[str, Any]:
-    """Return medians over pairs of (program, floor)."""
+def _summary(times: Sequence[dict[str, Seconds]], images: int) -> dict[str, Any]:
+    """Return medians over pairs of the program, its floor, and the floor in the program's own passes."""
+
+    def median(number: Callable[[dict[str, Seconds]], float]) -> float:
+        return statistics.median(map(number, times))
+
     return {
-        "images_per_second": images / statistics.median(program.wall for program, _ in times),
-        "floor_images_per_second": images / statistics.median(floor.wall for _, floor in times),
-        "above_floor": statistics.median(program.wall / floor.wall for program, floor in times) - 1,
-        "above_floor_cpu": statistics.median(program.cpu / floor.cpu for program, floor in times) - 1,
-        "pairs": [
-            {"program": dataclasses.asdict(program), "floor": dataclasses.asdict(floor)} for program, floor in times
-        ],
+        "images_per_second": images / median(lambda pair: pair["program"].wall),
+        "floor_images_per_second": images / median(lambda pair: pair["floor"].wall),
+        "above_floor": median(lambda pair: pair["program"].wall / pair["floor"].wall) - 1,
+        "above_floor_cpu": median(lambda pair: pair["program"].cpu / pair["floor"].cpu) - 1,
+        "above_same_passes": median(lambda pair: pair["program"].wall / pair["same_passes"].wall) - 1,
+        "above_same_passes_cpu": median(lambda pair: pair["program"].cpu / pair["same_passes"].cpu) - 1,
+        "pairs": [{name: dataclasses.asdict(taken) for name, taken in pair.items()} for pair in times],
     }

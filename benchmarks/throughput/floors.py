@@ -1,7 +1,7 @@
 """The least that sampling and training can cost: the denoiser alone, on as many rows of the same shapes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Floor:
     Sampling: the denoiser (with its adapters) on as many rows as a rollout takes; decoding: the VAE and the reward.
     Training: as many updates of as many rows, each with forward, backward, clipping and optimizer step, and as many
     rows without a gradient. Without environment, noise, transitions, log-densities, advantages, loss, storage and log.
+    Passes have as many rows as fit into a chunk; without a chunk's size they are the program's own, one by one.
     """
 
     def __init__(self, algorithm: DiffusionAlgorithm[Any], updates: int, rows: Rows) -> None:
@@ -37,18 +38,17 @@ class Floor:
         self.parameters = list(self.policy.trainable_parameters().values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=algorithm.config.weight_decay)
 
-    def sampling(self, chunk: int) -> None:
+    def sampling(self, chunk: int | None = None) -> None:
         """Make one rollout's forward passes in chunks of so many images, of each step about as many."""
         steps = self.policy.num_inference_steps
         with torch.no_grad():
-            for step in range(steps):
-                n = self.rows.sampled * (step + 1) // steps - self.rows.sampled * step // steps
-                for start in range(0, n, chunk):
-                    self._forward(*self._batch(step, start, min(start + chunk, n)))
+            for batch in self._batches(self._passes("sampled", chunk, steps)):
+                self._forward(*batch)
 
-    def decoding(self, chunk: int) -> None:
+    def decoding(self, chunk: int | None = None) -> None:
         """Decode one rollout's pictures, so many at a time, and reward them."""
         model, n = self.algorithm.mdp.model, len(self.rollout)
+        chunk = chunk or getattr(model, "images_at_once", n)
         with torch.no_grad():
             parts = self.rollout.final_latents.split(chunk)
             if isinstance(model, PipelineModel):  # whose decode() has a size of its own
@@ -68,27 +68,35 @@ class Floor:
         pixels = math.prod(self.algorithm.mdp.model.image_shape[1:])
         return [size for size in (1, 2, 4, 8, 16) if size == 1 or (size <= n and size * pixels <= _PIXELS_AT_ONCE)]
 
-    def training(self, chunk: int) -> None:
+    def training(self, chunk: int | None = None) -> None:
         """Make one iteration's updates in chunks of so many rows."""
         with torch.no_grad():
-            for batch in self._training_chunks(chunk, self.rows.compared):
-                self._forward(*self._batch(*batch))
-        for _ in range(self.updates):
-            for step, start, stop in self._training_chunks(chunk, self.rows.trained // self.updates):
-                latents, times, conditioning = self._batch(step, start, stop)
+            for batch in self._batches(self._passes("compared", chunk)):
+                self._forward(*batch)
+        passes = self._passes("trained", chunk, self.updates)
+        for update in range(self.updates):
+            first, stop = (len(passes) * u // self.updates for u in (update, update + 1))
+            for latents, times, conditioning in self._batches(passes[first:stop]):
                 output = self._forward(latents, times, conditioning)
                 (output - latents).square().mean().backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, self.algorithm.config.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _training_chunks(self, chunk: int, rows: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (step, first image, last image + 1): slices of the rollout, since gathering rows costs more."""
+    def _passes(self, kind: str, chunk: int | None, parts: int = 1) -> list[int]:
+        """Return the rows of each forward pass of one kind; in chunks, of each of so many parts about as many."""
+        if chunk is None:
+            return self.rows.passes[kind]
+        total = getattr(self.rows, kind)
+        rows = [total * (part + 1) // parts - total * part // parts for part in range(parts)]
+        return [min(chunk, n - start) for n in rows for start in range(0, n, chunk)]
+
+    def _batches(self, passes: Iterable[int]) -> Iterator[_Batch]:
+        """Yield so many rows at a time: slices of the rollout, since gathering rows costs more."""
         n, steps = len(self.rollout), self.policy.num_inference_steps
-        for number, start in enumerate(range(0, rows, chunk)):
-            size = min(chunk, rows - start)
-            first = number * chunk % (n - size + 1)
-            yield number % steps, first, first + size
+        for number, size in enumerate(passes):
+            first = number * size % (n - size + 1)
+            yield self._batch(number % steps, first, first + size)
 
     def _batch(self, step: int, start: int, stop: int) -> _Batch:
         """Return one step of some images; with guidance each row as often as it goes through the network."""

@@ -1,6 +1,6 @@
 """One iteration of an algorithm, as any user would run it, with the time and the memory of its two phases."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -26,6 +26,8 @@ class Rows:
     """In training, with a gradient."""
     compared: int = 0
     """In training, without a gradient: of an old policy or of the start."""
+    passes: dict[str, list[int]] = field(default_factory=lambda: {"sampled": [], "trained": [], "compared": []})
+    """The same, by the names above: the rows of each forward pass, in order."""
 
 
 def build(options: Throughput, model: DiffusionModel | None = None) -> DiffusionAlgorithm[Any]:
@@ -58,7 +60,9 @@ def iterate_counting(algorithm: DiffusionAlgorithm[Any]) -> Rows:
 
     def count(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         kind = "trained" if output.requires_grad else "compared" if "sampling" in phases.seconds else "sampled"
-        setattr(rows, kind, getattr(rows, kind) + len(output) // algorithm.policy.forwards_per_row)
+        size = len(output) // algorithm.policy.forwards_per_row
+        setattr(rows, kind, getattr(rows, kind) + size)
+        rows.passes[kind].append(size)
 
     handle = algorithm.policy.denoiser.register_forward_hook(count)
     try:

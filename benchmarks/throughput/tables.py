@@ -12,20 +12,21 @@ def markdown(result: dict[str, Any]) -> str:
     what, chunks = result["iteration"], result["chunks"]
     lines = [
         f"{result['settings']['algorithm']} on {result['settings']['model']}, {what['images']} images of "
-        f"{what['steps']} steps, latents {_shape(what['latent_shape'])}; {what['sampling_rows']:,} rows sampled, "
-        f"{what['updates']} updates on {what['training_rows']:,} rows; {what['trainable_parameters']:,} of "
+        f"{what['steps']} steps, latents {_shape(what['latent_shape'])}; {what['sampling_rows']:,} rows sampled in "
+        f"{len(what['passes']['sampled'])} passes, {what['updates']} updates on {what['training_rows']:,} rows in "
+        f"{len(what['passes']['trained'])} passes; {what['trainable_parameters']:,} of "
         f"{what['parameters']:,} parameters are trained. {_machine(result)}",
         "",
-        "| | images/s | floor, images/s | time above floor | processor time above floor | peak memory, MB | "
-        "above floor's |",
-        "|---|---|---|---|---|---|---|",
+        "| | images/s | floor, images/s | time above floor | processor time above floor | time above same passes | "
+        "peak memory, MB | above floor's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for phase in PHASES:
         row = result[phase]
         lines.append(
             f"| {phase} | {row['images_per_second']:.1f} | {row['floor_images_per_second']:.1f} | "
-            f"{row['above_floor']:+.1%} | {row['above_floor_cpu']:+.1%} | {row['megabytes']:.0f} | "
-            f"{row['megabytes_above_floor']:+.1%} |"
+            f"{row['above_floor']:+.1%} | {row['above_floor_cpu']:+.1%} | {row['above_same_passes']:+.1%} | "
+            f"{row['megabytes']:.0f} | {row['megabytes_above_floor']:+.1%} |"
         )
     lines += ["", f"Medians of {len(result['sampling']['pairs'])} pairs. Floor's seconds by chunk size: "]
     lines[-1] += "; ".join(f"{phase} {_seconds(times)}" for phase, times in chunks.items())

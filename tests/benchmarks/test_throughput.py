@@ -51,6 +51,8 @@ def test_figures_follow_from_the_raw_times(
         assert row["floor_images_per_second"] == pytest.approx(8 / statistics.median(floor))
         ratios = [a / b for a, b in zip(program, floor, strict=True)]
         assert row["above_floor"] == pytest.approx(statistics.median(ratios) - 1)
+        same = [pair["program"]["wall"] / pair["same_passes"]["wall"] for pair in row["pairs"]]
+        assert row["above_same_passes"] == pytest.approx(statistics.median(same) - 1)
         assert row["megabytes_above_floor"] == pytest.approx(row["megabytes"] / row["floor_megabytes"] - 1)
         assert row["floor_megabytes"] > 10
         assert list(chunks) == ["2", "4", "8"]
@@ -135,6 +137,10 @@ def test_floor_makes_the_programs_forwards_and_changes_nothing(algorithm_name: s
         ]
     else:
         assert sorted(seen) == of_program
+    seen.clear()
+    floor.sampling()
+    floor.training()
+    assert sorted(seen) == of_program, "without a chunk's size the passes are the program's own"
 
 
 @pytest.mark.parametrize(
