@@ -137,6 +137,14 @@ def test_floor_makes_the_programs_forwards_and_changes_nothing(algorithm_name: s
         assert sorted(seen) == of_program
 
 
+def test_it_measures_the_model_with_its_settings(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of ``train``; also where growth is measured."""
+    options = Throughput(model=tiny_sd, num_inference_steps=2, images=2, num_envs=2, height=24, width=32)
+    assert build(options).mdp.model.image_shape == (3, 24, 32)
+    monkeypatch.setattr(benchmarks.throughput.growth, "_grown", lambda axis, options, model: {"at": model.image_shape})
+    assert measure_growth(options)[0] == {"at": (3, 24, 32)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -145,6 +153,7 @@ def test_floor_makes_the_programs_forwards_and_changes_nothing(algorithm_name: s
         (["--images", "48"], "num_envs (32) must divide images_per_iteration (48)"),
         (["--num-inference-steps", "0"], "num_inference_steps must be at least 1, got 0"),
         (["--reward", "compressability"], "unknown reward 'compressability'"),
+        (["--height", "0"], "height must be a positive number of pixels"),
     ],
 )
 def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
