@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from benchmarks.as_typed import as_typed
 from benchmarks.help_pages import HELP, print_help
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import did_you_mean, one_line
@@ -40,6 +41,8 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
     def refuse(event: Any) -> None:
         message = _sentence(event, command, flags)
         if message is not None:
+            if type(event).__name__ == "InstantiationFailure":  # the other messages have the options' names
+                message = as_typed(message, kind, more.get("default", tyro.MISSING_NONPROP))
             raise Mistake(f"{message}\nAll options: {command} --help-all")
 
     try:

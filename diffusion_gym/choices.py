@@ -21,6 +21,8 @@ EXACT_MODELS = ("exact-gaussian", "exact-mixture", "exact-flow-gaussian", "exact
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 #: What of a model is trained.
 Trained = Literal["denoiser", "text_encoder", "both"]
+#: How the names of single-file checkpoints end.
+CHECKPOINTS = (".safetensors", ".ckpt")
 #: Of a safetensors file, as safetensors itself has it.
 _LARGEST_HEADER = 100_000_000
 #: What is made of a LoRA that training starts from.
@@ -155,7 +157,7 @@ class ModelSettings:
 def single_file(name: str) -> Path | None:
     """Return the file that a model's name is, where it is a single-file checkpoint, which is no folder."""
     path = user_path(name)
-    return path if path.suffix in (".safetensors", ".ckpt") and path.is_file() else None
+    return path if path.suffix in CHECKPOINTS and path.is_file() else None
 
 
 def single_file_class(file: Path) -> str:

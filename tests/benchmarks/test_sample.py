@@ -146,7 +146,7 @@ def test_model_and_sampler_are_set_as_in_training(tmp_path: Path, tiny_sd: str) 
     for changed in (
         ["--guidance-rescale", "1"],
         ["--negative-prompt", "a dog"],
-        ["--scheduler", "EulerDiscreteScheduler"],
+        ["--scheduler", "LCMScheduler"],
     ):
         assert (draw([*base, *changed], tmp_path / "changed.png") != plain).any(), changed
     larger = draw([*base, "--height", "32", "--width", "32"], tmp_path / "larger.png", size=32)
