@@ -5,7 +5,7 @@ Sampling and scoring must round alike, so that the importance ratio is exactly 1
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: What ``torch.compile`` makes the kernels with; tests put one without a C++ compiler in its place.
 BACKEND = "inductor"
+#: Of one network's code: one for each shape, each model in the process, and each state of its adapters. torch's own
+#: limit is 8, beyond which it fails.
+_MOST_GRAPHS = 1024
 
 
 def check_compile(device: torch.device) -> None:
@@ -30,6 +33,11 @@ def check_compile(device: torch.device) -> None:
             f"compile needs torch.compile, which does not work here ({reason(error)}); install what it needs (a "
             "C++ compiler such as g++ on a CPU, Triton on a GPU), or leave out --policy.compile."
         ) from error
+
+
+def many_graphs() -> contextlib.AbstractContextManager[Any]:
+    """Let a ``with`` block make as many graphs of one network as it has shapes."""
+    return torch._dynamo.config.patch(cache_size_limit=_MOST_GRAPHS, accumulated_cache_size_limit=_MOST_GRAPHS)
 
 
 def run_compiled(
@@ -63,7 +71,7 @@ def run_compiled(
 
     recorded = torch.is_grad_enabled()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), many_graphs():
             given = {name: filled(value) for name, value in conditioning.items()}
             output = denoiser(filled(latents), filled(timesteps), given)[:n]
     except TorchDynamoException as error:

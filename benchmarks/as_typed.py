@@ -10,13 +10,16 @@ from benchmarks.help_pages import options_of
 
 _WORD = r"[a-z]\w*(?:\.[a-z]\w*)*"
 _ENDS = r"(?![\w'\"/(?@=-]|\.\w)"
-#: A setting: a word with a value; one with an underscore or a dot; or a plain word that begins a sentence ("eta must")
-#: or is to be set or left out. What is inside quotes, paths and calls is none, nor is that of another thing ("its").
+#: Quoted text, which stays; or a setting: a word with a value, one with an underscore or a dot, or a plain word that
+#: begins a sentence ("eta must"), has a bound (eta > 0), or is to be set or left out. Parts of paths and calls are
+#: none, nor is what another thing has ("its seed").
 _SETTING = re.compile(
-    r"(?<!'s )(?<!its )(?<![\w.'\"/=?&@-])(?:"
+    r"(?<![\w=])(?P<quoted>'[^']*'|\"[^\"]*\")"
+    r"|(?<!'s )(?<!its )(?<!\w[(:])(?<![\w.'\"/=?&@-])(?:"
     rf"(?P<valued>{_WORD})=(?P<value>'[^']*'|-?\d[\w.+-]*\w|\d|True|False)(?!\w)"
     rf"|(?P<named>[a-z]\w*[._]\w+(?:\.\w+)*){_ENDS}"
     r"|(?:^|(?<=[.;:] ))(?P<first>[a-z]+)(?= must | needs )"
+    r"|(?<!the )(?P<bound>[a-z]+)(?= >=? \d| \(\d)"
     rf"|(?:(?<=leave out )|(?<=set ))(?P<left>[a-z]+){_ENDS})"
 )
 #: Parts of a run before a setting's whole name.
@@ -36,8 +39,8 @@ def as_typed(message: str, kind: Any, default: Any = tyro.MISSING_NONPROP) -> st
 
     def typed(match: re.Match[str]) -> str:
         value = match["value"]
-        name = match["valued"] or match["named"] or match["first"] or match["left"]
-        flag = _flag(name, flags)
+        name = match["valued"] or match["named"] or match["first"] or match["bound"] or match["left"]
+        flag = None if match["quoted"] else _flag(name, flags)
         if flag is None:
             return match[0]
         if value in ("True", "False"):  # of a switch

@@ -68,7 +68,10 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
         if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
-            raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
+            raise ValueError(
+                "expected lora.rank >= 1, lora.alpha > 0 and at least one of lora.targets, got "
+                f"{self.rank}, {self.alpha:g} and {self.targets}."
+            )
         for target in self.targets:
             if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", target):
                 raise ValueError(

@@ -12,7 +12,7 @@ import tyro
 
 from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.config.base import override
-from benchmarks.runs.model_options import ModelOptions
+from benchmarks.runs.model_options import ModelOptions, check_start
 from benchmarks.runs.pictures import check_picture_file, grid
 from benchmarks.runs.spec import TaskConfig
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings, StartMode
@@ -100,6 +100,7 @@ class Sample(ModelOptions):
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
         if self.run is None:
+            check_start(self.start_from)
             self.base()
         if self.checkpoint == "best" and self.run is None:
             raise ValueError("--checkpoint best needs a run that was trained with --keep-best; name it with --run.")

@@ -12,7 +12,7 @@ from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config.algorithms import check_several
 from algorithms.config.base import check_held_out, from_dict, to_dict
 from benchmarks.runs.metrics import check_metric
-from benchmarks.runs.model_options import ModelOptions
+from benchmarks.runs.model_options import ModelOptions, check_start
 from benchmarks.runs.safeguards import Safeguards
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.naming import did_you_mean
@@ -154,6 +154,7 @@ class RunSpec:
 
         As far as known without the model and without running a file of rewards.
         """
+        check_start(self.task.start_from)
         cls = ALGORITHMS[self.algorithm].cls
         cls.check_config(self.config)
         needs = cls.requires(self.config)

@@ -65,6 +65,8 @@ class Throughput(ModelOptions):
         self.task()
         if self.algorithm not in (known := {**SETTINGS, **MODERN.settings}):
             raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(known)}.")
+        if self.images < 1 or self.num_envs < 1 or self.images % self.num_envs:
+            raise ValueError(f"num_envs ({self.num_envs}) must divide images ({self.images}), both at least 1.")
         if self.pairs < 1 or self.threads < 0:
             raise ValueError(f"expected pairs >= 1 and threads >= 0, got {self.pairs} and {self.threads}.")
         self.config()

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from diffusion_gym.choices import ASSETS as ASSETS
-from diffusion_gym.choices import EMBEDDED as EMBEDDED
 from diffusion_gym.choices import CHECKPOINTS, EXACT_MODELS, folder_of, pipeline_class, single_file
+from diffusion_gym.choices import EMBEDDED as EMBEDDED
 from diffusion_gym.models.base import DiffusionModel, ModelDtype, ModelSettings
 from diffusion_gym.models.files import FilesState, came_of, check_files, files_state, instead_of, is_lora
 from diffusion_gym.models.flux import Flux

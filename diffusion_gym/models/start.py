@@ -133,8 +133,8 @@ def _attach(pipe: Any, name: str, source: str) -> None:
             loaded = type(pipe).lora_state_dict(folder, **given)
     except Exception as error:  # the libraries raise many unrelated types
         raise ValueError(
-            f"diffusers could not load the LoRA {source!r} into {name!r}: {reason(error)}. It must have been trained on "
-            "this kind of model."
+            f"diffusers could not load the LoRA {source!r} into {name!r}: {reason(error)}. It must have been trained "
+            "on this kind of model."
         ) from error
     tensors = loaded[0] if isinstance(loaded, tuple) else loaded
     layers = {key.split(".lora")[0] for key in tensors if ".lora" in key}

@@ -86,7 +86,7 @@ def test_a_flow_model_is_deployed_at_eta_0(make_env: Callable) -> None:
     env = make_env("exact-flow-gaussian")
     own, quiet = (_deployed(_algorithm(env, **given)) for given in ({"scheduler": "pipeline"}, {"eta": 0.0}))
     assert torch.equal(own.images, quiet.images)
-    with pytest.raises(ValueError, match="expected deployed.eta 0 in its place"):
+    with pytest.raises(ValueError, match=r"expected deployed\.eta 0 in its place"):
         _algorithm(env, scheduler="DDIMScheduler")
 
 

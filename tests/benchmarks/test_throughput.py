@@ -148,12 +148,12 @@ def test_it_measures_the_model_with_its_settings(tiny_sd: str, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pairs", "0"], "expected pairs >= 1"),
+        (["--pairs", "0"], "expected --pairs >= 1"),
         (["--algorithm", "ppo"], "unknown algorithm 'ppo'; expected one of ['awm'"),
-        (["--images", "48"], "num_envs (32) must divide images_per_iteration (48)"),
-        (["--num-inference-steps", "0"], "num_inference_steps must be at least 1, got 0"),
+        (["--images", "48"], "--num-envs (32) must divide --images (48)"),
+        (["--num-inference-steps", "0"], "--num-inference-steps must be at least 1, got 0"),
         (["--reward", "compressability"], "unknown reward 'compressability'"),
-        (["--height", "0"], "height must be a positive number of pixels"),
+        (["--height", "0"], "--height must be a positive number of pixels"),
     ],
 )
 def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
