@@ -5,7 +5,7 @@ Sampling and scoring must round alike, so that the importance ratio is exactly 1
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,6 @@ def check_compile(device: torch.device) -> None:
             f"compile needs torch.compile, which does not work here ({reason(error)}); install what it needs (a "
             "C++ compiler such as g++ on a CPU, Triton on a GPU), or leave out --policy.compile."
         ) from error
-
-
-def many_graphs() -> contextlib.AbstractContextManager[Any]:
-    """Let a ``with`` block make as many graphs of one network as it has shapes."""
-    return torch._dynamo.config.patch(cache_size_limit=_MOST_GRAPHS, accumulated_cache_size_limit=_MOST_GRAPHS)
 
 
 def run_compiled(
@@ -70,8 +65,9 @@ def run_compiled(
         return torch.cat([value, value[-1:].expand(missing, *value.shape[1:])])
 
     recorded = torch.is_grad_enabled()
+    limits = {"cache_size_limit": _MOST_GRAPHS, "accumulated_cache_size_limit": _MOST_GRAPHS}
     try:
-        with torch.enable_grad(), many_graphs():
+        with torch.enable_grad(), torch._dynamo.config.patch(limits):
             given = {name: filled(value) for name, value in conditioning.items()}
             output = denoiser(filled(latents), filled(timesteps), given)[:n]
     except TorchDynamoException as error:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from algorithms import DiffusionAlgorithm
-from algorithms.execution import many_graphs
 from algorithms.sampling import collect
 from benchmarks.throughput.iteration import Rows
 from diffusion_gym.models import Conditioning
@@ -104,5 +103,5 @@ class Floor:
     def _forward(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         precision = self.policy.config.autocast
         dtype = None if precision == "none" else getattr(torch, precision)
-        with many_graphs(), torch.autocast(latents.device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.autocast(latents.device.type, dtype=dtype, enabled=dtype is not None):
             return self.policy.denoiser(latents, times, conditioning)

@@ -14,20 +14,13 @@ EXACT = ["train", "ddpo-is", "--model", "exact-gaussian", "--reward", "exact-qua
 DEPLOYED = "--evaluation.deployed"
 #: What is typed -> what the message says of it: while options are read, and once the model is there.
 MISTAKES = {
-    "--num-inference-steps 0": "--num-inference-steps must be at least 1, got 0",
-    "--num-inference-steps 5000": "--num-inference-steps must be an integer from 1 to 1000",
     "--policy.guidance-scale -1": "--policy.guidance-scale must be at least 0",
     "--policy.eta 2": "--policy.eta must lie in",
-    "--policy.eta 0": "with --policy.sampler 'auto' and --policy.eta 0.0 no step has a density; set --policy.eta > 0",
-    "--policy.trainable lora": "train its full weights (--policy.trainable 'full')",
-    "--policy.lora.rank 0": "expected --policy.lora.rank >= 1, --policy.lora.alpha > 0",
     "--height 0": "--height must be a positive number of pixels",
     "--start-from-mode train": "--start-from-mode 'train' needs a LoRA to train on; name it with --start-from.",
-    "--images-per-iteration 100": "--num-envs (64) must divide --images-per-iteration (100)",
     "--evaluation.images 0 --evaluation.held-out-prompts animals": "--evaluation.held-out-prompts needs an evaluation; "
     "set --evaluation.images",
     "--evaluation.seed -1": "--evaluation.seed must be at least 0",
-    f"{DEPLOYED}.num-inference-steps 0": f"{DEPLOYED}.num-inference-steps must be at least 1, got 0",
     f"{DEPLOYED}.num-inference-steps 5000": f"{DEPLOYED}.num-inference-steps must be an integer from 1 to 1000",
     f"{DEPLOYED}.guidance-scale -1": f"{DEPLOYED}.guidance-scale must be at least 0",
     f"{DEPLOYED}.guidance-scale nan": f"{DEPLOYED}.guidance-scale must be a finite number",

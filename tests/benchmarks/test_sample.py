@@ -1,5 +1,7 @@
 """``sample``: base and tuned side by side, whatever was trained and in whatever precision."""
 
+import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,15 @@ def test_a_model_that_edits_is_drawn_with_its_recommended_image_guidance() -> No
         patch.setattr(sample, "recommended_for", lambda model: INSTRUCT_PIX2PIX)
         _, policy = Sample(model="some/editor").base()
     assert (policy.guidance_scale, policy.image_guidance_scale) == (7.5, 1.5)
+
+
+def test_a_lora_on_top_of_a_merged_one_is_not_merged_alone(tmp_path: Path) -> None:
+    """Neither drawn with nor trained on from; one that was trained on itself, or stands on the model, is."""
+    start = str(tmp_path)
+    for before, refused in (("merge", True), ("train", False), (None, False)):
+        task: dict[str, Any] = {"model": "sd", "start_from": before and "first", "start_from_mode": before or "merge"}
+        (tmp_path / "run.json").write_text(json.dumps({"spec": {"task": task}}), encoding="utf-8")
+        spec = RunSpec("ddpo-is", DDPOConfig(), TaskConfig(start_from=start))
+        for use in (lambda: Sample(start_from=start), spec.check):
+            with pytest.raises(ValueError, match="merged the LoRA 'first'") if refused else contextlib.nullcontext():
+                use()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import benchmarks.throughput.growth
-from algorithms import PolicyConfig
+from algorithms import PolicyConfig, execution
 from benchmarks.__main__ import main
+from benchmarks.throughput.command import Bench
 from benchmarks.throughput.floors import Floor
 from benchmarks.throughput.growth import measure_growth, resized
 from benchmarks.throughput.iteration import build, iterate, iterate_counting
@@ -135,6 +136,19 @@ def test_floor_makes_the_programs_forwards_and_changes_nothing(algorithm_name: s
         ]
     else:
         assert sorted(seen) == of_program
+
+
+def test_a_compiled_policy_is_measured_above_a_plain_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph is of the program's size, and no floor makes one of its own."""
+    made: list[Any] = []
+    monkeypatch.setattr(execution, "BACKEND", lambda graph, inputs: made.append(graph) or graph.forward)
+    policy = PolicyConfig(trainable="full", chunk_size=4, compile=True)
+    sizes: dict[str, Any] = {"num_inference_steps": 2, "images": 8, "num_envs": 8}
+    bench = Bench(Throughput(model="exact-mixture", reward="exact-linear", policy=policy, **sizes))
+    found = len(made)
+    assert found == 2, "of the check that torch.compile works, and of the program's chunks"
+    bench.run_floor("training")
+    assert len(made) == found
 
 
 def test_it_measures_the_model_with_its_settings(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:

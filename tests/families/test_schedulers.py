@@ -15,7 +15,12 @@ from algorithms import DenoisingPolicy, PolicyConfig
 from algorithms.policy import Rows
 from diffusion_gym import load_model
 from diffusion_gym.models.fingerprint import difference, fingerprint
-from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, read_scheduler_config
+from diffusion_gym.models.schedulers import (
+    DIFFUSION_SCHEDULERS,
+    FLOW_SCHEDULERS,
+    named_scheduler,
+    read_scheduler_config,
+)
 
 STEPS, SEED = 4, 9
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -162,6 +167,14 @@ def test_a_flow_model_takes_flow_schedulers_alone() -> None:
     assert read_scheduler_config("m", FLOW_SCHEDULERS[0], config, FLOW_SCHEDULERS)["shift"] == 3.0
     with pytest.raises(ValueError, match=r"is a DDIMScheduler, .* expected one of FlowMatchEulerDiscreteScheduler"):
         read_scheduler_config("m", "DDIMScheduler", {}, FLOW_SCHEDULERS)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "<html>"])
+def test_a_damaged_configuration_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"scheduler_config\.json' is not a scheduler's configuration .*; expected"):
+        named_scheduler("m", str(tmp_path), {}, DIFFUSION_SCHEDULERS)
 
 
 @pytest.mark.parametrize("name", [*DIFFUSION_SCHEDULERS, *FLOW_SCHEDULERS])
