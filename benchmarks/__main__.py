@@ -119,9 +119,12 @@ def _run(given: Sequence[str]) -> int:
         _check_one_process(first)
         options, command = COMMANDS[first]
         kind = _lazy.found(options)
-        of_model = {"default": kind.of_model(named_model(rest))} if hasattr(kind, "of_model") else {}
-        parsed = parse(kind, rest, f"{_PROGRAM} {first}", **of_model)
-        return _with_options_named(lambda: _lazy.found(command)(parsed), kind, parsed)
+
+        def run_command() -> int:
+            of_model = {"default": kind.of_model(named_model(rest))} if hasattr(kind, "of_model") else {}
+            return _lazy.found(command)(parse(kind, rest, f"{_PROGRAM} {first}", **of_model))
+
+        return _with_options_named(run_command, kind)
     if first == "train":
         return _train(rest)
     if first and not first.startswith("-"):
@@ -154,8 +157,11 @@ def _train(words: list[str]) -> int:
 
         model = named_model(words[1:])
         what = f"{ALGORITHMS[name].summary} Defaults follow --model; these are for {one_line(model)}."
-        options = _train_options(name, words[1:], defaults(name, model), f"{command} {name}", what)
-        return _with_options_named(lambda: train(name, options), _train_kind(name), options)
+
+        def run_training() -> int:
+            return train(name, _train_options(name, words[1:], defaults(name, model), f"{command} {name}", what))
+
+        return _with_options_named(run_training, _train_kind(name), defaults(name))
     if name and not name.startswith("-"):
         unknown("algorithm", name, list(ALGORITHMS), command)
     summaries = {key: entry.summary for key, entry in ALGORITHMS.items()}
@@ -189,14 +195,14 @@ def _train_kind(name: str) -> Any:
     return Train[type(ALGORITHMS[name].config)]  # type: ignore[misc]
 
 
-def _with_options_named(run: Callable[[], int], kind: Any, options: Any) -> int:
-    """Run a command; its errors name its options."""
+def _with_options_named(run: Callable[[], int], kind: Any, default: Any = tyro.MISSING_NONPROP) -> int:
+    """Run a command; its errors name its options, those of the dataclass ``kind``."""
     try:
         return run()
-    except (Stopped, BrokenPipeError):
+    except (Stopped, BrokenPipeError, Mistake):
         raise
     except Exception as error:
-        raise Mistake(as_typed(_sentence(error), kind, options)) from error
+        raise Mistake(as_typed(_sentence(error), kind, default)) from error
 
 
 def _choose(

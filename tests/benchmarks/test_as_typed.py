@@ -41,6 +41,18 @@ def test_a_setting_is_named_as_it_is_typed(typed: str, tmp_path: Path, capsys: p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", [["train", "ddpo-is"], ["sample"], ["throughput"]])
+def test_also_what_is_found_before_options_are_read(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Defaults follow the model, so that it is looked at first."""
+    (tmp_path / "run.json").write_text("{}")
+    assert main([*command, "--model", str(tmp_path)]) == 2
+    assert f"to train on from it, give the model that it was trained on, with --start-from '{tmp_path}'" in (
+        capsys.readouterr().err
+    )
+
+
 def test_words_that_are_no_setting_stay(tmp_path: Path) -> None:
     """Plain words in a sentence, quoted text, paths, calls, what another thing has, and settings of other programs."""
     kind, default = Train[type(defaults("ddpo-is").algorithm)], defaults("ddpo-is")  # type: ignore[misc]
