@@ -18,7 +18,7 @@ _SETTING = re.compile(
     r"|(?<!'s )(?<!its )(?<!\w[(:])(?<![\w.'\"/=?&@-])(?:"
     rf"(?P<valued>{_WORD})=(?P<value>'[^']*'|-?\d[\w.+-]*\w|\d|True|False)(?!\w)"
     rf"|(?P<named>[a-z]\w*[._]\w+(?:\.\w+)*){_ENDS}"
-    r"|(?:^|(?<=[.;:] ))(?P<first>[a-z]+)(?= must | needs )"
+    r"|(?:^|(?<=[.;:] ))(?P<first>[a-z]+)(?=(?: '[^']*')? (?:must|needs) )"
     r"|(?<!the )(?P<bound>[a-z]+)(?= >=? \d| \(\d)"
     rf"|(?:(?<=leave out )|(?<=set ))(?P<left>[a-z]+){_ENDS})"
 )

@@ -93,9 +93,8 @@ def variant_of(name: str, folder: Path, components: Mapping[str, Any], asked: st
     if asked is not None:
         known = sorted(set().union(*held.values()) - {""})
         if asked not in known:
-            raise ValueError(
-                f"no part of the model {name!r} has weights of the variant {asked!r}; expected {known or 'none'}."
-            )
+            expected = f"expected one of {known}" if known else "it has no variants, so leave out model_variant"
+            raise ValueError(f"no part of the model {name!r} has weights of the variant {asked!r}; {expected}.")
         return asked
     lacking = {part: variants for part, variants in held.items() if variants and "" not in variants}
     if not lacking:

@@ -94,8 +94,8 @@ def named_scheduler(name: str, scheduler: str, own: Mapping[str, Any], accepted:
         return getattr(diffusers, scheduler).from_config(own)
     if not places:
         raise ValueError(
-            f"the scheduler {scheduler!r} for {name!r} must be one of {', '.join(accepted)}, or a folder "
-            f"with a {_FILE}."
+            f"scheduler {scheduler!r} must be a class whose steps have a Gaussian density with {name!r} "
+            f"({', '.join(accepted)}), or a folder with a {_FILE}."
         )
     found = scheduler_class(places[0] / _FILE)
     if found not in accepted:
