@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,20 +142,31 @@ def deployed_policy(policy: DenoisingPolicy, deployed: DeployedConfig) -> tuple[
     scale = policy.config.guidance_scale if deployed.guidance_scale is None else deployed.guidance_scale
     eta = (deployed.eta or 0.0,) * steps  # one number would leave DDPM's own noise
     without: dict[str, Any] = {"negative_prompt": None, "guidance_rescale": 0.0}  # what does nothing unguided
-    config = dataclasses.replace(policy.config, guidance_scale=scale, eta=eta, **(without if scale <= 1 else {}))
-    used = policy.sampling_as(config, steps)
-    scheduler = deployed.scheduler
-    if scheduler is None:
-        return used, None
-    if used.transition.schedule.kind != FlowSchedule.kind:
-        new_solver(policy.model, scheduler, steps)
-        return used, scheduler
+    given, scheduler = without if scale <= 1 else {}, deployed.scheduler
+    try:
+        config = dataclasses.replace(policy.config, guidance_scale=scale, eta=eta, **given)
+        used = policy.sampling_as(config, steps)
+        if scheduler is None:
+            return used, None
+        if used.transition.schedule.kind != FlowSchedule.kind:
+            new_solver(policy.model, scheduler, steps)
+            return used, scheduler
+    except ValueError as error:
+        raise ValueError(_of_deployed(str(error).replace(str(eta), str(deployed.eta)), deployed)) from error
     if scheduler != PIPELINE:
         raise ValueError(
-            f"{scheduler} cannot draw with {policy.model.name!r}, a flow-matching model; expected eta 0 in its place, "
-            "with which the training sampler takes the Euler steps of the flow's own pipeline."
+            f"deployed.scheduler {scheduler} cannot draw with {policy.model.name!r}, a flow-matching model; expected "
+            "deployed.eta 0 in its place, with which the training sampler takes the Euler steps of the flow's own "
+            "pipeline."
         )
     return used, None  # those Euler steps
+
+
+def _of_deployed(message: str, deployed: DeployedConfig) -> str:
+    """Return an error's text with the deployed sampler's settings named as such: training has some of the same name."""
+    given = [name for name in ("num_inference_steps", "guidance_scale", "eta") if getattr(deployed, name) is not None]
+    named = re.sub(rf"(?<![\w.])({'|'.join(given)})\b", r"deployed.\1", message) if given else message
+    return named if named != message else f"deployed.scheduler {deployed.scheduler}: {message}"
 
 
 @dataclass(frozen=True)

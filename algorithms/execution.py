@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.memory import is_out_of_memory
+from diffusion_gym.errors import reason
 from diffusion_gym.models.base import Conditioning, Denoiser
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 #: What ``torch.compile`` makes the kernels with; tests put one without a C++ compiler in its place.
 BACKEND = "inductor"
+#: Of one network's code: one for each shape, each model in the process, and each state of its adapters. torch's own
+#: limit is 8, beyond which it fails.
+_MOST_GRAPHS = 1024
 
 
 def check_compile(device: torch.device) -> None:
@@ -26,7 +30,7 @@ def check_compile(device: torch.device) -> None:
         torch.compile(lambda x: x + 1, fullgraph=True, backend=BACKEND)(torch.ones(2, device=device))
     except Exception as error:  # of many unrelated types
         raise ValueError(
-            f"compile needs torch.compile, which does not work here ({_reason(error)}); install what it needs (a "
+            f"compile needs torch.compile, which does not work here ({reason(error)}); install what it needs (a "
             "C++ compiler such as g++ on a CPU, Triton on a GPU), or leave out --policy.compile."
         ) from error
 
@@ -61,8 +65,9 @@ def run_compiled(
         return torch.cat([value, value[-1:].expand(missing, *value.shape[1:])])
 
     recorded = torch.is_grad_enabled()
+    limits = {"cache_size_limit": _MOST_GRAPHS, "accumulated_cache_size_limit": _MOST_GRAPHS}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch._dynamo.config.patch(limits):
             given = {name: filled(value) for name, value in conditioning.items()}
             output = denoiser(filled(latents), filled(timesteps), given)[:n]
     except TorchDynamoException as error:
@@ -70,7 +75,7 @@ def run_compiled(
             raise
         names = ", ".join(type(network).__name__ for network in networks)
         raise ValueError(
-            f"torch.compile could not make one graph of {names} ({_reason(error)}); leave out --policy.compile."
+            f"torch.compile could not make one graph of {names} ({reason(error)}); leave out --policy.compile."
         ) from error
     return output if recorded else output.detach()
 
@@ -122,9 +127,3 @@ def _networks(denoiser: nn.Module) -> list[nn.Module]:
     for child in denoiser.children():
         found += _networks(child) if isinstance(child, Denoiser | nn.ModuleDict) else [child]
     return found or [denoiser]
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's first two lines as one; the first only says which backend raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]).rstrip(".:") or type(error).__name__

@@ -8,12 +8,13 @@ import errno
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
+from benchmarks.as_typed import as_typed
 from benchmarks.help_pages import HELP, listed
 from benchmarks.parsing import Mistake, named_model, parse, unknown
 from benchmarks.runs.stopping import Stopped, ended_at_once, launched_ranks, quiet_ctrl_c, status_of
@@ -118,9 +119,12 @@ def _run(given: Sequence[str]) -> int:
         _check_one_process(first)
         options, command = COMMANDS[first]
         kind = _lazy.found(options)
-        of_model = {"default": kind.of_model(named_model(rest))} if hasattr(kind, "of_model") else {}
-        parsed = parse(kind, rest, f"{_PROGRAM} {first}", **of_model)
-        return _lazy.found(command)(parsed)
+
+        def run_command() -> int:
+            of_model = {"default": kind.of_model(named_model(rest))} if hasattr(kind, "of_model") else {}
+            return _lazy.found(command)(parse(kind, rest, f"{_PROGRAM} {first}", **of_model))
+
+        return _with_options_named(run_command, kind)
     if first == "train":
         return _train(rest)
     if first and not first.startswith("-"):
@@ -153,7 +157,11 @@ def _train(words: list[str]) -> int:
 
         model = named_model(words[1:])
         what = f"{ALGORITHMS[name].summary} Defaults follow --model; these are for {one_line(model)}."
-        return train(name, _train_options(name, words[1:], defaults(name, model), f"{command} {name}", what))
+
+        def run_training() -> int:
+            return train(name, _train_options(name, words[1:], defaults(name, model), f"{command} {name}", what))
+
+        return _with_options_named(run_training, _train_kind(name), defaults(name))
     if name and not name.startswith("-"):
         unknown("algorithm", name, list(ALGORITHMS), command)
     summaries = {key: entry.summary for key, entry in ALGORITHMS.items()}
@@ -171,16 +179,30 @@ def _repeat(words: list[str]) -> int:
             raise ValueError(f"{str(config)!r} is a run of {name}, not of {words[0]}; leave out {words[0]}.")
         words = words[1:]
     command, what = f"{_PROGRAM} train {CONFIG} {config}", ALGORITHMS[name].summary
-    return repeat(config, name, _train_options(name, words, options, command, what))
+    options = _train_options(name, words, options, command, what)
+    return _with_options_named(lambda: repeat(config, name, options), _train_kind(name), options)
 
 
 def _train_options(name: str, words: list[str], default: Any, command: str, what: str) -> Any:
     """Return the options of ``train`` with one algorithm; those not given are as in ``default``."""
+    return parse(_train_kind(name), words, command, default=default, description=what)
+
+
+def _train_kind(name: str) -> Any:
     from algorithms import ALGORITHMS
     from benchmarks.commands.train import Train
 
-    kind: Any = Train[type(ALGORITHMS[name].config)]  # type: ignore[misc]
-    return parse(kind, words, command, default=default, description=what)
+    return Train[type(ALGORITHMS[name].config)]  # type: ignore[misc]
+
+
+def _with_options_named(run: Callable[[], int], kind: Any, default: Any = tyro.MISSING_NONPROP) -> int:
+    """Run a command; its errors name its options, those of the dataclass ``kind``."""
+    try:
+        return run()
+    except (Stopped, BrokenPipeError, Mistake):
+        raise
+    except Exception as error:
+        raise Mistake(as_typed(_sentence(error), kind, default)) from error
 
 
 def _choose(

@@ -91,6 +91,8 @@ def options_of(kind: Any, default: Any, prefix: str = "", section: str = "", abo
         text = " ".join(str(field.helptext() if callable(field.helptext) else field.helptext or "").split())
         detail = field.name in details
         typ, *notes = get_args(field.type) if get_origin(field.type) is Annotated else (field.type,)
+        if tyro.conf.Suppress in notes:
+            continue
         inner: Any = type(field.default) if dataclasses.is_dataclass(field.default) else typ
         if not dataclasses.is_dataclass(inner):
             flag = (prefix + field.name).replace("_", "-")

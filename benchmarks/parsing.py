@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from benchmarks.as_typed import as_typed
 from benchmarks.help_pages import HELP, print_help
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.naming import did_you_mean, one_line
@@ -37,17 +38,28 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
             tyro.cli(kind, args=["--help"], prog=command, **more)
         return list(dict.fromkeys(_FLAG.findall(printed.getvalue())))
 
+    all_options = f"\nAll options: {command} --help-all"
+
+    def typed(message: str) -> str:
+        return as_typed(message, kind, more.get("default", tyro.MISSING_NONPROP))
+
     def refuse(event: Any) -> None:
         message = _sentence(event, command, flags)
         if message is not None:
-            raise Mistake(f"{message}\nAll options: {command} --help-all")
+            own = type(event).__name__ != "InstantiationFailure"  # made here, of options
+            raise Mistake(f"{message if own else typed(message)}{all_options}")
 
     try:
         from tyro._errors import on_parse_error  # private: without it tyro prints the mistake, at more length
     except ImportError:
         return tyro.cli(kind, args=list(words), prog=command, **more)
-    with on_parse_error(refuse):
-        return tyro.cli(kind, args=list(words), prog=command, **more)
+    try:
+        with on_parse_error(refuse):
+            return tyro.cli(kind, args=list(words), prog=command, **more)
+    except Mistake:
+        raise
+    except ValueError as error:  # of a dataclass with others inside, which tyro lets pass
+        raise Mistake(f"{typed(str(error))}{all_options}") from error
 
 
 def _sentence(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:

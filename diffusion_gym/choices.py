@@ -21,6 +21,8 @@ EXACT_MODELS = ("exact-gaussian", "exact-mixture", "exact-flow-gaussian", "exact
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 #: What of a model is trained.
 Trained = Literal["denoiser", "text_encoder", "both"]
+#: How the names of single-file checkpoints end.
+CHECKPOINTS = (".safetensors", ".ckpt")
 #: Of a safetensors file, as safetensors itself has it.
 _LARGEST_HEADER = 100_000_000
 #: What is made of a LoRA that training starts from.
@@ -66,7 +68,10 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that peft would fail on later."""
         if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
-            raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and at least one target, got {self}.")
+            raise ValueError(
+                "expected lora.rank >= 1, lora.alpha > 0 and at least one of lora.targets, got "
+                f"{self.rank}, {self.alpha:g} and {self.targets}."
+            )
         for target in self.targets:
             if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", target):
                 raise ValueError(
@@ -155,7 +160,7 @@ class ModelSettings:
 def single_file(name: str) -> Path | None:
     """Return the file that a model's name is, where it is a single-file checkpoint, which is no folder."""
     path = user_path(name)
-    return path if path.suffix in (".safetensors", ".ckpt") and path.is_file() else None
+    return path if path.suffix in CHECKPOINTS and path.is_file() else None
 
 
 def single_file_class(file: Path) -> str:

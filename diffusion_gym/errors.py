@@ -15,6 +15,12 @@ def summary(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
+def reason(error: Exception) -> str:
+    """Return the first two lines of an error's text as one, to be quoted in another error: libraries list much more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".:") or type(error).__name__
+
+
 @functools.cache
 def warn_once(text: str) -> None:
     """Warn, once per process and text."""

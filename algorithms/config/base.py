@@ -133,16 +133,16 @@ class EvaluationConfig:
         if self.held_out_prompts is not None:
             check_prompts(self.held_out_prompts)
             if self.images == 0:
-                raise ValueError("held_out_prompts needs an evaluation; set its images, for example to 64.")
+                raise ValueError("held_out_prompts needs an evaluation; set evaluation.images, for example to 64.")
         if self.deployed.is_on and self.images == 0:
-            raise ValueError("a deployed sampler needs an evaluation; set its images, for example to 64.")
+            raise ValueError("evaluation.deployed needs an evaluation; set evaluation.images, for example to 64.")
         if self.images < 0 or self.every < 1 or self.images_per_prompt < 1:
             raise ValueError(
-                f"evaluation needs images >= 0, every >= 1 and images_per_prompt >= 1, got images={self.images}, "
-                f"every={self.every}, images_per_prompt={self.images_per_prompt}."
+                "expected evaluation.images >= 0, evaluation.every >= 1 and evaluation.images_per_prompt >= 1, got "
+                f"{self.images}, {self.every} and {self.images_per_prompt}."
             )
         if self.seed < 0:
-            raise ValueError(f"the evaluation's seed must be at least 0, got {self.seed}.")
+            raise ValueError(f"evaluation.seed must be at least 0, got {self.seed}.")
 
 
 @dataclass(frozen=True)

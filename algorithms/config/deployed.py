@@ -38,23 +38,26 @@ class DeployedConfig:
 
     def __post_init__(self) -> None:
         """Refuse unknown schedulers, impossible numbers, and settings that exclude each other."""
-        check_fields(self)
+        check_fields(self, "deployed.")
         if self.scheduler is not None and self.scheduler not in (PIPELINE, *SOLVERS):
             raise ValueError(
-                f"unknown scheduler {self.scheduler!r}; expected {PIPELINE!r}, the one that the model comes with, or "
-                f"one of {', '.join(SOLVERS)}."
+                f"unknown deployed.scheduler {self.scheduler!r}; expected {PIPELINE!r}, the one that the model comes "
+                f"with, or one of {', '.join(SOLVERS)}."
             )
         if self.scheduler is not None and self.eta is not None:
             raise ValueError(
-                f"eta {self.eta:g} is the training sampler's noise, and {self.scheduler} has its own; leave one out."
+                f"deployed.eta {self.eta:g} is the training sampler's noise, and deployed.scheduler {self.scheduler} "
+                "has its own; leave one of them out."
             )
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}.")
+            raise ValueError(f"deployed.num_inference_steps must be at least 1, got {self.num_inference_steps}.")
         if self.always and not self.is_on:
-            raise ValueError("always needs a deployed sampler; give its eta, for example 0, or a scheduler.")
+            raise ValueError(
+                "deployed.always needs a deployed sampler; give deployed.eta, for example 0, or deployed.scheduler."
+            )
         for name in ("eta", "guidance_scale"):
             if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+                raise ValueError(f"deployed.{name} must be at least 0, got {getattr(self, name)}.")
 
     @property
     def is_on(self) -> bool:

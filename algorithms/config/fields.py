@@ -15,26 +15,27 @@ _KINDS: dict[Any, str] = {
 }
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: Any, group: str = "") -> None:
     """Raise ValueError where a field, also of a dataclass inside, holds another kind of value than its annotation.
 
     Checked are bool, int, float, text, tuples of texts or numbers, choices and dataclasses. NaN and infinities are
-    refused: NaN passes a bound such as ``value <= 0``, and JSON has neither.
+    refused: NaN passes a bound such as ``value <= 0``, and JSON has neither. ``group`` begins the fields' names.
     """
     for name, hint in get_type_hints(type(config)).items():
         value, hints = getattr(config, name), _alternatives(hint)
+        shown = group + name
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
-                raise ValueError(f"{name} must be one of {list(get_args(hint))}, got {value!r}.")
+                raise ValueError(f"{shown} must be one of {list(get_args(hint))}, got {value!r}.")
         elif dataclasses.is_dataclass(hint):
             if not isinstance(value, hint):  # type: ignore[arg-type]
-                raise ValueError(f"{name} must be a {hint.__name__}, got {value!r}.")  # type: ignore[union-attr]
-            check_fields(value)
+                raise ValueError(f"{shown} must be a {hint.__name__}, got {value!r}.")  # type: ignore[union-attr]
+            check_fields(value, f"{shown}.")
         else:
             kinds = [kind for kind in hints if kind in _KINDS]
             allowed = not kinds or (value is None and type(None) in hints) or any(_is(value, kind) for kind in kinds)
             if not allowed:
-                raise ValueError(f"{name} must be {' or '.join(_KINDS[kind] for kind in kinds)}, got {value!r}.")
+                raise ValueError(f"{shown} must be {' or '.join(_KINDS[kind] for kind in kinds)}, got {value!r}.")
 
 
 def check_statistics(buffer_size: int, min_count: int) -> None:

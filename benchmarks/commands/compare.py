@@ -33,7 +33,11 @@ _DEFAULT_FOLDERS = {"default": Path("runs/compare"), "quick": Path("runs/compare
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare algorithms on a suite of tasks: equal reward queries, the same start, fixed evaluation noise."""
+    """Compare algorithms on a suite of tasks: equal reward queries, the same start, fixed evaluation noise.
+
+    A suite's tasks name their models. To compare on another one, train each algorithm on it (train ALGORITHM --model
+    MODEL --folder FOLDER/TASK/ALGORITHM/seed-0), and then report FOLDER.
+    """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, _option("[FILE.py ...]", "none")] = ()
     """Python files with algorithms of your own. They run on the suite's tasks, and a leaderboard at equal forwards puts

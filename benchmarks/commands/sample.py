@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from algorithms import ALGORITHMS, PolicyConfig
 from algorithms.config.base import override
+from benchmarks.runs.model_options import ModelOptions, check_start
 from benchmarks.runs.pictures import check_picture_file, grid
 from benchmarks.runs.spec import TaskConfig
-from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings, StartMode
 from diffusion_gym.prompts import FORMATS, PROMPT_SETS, Prompt, load_prompts
 from diffusion_gym.recommended import recommended_for
 
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from diffusion_gym.envs.vector import DenoiseVectorEnv
 
 #: The policy's settings among the options; with a run, and likewise the number of steps, they are the run's.
-_POLICY = ("guidance_scale", "eta", "negative_prompt")
-_SETTINGS = ("height", "width", "start_from")
+_POLICY = ("guidance_scale", "eta", "negative_prompt", "guidance_rescale", "image_guidance_scale")
 
 
 def _option(metavar: str, default: str) -> Any:
@@ -35,8 +35,17 @@ def _option(metavar: str, default: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Draw pictures with a model, or with a run's model before and after tuning, side by side."""
+class Sample(ModelOptions):
+    """Draw pictures with a model, or with a run's model before and after tuning, side by side.
+
+    With a run, the settings of model and sampler are the run's.
+    """
+
+    first: ClassVar[tuple[str, ...]] = (
+        *("prompts", "run", "checkpoint", "model", "images"),
+        *("num_inference_steps", "guidance_scale", "eta", "negative_prompt"),
+    )
+    details: ClassVar[tuple[str, ...]] = ("guidance_rescale", "image_guidance_scale")
 
     prompts: tuple[str, ...] = ("cat", "dog", "a fox riding a bike")
     """Texts; or the name of a prompt set or a file of prompts, or one side of its split (animals@held-out)."""
@@ -56,12 +65,12 @@ class Sample:
     """Noise of the sampler, without a run; 0 is none."""
     negative_prompt: Annotated[str | None, _option("STR", "none")] = None
     """What guidance leads away from, without a run."""
-    height: Annotated[int | None, _option("INT", "the model's own")] = None
-    """Height of the pictures in pixels, without a run."""
-    width: Annotated[int | None, _option("INT", "the model's own")] = None
-    """Width of the pictures in pixels, without a run."""
-    start_from: Annotated[str | None, _option("LORA", "none")] = None
-    """A LoRA that is merged into the model, without a run: a file, a folder with one, or a hub id."""
+    guidance_rescale: Annotated[float | None, _option("FLOAT", "the model's recommendation, or 0")] = None
+    """Share of the guided prediction with the std of the conditional one, without a run; 0 to 1."""
+    image_guidance_scale: Annotated[float | None, _option("FLOAT", "the model's recommendation, or 1")] = None
+    """How closely a model that edits keeps to the prompt's image, without a run; 1 is none."""
+    start_from_mode: Annotated[StartMode, tyro.conf.Fixed, tyro.conf.Suppress] = field(default="merge", kw_only=True)
+    """Pictures are the same in both modes."""
     seed: int = 0
     """Fixes the noise."""
     device: str = "auto"
@@ -77,6 +86,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
+        super().__post_init__()
         steps = 1 if self.num_inference_steps is None else self.num_inference_steps
         if self.images < 1 or self.scale < 1 or steps < 1 or not self.prompts:
             raise ValueError(
@@ -86,16 +96,17 @@ class Sample:
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed}.")
         check_picture_file(self.output)
-        override(PolicyConfig(), **self._given(_POLICY))
-        ModelSettings(**self._given(_SETTINGS))
-        given = list(self._given(("num_inference_steps", *_POLICY, *_SETTINGS)))
+        given = [*self._given(("num_inference_steps", *_POLICY)), *ModelSettings.among(self).given]
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
+        if self.run is None:
+            check_start(self.start_from)
+            self.base()
         if self.checkpoint == "best" and self.run is None:
             raise ValueError("--checkpoint best needs a run that was trained with --keep-best; name it with --run.")
 
     def _given(self, names: Sequence[str]) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def base(self) -> tuple[TaskConfig, PolicyConfig]:
         """Return how the base model is sampled: as it recommends for training, except for what is given."""
@@ -104,7 +115,7 @@ class Sample:
         advised = {name: value for name, value in found.settings("").items() if name in _POLICY}
         steps = self.num_inference_steps or found.num_inference_steps
         config = override(PolicyConfig(trainable="full"), **{**advised, **self._given(_POLICY)})
-        return TaskConfig(model, num_inference_steps=steps, **self._given(_SETTINGS)), config
+        return TaskConfig(model, num_inference_steps=steps, **ModelSettings.among(self).given), config
 
 
 def sample(options: Sample) -> int:

@@ -12,8 +12,9 @@ from algorithms import ALGORITHMS, AlgorithmConfig
 from algorithms.config.algorithms import check_several
 from algorithms.config.base import check_held_out, from_dict, to_dict
 from benchmarks.runs.metrics import check_metric
+from benchmarks.runs.model_options import ModelOptions, check_start
 from benchmarks.runs.safeguards import Safeguards
-from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
 from diffusion_gym.naming import did_you_mean
 from diffusion_gym.prompts import PROMPT_SETS, check_prompts, resolve_prompts
 from diffusion_gym.rewards import REWARDS, check_reward, check_reward_gradient
@@ -23,7 +24,6 @@ from diffusion_gym.rewards.spec import parse_reward
 WandbMode = Literal["off", "offline", "online"]
 #: The sets that help lists; an unknown name's error lists all.
 _SHOWN_SETS = sorted((name for name in PROMPT_SETS if "-held-out-" not in name), key=lambda name: "held-out" in name)
-_OWN, _NONE = "(default: the model's own)", "(default: none)"
 
 
 def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
@@ -35,7 +35,7 @@ def check_names(kind: str, given: Collection[str], known: Collection[str]) -> No
 
 
 @dataclass(frozen=True)
-class TaskConfig(ModelSettings):
+class TaskConfig(ModelOptions):
     """The model, and what it is tuned toward."""
 
     details: ClassVar[tuple[str, ...]] = ("device", "dtype", "metrics")
@@ -68,30 +68,6 @@ class TaskConfig(ModelSettings):
     """Where the model runs: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU."""
     dtype: ModelDtype = "float32"
     """Precision of the frozen networks."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN)] = field(
-        default=None, kw_only=True
-    )
-    """Height of the images in pixels."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OWN)] = field(
-        default=None, kw_only=True
-    )
-    """Width of the images in pixels."""
-    start_from: Annotated[str | None, tyro.conf.arg(metavar="LORA", help_behavior_hint=_NONE)] = field(
-        default=None, kw_only=True
-    )
-    """A LoRA to start from: a .safetensors file, a folder with one (a run's, for example), or a hub id."""
-    scheduler: Annotated[str | None, tyro.conf.arg(metavar="CLASS|FOLDER", help_behavior_hint=_OWN)] = field(
-        default=None, kw_only=True
-    )
-    """In the place of the model's: a class of diffusers, with the model's settings, or a folder with one."""
-    model_variant: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=_NONE)] = field(
-        default=None, kw_only=True
-    )
-    """Which of the model's weights to load where it has several, such as fp16; without it the full ones if possible."""
-    model_config: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=_NONE)] = field(
-        default=None, kw_only=True
-    )
-    """With a single-file checkpoint as model: a diffusers folder with the configurations of its parts."""
     metrics: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
@@ -178,6 +154,7 @@ class RunSpec:
 
         As far as known without the model and without running a file of rewards.
         """
+        check_start(self.task.start_from)
         cls = ALGORITHMS[self.algorithm].cls
         cls.check_config(self.config)
         needs = cls.requires(self.config)

@@ -8,7 +8,7 @@ from algorithms.rollouts import Rollout
 from benchmarks.throughput.iteration import build, iterate
 from benchmarks.throughput.options import Throughput
 from benchmarks.throughput.tables import PHASES
-from diffusion_gym.models import DiffusionModel, load_model
+from diffusion_gym.models import DiffusionModel, ModelSettings, load_model
 from diffusion_gym.prompt_records import Prompt
 
 _CHUNK = 8  # divides every number of rows in the table, so that no row is padding
@@ -21,7 +21,7 @@ def measure_growth(options: Throughput) -> list[dict[str, Any]]:
     policy = dataclasses.replace(options.policy, chunk_size=_CHUNK)
     small = dataclasses.replace(options, images=_IMAGES, num_envs=_IMAGES, policy=policy)
     half_the_steps = small.num_inference_steps // 2
-    model = load_model(options.model, options.device, options.dtype)
+    model = load_model(options.model, options.device, options.dtype, **ModelSettings.among(options).given)
     rows = [_grown("images", dataclasses.replace(small, images=n * _IMAGES), model) for n in (1, 2, 4)]
     for n in (1, 2, 4):
         steps = dataclasses.replace(small, num_inference_steps=n * half_the_steps)

@@ -13,7 +13,7 @@ from algorithms import ALGORITHMS, DiffusionAlgorithm
 from benchmarks.runs.clock import Seconds
 from benchmarks.throughput.options import Throughput
 from benchmarks.throughput.peak_memory import PeakMemory
-from diffusion_gym.models import DiffusionModel, load_model
+from diffusion_gym.models import DiffusionModel, ModelSettings, load_model
 
 
 @dataclass
@@ -35,7 +35,7 @@ def build(options: Throughput, model: DiffusionModel | None = None) -> Diffusion
     task = options.task()
     env = gymnasium.make(
         diffusion_gym.ENV_ID,
-        model=model or load_model(task.model, task.device, task.dtype),
+        model=model or load_model(task.model, task.device, task.dtype, **ModelSettings.among(task).given),
         reward=task.reward,
         prompts=task.prompts,
         num_inference_steps=task.num_inference_steps,

@@ -3,25 +3,28 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
 from algorithms import AlgorithmConfig, PolicyConfig
 from algorithms.config.base import EvaluationConfig
+from benchmarks.runs.model_options import ModelOptions
 from benchmarks.runs.spec import TaskConfig
 from benchmarks.suite import EMBEDDED, MODERN, POLICY, PROMPTS, SETTINGS
-from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype
+from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings
 from diffusion_gym.recommended import recommended_for
 
 
 @dataclass(frozen=True)
-class Throughput:
+class Throughput(ModelOptions):
     """Measure how fast sampling and training are, against the denoiser, VAE, reward and optimizer on their own.
 
     Both are timed in turns, and results are medians over the pairs. The default is the setting of compare on the
     embedded model; steps and policy follow --model. The fastest chunk size is named.
     """
+
+    first: ClassVar[tuple[str, ...]] = ("model", "reward", "prompts", "algorithm")
 
     model: str = DEFAULT_MODEL
     """An embedded or exact model, a diffusers folder, or a hub id."""
@@ -58,9 +61,12 @@ class Throughput:
 
     def __post_init__(self) -> None:
         """Refuse mistakes before anything is loaded."""
+        super().__post_init__()
         self.task()
         if self.algorithm not in (known := {**SETTINGS, **MODERN.settings}):
             raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(known)}.")
+        if self.images < 1 or self.num_envs < 1 or self.images % self.num_envs:
+            raise ValueError(f"num_envs ({self.num_envs}) must divide images ({self.images}), both at least 1.")
         if self.pairs < 1 or self.threads < 0:
             raise ValueError(f"expected pairs >= 1 and threads >= 0, got {self.pairs} and {self.threads}.")
         self.config()
@@ -78,7 +84,10 @@ class Throughput:
     def task(self) -> TaskConfig:
         """Return the task."""
         prompts = PROMPTS if self.prompts is None and self.model == DEFAULT_MODEL else self.prompts
-        return TaskConfig(self.model, self.reward, prompts, self.num_inference_steps, self.device, self.dtype)
+        settings = ModelSettings.among(self).given
+        return TaskConfig(
+            self.model, self.reward, prompts, self.num_inference_steps, self.device, self.dtype, **settings
+        )
 
     def config(self) -> AlgorithmConfig:
         """Return the algorithm's configuration, without evaluations, which are no part of an iteration."""

@@ -1,13 +1,19 @@
 """The files of a model's folder: their state, their variant, and what to give in place of a path without a model."""
 
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_gym.choices import CHECKPOINTS
+from diffusion_gym.errors import reason
+
 #: The first bytes of a file that Git LFS left in the place of a large one.
 _POINTER = b"version https://git-lfs"
 _LARGEST_POINTER = 1024
+#: The first byte of what torch.save wrote before it wrote zip files.
+_PICKLE = b"\x80"
 #: Weights as diffusers and transformers name them, a shard of a variant: ``model-00001-of-00002.fp16.safetensors``.
 _SHARD = r"(?:-\d+-of-\d+)?"
 _WEIGHTS = re.compile(rf"(?:diffusion_pytorch_|pytorch_)?model{_SHARD}(?:\.([\w-]+?){_SHARD})?\.(?:safetensors|bin)")
@@ -28,8 +34,8 @@ def files_state(folder: Path) -> FilesState:
     return tuple(sorted(found))
 
 
-def check_not_pointers(path: Path, what: str) -> None:
-    """Raise ValueError where Git LFS left a pointer in the place of a file.
+def check_files(path: Path, what: str) -> None:
+    """Raise ValueError where Git LFS left a pointer in the place of a file, or a file of weights is damaged.
 
     Args:
         path: a file or a folder; it need not exist.
@@ -41,6 +47,32 @@ def check_not_pointers(path: Path, what: str) -> None:
                 f"{str(file)!r} of {what} is a Git LFS pointer, not the file itself; run 'git lfs pull' in that "
                 "folder, or download it again with 'hf download'."
             )
+        damage = _damage(file)
+        if damage is not None:
+            raise ValueError(
+                f"{str(file)!r} of {what} {damage}; expected a whole file of weights: download or copy it again."
+            )
+
+
+def _damage(file: Path) -> str | None:
+    """Return what is wrong with a file of weights, whose tensors are not read; None of others, and if nothing is."""
+    if file.suffix not in CHECKPOINTS and not _WEIGHTS.fullmatch(file.name):
+        return None
+    if not file.stat().st_size:
+        return "is empty"
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt"):
+                return None
+        except SafetensorError as error:
+            return f"is cut short, or is no safetensors file ({reason(error)})"
+    with file.open("rb") as opened:
+        start = opened.read(2)
+    if start == b"PK":
+        return None if zipfile.is_zipfile(file) else "is cut short"
+    return None if start[:1] == _PICKLE else "is no file that torch.save wrote"
 
 
 def variant_of(name: str, folder: Path, components: Mapping[str, Any], asked: str | None = None) -> str | None:
@@ -61,9 +93,8 @@ def variant_of(name: str, folder: Path, components: Mapping[str, Any], asked: st
     if asked is not None:
         known = sorted(set().union(*held.values()) - {""})
         if asked not in known:
-            raise ValueError(
-                f"no part of the model {name!r} has weights of the variant {asked!r}; expected {known or 'none'}."
-            )
+            expected = f"expected one of {known}" if known else "it has no variants, so leave out model_variant"
+            raise ValueError(f"no part of the model {name!r} has weights of the variant {asked!r}; {expected}.")
         return asked
     lacking = {part: variants for part, variants in held.items() if variants and "" not in variants}
     if not lacking:
@@ -89,12 +120,19 @@ def instead_of(path: Path) -> str:
         return f"is a LoRA, weights that are added to a model: {_with_start(path)}"
     if models:
         return f"{'is the folder of a run' if is_run else 'is not a whole model'}; give {models[0]!r}"
-    if path.is_file() or any(path.glob("*.safetensors")) or any(path.glob("*.ckpt")):
+    if any(path.glob("*.safetensors")) or any(path.glob("*.ckpt")):
         return (
             f"has weights without a {_INDEX}; a single-file checkpoint of Stable Diffusion or SDXL is given as the "
             "file itself (.safetensors or .ckpt), with model_config"
         )
     return ""
+
+
+def came_of(path: Path, in_folder: str) -> str:
+    """Return what there is at a path that should hold weights; in_folder: what a folder has of them."""
+    if path.is_dir():
+        return f"that folder has {in_folder}"
+    return f"that file ends in {path.suffix!r}" if path.exists() else "there is no such file or folder"
 
 
 def _with_start(lora: Path) -> str:

@@ -6,16 +6,10 @@ from pathlib import Path
 import torch
 
 from diffusion_gym.choices import ASSETS as ASSETS
+from diffusion_gym.choices import CHECKPOINTS, EXACT_MODELS, folder_of, pipeline_class, single_file
 from diffusion_gym.choices import EMBEDDED as EMBEDDED
-from diffusion_gym.choices import EXACT_MODELS, folder_of, pipeline_class, single_file
 from diffusion_gym.models.base import DiffusionModel, ModelDtype, ModelSettings
-from diffusion_gym.models.files import (
-    FilesState,
-    check_not_pointers,
-    files_state,
-    instead_of,
-    is_lora,
-)
+from diffusion_gym.models.files import FilesState, came_of, check_files, files_state, instead_of, is_lora
 from diffusion_gym.models.flux import Flux
 from diffusion_gym.models.flux_2_klein import Flux2Klein
 from diffusion_gym.models.instruct_pix2pix import InstructPix2Pix
@@ -89,7 +83,7 @@ def pipeline_recommends(name: str) -> Recommended:
 def _family(name: str, model_config: str | None = None) -> tuple[str, type[PipelineModel]]:
     """Return the folder, file or hub id of a model, and its family."""
     source, file = folder_of(name), single_file(name)
-    check_not_pointers(Path(source), f"model {name!r}")
+    check_files(Path(source), f"model {name!r}")
     if file is not None and not is_lora(file):
         return str(file), FAMILIES[class_of(name, model_config)]
     if model_config is not None:
@@ -109,10 +103,12 @@ def _hub_file(name: str, source: str) -> Path:
     known, path = [*EMBEDDED, *EXACT_MODELS], Path(source)
     if path.exists() and (instead := instead_of(path)):
         raise ValueError(f"model {name!r} {instead}.")
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/")):
+    if path.exists() or path.suffix in CHECKPOINTS or source.count("/") != 1 or source.startswith((".", "/")):
+        came = came_of(path, "no model_index.json")
         raise ValueError(
             f"unknown model {name!r}: expected one of {known}, a folder with a model_index.json (as written by "
-            "diffusers' save_pretrained), or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
+            f"diffusers' save_pretrained), a single-file checkpoint ({' or '.join(CHECKPOINTS)}), or a hub id such as "
+            f"'stable-diffusion-v1-5/stable-diffusion-v1-5'; {came}."
         )
     from huggingface_hub import hf_hub_download
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from diffusion_gym.errors import reason
 from diffusion_gym.libraries import dtype_argument, no_progress_bars
 from diffusion_gym.models.adapters import TRANSFORMER_LORA_GROUPS as TRANSFORMER_LORA_GROUPS
 from diffusion_gym.models.adapters import UNET_LORA_GROUPS as UNET_LORA_GROUPS
@@ -257,6 +258,11 @@ class PipelineModel(ImageModel):
         if variant is not None:
             self.load_arguments["variant"] = variant
         if self.settings.model_config is not None:
+            if variant is not None:
+                raise ValueError(
+                    f"the single-file checkpoint {self.name!r} holds its weights once; leave out model_variant, got "
+                    f"{variant!r}."
+                )
             config = str(user_path(self.settings.model_config))
             self.load_arguments |= {"config": config, "local_files_only": True}
             return load_single_file(self.name, source, self.load_arguments)
@@ -267,7 +273,9 @@ class PipelineModel(ImageModel):
             with no_progress_bars():
                 return DiffusionPipeline.from_pretrained(source, **self.load_arguments)
         except Exception as error:  # the libraries raise many unrelated types; all mean "not a complete pipeline"
-            raise ValueError(f"diffusers could not load the model {self.name!r} from {source!r}: {error}") from error
+            raise ValueError(
+                f"diffusers could not load the model {self.name!r} from {source!r}: {reason(error)}."
+            ) from error
 
     def _start_from(self) -> None:
         """Merge the LoRA to start from into the weights, or keep it to be trained on."""

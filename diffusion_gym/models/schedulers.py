@@ -6,6 +6,7 @@ are this package's own Gaussians, whichever solver the model came with.
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from diffusion_gym.choices import PIPELINE, SOLVERS
@@ -93,15 +94,26 @@ def named_scheduler(name: str, scheduler: str, own: Mapping[str, Any], accepted:
         return getattr(diffusers, scheduler).from_config(own)
     if not places:
         raise ValueError(
-            f"the scheduler {scheduler!r} for {name!r} must be one of {', '.join(accepted)}, or a folder "
-            f"with a {_FILE}."
+            f"scheduler {scheduler!r} must be a class whose steps have a Gaussian density with {name!r} "
+            f"({', '.join(accepted)}), or a folder with a {_FILE}."
         )
-    found = json.loads((places[0] / _FILE).read_text(encoding="utf-8")).get("_class_name")
+    found = scheduler_class(places[0] / _FILE)
     if found not in accepted:
         raise ValueError(
             f"the folder {scheduler!r} holds a {found} for {name!r}; expected one of {', '.join(accepted)}."
         )
     return getattr(diffusers, found).from_pretrained(places[0])
+
+
+def scheduler_class(file: Path) -> Any:
+    """Return the class that a scheduler's configuration names. Raises ValueError for a file that is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(file)!r} is not a scheduler's configuration ({error}); expected the file that diffusers' "
+            "save_pretrained writes."
+        ) from error
 
 
 def _not_a_table(config: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_gym.choices import pipeline_class
+from diffusion_gym.errors import reason
 from diffusion_gym.libraries import no_progress_bars
 from diffusion_gym.paths import user_path
 
@@ -60,5 +61,5 @@ def load_single_file(name: str, source: str, arguments: Mapping[str, Any]) -> An
     except Exception as error:  # the libraries raise many unrelated types
         raise ValueError(
             f"diffusers could not load the single-file checkpoint {name!r} with the configurations in "
-            f"{arguments['config']!r}: {error}"
+            f"{arguments['config']!r}: {reason(error)}."
         ) from error

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion_gym.choices import LoRAConfig
+from diffusion_gym.choices import CHECKPOINTS, LoRAConfig
+from diffusion_gym.errors import reason
 from diffusion_gym.libraries import no_progress_bars
 from diffusion_gym.models.adapters import Groups
-from diffusion_gym.models.files import check_not_pointers
+from diffusion_gym.models.files import came_of, check_files
 from diffusion_gym.paths import user_path
 
 #: As diffusers writes it, and as runs export it.
@@ -62,17 +63,17 @@ def place_of(source: str) -> tuple[str, str | None]:
         ValueError: there is no such file, folder or hub id, or no single file of weights in the folder.
     """
     path = user_path(source)
-    check_not_pointers(path, f"LoRA {source!r}")
+    check_files(path, f"LoRA {source!r}")
     if path.is_file() and path.suffix == ".safetensors":
         return str(path.parent), path.name
-    if path.is_dir():
-        found = sorted(file.name for file in path.glob("*.safetensors"))
-        if _FILE in found or len(found) == 1:
-            return str(path), _FILE if _FILE in found else found[0]
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    found = sorted(file.name for file in path.glob("*.safetensors"))
+    if _FILE in found or len(found) == 1:
+        return str(path), _FILE if _FILE in found else found[0]
+    if path.exists() or path.suffix in CHECKPOINTS or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        came = came_of(path, f"{len(found)} .safetensors files")
         raise ValueError(
             f"start_from {source!r} must be a LoRA's .safetensors file, a folder with {_FILE} or a single such file (a "
-            "run's folder, for example), or a hub id such as 'owner/name'."
+            f"run's folder, for example), or a hub id such as 'owner/name'; {came}."
         )
     return source, None
 
@@ -132,8 +133,8 @@ def _attach(pipe: Any, name: str, source: str) -> None:
             loaded = type(pipe).lora_state_dict(folder, **given)
     except Exception as error:  # the libraries raise many unrelated types
         raise ValueError(
-            f"diffusers could not load the LoRA {source!r} into {name!r}: {error}. It must have been trained on "
-            "this kind of model."
+            f"diffusers could not load the LoRA {source!r} into {name!r}: {reason(error)}. It must have been trained "
+            "on this kind of model."
         ) from error
     tensors = loaded[0] if isinstance(loaded, tuple) else loaded
     layers = {key.split(".lora")[0] for key in tensors if ".lora" in key}

@@ -86,7 +86,7 @@ def test_a_flow_model_is_deployed_at_eta_0(make_env: Callable) -> None:
     env = make_env("exact-flow-gaussian")
     own, quiet = (_deployed(_algorithm(env, **given)) for given in ({"scheduler": "pipeline"}, {"eta": 0.0}))
     assert torch.equal(own.images, quiet.images)
-    with pytest.raises(ValueError, match="expected eta 0 in its place"):
+    with pytest.raises(ValueError, match=r"expected deployed\.eta 0 in its place"):
         _algorithm(env, scheduler="DDIMScheduler")
 
 
@@ -125,11 +125,11 @@ def test_eta_0_takes_the_ancestral_samplers_noise_away(make_env: Callable) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"scheduler": "EulerScheduler"}, "unknown scheduler 'EulerScheduler'"),
-        ({"scheduler": "DDIMScheduler", "eta": 0.0}, "leave one out"),
-        ({"always": True}, "needs a deployed sampler"),
-        ({"num_inference_steps": 2000}, "from 1 to 1000"),
-        ({"eta": 1.5}, "eta must lie in"),
+        ({"scheduler": "EulerScheduler"}, "unknown deployed.scheduler 'EulerScheduler'"),
+        ({"scheduler": "DDIMScheduler", "eta": 0.0}, "deployed.eta 0 .* leave one of them out"),
+        ({"always": True}, "deployed.always needs a deployed sampler"),
+        ({"num_inference_steps": 2000}, "deployed.num_inference_steps must be an integer from 1 to 1000, got 2000"),
+        ({"eta": 1.5}, r"deployed.eta must lie in \[0, 1\], got 1.5;"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(make_env: Callable, given: dict[str, Any], message: str) -> None:

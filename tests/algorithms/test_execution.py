@@ -52,6 +52,16 @@ def test_sampling_and_scoring_share_one_graph(
     torch.testing.assert_close(rollout.latents, plain.latents)
 
 
+def test_more_graphs_are_made_than_torchs_own_limit(make_env: Callable, graphs: list[Any]) -> None:
+    """As chunks are halved, and as a notebook builds one algorithm after the other."""
+    algorithm = compiled(make_env)
+    graphs.clear()
+    for size in range(1, torch._dynamo.config.recompile_limit + 3):
+        algorithm.policy.chunk_size = size
+        algorithm.policy.distribution(algorithm.policy.blank_rows(size))
+    assert len(graphs) == size
+
+
 def test_names_copies_checkpoints_and_the_estimate_know_nothing_of_the_graph(
     make_env: Callable, sample: Callable, graphs: list[Any], digest: Callable, tmp_path: Path
 ) -> None:

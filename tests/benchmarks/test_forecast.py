@@ -105,5 +105,5 @@ def test_a_dry_run_calls_no_reward_of_the_users_writes_nothing_and_refuses_what_
     assert main([*command, "--reward", "votes"]) == 2
     assert "votes asks nobody about the images of evaluations" in capsys.readouterr().err
     assert main([*command, "--reward", "exact-linear", "--stop-when-hacked", "--evaluation.images", "1"]) == 2
-    assert "stop_when_hacked compares images of one prompt" in capsys.readouterr().err
+    assert "--stop-when-hacked compares images of one prompt" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]

@@ -1,5 +1,7 @@
 """``sample``: base and tuned side by side, whatever was trained and in whatever precision."""
 
+import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from algorithms import DDPOConfig, EvaluationConfig, PolicyConfig
 from algorithms.config.base import override
 from algorithms.policy import DenoisingPolicy, Rows
 from benchmarks.__main__ import main
+from benchmarks.commands import sample
+from benchmarks.commands.sample import Sample
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec, TaskConfig
+from diffusion_gym.recommended import INSTRUCT_PIX2PIX
 from diffusion_gym.transitions import Gaussian
 
 
@@ -134,3 +139,38 @@ def test_a_run_whose_model_has_moved(tmp_path: Path, tiny_sd: str, capsys: pytes
     other = ["sample", *arguments, "--output", str(tmp_path / "other.png"), "--model", "emoji-animals"]
     assert main(other) == 2
     assert "the environment has 'emoji-animals', which is another" in capsys.readouterr().err
+
+
+def test_model_and_sampler_are_set_as_in_training(tmp_path: Path, tiny_sd: str) -> None:
+    """Each setting has its effect; guidance is the recommended one unless it is given."""
+    base = ["--model", tiny_sd, "--num-inference-steps", "2", "--prompts", "cat"]
+    plain = draw(base, tmp_path / "plain.png")
+    for changed in (
+        ["--guidance-rescale", "1"],
+        ["--negative-prompt", "a dog"],
+        ["--scheduler", "LCMScheduler"],
+    ):
+        assert (draw([*base, *changed], tmp_path / "changed.png") != plain).any(), changed
+    larger = draw([*base, "--height", "32", "--width", "32"], tmp_path / "larger.png", size=32)
+    assert larger.shape == (1, 2, 32, 32, 3)
+
+
+def test_a_model_that_edits_is_drawn_with_its_recommended_image_guidance() -> None:
+    _, policy = Sample(model="emoji-animals").base()
+    assert policy.image_guidance_scale == 1.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "recommended_for", lambda model: INSTRUCT_PIX2PIX)
+        _, policy = Sample(model="some/editor").base()
+    assert (policy.guidance_scale, policy.image_guidance_scale) == (7.5, 1.5)
+
+
+def test_a_lora_on_top_of_a_merged_one_is_not_merged_alone(tmp_path: Path) -> None:
+    """Neither drawn with nor trained on from; one that was trained on itself, or stands on the model, is."""
+    start = str(tmp_path)
+    for before, refused in (("merge", True), ("train", False), (None, False)):
+        task: dict[str, Any] = {"model": "sd", "start_from": before and "first", "start_from_mode": before or "merge"}
+        (tmp_path / "run.json").write_text(json.dumps({"spec": {"task": task}}), encoding="utf-8")
+        spec = RunSpec("ddpo-is", DDPOConfig(), TaskConfig(start_from=start))
+        for use in (lambda: Sample(start_from=start), spec.check):
+            with pytest.raises(ValueError, match="merged the LoRA 'first'") if refused else contextlib.nullcontext():
+                use()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import benchmarks.throughput.growth
-from algorithms import PolicyConfig
+from algorithms import PolicyConfig, execution
 from benchmarks.__main__ import main
+from benchmarks.throughput.command import Bench
 from benchmarks.throughput.floors import Floor
 from benchmarks.throughput.growth import measure_growth, resized
 from benchmarks.throughput.iteration import build, iterate, iterate_counting
@@ -143,14 +144,36 @@ def test_floor_makes_the_programs_forwards_and_changes_nothing(algorithm_name: s
     assert sorted(seen) == of_program, "without a chunk's size the passes are the program's own"
 
 
+def test_a_compiled_policy_is_measured_above_a_plain_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph is of the program's size, and no floor makes one of its own."""
+    made: list[Any] = []
+    monkeypatch.setattr(execution, "BACKEND", lambda graph, inputs: made.append(graph) or graph.forward)
+    policy = PolicyConfig(trainable="full", chunk_size=4, compile=True)
+    sizes: dict[str, Any] = {"num_inference_steps": 2, "images": 8, "num_envs": 8}
+    bench = Bench(Throughput(model="exact-mixture", reward="exact-linear", policy=policy, **sizes))
+    found = len(made)
+    assert found == 2, "of the check that torch.compile works, and of the program's chunks"
+    bench.run_floor("training")
+    assert len(made) == found
+
+
+def test_it_measures_the_model_with_its_settings(tiny_sd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of ``train``; also where growth is measured."""
+    options = Throughput(model=tiny_sd, num_inference_steps=2, images=2, num_envs=2, height=24, width=32)
+    assert build(options).mdp.model.image_shape == (3, 24, 32)
+    monkeypatch.setattr(benchmarks.throughput.growth, "_grown", lambda axis, options, model: {"at": model.image_shape})
+    assert measure_growth(options)[0] == {"at": (3, 24, 32)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pairs", "0"], "expected pairs >= 1"),
+        (["--pairs", "0"], "expected --pairs >= 1"),
         (["--algorithm", "ppo"], "unknown algorithm 'ppo'; expected one of ['awm'"),
-        (["--images", "48"], "num_envs (32) must divide images_per_iteration (48)"),
-        (["--num-inference-steps", "0"], "num_inference_steps must be at least 1, got 0"),
+        (["--images", "48"], "--num-envs (32) must divide --images (48)"),
+        (["--num-inference-steps", "0"], "--num-inference-steps must be at least 1, got 0"),
         (["--reward", "compressability"], "unknown reward 'compressability'"),
+        (["--height", "0"], "--height must be a positive number of pixels"),
     ],
 )
 def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

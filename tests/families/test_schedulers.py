@@ -15,7 +15,12 @@ from algorithms import DenoisingPolicy, PolicyConfig
 from algorithms.policy import Rows
 from diffusion_gym import load_model
 from diffusion_gym.models.fingerprint import difference, fingerprint
-from diffusion_gym.models.schedulers import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, read_scheduler_config
+from diffusion_gym.models.schedulers import (
+    DIFFUSION_SCHEDULERS,
+    FLOW_SCHEDULERS,
+    named_scheduler,
+    read_scheduler_config,
+)
 
 STEPS, SEED = 4, 9
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -55,7 +60,7 @@ def test_a_scheduler_named_apart_from_the_models(build: Callable[[str], Any], tm
     for name, message in (
         (
             "FlowMatchEulerDiscreteScheduler",
-            "must be one of DDIMScheduler, .*, or a folder with a scheduler_config.json",
+            r"must be a class .* \(DDIMScheduler, .*\), or a folder with a scheduler_config\.json",
         ),
         (str(tmp_path / "flow"), "holds a FlowMatchEulerDiscreteScheduler for .*; expected one of DDIMScheduler"),
     ):
@@ -74,7 +79,7 @@ def test_a_variant_is_loaded_where_it_is_asked_for(build: Callable[[str], Any], 
     apart = [model.pipe.unet.conv_in.bias - pipe.unet.conv_in.bias for model in (full, half)]  # type: ignore[attr-defined]
     assert [float(value.detach().mean().round(decimals=3)) for value in apart] == [-1.0, 0.0]
     with pytest.raises(
-        ValueError, match=r"no part of the model .* has weights of the variant 'bf16'; expected \['fp16'\]"
+        ValueError, match=r"no part of the model .* has weights of the variant 'bf16'; expected one of \['fp16'\]"
     ):
         load_model(folder, model_variant="bf16")
 
@@ -162,6 +167,14 @@ def test_a_flow_model_takes_flow_schedulers_alone() -> None:
     assert read_scheduler_config("m", FLOW_SCHEDULERS[0], config, FLOW_SCHEDULERS)["shift"] == 3.0
     with pytest.raises(ValueError, match=r"is a DDIMScheduler, .* expected one of FlowMatchEulerDiscreteScheduler"):
         read_scheduler_config("m", "DDIMScheduler", {}, FLOW_SCHEDULERS)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "<html>"])
+def test_a_damaged_configuration_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"scheduler_config\.json' is not a scheduler's configuration .*; expected"):
+        named_scheduler("m", str(tmp_path), {}, DIFFUSION_SCHEDULERS)
 
 
 @pytest.mark.parametrize("name", [*DIFFUSION_SCHEDULERS, *FLOW_SCHEDULERS])

@@ -35,6 +35,8 @@ def test_single_file_checkpoints(build: Callable[[str], Any], tmp_path: Path, su
     assert recommended_for(file).num_inference_steps == 50
     with pytest.raises(ValueError, match=r"there is no '.*nowhere/model_index.json'; give as model_config the"):
         load_model(str(file), model_config=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="holds its weights once; leave out model_variant, got 'fp16'"):
+        load_model(str(file), model_config=config, model_variant="fp16")
     with pytest.raises(ValueError, match=r"is a FluxPipeline; of single-file checkpoints those of StableDiffusionPip"):
         load_model(str(file), model_config=build("flux").folder)
     with pytest.raises(ValueError, match=r"model_config is for a single-file checkpoint, which .* is not; leave"):

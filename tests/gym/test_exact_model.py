@@ -271,5 +271,5 @@ def test_export_holds_the_parameters(model: ExactModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sizes", [{"rank": 0}, {"alpha": 0.0}, {"targets": ()}])
 def test_bad_lora_sizes(sizes: dict) -> None:
-    with pytest.raises(ValueError, match="LoRA needs rank >= 1, alpha > 0 and at least one target, got LoRAConfig"):
+    with pytest.raises(ValueError, match=r"expected lora\.rank >= 1, lora\.alpha > 0 and at least one of lora\.t"):
         LoRAConfig(**sizes)

@@ -279,7 +279,7 @@ def test_the_command_line_says_why_and_keeps_the_checkpoint(
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "error: 3 updates in a row were skipped" in error
-    assert "lower learning_rate" in error
+    assert "lower --learning-rate" in error
     assert "Traceback" not in error
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["train/skipped_updates"] for line in log] == [0, 0, 0, 1, 2]

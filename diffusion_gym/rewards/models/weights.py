@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from diffusion_gym.errors import summary
 from diffusion_gym.models import check_device
-from diffusion_gym.models.files import check_not_pointers
+from diffusion_gym.models.files import check_files
 from diffusion_gym.models.loading import ASSETS
 
 #: The small reward models of the emoji-animals world: clip/, aesthetic/, captioner/ and bert/.
@@ -64,7 +64,7 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
         error: the loading library's.
         hub_id: the repository to download; by default the value, if it looks like one.
     """
-    check_not_pointers(Path(value), f"{option}={value}")
+    check_files(Path(value), f"{option}={value}")
     if hub_id is None and value.count("/") == 1 and not value.startswith((".", "/")) and not Path(value).exists():
         hub_id = value
     advice = (
