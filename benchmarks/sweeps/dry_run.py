@@ -33,7 +33,7 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
             f"{iterations(spec):,}",
             str(evaluations(spec)),
             f"{_calls(known[f'{task}/{variant}']):,}",
-            "not counted" if (forwards := _forwards(known[f"{task}/{variant}"], spec)) is None else f"{forwards:,}",
+            "not counted" if (forwards := forwards_of(known[f"{task}/{variant}"], spec)) is None else f"{forwards:,}",
             " ".join(seeds),
         ]
         for (task, variant), (spec, seeds) in groups.items()
@@ -51,7 +51,7 @@ def costs(plan: Mapping[str, RunSpec], known: Mapping[str, Workload] | None = No
     """
     found = workloads(plan) if known is None else known
     queries = sum(spec.total_queries for spec in plan.values())
-    forwards = [_forwards(found[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
+    forwards = [forwards_of(found[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
     counted = [count for count in forwards if count is not None]
     passes = f" and {sum(counted):,} forward passes" if len(counted) == len(forwards) else ""
     return f"{len(plan)} runs, {queries:,} reward queries{passes} in all"
@@ -65,7 +65,7 @@ def workloads(plan: Mapping[str, RunSpec]) -> dict[str, Workload]:
     return {name: workload(spec) for name, spec in firsts.items()}
 
 
-def _forwards(work: Workload, spec: RunSpec) -> int | None:
+def forwards_of(work: Workload, spec: RunSpec) -> int | None:
     """Return a run's forward passes, without its evaluations'.
 
     For a model that takes the guidance scale as an input (Flux dev, LCM) it is twice too many: no model is loaded here.
