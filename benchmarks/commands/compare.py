@@ -159,14 +159,17 @@ def compare(options: Compare) -> int:
 
 def say_what_runs_take(options: Compare, plan: Mapping[str, RunSpec]) -> int:
     """Print the dry run of a plan: every configuration, sums, memory and time; return the exit status."""
-    from benchmarks.sweeps.dry_run import dry_run
+    from benchmarks.sweeps.dry_run import dry_run, workloads
     from benchmarks.sweeps.local_pool import local_pool
     from benchmarks.sweeps.probed import probed
 
-    print(dry_run(plan))
+    for spec in plan.values():
+        spec.check()
+    works = workloads(plan)
+    print(dry_run(plan, works))
     on_ray = options.ray_address is not None  # whose size is not known here: one run after the other
     processes = 1 if on_ray else local_pool(list(plan.values()), options.processes, options.threads).processes
-    print(probed(plan, processes, options.threads))
+    print(probed(plan, works, processes, options.threads))
     return 0
 
 
@@ -193,7 +196,7 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
 def run_missing(options: Compare, plan: Mapping[str, RunSpec], folder: Path, sweep: Ledger) -> Results:
     """Run what is not complete; print what is run and what fails, and return all results."""
     from benchmarks.runs.resuming import check_same
-    from benchmarks.sweeps.dry_run import costs
+    from benchmarks.sweeps.dry_run import costs, workloads
     from benchmarks.sweeps.local_pool import LocalPool
     from benchmarks.sweeps.probed import is_probed_first, probed
     from benchmarks.sweeps.sweep import is_complete, run_all
@@ -203,9 +206,10 @@ def run_missing(options: Compare, plan: Mapping[str, RunSpec], folder: Path, swe
         check_same(spec, folder / name)
     todo = {name: spec for name, spec in sweep.own.items() if not is_complete(spec, folder / name)}
     pool, where = _pool(options, list(todo.values()), folder)
-    print(f"{costs(plan)}; {where}")
-    if isinstance(pool, LocalPool) and is_probed_first(todo):
-        print(probed(todo, pool.processes, options.threads), flush=True)
+    works = workloads(plan)
+    print(f"{costs(plan, works)}; {where}")
+    if isinstance(pool, LocalPool) and is_probed_first(todo, works):
+        print(probed(todo, works, pool.processes, options.threads), flush=True)
     if sweep.taken_over:
         print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
     failures = run_all(sweep.own, folder, pool, lambda name: sweep.write())

@@ -7,18 +7,19 @@ from benchmarks.runs.forecast import Workload, evaluations, iterations, workload
 from benchmarks.runs.spec import RunSpec
 
 
-def dry_run(plan: Mapping[str, RunSpec]) -> str:
+def dry_run(plan: Mapping[str, RunSpec], works: Mapping[str, Workload] | None = None) -> str:
     """Return, as Markdown, a line for each task and variant, and the sums.
 
     Building the plan has checked each field, name, option and split of prompts; this checks what the algorithms require
-    of their configuration and reward, and raises ValueError (:meth:`RunSpec.check`).
+    of their configuration and reward, and raises ValueError (:meth:`RunSpec.check`). ``works``: of :func:`workloads`,
+    where that is known already.
     """
     groups: dict[tuple[str, str], tuple[RunSpec, list[str]]] = {}
     for name, spec in plan.items():
         task, variant, seed = name.split("/")
         spec.check()
         groups.setdefault((task, variant), (spec, []))[1].append(seed.removeprefix("seed-"))
-    known = workloads(plan)
+    known = workloads(plan) if works is None else works
     header = ["task", "runs", "model", "prompts", "held out", "steps", "queries", "iterations", "evaluations"]
     header += ["reward calls", "forward passes", "seeds"]
     lines = [

@@ -12,7 +12,7 @@ from benchmarks.runs.forecast import Speed, Workload, probe
 from benchmarks.runs.memory import estimate_memory, free_bytes, in_words
 from benchmarks.runs.run import make_algorithm
 from benchmarks.runs.spec import RunSpec
-from benchmarks.sweeps.dry_run import forwards_of, workloads
+from benchmarks.sweeps.dry_run import forwards_of
 from benchmarks.terminal import duration
 from diffusion_gym.choices import EMBEDDED, EXACT_MODELS
 from diffusion_gym.models import check_device
@@ -34,23 +34,24 @@ class _Measured:
     device: torch.device
 
 
-def is_probed_first(plan: Mapping[str, RunSpec]) -> bool:
+def is_probed_first(plan: Mapping[str, RunSpec], known: Mapping[str, Workload]) -> bool:
     """Return whether runs that are about to begin are worth a probe: not short ones, and none on a GPU.
 
-    There this process would keep memory of the GPU while they run; a dry run has it to itself.
+    ``known``: of :func:`~benchmarks.sweeps.dry_run.workloads`. On a GPU this process would keep memory while they run,
+    which a dry run has to itself.
     """
     if any(_device(spec) != "cpu" for spec in plan.values()):
         return False
-    found = workloads(plan)
-    counted = (forwards_of(found[name.rpartition("/")[0]], spec) or 0 for name, spec in plan.items())
+    counted = (forwards_of(known[name.rpartition("/")[0]], spec) or 0 for name, spec in plan.items())
     return sum(counted) >= _LEAST_FORWARDS
 
 
-def probed(plan: Mapping[str, RunSpec], processes: int, threads: int) -> str:
+def probed(plan: Mapping[str, RunSpec], works: Mapping[str, Workload], processes: int, threads: int) -> str:
     """Return two lines: the memory of the largest run, and the time of all runs, from a probe of seconds.
 
     Args:
         plan: TASK/VARIANT/seed-N -> run.
+        works: TASK/VARIANT -> how much each of its runs does.
         processes: how many run at a time.
         threads: torch's, of each.
     """
@@ -65,7 +66,7 @@ def probed(plan: Mapping[str, RunSpec], processes: int, threads: int) -> str:
         return f"memory and time: not estimated, as {', '.join(unknown)} could not be loaded here without a download"
     known = {kind: found for kind, found in kinds.items() if found is not None}
     took = time.perf_counter() - started
-    return f"{_memory(list(known.values()), processes)}\n{_time(plan, known, processes, took)}"
+    return f"{_memory(list(known.values()), processes)}\n{_time(plan, works, known, processes, took)}"
 
 
 def _measure_all(plan: Mapping[str, RunSpec], started: float) -> dict[_Kind, _Measured | None]:
@@ -108,8 +109,13 @@ def _memory(measured: list[_Measured], processes: int) -> str:
     )
 
 
-def _time(plan: Mapping[str, RunSpec], known: Mapping[_Kind, _Measured], processes: int, took: float) -> str:
-    works = workloads(plan)
+def _time(
+    plan: Mapping[str, RunSpec],
+    works: Mapping[str, Workload],
+    known: Mapping[_Kind, _Measured],
+    processes: int,
+    took: float,
+) -> str:
     each = {name: _seconds(works[name.rpartition("/")[0]], known[_kind(spec)].speed) for name, spec in plan.items()}
     counted = [seconds for seconds in each.values() if seconds is not None]
     if not counted:

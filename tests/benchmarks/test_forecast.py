@@ -13,6 +13,7 @@ from benchmarks.runs.forecast import Speed, Workload, workload
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec, TaskConfig
 from benchmarks.sweeps import probed as probed_module
+from benchmarks.sweeps.dry_run import workloads
 from benchmarks.throughput.iteration import Rows
 
 CHANGES: dict[str, dict[str, object]] = {
@@ -124,6 +125,7 @@ def test_a_plan_takes_the_memory_of_its_largest_runs_and_the_time_of_all(monkeyp
         for reward in ("linear", "quadratic")
         for seed in (0, 1)
     }
+    works = workloads(plan)
     measured: list[str] = []
 
     def measure(spec: RunSpec) -> probed_module._Measured:
@@ -134,18 +136,18 @@ def test_a_plan_takes_the_memory_of_its_largest_runs_and_the_time_of_all(monkeyp
         )
 
     monkeypatch.setattr(probed_module, "_measure", measure)
-    said = probed_module.probed(plan, 2, 1)
+    said = probed_module.probed(plan, works, 2, 1)
     assert measured == ["exact-linear", "exact-quadratic"]
     assert "memory on cpu, estimated: 3.0 GB for the largest run" in said
     assert "; 6.0 GB for 2 at a time, of " in said
     assert "about 16 min in passes, decoding and rewards, 2 at a time" in said  # 4 runs of 16 images of 30 s
     assert said.endswith("without the time of the rewards exact-quadratic, which are not called before")
     monkeypatch.setattr(probed_module, "_SECONDS", -1)
-    assert "6.0 GB" not in probed_module.probed(plan, 2, 1)
+    assert "6.0 GB" not in probed_module.probed(plan, works, 2, 1)
     assert measured[2:] == ["exact-linear"]
-    assert not probed_module.is_probed_first(plan)  # 64 images: short
+    assert not probed_module.is_probed_first(plan, works)  # 64 images: short
     monkeypatch.setattr(probed_module, "_LEAST_FORWARDS", 1)
-    assert probed_module.is_probed_first(plan)
+    assert probed_module.is_probed_first(plan, works)
 
 
 def test_a_probe_of_a_plan_measures_an_exact_model() -> None:
