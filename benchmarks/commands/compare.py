@@ -6,7 +6,7 @@ With a file of the user's, its algorithms beside the suite's at equal forwards (
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -86,7 +86,7 @@ class Compare:
     ray_address: Annotated[str | None, _option("ADDRESS", "local processes")] = None
     """Run on a Ray cluster, one task per run: its head's HOST:PORT, auto, or local to start one here (extra: ray)."""
     dry_run: bool = False
-    """Only build, check and list every configuration."""
+    """Only check and list every configuration, and say what the runs would take: passes, reward calls, memory, time."""
     quick: bool = False
     """The same as --suite quick; with FILE.py, on any suite: its first seed, and a quarter of each task's reward
     queries."""
@@ -151,16 +151,30 @@ def compare(options: Compare) -> int:
 
         return compare_own(options)
     from benchmarks.runs.ownership import claimed
-    from benchmarks.sweeps.dry_run import dry_run
     from benchmarks.sweeps.merged_results import holds_results
 
     folder = options.folder or _DEFAULT_FOLDERS.get(options.suite_name, Path("runs") / options.suite_name)
     plan = options.plan()
     if options.dry_run:
-        print(dry_run(plan))
-        return 0
+        return say_what_runs_take(options, plan)
     with claimed(folder, holds_results, "comparison"):
         return _compare(options, plan, folder)
+
+
+def say_what_runs_take(options: Compare, plan: Mapping[str, RunSpec]) -> int:
+    """Print the dry run of a plan: every configuration, sums, memory and time; return the exit status."""
+    from benchmarks.sweeps.dry_run import dry_run, workloads
+    from benchmarks.sweeps.local_pool import local_pool
+    from benchmarks.sweeps.probed import probed
+
+    for spec in plan.values():
+        spec.check()
+    works = workloads(plan)
+    print(dry_run(plan, works))
+    on_ray = options.ray_address is not None  # whose size is not known here: one run after the other
+    processes = 1 if on_ray else local_pool(list(plan.values()), options.processes, options.threads).processes
+    print(probed(plan, works, processes, options.threads))
+    return 0
 
 
 def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int:
@@ -186,14 +200,20 @@ def _compare(options: Compare, plan: Mapping[str, RunSpec], folder: Path) -> int
 def run_missing(options: Compare, plan: Mapping[str, RunSpec], folder: Path, sweep: Ledger) -> Results:
     """Run what is not complete; print what is run and what fails, and return all results."""
     from benchmarks.runs.resuming import check_same
-    from benchmarks.sweeps.dry_run import costs
-    from benchmarks.sweeps.sweep import run_all
+    from benchmarks.sweeps.dry_run import costs, workloads
+    from benchmarks.sweeps.local_pool import LocalPool
+    from benchmarks.sweeps.probed import is_probed_first, probed
+    from benchmarks.sweeps.sweep import is_complete, run_all
 
     for name, spec in plan.items():  # now, rather than as many failures at the end
         spec.check()
         check_same(spec, folder / name)
-    pool, where = _pool(options, sweep.own, folder)
-    print(f"{costs(plan)}; {where}")
+    todo = {name: spec for name, spec in sweep.own.items() if not is_complete(spec, folder / name)}
+    pool, where = _pool(options, list(todo.values()), folder)
+    works = workloads(plan)
+    print(f"{costs(plan, works)}; {where}")
+    if isinstance(pool, LocalPool) and is_probed_first(todo, works):
+        print(probed(todo, works, pool.processes, options.threads), flush=True)
     if sweep.taken_over:
         print(f"{len(sweep.taken_over)} of them taken over from results of another day or machine")
     failures = run_all(sweep.own, folder, pool, lambda name: sweep.write())
@@ -225,12 +245,11 @@ def summary_text(results: Results) -> str:
     return joined(*parts) + "\n"
 
 
-def _pool(options: Compare, own: Mapping[str, RunSpec], folder: Path) -> tuple[Pool, str]:
+def _pool(options: Compare, todo: Sequence[RunSpec], folder: Path) -> tuple[Pool, str]:
     from benchmarks.sweeps.local_pool import local_pool
     from benchmarks.sweeps.ray_pool import RayPool
-    from benchmarks.sweeps.sweep import is_complete
 
-    todo, threads = [spec for name, spec in own.items() if not is_complete(spec, folder / name)], options.threads
+    threads = options.threads
     if options.ray_address is not None:
         pool = RayPool(options.ray_address, threads, folder, todo)
         return pool, f"on Ray at {options.ray_address}, {threads} CPU(s) each"

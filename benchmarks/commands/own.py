@@ -13,7 +13,7 @@ from benchmarks.analysis.leaderboard import Leaderboard, board_table, leaderboar
 from benchmarks.analysis.notes import failure_note
 from benchmarks.analysis.results import Results, read_results
 from benchmarks.analysis.table import joined
-from benchmarks.commands.compare import Compare, run_missing
+from benchmarks.commands.compare import Compare, run_missing, say_what_runs_take
 from benchmarks.docs_tables.results import committed_results
 from benchmarks.provenance import provenance
 from benchmarks.report.page import PAGE, write_report
@@ -22,7 +22,6 @@ from benchmarks.runs.ownership import claimed
 from benchmarks.runs.record import Run
 from benchmarks.runs.spec import RunSpec
 from benchmarks.suite import SUITES
-from benchmarks.sweeps.dry_run import dry_run
 from benchmarks.sweeps.merged_results import Ledger, holds_results
 from benchmarks.sweeps.sweep import is_complete
 from diffusion_gym.naming import file_name
@@ -39,8 +38,7 @@ def compare_own(options: Compare) -> int:
     plan = {**own, **_beside(options, own, rows)}
     print(_said_of(rows, options))
     if options.dry_run:
-        print(dry_run(plan))
-        return 0
+        return say_what_runs_take(options, plan)
     with claimed(folder, holds_results, "comparison"):
         return _compare(options, plan, rows, folder)
 

@@ -108,18 +108,24 @@ class Speed:
     reward: float | None
     """Per image; None for a reward that is not called before the run."""
 
-    def describe(self, work: Workload) -> str:
-        """Return a line for the terminal."""
+    def seconds(self, work: Workload) -> dict[str, float] | None:
+        """Return what each part of a run takes, in seconds; None where its rows are not counted."""
         if work.rows is None:
-            return "time: not estimated, as the forward passes are not counted"
+            return None
         rows, images = work.rows, work.iterations * work.images + work.evaluated
-        parts = {
+        return {
             "sampling": work.iterations * (rows.sampled * self.forward),
             "training": work.iterations * (rows.trained * self.training + rows.compared * self.forward),
             "decoding": images * self.decoding,
             "reward": images * (self.reward or 0),
             "evaluations": work.evaluation_steps * self.forward,
         }
+
+    def describe(self, work: Workload) -> str:
+        """Return a line for the terminal."""
+        parts = self.seconds(work)
+        if parts is None:
+            return "time: not estimated, as the forward passes are not counted"
         shown = {name: seconds for name, seconds in parts.items() if seconds > 0}
         without = "" if self.reward is not None else "; without the reward, which is not called before the run"
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in shown.items())

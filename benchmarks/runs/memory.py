@@ -81,9 +81,9 @@ class MemoryEstimate:
         short = "; less is free: rows per forward pass will be halved if it runs out" if self.total > free else ""
         return "\n".join(
             [
-                f"memory on {self.device}, estimated: {_size(self.total)}, of {_size(free)} free{short}",
-                *(f"  {name:<34}{_size(size):>10}" for name, size in lines),
-                *(f"and of main memory {_size(size)}: {name}" for name, size in beside),
+                f"memory on {self.device}, estimated: {in_words(self.total)}, of {in_words(free)} free{short}",
+                *(f"  {name:<34}{in_words(size):>10}" for name, size in lines),
+                *(f"and of main memory {in_words(size)}: {name}" for name, size in beside),
             ]
         )
 
@@ -257,7 +257,7 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _size(size: float) -> str:
+def in_words(size: float) -> str:
     """Return bytes as "1.2 GB" (10^9)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:

@@ -161,7 +161,8 @@ class RunSpec:
         if needs.reward_gradient:
             check_reward_gradient(self.task.reward)
         if needs.several_rewards:
-            check_several(self.task.reward, [term.weight for term in parse_reward(self.task.reward)])
+            weights = [term.modifiers.get("weight", 1.0) for term in parse_reward(self.task.reward)]
+            check_several(self.task.reward, weights)
 
     @property
     def metrics(self) -> tuple[str, ...]:

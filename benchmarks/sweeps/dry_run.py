@@ -7,18 +7,19 @@ from benchmarks.runs.forecast import Workload, evaluations, iterations, workload
 from benchmarks.runs.spec import RunSpec
 
 
-def dry_run(plan: Mapping[str, RunSpec]) -> str:
+def dry_run(plan: Mapping[str, RunSpec], works: Mapping[str, Workload] | None = None) -> str:
     """Return, as Markdown, a line for each task and variant, and the sums.
 
     Building the plan has checked each field, name, option and split of prompts; this checks what the algorithms require
-    of their configuration and reward, and raises ValueError (:meth:`RunSpec.check`).
+    of their configuration and reward, and raises ValueError (:meth:`RunSpec.check`). ``works``: of :func:`workloads`,
+    where that is known already.
     """
     groups: dict[tuple[str, str], tuple[RunSpec, list[str]]] = {}
     for name, spec in plan.items():
         task, variant, seed = name.split("/")
         spec.check()
         groups.setdefault((task, variant), (spec, []))[1].append(seed.removeprefix("seed-"))
-    known = workloads(plan)
+    known = workloads(plan) if works is None else works
     header = ["task", "runs", "model", "prompts", "held out", "steps", "queries", "iterations", "evaluations"]
     header += ["reward calls", "forward passes", "seeds"]
     lines = [
@@ -33,7 +34,7 @@ def dry_run(plan: Mapping[str, RunSpec]) -> str:
             f"{iterations(spec):,}",
             str(evaluations(spec)),
             f"{_calls(known[f'{task}/{variant}']):,}",
-            "not counted" if (forwards := _forwards(known[f"{task}/{variant}"], spec)) is None else f"{forwards:,}",
+            "not counted" if (forwards := forwards_of(known[f"{task}/{variant}"], spec)) is None else f"{forwards:,}",
             " ".join(seeds),
         ]
         for (task, variant), (spec, seeds) in groups.items()
@@ -51,7 +52,7 @@ def costs(plan: Mapping[str, RunSpec], known: Mapping[str, Workload] | None = No
     """
     found = workloads(plan) if known is None else known
     queries = sum(spec.total_queries for spec in plan.values())
-    forwards = [_forwards(found[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
+    forwards = [forwards_of(found[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
     counted = [count for count in forwards if count is not None]
     passes = f" and {sum(counted):,} forward passes" if len(counted) == len(forwards) else ""
     return f"{len(plan)} runs, {queries:,} reward queries{passes} in all"
@@ -65,7 +66,7 @@ def workloads(plan: Mapping[str, RunSpec]) -> dict[str, Workload]:
     return {name: workload(spec) for name, spec in firsts.items()}
 
 
-def _forwards(work: Workload, spec: RunSpec) -> int | None:
+def forwards_of(work: Workload, spec: RunSpec) -> int | None:
     """Return a run's forward passes, without its evaluations'.
 
     For a model that takes the guidance scale as an input (Flux dev, LCM) it is twice too many: no model is loaded here.

@@ -173,6 +173,9 @@ def test_a_single_reward_is_refused(make_env: Callable, cls: Any) -> None:
     name = "grpo" if cls is GRPO else "d3po"
     with pytest.raises(ValueError, match=alone):
         RunSpec(name, cls.config_class(advantages="gdpo"), TaskConfig("exact-mixture", "exact-linear"), 16).check()
+    nothing = TaskConfig("exact-mixture", "exact-linear:0,exact-quadratic:0")
+    with pytest.raises(ValueError, match="are all 0, so nothing would be learned"):
+        RunSpec(name, cls.config_class(advantages="gdpo"), nothing, 16).check()
 
 
 def test_settings_that_contradict_it_are_refused(make_env: Callable) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from algorithms import ALGORITHMS, DeployedConfig, EvaluationConfig
 from algorithms.config.base import override
@@ -11,6 +12,8 @@ from benchmarks.__main__ import main
 from benchmarks.runs.forecast import Speed, Workload, workload
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.sweeps import probed as probed_module
+from benchmarks.sweeps.dry_run import workloads
 from benchmarks.throughput.iteration import Rows
 
 CHANGES: dict[str, dict[str, object]] = {
@@ -107,3 +110,50 @@ def test_a_dry_run_calls_no_reward_of_the_users_writes_nothing_and_refuses_what_
     assert main([*command, "--reward", "exact-linear", "--stop-when-hacked", "--evaluation.images", "1"]) == 2
     assert "--stop-when-hacked compares images of one prompt" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]
+
+
+def test_a_plan_takes_the_memory_of_its_largest_runs_and_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kinds of runs, measured at 1 and 3 GB; two at a time; a second reward of a model is not measured too late."""
+    few = {"trainable": "full", "images_per_iteration": 8, "images_per_prompt": 4, "num_envs": 8}
+    config = override(ALGORITHMS["ddpo-sf"].config, **few)
+
+    def spec_of(reward: str, seed: int) -> RunSpec:
+        return RunSpec("ddpo-sf", override(config, seed=seed), TaskConfig("exact-gaussian", reward), 16)
+
+    plan = {
+        f"{reward}/v/seed-{seed}": spec_of(f"exact-{reward}", seed)
+        for reward in ("linear", "quadratic")
+        for seed in (0, 1)
+    }
+    works = workloads(plan)
+    measured: list[str] = []
+
+    def measure(spec: RunSpec) -> probed_module._Measured:
+        measured.append(spec.task.reward)
+        quadratic = spec.task.reward == "exact-quadratic"
+        return probed_module._Measured(
+            Speed(0, 0, 30.0, None if quadratic else 0.0), 10**9 * (1 + 2 * quadratic), torch.device("cpu")
+        )
+
+    monkeypatch.setattr(probed_module, "_measure", measure)
+    said = probed_module.probed(plan, works, 2, 1)
+    assert measured == ["exact-linear", "exact-quadratic"]
+    assert "memory on cpu, estimated: 3.0 GB for the largest run" in said
+    assert "; 6.0 GB for 2 at a time, of " in said
+    assert "about 16 min in passes, decoding and rewards, 2 at a time" in said  # 4 runs of 16 images of 30 s
+    assert said.endswith("without the time of the rewards exact-quadratic, which are not called before")
+    monkeypatch.setattr(probed_module, "_SECONDS", -1)
+    assert "6.0 GB" not in probed_module.probed(plan, works, 2, 1)
+    assert measured[2:] == ["exact-linear"]
+    assert not probed_module.is_probed_first(plan, works)  # 64 images: short
+    monkeypatch.setattr(probed_module, "_LEAST_FORWARDS", 1)
+    assert probed_module.is_probed_first(plan, works)
+
+
+def test_a_probe_of_a_plan_measures_an_exact_model() -> None:
+    few = {"trainable": "full", "images_per_iteration": 8, "images_per_prompt": 4, "num_envs": 8}
+    task = TaskConfig("exact-gaussian", "exact-linear", num_inference_steps=2)
+    found = probed_module._measure(RunSpec("ddpo-sf", override(ALGORITHMS["ddpo-sf"].config, **few), task, 16))
+    assert found is not None
+    assert found.speed.forward > 0
+    assert found.memory > 10**7  # Python and torch

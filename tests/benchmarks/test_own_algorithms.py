@@ -178,8 +178,9 @@ def test_every_committed_run_of_a_suite_is_a_row(
 
 
 def test_algorithms_without_results_run_beside_it(
-    written: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+    written: Callable[[str], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("benchmarks.sweeps.probed._measure", lambda spec: None)  # no model is loaded
     command = ["compare", written(CLASS), "--quick", "--dry-run"]  # plain compare's suite has no committed results
     assert main([*command, "--tasks", "compressibility"]) == 0
     assert "--algorithms ddpo-is ddpo-sf; or name their results: --results PATH" in capsys.readouterr().out
