@@ -64,7 +64,7 @@ def test_words_that_are_no_setting_stay(tmp_path: Path) -> None:
         "sample_size 3",
     ):
         assert as_typed(text, kind, default) == text
-    assert as_typed("scheduler 'few num_envs' must", kind, default) == "--scheduler 'few num_envs' must"
+    assert as_typed("scheduler 'few num_envs' must be", kind, default) == "--scheduler 'few num_envs' must be"
     given = "leave out compile, or compile=True and compile=False; config.policy.eta 1 there, deployed.eta 0"
     expected = (
         "leave out --policy.compile, or --policy.compile and --policy.no-compile; --policy.eta 1 there, "
