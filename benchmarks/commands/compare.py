@@ -50,6 +50,7 @@ class Compare:
             "paper",
             "paper-claims",
             "modern",
+            "presets",
             "ladder",
             "hacking",
             "leash",

@@ -25,10 +25,12 @@ from benchmarks.suite.recipes import (
     EXACT,
     FOLLOW,
     GENEVAL,
+    GRADIENT,
     LEASHED,
     MODERN,
     MODERN_GENEVAL,
     PAPER,
+    PRESETS,
     QUICK,
     QUICK_GENEVAL,
     QUICK_YOUNGER,
@@ -44,6 +46,7 @@ from benchmarks.suite.tasks import (
     LADDER_TASKS,
     LEARNED_TASKS,
     PAPER_TASKS,
+    PRESETS_TASKS,
     QUICK_TASKS,
     STABLE_DIFFUSION_TASKS,
     TASKS,
@@ -212,6 +215,13 @@ _BASELINES = {"ddpo-is": Variant("ddpo-is"), "ddpo-is-newest": Variant("ddpo-is"
 #: The paper's tasks with its algorithms.
 _PAPERS = _algorithms_on(PAPER_TASKS, PAPER, changes={"vlm_alignment": _ON_ALIGNMENT})
 
+#: Reward gradients only where the reward has one.
+_OF_PRESETS = {"incompressibility": PRESETS.settings.keys() - GRADIENT.keys(), "aesthetic": PRESETS.settings.keys()}
+_PRESETS = {
+    name: Comparison(task, {one: Variant(one) for one in PRESETS.settings if one in _OF_PRESETS[name]})
+    for name, task in PRESETS_TASKS.items()
+}
+
 #: Name -> suite. ``default`` is what plain ``compare`` runs.
 SUITES: dict[str, Suite] = {
     "default": Suite(
@@ -274,6 +284,12 @@ SUITES: dict[str, Suite] = {
         "the paper's algorithms and younger ones, on its tasks and geneval, five seeds, hours",
         _with_younger(_PAPERS, COMPOSITION_TASKS, {"vlm_alignment": _YOUNGER_ON_ALIGNMENT}),
         PAPER,
+        (0, 1, 2, 3, 4),
+    ),
+    "presets": Suite(
+        "younger presets that modern leaves out: windows, preferences, reward gradients, five seeds, an hour",
+        _PRESETS,
+        PRESETS,
         (0, 1, 2, 3, 4),
     ),
     "ladder": Suite(
