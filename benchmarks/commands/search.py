@@ -145,12 +145,13 @@ YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     ),
     "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
     **dict.fromkeys(
-        ("grpo-fast", "mixgrpo"), (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3})
+        ("grpo-fast", "mixgrpo"),
+        (*_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64), {"images_per_iteration": 32, "learning_rate": 2e-3}),
     ),
     "d3po": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_prompt": 4, "learning_rate": 2e-3}),
     **dict.fromkeys(
         ("draft", "draft-lv", "refl", "opsd"),
-        (*_rates(1e-3, 2e-3, 4e-3), {"updates_per_iteration": 4, "learning_rate": 2e-3}),
+        (*_rates(1e-3, 2e-3, 4e-3, updates_per_iteration=2), {"updates_per_iteration": 4, "learning_rate": 2e-3}),
     ),
 }
 
