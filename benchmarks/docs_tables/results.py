@@ -29,8 +29,8 @@ COMMANDS = {
     "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
     "search-modern-alignment": "diffusion-gym search --algorithms branched awm --tasks vlm_alignment",
-    "search-presets": "diffusion-gym search --algorithms grpo-fast mixgrpo d3po "
-    "--tasks incompressibility aesthetic --reward-queries 1024",
+    "search-presets": "diffusion-gym search --algorithms d3po grpo-fast mixgrpo "
+    "--tasks incompressibility --reward-queries 1024",
     "search-gradients": "diffusion-gym search --algorithms draft draft-lv refl opsd --tasks aesthetic "
     "--reward-queries 512",
     "search-modern-geneval": "diffusion-gym search --algorithms branched --tasks geneval",
