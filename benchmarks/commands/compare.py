@@ -54,6 +54,7 @@ class Compare:
             "paper",
             "paper-claims",
             "modern",
+            "presets",
             "ladder",
             "hacking",
             "stopped",

@@ -11,7 +11,18 @@ import tyro
 from algorithms.config.base import override
 from benchmarks.runs.record import Run
 from benchmarks.runs.spec import RunSpec, check_names
-from benchmarks.suite import EMBEDDED, GENEVAL, GENEVAL_TASK, MODERN, MODERN_GENEVAL, PAPER_TASKS, TASKS, Recipe, Task
+from benchmarks.suite import (
+    EMBEDDED,
+    GENEVAL,
+    GENEVAL_TASK,
+    MODERN,
+    MODERN_GENEVAL,
+    PAPER_TASKS,
+    PRESETS,
+    TASKS,
+    Recipe,
+    Task,
+)
 
 Settings = dict[str, object]
 
@@ -24,7 +35,7 @@ def _recipe(task: str, algorithm: str) -> Recipe:
     """Return the recipe whose settings a candidate changes."""
     if task == _GENEVAL:
         return GENEVAL if algorithm in GENEVAL.settings else MODERN_GENEVAL
-    return MODERN if algorithm in MODERN.settings else EMBEDDED
+    return next((found for found in (MODERN, PRESETS) if algorithm in found.settings), EMBEDDED)
 
 
 def _each(first: Sequence[Settings], second: Sequence[Settings]) -> tuple[Settings, ...]:
@@ -115,9 +126,15 @@ _YOUNGER_ON_ALIGNMENT: tuple[Settings, ...] = (
     *_rates(5e-4, 1e-3, images_per_iteration=64),
     *_rates(5e-4, 1e-3, **_BY_BATCH),
 )
-YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = dict.fromkeys(
-    ("branched", "awm"), _YOUNGER_ON_ALIGNMENT
-)
+YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
+    # These gained two thirds of what DDPO-IS gains; so four more with the window where the contents are decided.
+    "branched": (
+        *_YOUNGER_ON_ALIGNMENT,
+        *_rates(5e-4, 1e-3, 2e-3, images_per_iteration=64, **_EARLY),
+        {**_EARLY, "images_per_iteration": 32, "learning_rate": 1e-3},
+    ),
+    "awm": _YOUNGER_ON_ALIGNMENT,
+}
 #: Task -> candidates of its own.
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
 #: Younger algorithms have one recipe for the other tasks, and so the same four candidates on each.
@@ -127,6 +144,15 @@ YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
         {"images_per_iteration": 32, "learning_rate": 2e-3},
     ),
     "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
+    **dict.fromkeys(
+        ("grpo-fast", "mixgrpo"),
+        (*_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64), {"images_per_iteration": 32, "learning_rate": 2e-3}),
+    ),
+    "d3po": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_prompt": 4, "learning_rate": 2e-3}),
+    **dict.fromkeys(
+        ("draft", "draft-lv", "refl", "opsd"),
+        (*_rates(1e-3, 2e-3, 4e-3, updates_per_iteration=2), {"updates_per_iteration": 4, "learning_rate": 2e-3}),
+    ),
 }
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "paper-claims": "diffusion-gym compare --suite paper-claims",
     "paper-sd": "diffusion-gym compare --suite paper-sd",
     "modern": "diffusion-gym compare --suite modern --algorithms branched awm",
+    "presets": "diffusion-gym compare --suite presets",
     "ladder": "diffusion-gym compare --suite ladder",
     "detectors": "diffusion-gym detectors",
     "hacking": "diffusion-gym compare --suite hacking",
@@ -29,6 +30,10 @@ COMMANDS = {
     "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
     "search-modern-alignment": "diffusion-gym search --algorithms branched awm --tasks vlm_alignment",
+    "search-presets": "diffusion-gym search --algorithms d3po grpo-fast mixgrpo "
+    "--tasks incompressibility --reward-queries 1024",
+    "search-gradients": "diffusion-gym search --algorithms draft draft-lv refl opsd --tasks aesthetic "
+    "--reward-queries 512",
     "search-modern-geneval": "diffusion-gym search --algorithms branched --tasks geneval",
     "search-six": "diffusion-gym search",
     "search-geneval": "diffusion-gym search --tasks geneval --algorithms ddpo-is ddpo-sf rwr sparse-rwr",
@@ -36,8 +41,8 @@ COMMANDS = {
 }
 #: Folder of docs/results -> others whose runs it takes over where they are the same.
 _ALSO_READ = {"paper-claims": ("paper",), "baseline": ("paper",), "modern": ("composition",)}
-#: Folder of docs/results -> others whose runs its tables show beside its own.
-_BESIDE = {"modern": ("paper", "composition")}
+#: Folder of docs/results -> others whose runs on the same tasks its tables show beside its own.
+_BESIDE = {"modern": ("paper", "composition"), "presets": ("paper", "modern")}
 #: The same of results that are shown as gold against the proxy.
 _PUSHED = {"hacking": ("paper", "modern", "composition")}
 
@@ -60,6 +65,9 @@ class Committed:
         """Task -> variant -> curve, also of the runs beside these."""
         names = (*_BESIDE.get(self.name, ()), *_PUSHED.get(self.name, ()))
         beside = [run for name in names for run in Committed(self._docs, name).results.runs]
+        if self.name in _BESIDE:
+            tasks = {run.task for run in self.results.runs}
+            beside = [run for run in beside if run.task in tasks]
         own = {run.name for run in self.results.runs}
         runs = [*(run for run in beside if run.name not in own), *self.results.runs]
         return curves(gold_runs(runs) if self.name in _PUSHED else runs)

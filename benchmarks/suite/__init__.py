@@ -4,7 +4,7 @@ To add a task, an algorithm's settings or a suite, add a few lines to the file o
 """
 
 from benchmarks.suite.claims import CLAIMS, Claim, Variant
-from benchmarks.suite.recipes import EMBEDDED, GENEVAL, MODERN, MODERN_GENEVAL, POLICY, SETTINGS, Recipe
+from benchmarks.suite.recipes import EMBEDDED, GENEVAL, MODERN, MODERN_GENEVAL, POLICY, PRESETS, SETTINGS, Recipe
 from benchmarks.suite.suites import SUITES, Comparison, Suite
 from benchmarks.suite.tasks import EXACT_TASKS, GENEVAL_TASK, PAPER_TASKS, PROMPTS, STABLE_DIFFUSION_TASKS, TASKS, Task
 
@@ -18,6 +18,7 @@ __all__ = [
     "MODERN_GENEVAL",
     "PAPER_TASKS",
     "POLICY",
+    "PRESETS",
     "PROMPTS",
     "SETTINGS",
     "STABLE_DIFFUSION_TASKS",

@@ -109,6 +109,19 @@ EMBEDDED_YOUNGER = Recipe(POLICY, YOUNGER)
 #: ``--suite modern``: they alone; what they are compared with has the recipe of ``paper``.
 MODERN = Recipe(POLICY, YOUNGER, evaluation_images=32, queries_per_evaluation=128)
 
+#: Others younger than the paper, likewise. MixGRPO's window moves more often than published, to reach all places.
+_TWO_OF_64 = {"images_per_iteration": 64, "updates_per_iteration": 2, "learning_rate": 4e-3}
+_PUBLISHED: dict[str, dict[str, object]] = {
+    "grpo-fast": {**_IN_GROUPS, **_TWO_OF_64},
+    "mixgrpo": {**_IN_GROUPS, **_TWO_OF_64, "window_every": 2},
+    "d3po": {**_TWO_OF_64, "num_envs": 32},
+}
+#: By the reward's own gradient: smaller iterations, because few images say where to go.
+_FOUR_OF_32 = {"images_per_iteration": 32, "num_envs": 32, "updates_per_iteration": 4, "learning_rate": 2e-3}
+GRADIENT = {name: {**_FOUR_OF_32, "eta": 0.0} for name in ("draft", "draft-lv", "refl", "opsd")}
+#: ``--suite presets``: evaluated as ``MODERN``.
+PRESETS = replace(MODERN, settings={**_PUBLISHED, **GRADIENT})
+
 #: ``--suite quick``: two small iterations, with every part of the algorithm in them.
 _TWO_UPDATES = {"updates_per_iteration": 2, "batch_size": 32}
 _ONE_ROUND = {"images_per_iteration": 32, "num_envs": 32}

@@ -26,10 +26,12 @@ from benchmarks.suite.recipes import (
     EXACT,
     FOLLOW,
     GENEVAL,
+    GRADIENT,
     LEASHED,
     MODERN,
     MODERN_GENEVAL,
     PAPER,
+    PRESETS,
     QUICK,
     QUICK_GENEVAL,
     QUICK_YOUNGER,
@@ -45,6 +47,7 @@ from benchmarks.suite.tasks import (
     LADDER_TASKS,
     LEARNED_TASKS,
     PAPER_TASKS,
+    PRESETS_TASKS,
     QUICK_TASKS,
     STABLE_DIFFUSION_TASKS,
     TASKS,
@@ -213,30 +216,37 @@ _BASELINES = {"ddpo-is": Variant("ddpo-is"), "ddpo-is-newest": Variant("ddpo-is"
 #: The paper's tasks with its algorithms.
 _PAPERS = _algorithms_on(PAPER_TASKS, PAPER, changes={"vlm_alignment": _ON_ALIGNMENT})
 
+#: Reward gradients only where the reward has one.
+_OF_PRESETS = {"incompressibility": PRESETS.settings.keys() - GRADIENT.keys(), "aesthetic": PRESETS.settings.keys()}
+_PRESETS = {
+    name: Comparison(task, {one: Variant(one) for one in PRESETS.settings if one in _OF_PRESETS[name]})
+    for name, task in PRESETS_TASKS.items()
+}
+
 #: Name -> suite. ``default`` is what plain ``compare`` runs.
 SUITES: dict[str, Suite] = {
     "default": Suite(
-        "prompts that can be checked (geneval) and compressibility, on the embedded models, minutes",
+        "prompts that can be checked (geneval) and compressibility, minutes",
         _beside_geneval(DEFAULT_TASKS, GENEVAL, EMBEDDED, EMBEDDED_YOUNGER),
         EMBEDDED,
         (0,),
         ("sb3-ppo",),
     ),
     "quick": Suite(
-        "the same with 64 reward queries per run: does everything work?",
+        "the same with 64 reward queries per run",
         _beside_geneval(QUICK_TASKS, QUICK_GENEVAL, QUICK, QUICK_YOUNGER),
         QUICK,
         (0,),
         ("sb3-ppo",),
     ),
     "composition": Suite(
-        "geneval on emoji-world and its held-out prompts, five seeds, hours",
+        "geneval and its held-out prompts, five seeds, hours",
         _algorithms_on(COMPOSITION_TASKS, COMPOSITION),
         COMPOSITION,
         (0, 1, 2, 3, 4),
     ),
     "follow": Suite(
-        "awm on geneval and its held-out prompts, three seeds, minutes each with --threads 2",
+        "awm on geneval, three seeds, minutes each",
         _algorithms_on(FOLLOW_TASKS, FOLLOW),
         FOLLOW,
         (0, 1, 2),
@@ -245,13 +255,13 @@ SUITES: dict[str, Suite] = {
         "JPEG rewards on emoji-animals, minutes", _algorithms_on(TASKS, EMBEDDED), EMBEDDED, (0,), ("sb3-ppo",)
     ),
     "exact": Suite(
-        "Gaussians and mixtures whose best distributions are known, seconds per run",
+        "exact models, whose best distributions are known, minutes",
         _algorithms_on(EXACT_TASKS, EXACT),
         EXACT,
         (0, 1, 2),
     ),
     "learned-rewards": Suite(
-        "DDPO-IS toward the rewards that are models, on the embedded model, an hour",
+        "DDPO-IS toward rewards that are models, an hour",
         {
             name: Comparison(task, {"ddpo-is": _LEARNED.get(name, Variant("ddpo-is"))})
             for name, task in LEARNED_TASKS.items()
@@ -260,25 +270,31 @@ SUITES: dict[str, Suite] = {
         (0, 1, 2),
     ),
     "paper": Suite(
-        "the paper's four tasks on the embedded model, five seeds, hours",
+        "the paper's four tasks, five seeds, hours",
         _PAPERS,
         PAPER,
         (0, 1, 2, 3, 4),
     ),
     "paper-claims": Suite(
-        "the paper's claims one by one on the embedded model, three to five seeds, hours",
+        "the paper's claims one by one, hours",
         {name: Comparison(claim.task, claim.variants, seeds=claim.seeds) for name, claim in CLAIMS.items()},
         PAPER,
         (0, 1, 2),
     ),
     "modern": Suite(
-        "the paper's algorithms and younger ones, on its tasks and geneval, five seeds, hours",
+        "the paper's algorithms and younger ones, five seeds, hours",
         _with_younger(_PAPERS, COMPOSITION_TASKS, {"vlm_alignment": _YOUNGER_ON_ALIGNMENT}),
         PAPER,
         (0, 1, 2, 3, 4),
     ),
+    "presets": Suite(
+        "younger algorithms that modern leaves out, five seeds, an hour",
+        _PRESETS,
+        PRESETS,
+        (0, 1, 2, 3, 4),
+    ),
     "ladder": Suite(
-        "from DDPO-IS to branched groups and to re-noised pictures, one factor at a time, hours",
+        "from DDPO-IS to branched groups, one factor at a time, hours",
         {
             **{name: Comparison(task, RUNGS, recipe=EXACT_LADDER) for name, task in LADDER_EXACT_TASKS.items()},
             **{name: Comparison(task, RUNGS) for name, task in LADDER_TASKS.items()},
@@ -287,7 +303,7 @@ SUITES: dict[str, Suite] = {
         (0, 1, 2, 3, 4),
     ),
     "hacking": Suite(
-        "what keeps a model whole: rewards that are hacked, with gold measured beside them, five seeds, an hour",
+        "rewards that are hacked, and what keeps a model whole, hours",
         {
             **{name: Comparison(task, HACKING_VARIANTS) for name, task in HACKING_TASKS.items()},
             **{name: Comparison(task, FLOOR_VARIANTS) for name, task in FLOOR_TASKS.items()},
@@ -301,19 +317,19 @@ SUITES: dict[str, Suite] = {
         (0, 1, 2, 3, 4),
     ),
     "stopped": Suite(
-        "DDPO-IS and branched with and without --stop-when-hacked, on seeds new to the detectors, half an hour",
+        "with and without --stop-when-hacked, half an hour",
         {name: Comparison(task, STOPPED_VARIANTS) for name, task in HACKING_TASKS.items()},
         HACKING,
         (5, 6, 7),
     ),
     "leash": Suite(
-        "DDPO-IS with and without a KL penalty on the embedded model, three seeds, an hour",
+        "DDPO-IS with and without a KL penalty, an hour",
         {"incompressibility": Comparison(TASKS["incompressibility"], _LEASH)},
         LEASHED,
         (0, 1, 2),
     ),
     "baseline": Suite(
-        "DDPO-IS with a running and a fresh baseline on the embedded model, five seeds, half an hour",
+        "DDPO-IS with a running and a fresh baseline, half an hour",
         {"compressibility": Comparison(PAPER_TASKS["compressibility"], _BASELINES)},
         PAPER,
         (0, 1, 2, 3, 4),

@@ -92,6 +92,9 @@ PAPER_TASKS: dict[str, Task] = {
     ),
 }
 
+#: ``--suite presets``: two of the paper's tasks, on half its budget.
+PRESETS_TASKS = {name: replace(PAPER_TASKS[name], reward_queries=1024) for name in ("incompressibility", "aesthetic")}
+
 #: ``--suite learned-rewards``: the rewards that are models themselves. Alignment is tuned on two thirds of the activity
 #: prompts; nine of ten pictures earn the whole reward from the start, so its budget is twice as large.
 LEARNED_TASKS: dict[str, Task] = {

@@ -194,6 +194,17 @@ def test_the_modern_suite_compares_with_runs_that_exist() -> None:
         assert {spec.algorithm for spec in specs} == {*PAPERS, *younger}
 
 
+def test_the_presets_suite_is_on_equal_terms_with_the_papers_runs() -> None:
+    """Reward gradients are there only where the reward has one."""
+    presets = Compare(suite="presets", seeds=(3,)).plan()
+    papers = Compare(suite="paper", seeds=(3,), reward_queries=1024).plan()
+    for task in SUITES["presets"].comparisons:
+        of_task = {name.split("/")[1]: spec for name, spec in presets.items() if name.startswith(f"{task}/")}
+        assert ("draft" in of_task) == (task == "aesthetic")
+        assert {terms(spec) for spec in of_task.values()} == {terms(papers[f"{task}/ddpo-is/seed-3"])}
+        assert {spec.algorithm for spec in of_task.values()} < YOUNGER_CANDIDATES.keys()
+
+
 def test_each_rung_of_the_ladder_adds_one_factor() -> None:
     names = list(RUNGS)
     steps = [*itertools.pairwise(names[1:8]), ("branched", "mask"), ("re-noised", "re-noised-quiet")]
@@ -240,7 +251,7 @@ def test_the_search_for_younger_algorithms_has_one_recipe_for_all_tasks() -> Non
     assert len(plan) == 2 * 8
     assert plan["aesthetic/awm-1/seed-1000"].config == plan["compressibility/awm-1/seed-1000"].config
     assert len(Search(algorithms=("branched",), tasks=("geneval",)).plan()) == 2 * 4, "with windows in early steps, too"
-    assert len(Search(algorithms=("branched", "awm"), tasks=("vlm_alignment",)).plan()) == 2 * 4
+    assert len(Search(algorithms=("branched", "awm"), tasks=("vlm_alignment",)).plan()) == 3 * 4, "likewise"
     with pytest.raises(ValueError, match="search on it alone"):
         Search(algorithms=("branched",), tasks=("geneval", "aesthetic"))
 
@@ -272,8 +283,8 @@ def test_settings_of_the_jpeg_suite_are_those_of_its_results() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("composition", "follow", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact", "hacking"),
-        "stopped",
+        *("composition", "follow", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact"),
+        *("hacking", "presets", "stopped"),
     ],
 )
 def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
