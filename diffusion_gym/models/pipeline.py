@@ -258,11 +258,6 @@ class PipelineModel(ImageModel):
         if variant is not None:
             self.load_arguments["variant"] = variant
         if self.settings.model_config is not None:
-            if variant is not None:
-                raise ValueError(
-                    f"the single-file checkpoint {self.name!r} holds its weights once; leave out model_variant, got "
-                    f"{variant!r}."
-                )
             config = str(user_path(self.settings.model_config))
             self.load_arguments |= {"config": config, "local_files_only": True}
             return load_single_file(self.name, source, self.load_arguments)

@@ -106,7 +106,7 @@ def named_scheduler(name: str, scheduler: str, own: Mapping[str, Any], accepted:
 
 
 def scheduler_class(file: Path) -> Any:
-    """Return the class that a scheduler's configuration names. Raises ValueError for a file that is none."""
+    """Return the class that a scheduler's configuration names. Raises ValueError for any other file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
