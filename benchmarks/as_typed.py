@@ -11,8 +11,8 @@ from benchmarks.help_pages import options_of
 _WORD = r"[a-z]\w*(?:\.[a-z]\w*)*"
 _ENDS = r"(?![\w'\"/(?@=-]|\.\w)"
 #: Quoted text, which stays; or a setting: a word with a value, one with an underscore or a dot, or a plain word that
-#: begins a sentence ("eta must"), has a bound (eta > 0), or is to be set or left out. Parts of paths and calls are
-#: none, nor is what another thing has ("its seed").
+#: begins a sentence ("eta must"), has a bound (eta > 0), or is to be set or left out. Not settings are parts of paths
+#: and of calls, and what another thing has ("its seed").
 _SETTING = re.compile(
     r"(?<![\w=])(?P<quoted>'[^']*'|\"[^\"]*\")"
     r"|(?<!'s )(?<!its )(?<!\w[(:])(?<![\w.'\"/=?&@-])(?:"

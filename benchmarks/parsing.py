@@ -44,10 +44,9 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
         return as_typed(message, kind, more.get("default", tyro.MISSING_NONPROP))
 
     def refuse(event: Any) -> None:
-        message = _sentence(event, command, flags)
+        message = _sentence(event, command, flags, typed)
         if message is not None:
-            own = type(event).__name__ != "InstantiationFailure"  # made here, of options
-            raise Mistake(f"{message if own else typed(message)}{all_options}")
+            raise Mistake(message + all_options)
 
     try:
         from tyro._errors import on_parse_error  # private: without it tyro prints the mistake, at more length
@@ -59,11 +58,14 @@ def parse(kind: Any, words: Sequence[str], command: str, **more: Any) -> Any:
     except Mistake:
         raise
     except ValueError as error:  # of a dataclass with others inside, which tyro lets pass
-        raise Mistake(f"{typed(str(error))}{all_options}") from error
+        raise Mistake(typed(str(error)) + all_options) from error
 
 
-def _sentence(event: Any, command: str, flags: Callable[[], list[str]]) -> str | None:
-    """Return tyro's error in one sentence, or None for one that tyro is to print; ``flags()``: the options."""
+def _sentence(event: Any, command: str, flags: Callable[[], list[str]], typed: Callable[[str], str]) -> str | None:
+    """Return tyro's error in one sentence, or None for one that tyro is to print.
+
+    ``flags()`` are the options; ``typed`` puts them in the place of settings' names.
+    """
     argument: Any = getattr(event, "argument", None)
     name = "" if argument is None else argument.display_name()
     match type(event).__name__:
@@ -79,7 +81,7 @@ def _sentence(event: Any, command: str, flags: Callable[[], list[str]]) -> str |
             others = event.unrecognized_tokens
             return f"{command} needs {missing}." + (f" {_unrecognized(others, command, flags)}" if others else "")
         case "InstantiationFailure":
-            return f"{name} takes {argument.lowered.metavar}: {event.message}." if name else str(event.message)
+            return f"{name} takes {argument.lowered.metavar}: {event.message}." if name else typed(str(event.message))
     return None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.analysis.gold import GoldCurve, gold_curve
 from benchmarks.analysis.statistics import Interval, over_seeds
 from benchmarks.analysis.table import Cell, Column, Name, Table, bracketed
-from benchmarks.analysis.units import unit_of_reward
+from benchmarks.analysis.units import Unit, unit_of_reward
 from benchmarks.runs.record import Run
 from benchmarks.suite.hacking import STOPPED
 
@@ -20,6 +20,7 @@ class StoppedRun:
         ended: reward queries at its last evaluation.
         exported: index of the evaluation of the weights that it exported, in its own curve.
         own, plain: gold and reward of the two.
+        unit: of the reward.
     """
 
     early: bool
@@ -27,6 +28,7 @@ class StoppedRun:
     exported: int
     own: GoldCurve
     plain: GoldCurve
+    unit: Unit
 
 
 def stopped_runs(runs: Sequence[Run]) -> dict[tuple[str, str], list[StoppedRun]]:
@@ -47,7 +49,7 @@ def _pair(run: Run, plain: Run) -> StoppedRun:
         raise ValueError(f"{run.name} has no gold; expected a run of the suite stopped, which measures recognised.")
     early, last = run.stopped_early is not None, len(run.evaluations) - 1
     exported = last if not early or run.best is None else _place(run, run.best["iteration"])
-    return StoppedRun(early, float(own.queries[-1]), exported, own, other)
+    return StoppedRun(early, float(own.queries[-1]), exported, own, other, unit_of_reward(run.spec.task.reward))
 
 
 def _place(run: Run, iteration: int) -> int:
@@ -74,10 +76,9 @@ def stopped_table(runs: Sequence[Run]) -> Table | None:
     """Return what stopped runs exported, and what the plain runs of their seeds had; None if there are no pairs."""
     rows: list[list[Cell]] = []
     for (task, variant), pairs in stopped_runs(runs).items():
-        unit = unit_of_reward(task)
         queries = [[f"{_over(pairs, of).estimate:,.0f}"] for of in _QUERIES.values()]
         gold = [_shown(_over(pairs, of)) for of in _GOLD.values()]
-        reward = [_shown(unit.of(_over(pairs, of))) for of in _REWARD.values()]
+        reward = [_shown(pairs[0].unit.of(_over(pairs, of))) for of in _REWARD.values()]
         stopped = f"{sum(pair.early for pair in pairs)} of {len(pairs)}"
         rows.append([[task], [Name(variant)], [stopped], *queries, *gold, *reward])
     columns = [Column("task", is_text=True), Column("algorithm", is_text=True)]

@@ -100,8 +100,8 @@ class Sample(ModelOptions):
         if self.run is not None and given:
             raise ValueError(f"with a run its own {given[0]} is used; leave out {given[0]}, or leave out the run.")
         if self.run is None:
-            check_start(self.start_from)
-            self.base()
+            task, _ = self.base()
+            check_start(task.model, task.start_from)
         if self.checkpoint == "best" and self.run is None:
             raise ValueError("--checkpoint best needs a run that was trained with --keep-best; name it with --run.")
 

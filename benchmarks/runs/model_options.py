@@ -30,19 +30,23 @@ class ModelOptions(ModelSettings):
     """With a single-file checkpoint as model: a diffusers folder with the configurations of its parts."""
 
 
-def check_start(start_from: str | None) -> None:
-    """Raise ValueError for the LoRA of a run that merged another one first, without which it fits no model."""
-    file = user_path(start_from or "") / "run.json"
-    if start_from is None or not file.is_file():
+def check_start(model: str, start_from: str | None) -> None:
+    """Raise ValueError for the LoRA of a run that merged another one into this model first, which it does not fit."""
+    if start_from is None:
+        return
+    place = user_path(start_from)
+    file = (place if place.is_dir() else place.parent) / "run.json"
+    if not file.is_file():
         return
     try:
         task = json.loads(file.read_text(encoding="utf-8"))["spec"]["task"]
         before = task.get("start_from") if task.get("start_from_mode", "merge") == "merge" else None
+        same_model = user_path(task["model"]).resolve() == user_path(model).resolve()
     except (ValueError, LookupError, TypeError, AttributeError):
         return  # the LoRA beside it may be sound
-    if before is not None:
+    if before is not None and same_model:  # not the one with the first LoRA merged, as the advice below has it
         raise ValueError(
             f"start_from {start_from!r} is a run that merged the LoRA {before!r} into its model first, so its own does "
-            f"not fit {task.get('model')!r} as it is; merge the first one with the code in the run's README.md, save "
+            f"not fit {model!r} as it is; merge the first one with the code in the run's README.md, save "
             "that pipeline (save_pretrained), and give it as model."
         )

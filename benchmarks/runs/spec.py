@@ -154,7 +154,7 @@ class RunSpec:
 
         As far as known without the model and without running a file of rewards.
         """
-        check_start(self.task.start_from)
+        check_start(self.task.model, self.task.start_from)
         cls = ALGORITHMS[self.algorithm].cls
         cls.check_config(self.config)
         needs = cls.requires(self.config)

@@ -43,16 +43,15 @@ def dry_run(plan: Mapping[str, RunSpec], works: Mapping[str, Workload] | None = 
     return f"{markdown(header, lines)}\n\n{end}"
 
 
-def costs(plan: Mapping[str, RunSpec], known: Mapping[str, Workload] | None = None) -> str:
+def costs(plan: Mapping[str, RunSpec], works: Mapping[str, Workload]) -> str:
     """Return the sums of a plan: runs, reward queries, and forward passes where all could be counted.
 
     Args:
         plan: TASK/VARIANT/seed-N -> run.
-        known: TASK/VARIANT -> how much each of its runs does, where that is known already.
+        works: TASK/VARIANT -> how much each of its runs does.
     """
-    found = workloads(plan) if known is None else known
     queries = sum(spec.total_queries for spec in plan.values())
-    forwards = [forwards_of(found[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
+    forwards = [forwards_of(works[name.rpartition("/")[0]], spec) for name, spec in plan.items()]
     counted = [count for count in forwards if count is not None]
     passes = f" and {sum(counted):,} forward passes" if len(counted) == len(forwards) else ""
     return f"{len(plan)} runs, {queries:,} reward queries{passes} in all"

@@ -63,7 +63,7 @@ def probed(plan: Mapping[str, RunSpec], works: Mapping[str, Workload], processes
         torch.set_num_threads(before)
     unknown = sorted({kind[0] for kind, found in kinds.items() if found is None})
     if unknown:
-        return f"memory and time: not estimated, as {', '.join(unknown)} could not be loaded here without a download"
+        return f"memory and time: not estimated, as no run of {', '.join(unknown)} can be built here without a download"
     known = {kind: found for kind, found in kinds.items() if found is not None}
     took = time.perf_counter() - started
     return f"{_memory(list(known.values()), processes)}\n{_time(plan, works, known, processes, took)}"
@@ -121,7 +121,7 @@ def _time(
     if not counted:
         return "time: not estimated, as the forward passes are not counted"
     at_a_time = min(processes, len(counted))
-    total = max(sum(counted) / at_a_time, *counted, 0.0)  # the longest run is in one process
+    total = max(sum(counted) / at_a_time, *counted)  # the longest run is in one process
     without = sorted({spec.task.reward for spec in plan.values() if known[_kind(spec)].speed.reward is None})
     left_out = len(each) - len(counted)
     return (

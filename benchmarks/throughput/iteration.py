@@ -1,5 +1,6 @@
 """One iteration of an algorithm, as any user would run it, with the time and the memory of its two phases."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,8 @@ class Rows:
     """In training, with a gradient."""
     compared: int = 0
     """In training, without a gradient: of an old policy or of the start."""
-    passes: dict[str, list[int]] = field(default_factory=lambda: {"sampled": [], "trained": [], "compared": []})
-    """The same, by the names above: the rows of each forward pass, in order."""
+    passes: Mapping[str, list[int]] = field(default_factory=dict)
+    """By the names above: the rows of each forward pass, in order; empty where they were not recorded."""
 
 
 def build(options: Throughput, model: DiffusionModel | None = None) -> DiffusionAlgorithm[Any]:
@@ -56,20 +57,19 @@ def iterate_in_memory(algorithm: DiffusionAlgorithm[Any]) -> dict[str, float]:
 
 def iterate_counting(algorithm: DiffusionAlgorithm[Any]) -> Rows:
     """Learn for one iteration; return the denoiser's rows."""
-    rows, phases = Rows(), _Phases(algorithm.mdp.model.device, memory=False)
+    passes: dict[str, list[int]] = {"sampled": [], "trained": [], "compared": []}
+    phases = _Phases(algorithm.mdp.model.device, memory=False)
 
     def count(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         kind = "trained" if output.requires_grad else "compared" if "sampling" in phases.seconds else "sampled"
-        size = len(output) // algorithm.policy.forwards_per_row
-        setattr(rows, kind, getattr(rows, kind) + size)
-        rows.passes[kind].append(size)
+        passes[kind].append(len(output) // algorithm.policy.forwards_per_row)
 
     handle = algorithm.policy.denoiser.register_forward_hook(count)
     try:
         _learn(algorithm, phases)
     finally:
         handle.remove()
-    return rows
+    return Rows(**{kind: sum(sizes) for kind, sizes in passes.items()}, passes=passes)
 
 
 def _measured(algorithm: DiffusionAlgorithm[Any], memory: bool = False) -> "_Phases":
