@@ -5,6 +5,7 @@ quarter and with half of a chunk of rows, counting every tensor while it lives, 
 """
 
 import contextlib
+import ctypes
 import math
 import weakref
 from collections import defaultdict
@@ -172,14 +173,14 @@ def _training_bytes(algorithm: DiffusionAlgorithm[Any], trained: list[nn.Paramet
         few, many = max(1, rows // 4), max(1, rows // 2, min(rows, 2))
         try:
             with _gradients(trained):
-                least, most = (_peak_of_rows(algorithm, n, trained) for n in (few, many))
+                peaks = {n: _peak_of_rows(algorithm, n, trained) for n in {few, many}}
             break
         except RuntimeError as error:
             if rows == 1 or not is_out_of_memory(error):
                 raise
         rows //= 2
-    slope = (most - least) / (many - few) if many > few else most
-    return round(most + slope * (algorithm.policy.chunk_size - many))
+    slope = (peaks[many] - peaks[few]) / (many - few) if many > few else peaks[many]
+    return round(peaks[many] + slope * (algorithm.policy.chunk_size - many))
 
 
 def _peak_of_rows(algorithm: DiffusionAlgorithm[Any], n: int, trained: list[nn.Parameter]) -> int:
@@ -189,7 +190,14 @@ def _peak_of_rows(algorithm: DiffusionAlgorithm[Any], n: int, trained: list[nn.P
     existing += [p.grad for p in trained if p.grad is not None]
     with torch.enable_grad(), LiveBytes([*existing, rows.latents, *rows.conditioning.values()]) as live:
         algorithm.train_blank(rows)
+    _return_freed_memory()
     return live.peak
+
+
+def _return_freed_memory() -> None:
+    """Return freed main memory to the operating system: glibc keeps gigabytes in pieces that the next pass cannot use."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
@@ -210,6 +218,7 @@ def _decoding_bytes(policy: DenoisingPolicy) -> int:
     existing = [tensor for network in policy.model.networks for tensor in (*network.parameters(), *network.buffers())]
     with torch.no_grad(), LiveBytes([*existing, latents]) as live:
         policy.model.decode(latents)
+    _return_freed_memory()
     return live.peak
 
 
