@@ -195,7 +195,7 @@ def _peak_of_rows(algorithm: DiffusionAlgorithm[Any], n: int, trained: list[nn.P
 
 
 def _return_freed_memory() -> None:
-    """Return freed main memory to the operating system; glibc keeps gigabytes, in pieces too small for the next pass."""
+    """Return freed main memory to the system; glibc keeps gigabytes, in pieces too small for another pass."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
