@@ -139,7 +139,7 @@ class _RandomWeights:
                 torch.set_default_dtype(torch.float32)
         for part in parts.values():
             part.requires_grad_(False).eval().to(device, DTYPES[dtype])
-        scheduler = _scheduler("transformer" in parts)
+        scheduler = flow_or_ddim_scheduler("transformer" in parts)
         tokenizers = {"tokenizer": SimpleNamespace(model_max_length=77), "tokenizer_3": None}
         self.pipe: Any = SimpleNamespace(
             **parts, **tokenizers, components=parts, tokenizer_max_length=77, scheduler=scheduler
@@ -161,7 +161,8 @@ class _RandomWeights:
         return self.encode_prompts([""])
 
 
-def _scheduler(flow: bool) -> Any:
+def flow_or_ddim_scheduler(flow: bool) -> Any:
+    """Return the scheduler of Stable Diffusion 3.5 (``flow``) or of 1.5 and SDXL."""
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     if flow:

@@ -1,11 +1,14 @@
 """An estimate of a run's memory on its device, made before it starts; with several ranks, that of each.
 
 Weights, gradients, moments and the rollout are counted. What forward and backward passes need on top is measured with a
-quarter and with half of a chunk of rows, counting every tensor while it lives, and extended in a straight line.
+quarter and with half of a chunk of rows, counting every tensor while it lives, and extended in a straight line. On the
+CPU the process's own memory is watched meanwhile, which grows by more than the tensors.
 """
 
 import contextlib
+import ctypes
 import math
+import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +53,8 @@ class MemoryEstimate:
     """One iteration's images, with what is stored of their trajectories."""
     working: int
     """The most that a chunk's forward and backward pass, decoding an image, or the optimizer's step needs."""
+    unseen: int
+    """On the CPU, by how much more memory grows meanwhile: kernels' own workspace, and gaps between freed tensors."""
     prompts: int
     """The training prompts' encodings, in main memory."""
     chunk_size: int
@@ -60,7 +65,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """Bytes on the device; the CPU's include main memory."""
-        counted = self.trained + self.gradients + self.moments + self.kept + self.rollout + self.working
+        counted = self.trained + self.gradients + self.moments + self.kept + self.rollout + self.working + self.unseen
         return sum(self.frozen.values()) + counted + (self.prompts if self.device.type == "cpu" else 0)
 
     def describe(self) -> str:
@@ -74,6 +79,8 @@ class MemoryEstimate:
             (f"rollout of {self.images} images", self.rollout),
             (f"forward and backward of {self.chunk_size} rows", self.working),
         ]
+        if self.unseen:
+            lines.append(("kernels' workspace and gaps beside", self.unseen))
         beside = [("encoded prompts", self.prompts)]
         if self.device.type == "cpu":
             lines, beside = [*lines, *beside], []
@@ -104,11 +111,12 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
     stepping = weights if device.type == "cuda" else 0
     try:
         with eager(policy):  # operations inside a compiled graph are not seen
-            working = max(_training_bytes(algorithm, trained), _decoding_bytes(policy), stepping)
+            passes = [_training_bytes(algorithm, trained), _decoding_bytes(policy), Needed(stepping, 0)]
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise too_little_memory(str(error)) from error
         raise
+    working = max(needed.tensors for needed in passes)
     return MemoryEstimate(
         device=device,
         frozen=_frozen_bytes([*policy.model.networks, policy]),
@@ -118,6 +126,7 @@ def estimate_memory(algorithm: DiffusionAlgorithm[Any]) -> MemoryEstimate:
         kept=averages + (0 if algorithm.reference is None else algorithm.reference.nbytes),
         rollout=Rollout.empty(policy, records, needs.trajectory, "meta", keeps_means=needs.means).nbytes,
         working=working,
+        unseen=max(needed.tensors + needed.unseen for needed in passes) - working,
         prompts=_prompt_bytes(algorithm.mdp),
         chunk_size=policy.chunk_size,
         images=images,
@@ -161,7 +170,44 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _training_bytes(algorithm: DiffusionAlgorithm[Any], trained: list[nn.Parameter]) -> int:
+@dataclass(frozen=True)
+class Needed:
+    """Bytes that passes need: of tensors, and beside them."""
+
+    tensors: int
+    unseen: int
+
+
+class ResidentBytes:
+    """Watch by how many bytes this process grows inside; ``peak`` is the most, seen every few milliseconds."""
+
+    def __enter__(self) -> "ResidentBytes":
+        """Begin without freed memory, which new tensors would take without growing."""
+        return_freed_memory()
+        self._process, self._over = psutil.Process(), threading.Event()
+        self.peak, self._before = 0, self._process.memory_info().rss
+        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._watch.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._over.wait(0.002):
+            self.peak = max(self.peak, self._process.memory_info().rss - self._before)
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and return what was freed meanwhile."""
+        self._over.set()
+        self._watch.join()
+        return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Return freed main memory to the system; glibc keeps gigabytes, in pieces too small for another pass."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _training_bytes(algorithm: DiffusionAlgorithm[Any], trained: list[nn.Parameter]) -> Needed:
     """Return the bytes that forward and backward of a chunk need beside weights and gradients.
 
     With few rows the peak is where the weights' gradients are made, with many where the activations are: a convex
@@ -172,24 +218,35 @@ def _training_bytes(algorithm: DiffusionAlgorithm[Any], trained: list[nn.Paramet
         few, many = max(1, rows // 4), max(1, rows // 2, min(rows, 2))
         try:
             with _gradients(trained):
-                least, most = (_peak_of_rows(algorithm, n, trained) for n in (few, many))
+                peaks = {n: _peak_of_rows(algorithm, n, trained) for n in sorted({few, many})}
             break
         except RuntimeError as error:
             if rows == 1 or not is_out_of_memory(error):
                 raise
         rows //= 2
-    slope = (most - least) / (many - few) if many > few else most
-    return round(most + slope * (algorithm.policy.chunk_size - many))
+
+    def extended(least: int, most: int) -> int:
+        slope = (most - least) / (many - few) if many > few else most
+        return round(most + slope * (algorithm.policy.chunk_size - many))
+
+    unseen = peaks[many].unseen  # of the first pass libraries may be a part, which are loaded only now
+    return Needed(extended(peaks[few].tensors, peaks[many].tensors), max(unseen, extended(peaks[few].unseen, unseen)))
 
 
-def _peak_of_rows(algorithm: DiffusionAlgorithm[Any], n: int, trained: list[nn.Parameter]) -> int:
+def _peak_of_rows(algorithm: DiffusionAlgorithm[Any], n: int, trained: list[nn.Parameter]) -> Needed:
     policy, rows = algorithm.policy, algorithm.policy.blank_rows(n)
     networks = [policy, *policy.model.networks]
     existing = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
     existing += [p.grad for p in trained if p.grad is not None]
-    with torch.enable_grad(), LiveBytes([*existing, rows.latents, *rows.conditioning.values()]) as live:
-        algorithm.train_blank(rows)
-    return live.peak
+    existing += [rows.latents, *rows.conditioning.values()]
+    with torch.enable_grad():
+        return _needed(existing, lambda: algorithm.train_blank(rows), policy.model.device)
+
+
+def _needed(existing: Iterable[Tensor], run: Callable[[], object], device: torch.device) -> Needed:
+    with ResidentBytes() as resident, LiveBytes(existing) as live:
+        run()
+    return Needed(live.peak, max(0, resident.peak - live.peak) if device.type == "cpu" else 0)
 
 
 @contextlib.contextmanager
@@ -205,12 +262,11 @@ def _gradients(trained: list[nn.Parameter]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _decoding_bytes(policy: DenoisingPolicy) -> int:
+def _decoding_bytes(policy: DenoisingPolicy) -> Needed:
     latents = torch.zeros(1, *policy.model.latent_shape, device=policy.model.device)
     existing = [tensor for network in policy.model.networks for tensor in (*network.parameters(), *network.buffers())]
-    with torch.no_grad(), LiveBytes([*existing, latents]) as live:
-        policy.model.decode(latents)
-    return live.peak
+    with torch.no_grad():
+        return _needed([*existing, latents], lambda: policy.model.decode(latents), latents.device)
 
 
 def _frozen_bytes(networks: list[nn.Module]) -> dict[str, int]:

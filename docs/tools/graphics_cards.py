@@ -130,7 +130,7 @@ def estimate(model: Any, **settings: Any) -> int:
         with _FAKE:
             found = estimate_memory(algorithm)
     # On a GPU prompts are in main memory, and an optimizer's step takes a copy of all weights.
-    return found.total - found.prompts + max(0, found.trained - found.working)
+    return found.total - found.prompts - found.unseen + max(0, found.trained - found.working)
 
 
 def block(name: str) -> str:

@@ -27,6 +27,19 @@ def write_clip_tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
+def published_clip_tokenizer(folder: Path) -> Any:
+    """Write and return a CLIP tokenizer of the published size, 49,408 words of which few are used, and 77 tokens."""
+    from transformers import CLIPTokenizer
+
+    write_clip_tokenizer(folder)
+    file = folder / "vocab.json"
+    *tokens, start, end = json.loads(file.read_text(encoding="utf-8"))
+    unused = [f"<unused {index}>" for index in range(49408 - len(tokens) - 2)]
+    vocabulary = {token: index for index, token in enumerate([*tokens, *unused, start, end])}
+    file.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
 WORDS = ("the", "image", "contains", "a", "an", "is", "in", "what", "user", ":")
 WORDS += ("cat", "dog", "ant", "fish", "horse", "riding", "bike", "washing", "dishes", "playing", "chess")
 
