@@ -8,7 +8,6 @@ CPU the process's own memory is watched meanwhile, which grows by more than the 
 import contextlib
 import ctypes
 import math
-import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from algorithms.execution import eager
 from algorithms.memory import is_out_of_memory, too_little_memory
 from algorithms.parallel.sharding import local
 from algorithms.rollouts import Rollout
+from benchmarks.throughput.peak_memory import PeakMemory
 from diffusion_gym.envs.mdp import DenoisingMDP
 from diffusion_gym.prompt_records import Prompt
 
@@ -178,30 +178,7 @@ class Needed:
     unseen: int
 
 
-class ResidentBytes:
-    """Watch by how many bytes this process grows inside; ``peak`` is the most, seen every few milliseconds."""
-
-    def __enter__(self) -> "ResidentBytes":
-        """Begin without freed memory, which new tensors would take without growing."""
-        return_freed_memory()
-        self._process, self._over = psutil.Process(), threading.Event()
-        self.peak, self._before = 0, self._process.memory_info().rss
-        self._watch = threading.Thread(target=self._look, daemon=True)
-        self._watch.start()
-        return self
-
-    def _look(self) -> None:
-        while not self._over.wait(0.002):
-            self.peak = max(self.peak, self._process.memory_info().rss - self._before)
-
-    def __exit__(self, *_: object) -> None:
-        """Stop, and return what was freed meanwhile."""
-        self._over.set()
-        self._watch.join()
-        return_freed_memory()
-
-
-def return_freed_memory() -> None:
+def _return_freed_memory() -> None:
     """Return freed main memory to the system; glibc keeps gigabytes, in pieces too small for another pass."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -244,9 +221,13 @@ def _peak_of_rows(algorithm: DiffusionAlgorithm[Any], n: int, trained: list[nn.P
 
 
 def _needed(existing: Iterable[Tensor], run: Callable[[], object], device: torch.device) -> Needed:
-    with ResidentBytes() as resident, LiveBytes(existing) as live:
+    _return_freed_memory()  # which new tensors would take without the process growing
+    before = psutil.Process().memory_info().rss
+    with PeakMemory(torch.device("cpu")) as resident, LiveBytes(existing) as live:
         run()
-    return Needed(live.peak, max(0, resident.peak - live.peak) if device.type == "cpu" else 0)
+    _return_freed_memory()
+    grown = round(resident.megabytes * 1e6) - before
+    return Needed(live.peak, max(0, grown - live.peak) if device.type == "cpu" else 0)
 
 
 @contextlib.contextmanager
