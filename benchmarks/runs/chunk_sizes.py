@@ -47,7 +47,7 @@ def time_chunks(algorithm: DiffusionAlgorithm[Any], estimate: MemoryEstimate, ro
     unknown = algorithm.ranks.size > 1 or algorithm.policy.compiles or len(sizes) < 2
     if unknown or sum(sizes) * _PASSES * _SHARE > rows_left:
         return {}
-    fits = estimate.total + estimate.working <= free_bytes(algorithm.policy.model.device)
+    fits = estimate.total + estimate.working + estimate.unseen <= free_bytes(algorithm.policy.model.device)
     times: dict[int, list[Seconds]] = {size: [] for size in sizes if size <= here or fits}
     for _ in range(_PASSES):  # in turns, as the machine may do other work meanwhile
         for size in list(times):

@@ -68,7 +68,7 @@ CASES: Mapping[str, Case] = {
         "stable_diffusion_15",
         "bfloat16",
         f"{_ONE_ROW} --policy.trainable full --updates-per-iteration 2",
-        20,
+        19,
     ),
     "sdxl-lora": Case("SDXL, LoRA", "stable_diffusion_xl", "bfloat16", f"{_ONE_ROW} --updates-per-iteration 1", 14),
     "sd35-medium-lora": Case(
