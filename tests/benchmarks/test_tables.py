@@ -337,7 +337,7 @@ def test_what_a_variant_saves_at_equal_reward() -> None:
 
 
 def test_runs_beside_a_suite_are_in_its_tables(tmp_path: Path) -> None:
-    both = made({"line": {"a": [3.0], "b": [2.0]}})
+    both = made({"line": {"a": [3.0], "b": [2.0]}, "task of paper alone": {"b": [2.0]}})
     for name, variants in {"modern": "a", "paper": "ab"}.items():
         runs = [run for run in both.runs if run.variant in variants]
         write_results(replace(both, runs=runs), tmp_path / "results" / name / "results.json")
@@ -345,6 +345,7 @@ def test_runs_beside_a_suite_are_in_its_tables(tmp_path: Path) -> None:
         "a": 1,
         "b": 1,
     }
+    assert set(Committed(tmp_path, "modern").curves) == {"line"}
     assert len(Committed(tmp_path, "modern").results.runs) == 1
     assert (
         "--results docs/results/modern/results.json docs/results/composition/results.json"
