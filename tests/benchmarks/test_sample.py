@@ -167,7 +167,7 @@ def test_a_model_that_edits_is_drawn_with_its_recommended_image_guidance() -> No
 
 
 def test_a_lora_on_top_of_a_merged_one_is_not_merged_alone(tmp_path: Path) -> None:
-    """Neither drawn with, trained on from nor measured with; one that was trained on itself, or stands on the model, is.
+    """Neither drawn with, trained on from nor measured with; one that was itself trained on, or is on the model, is.
 
     So is any on another model: the refusal says to save one with the first LoRA merged.
     """
