@@ -46,12 +46,12 @@ def check_negative_prompts(model: DiffusionModel, config: PolicyConfig, by_promp
         )
     if by_prompt and config.negative_prompt is not None:
         raise ValueError(
-            f"some prompts have a negative_prompt of their own beside negative_prompt {config.negative_prompt!r} for "
+            f"some prompts have a 'negative_prompt' of their own beside negative_prompt {config.negative_prompt!r} for "
             "all; leave out one of the two."
         )
     if by_prompt and config.guidance_scale <= 1:
         raise ValueError(
-            "some prompts have a negative_prompt, which needs guidance; set guidance_scale above 1 (5 is usual), "
+            "some prompts have a 'negative_prompt', which needs guidance; set guidance_scale above 1 (5 is usual), "
             f"got {config.guidance_scale:g}."
         )
 

@@ -180,8 +180,8 @@ class BuiltAlgorithm(SavedAlgorithm[Config]):
         if mdp.negative_prompts != self.mdp.negative_prompts:
             has = "has" if mdp.negative_prompts else "has no"
             raise ValueError(
-                f"the new environment {has} prompts with a negative_prompt, unlike the one that the policy was built "
-                "for; make a new algorithm, or give some prompt a negative_prompt in both or in none."
+                f"the new environment {has} prompts with a 'negative_prompt', unlike the one that the policy was built "
+                "for; make a new algorithm, or give some prompt a 'negative_prompt' in both or in none."
             )
         super().set_env(DenoiseVecEnv(mdp, self.config.num_envs), force_reset)
         self.rollout_env = self._make_rollout_env(mdp)

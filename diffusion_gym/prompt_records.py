@@ -55,7 +55,7 @@ class Prompt:
             raise ValueError(f"the weight of {self.text!r} must be a positive number, got {got}.")
         if not isinstance(self.negative_prompt, str | None):
             raise TypeError(
-                f"the negative_prompt of {self.text!r} must be text, got {type(self.negative_prompt).__name__}: "
+                f"the 'negative_prompt' of {self.text!r} must be text, got {type(self.negative_prompt).__name__}: "
                 f"{self.negative_prompt!r}."
             )
         if not isinstance(self.metadata, Mapping):
@@ -270,8 +270,8 @@ def check_no_negative_prompts(records: Sequence[Prompt]) -> None:
     for record in records:
         if record.negative_prompt is not None:
             raise ValueError(
-                f"the prompt {record.text!r} has the negative_prompt {record.negative_prompt!r}, and no prompt of the "
-                "environment has one; give one to any of those, or leave it out here."
+                f"the prompt {record.text!r} has the 'negative_prompt' {record.negative_prompt!r}, and no prompt of "
+                "the environment has one; give one to any of those, or leave it out here."
             )
 
 

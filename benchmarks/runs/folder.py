@@ -72,7 +72,7 @@ def log_lines(folder: Path, name: str) -> list[dict[str, Any]]:
     lines = read_lines(folder / name, ITERATION_KEYS[name])
     for number, line in enumerate(lines if name == EVALUATIONS else (), 1):
         try:
-            Evaluation.from_json(line)
+            _check_numbers(Evaluation.from_json(line))
         except (KeyError, TypeError, AttributeError) as error:
             why = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(
@@ -80,6 +80,13 @@ def log_lines(folder: Path, name: str) -> list[dict[str, Any]]:
                 "of the file back, or delete the line."
             ) from error
     return lines
+
+
+def _check_numbers(line: Evaluation) -> None:
+    """Raise KeyError or TypeError for an evaluation without its cost, or with anything but numbers."""
+    rewards, queries = line.rewards, line.costs["reward_queries"]
+    if not rewards or any(type(value) not in (int, float) for value in [queries, *rewards, *line.metrics.values()]):
+        raise TypeError("its rewards, metrics and reward_queries must be numbers")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -212,13 +212,20 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     data, spec, log = read_json(folder / RUN), read_spec(folder), read_log(folder)
     within = "." if root is None else folder.relative_to(root).as_posix()
     task, variant = (spec.task.reward, spec.algorithm) if root is None else within.split("/")[:2]
+    lines = log_lines(folder, EVALUATIONS)
+    for number, line in enumerate(lines, 1):
+        if len(line["rewards"]) != len(data.get("prompts", line["rewards"])):
+            raise ValueError(
+                f"line {number} of {str(folder / EVALUATIONS)!r} has {len(line['rewards'])} rewards; expected one for "
+                f"each of the prompts in {RUN}. Put a copy of the file back, or delete the line."
+            )
     try:
         return Run(
             task=task,
             variant=variant,
             spec=spec,
             complete=data["complete"],
-            evaluations=[Evaluation.from_json(line) for line in log_lines(folder, EVALUATIONS)],
+            evaluations=list(map(Evaluation.from_json, lines)),
             costs={key.removeprefix("cost/"): value for key, value in (log or [{}])[-1].items() if "cost/" in key},
             provenance=data["provenance"],
             image_shape=tuple(data["image_shape"]),

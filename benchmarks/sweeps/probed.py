@@ -63,7 +63,10 @@ def probed(plan: Mapping[str, RunSpec], works: Mapping[str, Workload], processes
         torch.set_num_threads(before)
     unknown = sorted({kind[0] for kind, found in kinds.items() if found is None})
     if unknown:
-        return f"memory and time: not estimated, as no run of {', '.join(unknown)} can be built here without a download"
+        return (
+            f"memory and time: not estimated, as no run of {', '.join(unknown)} can be tried here: the model is not on "
+            "this machine, or the run fails"
+        )
     known = {kind: found for kind, found in kinds.items() if found is not None}
     took = time.perf_counter() - started
     return f"{_memory(list(known.values()), processes)}\n{_time(plan, works, known, processes, took)}"

@@ -9,7 +9,7 @@ import tyro
 
 from algorithms import AlgorithmConfig, PolicyConfig
 from algorithms.config.base import EvaluationConfig
-from benchmarks.runs.model_options import ModelOptions
+from benchmarks.runs.model_options import ModelOptions, check_start
 from benchmarks.runs.spec import TaskConfig
 from benchmarks.suite import EMBEDDED, MODERN, POLICY, PROMPTS, SETTINGS
 from diffusion_gym.choices import DEFAULT_MODEL, ModelDtype, ModelSettings
@@ -63,6 +63,7 @@ class Throughput(ModelOptions):
         """Refuse mistakes before anything is loaded."""
         super().__post_init__()
         self.task()
+        check_start(self.model, self.start_from)
         if self.algorithm not in (known := {**SETTINGS, **MODERN.settings}):
             raise ValueError(f"unknown algorithm {self.algorithm!r}; expected one of {sorted(known)}.")
         if self.images < 1 or self.num_envs < 1 or self.images % self.num_envs:

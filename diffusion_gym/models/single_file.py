@@ -59,11 +59,6 @@ def load_single_file(name: str, source: str, arguments: Mapping[str, Any]) -> An
         )
     import diffusers
 
-    if "variant" in arguments:
-        raise ValueError(
-            f"the single-file checkpoint {name!r} holds its weights once; leave out model_variant, got "
-            f"{arguments['variant']!r}."
-        )
     pipeline: Any = getattr(diffusers, pipeline_class(Path(arguments["config"]) / _INDEX))
     try:
         with no_progress_bars():

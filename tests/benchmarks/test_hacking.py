@@ -354,6 +354,10 @@ def test_inspect_and_the_report_say_the_same_of_a_finished_run(
     assert [row.get("mark") for row in chart.rows] == [None] * 4 + [mark.text] + [None] * 2
     layers = chart.specification(styles(["ddpo-is"]))["layer"]
     assert layers[-1]["transform"] == [{"filter": "isValid(datum.mark)"}]
+    lines[1]["rewards"].pop()
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["inspect", str(folder)]) == 2
+    assert "evaluations.jsonl' has 7 rewards; expected one for each of the prompts" in capsys.readouterr().err
 
 
 def test_inspect_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,6 +372,11 @@ def test_a_damaged_evaluation_is_not_blamed_on_another_file(tmp_path: Path) -> N
     (tmp_path / EVALUATIONS).write_text('{"iteration": 0, "rewards": [1.0], "metrics": {}}\n')
     with pytest.raises(ValueError, match=r"line 1 of '.*evaluations\.jsonl' is not an evaluation .* it lacks 'costs'"):
         log_lines(tmp_path, EVALUATIONS)
+    for rewards in ([], [None], ["1"]):
+        line = {"iteration": 0, "rewards": rewards, "metrics": {}, "costs": {"reward_queries": 8}}
+        (tmp_path / EVALUATIONS).write_text(json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match=r"line 1 of .* must be numbers"):
+            log_lines(tmp_path, EVALUATIONS)
 
 
 def test_stopping_needs_two_pictures_of_a_prompt() -> None:

@@ -77,6 +77,6 @@ def test_pictures_are_drawn_of_records_and_of_none_with_more_than_is_read(
     assert "2 prompts x 1 pictures" in capsys.readouterr().out
     file.write_text('{"prompt": "cat", "negative_prompt": "dog"}\n', encoding="utf-8")
     assert main(["sample", "--prompts", str(file), *arguments]) != 0
-    assert "some prompts have a negative_prompt, which needs guidance; set guidance_scale above 1" in (
+    assert "some prompts have a 'negative_prompt', which needs guidance; set --guidance-scale above 1" in (
         " ".join(capsys.readouterr().err.split())
     )

@@ -19,6 +19,7 @@ from benchmarks.commands import sample
 from benchmarks.commands.sample import Sample
 from benchmarks.runs.run import run
 from benchmarks.runs.spec import RunSpec, TaskConfig
+from benchmarks.throughput.options import Throughput
 from diffusion_gym.choices import DEFAULT_MODEL
 from diffusion_gym.recommended import INSTRUCT_PIX2PIX
 from diffusion_gym.transitions import Gaussian
@@ -166,7 +167,7 @@ def test_a_model_that_edits_is_drawn_with_its_recommended_image_guidance() -> No
 
 
 def test_a_lora_on_top_of_a_merged_one_is_not_merged_alone(tmp_path: Path) -> None:
-    """Neither drawn with nor trained on from; one that was trained on itself, or stands on the model, is.
+    """Neither drawn with, trained on from nor measured with; one that was itself trained on, or is on the model, is.
 
     So is any on another model: the refusal says to save one with the first LoRA merged.
     """
@@ -181,6 +182,7 @@ def test_a_lora_on_top_of_a_merged_one_is_not_merged_alone(tmp_path: Path) -> No
         (tmp_path / "run.json").write_text(json.dumps({"spec": {"task": task}}), encoding="utf-8")
         spec = RunSpec("ddpo-is", DDPOConfig(), TaskConfig(start_from=start))
         RunSpec("ddpo-is", DDPOConfig(), TaskConfig("merged", start_from=start)).check()
-        for use in (lambda: Sample(start_from=start), lambda: Sample(start_from=str(file)), spec.check):
+        of_sample, of_file = (lambda: Sample(start_from=start)), (lambda: Sample(start_from=str(file)))
+        for use in (of_sample, of_file, lambda: Throughput(start_from=start), spec.check):
             with pytest.raises(ValueError, match="merged the LoRA 'first'") if refused else contextlib.nullcontext():
                 use()

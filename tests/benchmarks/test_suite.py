@@ -339,7 +339,7 @@ def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None
     assert "| 50,384 |" in output, "reward calls, those of evaluations included"
     assert "| not counted | 0 1 |" in output, "an iteration of 10,000 images"
     assert "8 runs, 400,704 reward queries in all; every configuration is valid; nothing was run." in output
-    assert "not estimated, as no run of CompVis/stable-diffusion-v1-4 can be built here without a download" in output
+    assert "not estimated, as no run of CompVis/stable-diffusion-v1-4 can be tried here: the model is not on" in output
 
 
 #: Algorithm, what is changed in its configuration, and why neither trains it; None: both do.

@@ -78,10 +78,10 @@ def test_training_with_negative_prompts_and_resuming(tmp_path: Path) -> None:
     resumed = DDPO.load(tmp_path / "file")
     assert resumed.mdp.records == algorithm.mdp.records
     assert "negative_prompt_embedding" in resumed.policy.conditioning
-    with pytest.raises(ValueError, match="new environment has no prompts with a negative_prompt, unlike"):
+    with pytest.raises(ValueError, match="new environment has no prompts with a 'negative_prompt', unlike"):
         resumed.set_env(make(["north"]))
     with pytest.raises(
-        ValueError, match="'north' has the negative_prompt 'south', and no prompt of the environment has"
+        ValueError, match="'north' has the 'negative_prompt' 'south', and no prompt of the environment has"
     ):
         make(["east"]).reset(options={"prompts": RECORDS[:1]})
 
@@ -105,7 +105,7 @@ def test_trained_text_encoders_read_negative_prompts(build: Callable) -> None:
     ("settings", "prompts", "message"),
     [
         ({"negative_prompt": "south"}, ["north"], "negative_prompt 'south' needs guidance: set guidance_scale above 1"),
-        ({}, RECORDS, "some prompts have a negative_prompt, which needs guidance; set guidance_scale above 1"),
+        ({}, RECORDS, "some prompts have a 'negative_prompt', which needs guidance; set guidance_scale above 1"),
         ({"negative_prompt": "", "guidance_scale": 2.0}, RECORDS, "of their own beside negative_prompt '' for all"),
     ],
 )

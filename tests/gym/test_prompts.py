@@ -196,7 +196,10 @@ def test_equal_weights_are_none() -> None:
         ("{", r"'.*p\.jsonl', line 2: Expecting property name"),
         ("3", r"line 2: it must be text, got int: 3"),
         ('{"text": "a dog"}', r"line 2: it must hold 'prompt', a text, .*got {'text': 'a dog'}"),
-        ('{"prompt": "a dog", "negative_prompt": 3}', r"line 2: the negative_prompt of 'a dog' must be text, got int"),
+        (
+            '{"prompt": "a dog", "negative_prompt": 3}',
+            r"line 2: the 'negative_prompt' of 'a dog' must be text, got int",
+        ),
         ('{"prompt": "a dog", "image": "no.png"}', r"line 2: there is no image '.*no\.png', which the prompt 'a dog'"),
         ('{"prompt": "a dog", "weight": 0}', r"line 2: .*the weight of 'a dog' must be a positive number, got 0"),
         ('{"prompt": "a dog", "weight": NaN}', r"line 2: .*must be a positive number, got nan"),

@@ -70,7 +70,7 @@ class Captioner:
                 question shows.
         """
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}.")
+            raise ValueError(f"the captioner's dtype must be one of {list(DTYPES)}, got {dtype!r}.")
         repair_torchvision()
         from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -79,6 +79,6 @@ def not_found(option: str, value: str, error: Exception, hub_id: str | None = No
 def check_placement(chunk_size: int, device: str | None) -> None:
     """Raise ValueError unless the size is an integer of at least 1 and the device None or one of this machine."""
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be an integer of at least 1, got {chunk_size!r}.")
+        raise ValueError(f"the reward's chunk_size must be an integer of at least 1, got {chunk_size!r}.")
     if device is not None:
         check_device(device)
