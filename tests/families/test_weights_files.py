@@ -12,7 +12,6 @@ from diffusion_gym import load_model
 from diffusion_gym.models.start import place_of
 from tests.builders.lora import write_lora
 
-
 #: What lies in the place of weights -> what is said of it.
 DAMAGED = {
     "nothing": (lambda whole: b"", "is empty"),
