@@ -2,7 +2,7 @@
 
 ``python docs/tools/true_size.py NAME ...`` in the repository's root saves the models of these cases (``CASES``) in a
 temporary folder, trains each through the command line, writes time, peak memory and the printed estimate to
-docs/results/true-size/results.json, and the table of docs/memory.md. Without names it writes the table alone.
+docs/results/true-size/measured.json, and the table of docs/memory.md. Without names it writes the table alone.
 """
 
 import json
@@ -21,7 +21,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "memory.md"
-RESULTS = ROOT / "docs" / "results" / "true-size" / "results.json"
+RESULTS = ROOT / "docs" / "results" / "true-size" / "measured.json"
 _BLOCK = re.compile(r"(?P<head><!-- made by docs/tools/true_size.py -->\n\n)(?P<table>.*?)(?=\n<!-- end -->)", re.S)
 #: One iteration of 2 images of 2 steps without guidance.
 COMMAND = (
