@@ -122,7 +122,8 @@ def _run(given: Sequence[str]) -> int:
 
         def run_command() -> int:
             of_model = {"default": kind.of_model(named_model(rest))} if hasattr(kind, "of_model") else {}
-            return _lazy.found(command)(parse(kind, rest, f"{_PROGRAM} {first}", **of_model))
+            chosen = parse(kind, rest, f"{_PROGRAM} {first}", **of_model)
+            return _lazy.found(command)(chosen)  # what runs it may import torch, which help need not wait for
 
         return _with_options_named(run_command, kind)
     if first == "train":

@@ -1,6 +1,7 @@
 """``--policy.compile`` and ``--policy.channels-last``: the ratio is exactly 1, and nothing but the speed changes."""
 
 import copy
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_names_copies_checkpoints_and_the_estimate_know_nothing_of_the_graph(
 ) -> None:
     algorithm, plain = compiled(make_env), compiled(make_env, compile=False)
     graphs.clear()
-    assert estimate_memory(algorithm).total == estimate_memory(plain).total
+    estimates = [dataclasses.replace(estimate_memory(one), unseen=0) for one in (algorithm, plain)]
+    assert estimates[0] == estimates[1]
     assert not graphs
     algorithm.update(sample(algorithm, 6))
     assert list(algorithm.get_parameters()["policy"]) == list(plain.get_parameters()["policy"])

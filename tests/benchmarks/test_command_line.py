@@ -52,10 +52,10 @@ def test_a_run_has_pictures_unless_they_are_switched_off(tmp_path: Path, options
     ("arguments", "message"),
     [
         (["train", "ddpo-is", "--policy.eta", "2"], "eta must lie in [0, 1], got 2.0"),
-        (["train", "ddpo-sf", "--updates-per-iteration", "2"], "updates_per_iteration must be 1"),
+        (["train", "ddpo-sf", "--updates-per-iteration", "2"], "--updates-per-iteration must be 1"),
         (["train", "rwr", "--beta", "0"], "beta must be positive, got 0.0"),
         (["train", "rwr", "--reward", "compressability"], "unknown reward 'compressability'"),
-        (["train", "rwr", "--num-envs", "48"], "must divide images_per_iteration"),
+        (["train", "rwr", "--num-envs", "48"], "must divide --images-per-iteration"),
         (["compare", "--tasks", "beauty"], "unknown task 'beauty'"),
         (["compare", "--seeds", "1", "1"], "seeds must be different"),
         (["sample", "--images", "0"], "images >= 1"),

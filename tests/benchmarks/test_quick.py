@@ -43,7 +43,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DDPO, "--seed"], "--seed needs a value"),
     ([*DDPO, "a\ncat"], r"has no use for 'a\\ncat'"),
     ([*DDPO, "--reward", "compressability"], "'compressibility'"),
-    ([*DDPO, "--num-envs", "48"], "must divide images_per_iteration"),
+    ([*DDPO, "--num-envs", "48"], "must divide --images-per-iteration"),
     ([*DDPO, "--prompts", "a cat"], "unknown prompt set 'a cat'"),
     ([*DDPO, "--prompts", "ten_animals"], "'ten-animals'"),
     ([*DDPO, "--metrics", "clip"], "'clip_score'"),

@@ -9,6 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import diffusion_gym
 
@@ -164,7 +165,7 @@ def test_what_stopped_a_download_is_told(
 
 def test_a_single_file_checkpoint_says_what_it_needs(tmp_path: Path) -> None:
     file = tmp_path / "v1-5-pruned.safetensors"
-    file.write_bytes(b"")
+    save_file({"first.weight": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"is a single-file checkpoint, .*; give as model_config the diff"):
         _make({"model": str(file)})
 
