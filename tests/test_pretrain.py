@@ -1,8 +1,11 @@
 """Pre-training of the embedded model: the world, the tokenizer, and every stage for a few steps."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,12 +93,21 @@ def test_interrupted_training_resumes_to_the_bit(tmp_path: Path) -> None:
 
 @needs_font
 @pytest.mark.slow
-def test_every_stage_runs(tmp_path: Path) -> None:
+def test_every_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of everything leave a folder that diffusers loads, a card, a grid, a judge and reward models."""
     from diffusers import StableDiffusionPipeline
 
+    from benchmarks.pretrain import card
     from benchmarks.pretrain.judge import load_judge
+    from benchmarks.pretrain.pipeline import generate
+    from benchmarks.pretrain.reward_models import card as card_of_rewards
 
+    def drawn_in_one_step(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *sampler: Any) -> torch.Tensor:
+        return generate(pipe, prompts, seeds, 1)
+
+    for module in (card, card_of_rewards):
+        monkeypatch.setattr(module, "generate", drawn_in_one_step)
+    monkeypatch.setattr(card, "time_parts", functools.partial(card.time_parts, rows=2))
     config = PretrainConfig.quick(tmp_path)
     pretrain(config)
     pipe = StableDiffusionPipeline.from_pretrained(config.output)
