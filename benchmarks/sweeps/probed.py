@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
@@ -16,6 +15,7 @@ from benchmarks.sweeps.dry_run import forwards_of
 from benchmarks.terminal import duration
 from diffusion_gym.choices import EMBEDDED, EXACT_MODELS
 from diffusion_gym.models import check_device
+from diffusion_gym.paths import user_path
 
 #: Once so many seconds have passed, a kind whose model was measured with another reward is taken to be as fast.
 _SECONDS = 6
@@ -91,7 +91,7 @@ def _measure_all(plan: Mapping[str, RunSpec], started: float) -> dict[_Kind, _Me
 
 
 def _measure(spec: RunSpec) -> _Measured | None:
-    if spec.task.model not in (*EMBEDDED, *EXACT_MODELS) and not Path(spec.task.model).exists():
+    if spec.task.model not in (*EMBEDDED, *EXACT_MODELS) and not user_path(spec.task.model).exists():
         return None
     python = psutil.Process().memory_info().rss
     try:
