@@ -90,11 +90,10 @@ class StepNoise:
         """Draw the next step's, (k, ...), standard normal, on the CPU.
 
         Args:
-            common: (k,), bool, which images take what they share instead of their own: the same as in the step before,
-                or fewer. None is none.
+            common: (k,), bool, which images take what they share instead of their own; None, at every step, is none.
         """
         z = self._drawn(self._sources) * self._signs
-        if common is None or not bool(common.any()):
+        if common is None:
             return z
         self._common = self._common or self._noise.common(self._which)
         return torch.where(common.reshape(self._signs.shape), self._drawn(self._common), z)
