@@ -94,7 +94,12 @@ _RWR_ON_ALIGNMENT: tuple[Settings, ...] = (
     *({**_LARGE, "learning_rate": rate} for rate in (1e-3, 2e-4, 5e-5)),
 )
 ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
-    "ddpo-is": _ddpo_on_alignment(2e-3),
+    # As many more as awm and branched have there with the sampler's noise.
+    "ddpo-is": (
+        *_ddpo_on_alignment(2e-3),
+        {"images_per_prompt": 4, "learning_rate": 1e-3, "updates_per_iteration": 4},
+        {"images_per_prompt": 8, "learning_rate": 1e-3},
+    ),
     "ddpo-sf": _ddpo_on_alignment(3e-3),
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,
@@ -126,14 +131,18 @@ _YOUNGER_ON_ALIGNMENT: tuple[Settings, ...] = (
     *_rates(5e-4, 1e-3, images_per_iteration=64),
     *_rates(5e-4, 1e-3, **_BY_BATCH),
 )
+#: The best of these twice with noise in all steps, as DDPO has it: without it pictures follow the activity less often.
+_WITH_NOISE: Settings = {"images_per_iteration": 64, "learning_rate": 1e-3, "eta": 1.0}
+_NOISY_ON_ALIGNMENT: tuple[Settings, ...] = (_WITH_NOISE, {**_WITH_NOISE, **_BY_BATCH})
 YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     # These gained two thirds of what DDPO-IS gains; so four more with the window where the contents are decided.
     "branched": (
         *_YOUNGER_ON_ALIGNMENT,
         *_rates(5e-4, 1e-3, 2e-3, images_per_iteration=64, **_EARLY),
         {**_EARLY, "images_per_iteration": 32, "learning_rate": 1e-3},
+        *_NOISY_ON_ALIGNMENT,
     ),
-    "awm": _YOUNGER_ON_ALIGNMENT,
+    "awm": (*_YOUNGER_ON_ALIGNMENT, *_NOISY_ON_ALIGNMENT),
 }
 #: Task -> candidates of its own.
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
