@@ -148,9 +148,11 @@ YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
 #: Younger algorithms have one recipe for the other tasks, and so the same four candidates on each.
 YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
+    # As many as ddpo-is has, among them two with noise in all steps.
     "branched": (
         *_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64),
-        {"images_per_iteration": 32, "learning_rate": 2e-3},
+        *_rates(2e-3, 4e-3, images_per_iteration=32),
+        *_rates(2e-3, 4e-3, images_per_iteration=32, eta=1.0),
     ),
     "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
     # The highest rate of these was the best of four, so they have the next one too.
