@@ -148,11 +148,12 @@ YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 _OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
 #: Younger algorithms have one recipe for the other tasks, and so the same four candidates on each.
 YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
-    # As many as ddpo-is has, among them two with noise in all steps.
+    # As many as ddpo-is has, and a higher rate, because the highest was the best; two with noise in all steps.
     "branched": (
         *_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64),
         *_rates(2e-3, 4e-3, images_per_iteration=32),
         *_rates(2e-3, 4e-3, images_per_iteration=32, eta=1.0),
+        {"images_per_iteration": 32, "learning_rate": 8e-3},
     ),
     "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
     # The highest rate of these was the best of four, so they have the next one too.
@@ -169,7 +170,6 @@ YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
         {"images_per_prompt": 4, "learning_rate": 2e-3},
         {"learning_rate": 8e-3},
     ),
-    "nft": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
     **dict.fromkeys(
         ("draft", "draft-lv", "refl", "opsd"),
         (*_rates(1e-3, 2e-3, 4e-3, updates_per_iteration=2), {"updates_per_iteration": 4, "learning_rate": 2e-3}),

@@ -115,7 +115,6 @@ _PUBLISHED: dict[str, dict[str, object]] = {
     "grpo-fast": {**_IN_GROUPS, **_TWO_OF_64},
     "mixgrpo": {**_IN_GROUPS, **_TWO_OF_64, "window_every": 2},
     "d3po": {**_TWO_OF_64, "num_envs": 32},
-    "nft": {**_IN_GROUPS, "learning_rate": 4e-3},
 }
 #: By the reward's own gradient: smaller iterations, because few images say where to go.
 _FOUR_OF_32 = {"images_per_iteration": 32, "num_envs": 32, "updates_per_iteration": 4, "learning_rate": 2e-3}
