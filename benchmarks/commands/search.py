@@ -108,8 +108,10 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
 #: training.json recommends.
 _RWR_ON_GENEVAL: tuple[Settings, ...] = _rates(2e-5, 6e-6, 2e-6, 6e-7)  # from 2e-5 on it destroys the model
 #: Windows where DDPO's recommended noise is, in the first four of ten steps, and its scale of advantages.
-_EARLY: Settings = {"window_range": (0.0, 0.4), "advantage_scale": "batch"}
-_ANYWHERE: Settings = {"window_range": (0.0, 1.0), "advantage_scale": "group"}
+_EARLY: Settings = {"window_range": (0.0, 0.4), "advantage_scale": "batch", "eta": 0.0}
+_ANYWHERE: Settings = {"window_range": (0.0, 1.0), "advantage_scale": "group", "eta": 0.0}
+#: The same with noise in each of these steps, which a group shares outside its window.
+_EARLY_NOISE: Settings = {**_EARLY, "eta": (1.0,) * 4 + (0.0,) * 6}
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "ddpo-is": (
         *_rates(7e-5, 1.5e-4, 3e-4, updates_per_iteration=2),
@@ -123,6 +125,7 @@ GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
         *_rates(2e-5, 5e-5, 1e-4, 2e-4, **_ANYWHERE),
         *_rates(5e-5, 1e-4, 2e-4, **_EARLY),
         {**_EARLY, "images_per_iteration": 64, "learning_rate": 1e-4},
+        *_rates(5e-5, 1e-4, **_EARLY_NOISE),
     ),
 }
 #: With advantages in units of the iteration's spread, not of a group's: most groups there have nearly none.
