@@ -101,7 +101,7 @@ PAPER = Recipe(
 _IN_GROUPS = {"images_per_iteration": 64, "num_envs": 32, "images_per_prompt": 8, "advantages": "group", "eta": 0.0}
 _NO_ANCHOR = {"surrogate": "regression", "anchor_old": 0.0, "anchor_start": 0.0, "old_decay": 0.0}
 YOUNGER: dict[str, dict[str, object]] = {
-    "branched": {**_IN_GROUPS, "images_per_iteration": 32, "updates_per_iteration": 1, "learning_rate": 2e-3},
+    "branched": {**_IN_GROUPS, "images_per_iteration": 32, "updates_per_iteration": 1, "learning_rate": 4e-3},
     "awm": {**_IN_GROUPS, **_NO_ANCHOR, "draws_per_image": 2, "learning_rate": 4e-3},
 }
 #: Plain ``compare``: one of them beside ``EMBEDDED``.
