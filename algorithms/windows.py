@@ -1,8 +1,8 @@
 """Windows: the few steps of an image that have noise of their own and are trained, the same for a group of images.
 
-Where groups branch, the images of one prompt in a row share their first latents, and all noise outside the window.
-Until its first step they are one image, which is denoised once; there each draws its own noise. So a group compares what
-that noise changed, and its first trained step is one row, whose Gaussian all its images were drawn from.
+Where groups branch, the images of one prompt in a row share their first latents and all noise outside the window. Until
+its first step they are one image, which is denoised once; there each draws its own noise. So a group compares what that
+noise changed, and its first trained step is one row, whose Gaussian all its images were drawn from.
 """
 
 from collections.abc import Iterator

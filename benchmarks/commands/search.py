@@ -94,15 +94,17 @@ _RWR_ON_ALIGNMENT: tuple[Settings, ...] = (
     *({**_LARGE, "learning_rate": rate} for rate in (1e-3, 2e-4, 5e-5)),
 )
 ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
-    # As many more as awm and branched have there with the sampler's noise.
-    "ddpo-is": (
-        *_ddpo_on_alignment(2e-3),
-        {"images_per_prompt": 4, "learning_rate": 1e-3, "updates_per_iteration": 4},
-        {"images_per_prompt": 8, "learning_rate": 1e-3},
-    ),
+    "ddpo-is": _ddpo_on_alignment(2e-3),
     "ddpo-sf": _ddpo_on_alignment(3e-3),
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,
+}
+#: As many more of the baseline as younger algorithms have there with noise in all steps.
+FURTHER_ON_ALIGNMENT: dict[str, tuple[Settings, ...]] = {
+    "ddpo-is": (
+        {"images_per_prompt": 4, "learning_rate": 1e-3, "updates_per_iteration": 4},
+        {"images_per_prompt": 8, "learning_rate": 1e-3},
+    ),
 }
 #: On emoji-world four candidates for each algorithm, also for younger ones; the rest is as its
 #: training.json recommends.
@@ -148,7 +150,10 @@ YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "awm": (*_YOUNGER_ON_ALIGNMENT, *_NOISY_ON_ALIGNMENT),
 }
 #: Task -> candidates of its own.
-_OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
+_OWN_CANDIDATES = {
+    _ALIGNMENT: {name: (*found, *FURTHER_ON_ALIGNMENT.get(name, ())) for name, found in ALIGNMENT_CANDIDATES.items()},
+    _GENEVAL: GENEVAL_CANDIDATES,
+}
 #: Younger algorithms have one recipe for the other tasks, and so the same four candidates on each.
 YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     # As many as ddpo-is has, and a higher rate, because the highest was the best; two with noise in all steps.
