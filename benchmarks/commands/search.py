@@ -136,7 +136,7 @@ _YOUNGER_ON_ALIGNMENT: tuple[Settings, ...] = (
     *_rates(5e-4, 1e-3, images_per_iteration=64),
     *_rates(5e-4, 1e-3, **_BY_BATCH),
 )
-#: The best of these twice with noise in all steps, as DDPO has it: without it pictures follow the activity less often.
+#: Two of these with noise in all steps, as DDPO has it.
 _WITH_NOISE: Settings = {"images_per_iteration": 64, "learning_rate": 1e-3, "eta": 1.0}
 _NOISY_ON_ALIGNMENT: tuple[Settings, ...] = (_WITH_NOISE, {**_WITH_NOISE, **_BY_BATCH})
 YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {

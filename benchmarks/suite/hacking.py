@@ -1,8 +1,8 @@
 """The hacking suite: rewards that can be hacked where gold is measured, and what is said to keep a model whole.
 
 Plain DDPO-IS, RWR and AWM on emoji-animals are runs of ``paper`` and ``modern``: the page reads their first 1,024
-queries beside these. So are those on geneval, of ``composition``. Branched groups have half of the learning rate that
-they have in ``modern``, and so plain runs of their own.
+queries beside these. So are those on geneval, of ``composition`` and ``modern``. On emoji-animals branched groups have
+half of the learning rate that they have in ``modern``, and so plain runs of their own.
 """
 
 from collections.abc import Mapping

@@ -195,7 +195,7 @@ _ON_ALIGNMENT: _Changes = {
     "sparse-rwr": {"learning_rate": 5e-5},
 }
 
-#: ``modern`` on alignment: likewise, by the reward at the end; all with noise in every step, which raises the start.
+#: ``modern`` on alignment: likewise, by the reward at the end; with noise in every step, as DDPO has it.
 _YOUNGER_ON_ALIGNMENT: _Changes = {
     "branched": {"advantage_scale": "batch", "images_per_iteration": 64, "learning_rate": 1e-3, "eta": 1.0},
     "awm": {"learning_rate": 1e-3, "eta": 1.0},

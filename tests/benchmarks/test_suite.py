@@ -292,7 +292,7 @@ def test_settings_of_the_jpeg_suite_are_those_of_its_results() -> None:
     "name",
     [
         *("composition", "follow", "paper", "paper-claims", "learned-rewards", "leash", "baseline", "exact"),
-        *("hacking", "presets", "stopped"),
+        *("hacking", "presets", "stopped", "modern", "ladder"),
     ],
 )
 def test_committed_runs_have_the_settings_of_their_suite(name: str) -> None:
