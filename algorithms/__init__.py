@@ -104,7 +104,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "grpo-fast": "Flow-GRPO-Fast: noise and training in two steps, at a random place in the first half.",
             "mixgrpo": "MixGRPO: noise and training in a window of four steps that slides from noise to image.",
             "flow-dppo": "As grpo, with a mask by the KL to the old policy instead of clipping.",
-            "branched": "A group is one image up to a random step, the only one with noise and training.",
+            "branched": "A group is one image up to a random step, the only one with noise of its own, and trained.",
         }.items()
     },
     "draft": AlgorithmEntry(

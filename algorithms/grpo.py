@@ -124,7 +124,7 @@ class GRPO(DDPO):
         return places[(shares * len(places)).long().clamp(max=len(places) - 1)]
 
     def noise(self, images: Sequence[int]) -> Noise:
-        """Return noise that branched groups share before their window, and opposite pairs."""
+        """Return noise that branched groups share outside their window, and opposite pairs."""
         config = self.config
         shared = config.images_per_prompt if config.branched else 1
         return Noise(config.seed, TRAINING_STREAMS, images, shared, config.antithetic)

@@ -113,7 +113,8 @@ def _sample_round(
         stored[mine] = observation[name]
     step_noise, going = StepNoise(noise, kept, rollout.latents.shape[2:]), True
     for t in range(env.num_inference_steps):
-        z = step_noise.draw(None if rollout.windows is None else rollout.windows.before(t)[mine])
+        shared = None if rollout.windows is None else rollout.windows.shared(t)
+        z = step_noise.draw(None if shared is None else shared[mine])
         z = z.to(rollout.latents.device, non_blocking=True)
         after = t + 1 if rollout.is_whole else 0
         with torch.no_grad(), weights():

@@ -70,7 +70,11 @@ class Noise:
         return [-1 if self.antithetic and self.images[i] % 2 else 1 for i in which]
 
     def common(self, which: Sequence[int]) -> list[torch.Generator]:
-        """Return a generator of the step noise that each image shares, on the CPU."""
+        """Return a generator of the step noise that each image shares, on the CPU.
+
+        For numbers below 2^32 it is that of the first image's own noise, because a trailing 0 does not change a seed; a
+        step takes one of the two.
+        """
         return [generator(self.seed, self.streams[1], self._first_of(i, self.shared), 0) for i in which]
 
     def _first_of(self, image: int, size: int) -> int:
@@ -90,11 +94,11 @@ class StepNoise:
         """Draw the next step's, (k, ...), standard normal, on the CPU.
 
         Args:
-            common: (k,), bool, which images take what they share instead of their own: the same as in the step before,
-                or fewer. None is none.
+            common: (k,), bool, which images take what they share instead of their own; None, then at every step, if
+                none does.
         """
         z = self._drawn(self._sources) * self._signs
-        if common is None or not bool(common.any()):
+        if common is None:
             return z
         self._common = self._common or self._noise.common(self._which)
         return torch.where(common.reshape(self._signs.shape), self._drawn(self._common), z)

@@ -1,6 +1,6 @@
 """Windows: the few steps of an image that have noise of their own and are trained, the same for a group of images.
 
-Where groups branch, the images of one prompt in a row share their first latents, and all noise before the window. Until
+Where groups branch, the images of one prompt in a row share their first latents and all noise outside the window. Until
 its first step they are one image, which is denoised once; there each draws its own noise. So a group compares what that
 noise changed, and its first trained step is one row, whose Gaussian all its images were drawn from.
 """
@@ -23,7 +23,7 @@ class Windows:
         first: (m,), int64, the first step of each image's window, of the m images that are kept on this rank.
         groups: (m,), int64, rising, the group of each image; a group has one window.
         length: steps of a window.
-        branched: whether a group is one image until its window's first step.
+        branched: whether a group is one image until its window's first step, and shares its noise after the window.
         transition: what steps in the window are drawn with; others with the policy's.
     """
 
@@ -33,9 +33,9 @@ class Windows:
     branched: bool
     transition: Transition
 
-    def before(self, step: int) -> Tensor:
-        """Return which images share their noise with their group at this step, (m,), bool."""
-        return (self.first > step) & self.branched
+    def shared(self, step: int) -> Tensor | None:
+        """Return which images share their noise with their group at this step, (m,), bool; None if none ever does."""
+        return ~self.inside(step) if self.branched else None
 
     def inside(self, step: int) -> Tensor:
         """Return which images have this step in their window, (m,), bool."""

@@ -53,7 +53,7 @@ class GRPOConfig(DDPOConfig):
     window_stride: int = 1
     """Steps by which a sliding window moves; after the last place it starts over."""
     branched: bool = False
-    """A group shares its first latents and the noise before the window, so that this part is denoised once."""
+    """A group shares its first latents and all noise but the window's; until the window it is denoised once."""
     antithetic: bool = False
     """Pairs of images in a row get opposite noise in the window."""
     step_weight: Literal["likelihood", "equal"] = "likelihood"

@@ -99,12 +99,21 @@ ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "rwr": _RWR_ON_ALIGNMENT,
     "sparse-rwr": _RWR_ON_ALIGNMENT,
 }
+#: As many more of the baseline as younger algorithms have there with noise in all steps.
+FURTHER_ON_ALIGNMENT: dict[str, tuple[Settings, ...]] = {
+    "ddpo-is": (
+        {"images_per_prompt": 4, "learning_rate": 1e-3, "updates_per_iteration": 4},
+        {"images_per_prompt": 8, "learning_rate": 1e-3},
+    ),
+}
 #: On emoji-world four candidates for each algorithm, also for younger ones; the rest is as its
 #: training.json recommends.
 _RWR_ON_GENEVAL: tuple[Settings, ...] = _rates(2e-5, 6e-6, 2e-6, 6e-7)  # from 2e-5 on it destroys the model
 #: Windows where DDPO's recommended noise is, in the first four of ten steps, and its scale of advantages.
-_EARLY: Settings = {"window_range": (0.0, 0.4), "advantage_scale": "batch"}
-_ANYWHERE: Settings = {"window_range": (0.0, 1.0), "advantage_scale": "group"}
+_EARLY: Settings = {"window_range": (0.0, 0.4), "advantage_scale": "batch", "eta": 0.0}
+_ANYWHERE: Settings = {"window_range": (0.0, 1.0), "advantage_scale": "group", "eta": 0.0}
+#: The same with noise in each of these steps, which a group shares outside its window.
+_EARLY_NOISE: Settings = {**_EARLY, "eta": (1.0,) * 4 + (0.0,) * 6}
 GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     "ddpo-is": (
         *_rates(7e-5, 1.5e-4, 3e-4, updates_per_iteration=2),
@@ -118,6 +127,7 @@ GENEVAL_CANDIDATES: dict[str, tuple[Settings, ...]] = {
         *_rates(2e-5, 5e-5, 1e-4, 2e-4, **_ANYWHERE),
         *_rates(5e-5, 1e-4, 2e-4, **_EARLY),
         {**_EARLY, "images_per_iteration": 64, "learning_rate": 1e-4},
+        *_rates(5e-5, 1e-4, **_EARLY_NOISE),
     ),
 }
 #: With advantages in units of the iteration's spread, not of a group's: most groups there have nearly none.
@@ -126,29 +136,48 @@ _YOUNGER_ON_ALIGNMENT: tuple[Settings, ...] = (
     *_rates(5e-4, 1e-3, images_per_iteration=64),
     *_rates(5e-4, 1e-3, **_BY_BATCH),
 )
+#: Two of these with noise in all steps, as DDPO has it.
+_WITH_NOISE: Settings = {"images_per_iteration": 64, "learning_rate": 1e-3, "eta": 1.0}
+_NOISY_ON_ALIGNMENT: tuple[Settings, ...] = (_WITH_NOISE, {**_WITH_NOISE, **_BY_BATCH})
 YOUNGER_ALIGNMENT_CANDIDATES: dict[str, tuple[Settings, ...]] = {
     # These gained two thirds of what DDPO-IS gains; so four more with the window where the contents are decided.
     "branched": (
         *_YOUNGER_ON_ALIGNMENT,
         *_rates(5e-4, 1e-3, 2e-3, images_per_iteration=64, **_EARLY),
         {**_EARLY, "images_per_iteration": 32, "learning_rate": 1e-3},
+        *_NOISY_ON_ALIGNMENT,
     ),
-    "awm": _YOUNGER_ON_ALIGNMENT,
+    "awm": (*_YOUNGER_ON_ALIGNMENT, *_NOISY_ON_ALIGNMENT),
 }
 #: Task -> candidates of its own.
-_OWN_CANDIDATES = {_ALIGNMENT: ALIGNMENT_CANDIDATES, _GENEVAL: GENEVAL_CANDIDATES}
+_OWN_CANDIDATES = {
+    _ALIGNMENT: {name: (*found, *FURTHER_ON_ALIGNMENT.get(name, ())) for name, found in ALIGNMENT_CANDIDATES.items()},
+    _GENEVAL: GENEVAL_CANDIDATES,
+}
 #: Younger algorithms have one recipe for the other tasks, and so the same four candidates on each.
 YOUNGER_CANDIDATES: dict[str, tuple[Settings, ...]] = {
+    # As many as ddpo-is has, and a higher rate, because the highest was the best; two with noise in all steps.
     "branched": (
         *_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64),
-        {"images_per_iteration": 32, "learning_rate": 2e-3},
+        *_rates(2e-3, 4e-3, images_per_iteration=32),
+        *_rates(2e-3, 4e-3, images_per_iteration=32, eta=1.0),
+        {"images_per_iteration": 32, "learning_rate": 8e-3},
     ),
     "awm": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_iteration": 32, "learning_rate": 2e-3}),
+    # The highest rate of these was the best of four, so they have the next one too.
     **dict.fromkeys(
         ("grpo-fast", "mixgrpo"),
-        (*_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64), {"images_per_iteration": 32, "learning_rate": 2e-3}),
+        (
+            *_rates(1e-3, 2e-3, 4e-3, images_per_iteration=64),
+            {"images_per_iteration": 32, "learning_rate": 2e-3},
+            {"images_per_iteration": 64, "learning_rate": 8e-3},
+        ),
     ),
-    "d3po": (*_rates(1e-3, 2e-3, 4e-3), {"images_per_prompt": 4, "learning_rate": 2e-3}),
+    "d3po": (
+        *_rates(1e-3, 2e-3, 4e-3),
+        {"images_per_prompt": 4, "learning_rate": 2e-3},
+        {"learning_rate": 8e-3},
+    ),
     **dict.fromkeys(
         ("draft", "draft-lv", "refl", "opsd"),
         (*_rates(1e-3, 2e-3, 4e-3, updates_per_iteration=2), {"updates_per_iteration": 4, "learning_rate": 2e-3}),

@@ -30,9 +30,10 @@ COMMANDS = {
     "search-modern": "diffusion-gym search --algorithms branched awm "
     "--tasks compressibility incompressibility aesthetic",
     "search-modern-alignment": "diffusion-gym search --algorithms branched awm --tasks vlm_alignment",
-    "search-presets": "diffusion-gym search --algorithms d3po grpo-fast --tasks incompressibility "
+    "search-presets": "diffusion-gym search --algorithms d3po grpo-fast mixgrpo --tasks incompressibility "
     "--reward-queries 1024",
-    "search-gradients": "diffusion-gym search --algorithms draft draft-lv --tasks aesthetic --reward-queries 512",
+    "search-gradients": "diffusion-gym search --algorithms draft draft-lv refl opsd --tasks aesthetic "
+    "--reward-queries 512",
     "search-modern-geneval": "diffusion-gym search --algorithms branched --tasks geneval",
     "search-six": "diffusion-gym search",
     "search-geneval": "diffusion-gym search --tasks geneval --algorithms ddpo-is ddpo-sf rwr sparse-rwr",

@@ -1,7 +1,8 @@
 """The hacking suite: rewards that can be hacked where gold is measured, and what is said to keep a model whole.
 
-Plain DDPO-IS, RWR, branched and AWM on emoji-animals are runs of ``paper`` and ``modern``: the page reads their first
-1,024 queries beside these. So are those on geneval, of ``composition``.
+Plain DDPO-IS, RWR and AWM on emoji-animals are runs of ``paper`` and ``modern``: the page reads their first 1,024
+queries beside these. So are those on geneval, of ``composition`` and ``modern``. On emoji-animals branched groups have
+half of the learning rate that they have in ``modern``, and so plain runs of their own.
 """
 
 from collections.abc import Mapping
@@ -41,18 +42,22 @@ HACKING_EXACT = Recipe(
 )
 
 
+#: Gentler than in ``modern``.
+BRANCHED = replace(MODERN, settings={"branched": {**MODERN.settings["branched"], "learning_rate": 2e-3}})
+
 #: The number is the cost of a nat in stds of the reward. At 0.03 DDPO-IS loses half of the animals in ``leash``.
 HACKING_VARIANTS: Mapping[str, Variant] = {
     "ddpo-is-kl-0.1": Variant("ddpo-is", {"kl_penalty": 0.1}),
     "ddpo-is-ema": Variant("ddpo-is", _AVERAGE),
-    "branched-kl-0.03": Variant("branched", {"kl_penalty": 0.03}, recipe=MODERN),
-    "branched-kl-0.1": Variant("branched", {"kl_penalty": 0.1}, recipe=MODERN),
+    "branched": Variant("branched", recipe=BRANCHED),
+    "branched-kl-0.03": Variant("branched", {"kl_penalty": 0.03}, recipe=BRANCHED),
+    "branched-kl-0.1": Variant("branched", {"kl_penalty": 0.1}, recipe=BRANCHED),
 }
 FLOOR_VARIANTS = {"ddpo-is-floor": Variant("ddpo-is")}
 #: The sum, and each of its two rewards normalised by itself in a group.
 SUM_VARIANTS = {
-    "branched-sum": Variant("branched", recipe=MODERN),
-    "branched-gdpo": Variant("branched", {"advantages": "gdpo"}, recipe=MODERN),
+    "branched-sum": Variant("branched", recipe=BRANCHED),
+    "branched-gdpo": Variant("branched", {"advantages": "gdpo"}, recipe=BRANCHED),
 }
 
 _MIXTURE_BRANCHED = RUNGS["branched"].changes
@@ -69,7 +74,7 @@ HACKING_EXACT_VARIANTS: Mapping[str, Variant] = {
 }
 
 #: ``--suite stopped``: plain runs, and the same with ``--stop-when-hacked``, on seeds that no detector was tuned on.
-_PLAIN = {"ddpo-is": Variant("ddpo-is"), "branched": Variant("branched", recipe=MODERN)}
+_PLAIN = {"ddpo-is": Variant("ddpo-is"), "branched": Variant("branched", recipe=BRANCHED)}
 STOPPED = "-stopped"
 STOPPED_VARIANTS: Mapping[str, Variant] = {
     **_PLAIN,

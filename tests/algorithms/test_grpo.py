@@ -84,6 +84,18 @@ def test_a_branched_group_is_one_image_until_its_window(make: Callable) -> None:
     assert algorithm.costs["forward_equivalents"] == forwards + 3 * 8
 
 
+def test_a_branched_group_shares_all_noise_but_its_windows(make: Callable) -> None:
+    """Also after the window, and however the groups are split over rounds."""
+    algorithm = make(window=2, eta=1.0)
+    rollout = rolled(algorithm)
+    for step in range(T - 1):  # the last of DDIM has no noise
+        gaussian = algorithm.policy.distribution(rollout.rows(slice(0, 64), step))
+        z = ((rollout.latents[step + 1] - gaussian.mean) / gaussian.std).reshape(8, 8, -1)
+        shared = [(group - group[0]).abs().max() < 1e-2 for group in z]
+        assert shared == (~rollout.windows.inside(step)).reshape(8, 8)[:, 0].tolist()
+    torch.testing.assert_close(rolled(make(window=2, eta=1.0, num_envs=16)).latents, rollout.latents)
+
+
 def test_noise_is_in_the_window_alone(make: Callable) -> None:
     rollout = rolled(make("grpo-fast"))
     dense = ~rollout.log_probs.isnan()
